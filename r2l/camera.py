@@ -1,0 +1,160 @@
+"""What a sensor is: the layout of its colour filters and the numbers that calibrate it.
+
+This is the only place with camera numbers. The two published cameras come from the raw2logit study
+(Oala et al., "Data Models for Dataset Drift Controls in Machine Learning With Optical Images",
+TMLR 2023; data: Zenodo, DOI 10.5281/zenodo.5235536).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+RED, GREEN, BLUE = 0, 1, 2
+
+
+class CFA(Enum):
+    """Bayer layout of a colour filter array. The value is the 2x2 tile, row by row, as colours.
+
+    Colours are 0 red, 1 green, 2 blue, so that ``CFA.RGGB.value == (0, 1, 1, 2)``. A *position* is
+    an index into the tile: 0 top-left, 1 top-right, 2 bottom-left, 3 bottom-right.
+    """
+
+    RGGB = (0, 1, 1, 2)
+    BGGR = (2, 1, 1, 0)
+    GRBG = (1, 0, 2, 1)
+    GBRG = (1, 2, 0, 1)
+
+    @classmethod
+    def from_name(cls, name: str) -> CFA:
+        """Return the layout called ``name`` ("RGGB", any case).
+
+        Raises:
+            ValueError: no such layout; the message lists those that exist.
+        """
+        try:
+            return cls[name.upper()]
+        except KeyError:
+            raise ValueError(
+                f"unknown CFA layout {name!r}; choose from {', '.join(cls.__members__)}"
+            ) from None
+
+    def positions(self, colour: int) -> tuple[int, ...]:
+        """Return the positions in the tile that carry ``colour`` (one for red and blue, two for green)."""
+        return tuple(position for position, c in enumerate(self.value) if c == colour)
+
+    def shifted(self, rows: int, columns: int) -> CFA:
+        """Return the layout of a mosaic whose first ``rows`` rows and ``columns`` columns were cut off."""
+        tile = tuple(
+            self.value[2 * ((y + rows) % 2) + (x + columns) % 2] for y in (0, 1) for x in (0, 1)
+        )
+        return CFA(tile)
+
+
+def _floats(values: Iterable[float], count: int, what: str) -> tuple[float, ...]:
+    result = tuple(float(v) for v in values)
+    if len(result) != count:
+        raise ValueError(f"{what} has {len(result)} values, expected {count}")
+    if not all(math.isfinite(v) for v in result):
+        raise ValueError(f"{what} holds a value that is not finite: {result}")
+    return result
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A sensor's layout and calibration. Immutable and hashable.
+
+    Attributes:
+        name: what people call it.
+        cfa: layout of the colour filters, top-left of the mosaic first.
+        black_level: raw value of no light at each *position* of the 2x2 tile (not by colour), as a
+            fraction of the container's full scale (65535 for 16 bit is 1.0).
+        white_level: raw value of saturation, as a fraction of full scale.
+        white_balance: gains of red, green and blue, applied to linear camera colours.
+        colour_matrix: 3x3, white-balanced camera colours to linear sRGB, row by row.
+
+    Raises:
+        ValueError: a wrong number of values, a value that is not finite, or a white level that is
+            not above every black level.
+    """
+
+    name: str
+    cfa: CFA
+    black_level: tuple[float, float, float, float]
+    white_level: float
+    white_balance: tuple[float, float, float]
+    colour_matrix: tuple[tuple[float, float, float], ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cfa, CFA):
+            raise ValueError(f"cfa is {self.cfa!r}, expected one of {', '.join(CFA.__members__)}")
+        rows: Sequence[Iterable[float]] = tuple(self.colour_matrix)
+        if len(rows) != 3:
+            raise ValueError(f"colour_matrix has {len(rows)} rows, expected 3")
+        checked = {
+            "black_level": _floats(self.black_level, 4, "black_level"),
+            "white_level": _floats([self.white_level], 1, "white_level")[0],
+            "white_balance": _floats(self.white_balance, 3, "white_balance"),
+            "colour_matrix": tuple(_floats(row, 3, "a row of colour_matrix") for row in rows),
+        }
+        if checked["white_level"] <= max(checked["black_level"]):
+            raise ValueError(
+                f"white_level {self.white_level} is not above the black level {max(self.black_level)}"
+            )
+        for field, value in checked.items():
+            object.__setattr__(self, field, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the camera as plain JSON types; `from_dict` is the way back."""
+        return {
+            "name": self.name,
+            "cfa": self.cfa.name,
+            "black_level": list(self.black_level),
+            "white_level": self.white_level,
+            "white_balance": list(self.white_balance),
+            "colour_matrix": [list(row) for row in self.colour_matrix],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Camera:
+        """Return the camera that `to_dict` wrote.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value is out of order.
+        """
+        expected = set(cls.__dataclass_fields__)
+        if set(values) != expected:
+            wrong = ", ".join(sorted(set(values) ^ expected))
+            raise ValueError(f"camera description: missing or unknown keys: {wrong}")
+        return cls(**{**values, "cfa": CFA.from_name(values["cfa"])})
+
+
+MICROSCOPE = Camera(
+    name="PCO edge 5.5 (Raw-Microscopy)",
+    cfa=CFA.RGGB,
+    black_level=(9.834368023181512e-06,) * 4,
+    white_level=1.0,
+    # Red has a negative gain and negative entries in the matrix: as published; the two cancel.
+    white_balance=(-0.6567, 1.9673, 3.5304),
+    colour_matrix=(
+        (-2.0338, 0.0933, 0.4157),
+        (-0.0286, 2.6464, -0.0574),
+        (-0.5516, -0.0947, 2.9308),
+    ),
+)
+
+DRONE = Camera(
+    name="Hasselblad L1D-20c (Raw-Drone)",
+    cfa=CFA.RGGB,
+    black_level=(0.0625, 0.0626, 0.0625, 0.0626),
+    white_level=1.0,
+    white_balance=(2.86653646, 1.0, 1.73079425),
+    colour_matrix=(
+        (1.50768983, -0.33571374, -0.17197604),
+        (-0.23048614, 1.70698738, -0.47650126),
+        (-0.03119153, -0.32803956, 1.35923111),
+    ),
+)
