@@ -1,0 +1,116 @@
+"""The quick way through the linear stages, and the strip by strip way through a large frame.
+
+Levels, a linear demosaic, white balance and colour matrix are together one affine map that repeats with
+the 2x2 tile. Seen on the four *planes* of a mosaic (one a position of the tile, half as high and wide) it
+is a single small convolution, 4 planes in, one plane a colour and position out. Its weights are measured:
+the plain stages are shown an impulse at each position of the tile and answer with the kernel. So the plain
+stages stay the only definition, and gradients with respect to their parameters pass through the weights.
+
+Past that a frame is developed in strips that stay in the processor's cache, into one result, so a frame of
+any size needs little more memory than its picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from r2l.isp.functional import pad
+from r2l.isp.planes import from_planes, is_recorded, to_planes
+
+#: Pixels of a strip: what stays in the second-level cache of one core, found by trial.
+STRIP_PIXELS = 160_000
+
+
+def measure_affine(
+    stages: Callable[[Tensor], Tensor], radius: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the weights and the bias of the convolution that equals affine ``stages``.
+
+    Args:
+        stages: mosaic (B, 1, H, W) to image (B, C, H, W), affine, the same at each tile.
+        radius: how many pixels away a sample may still count.
+        like: gives dtype and device.
+
+    Returns:
+        weight (4 C, 4, k, k) and bias (4 C,) for `torch.nn.functional.conv2d` over `to_planes`, with
+        k = 2 * ceil(radius / 2) + 1. Differentiable in whatever ``stages`` depends on.
+    """
+    reach = (radius + 1) // 2  # in tiles
+    size = (
+        2 * reach + 1 + 2 * reach
+    )  # the answer, and room around it for the border to be out of reach
+    impulses = torch.zeros(5, 1, 2 * size, 2 * size, dtype=like.dtype, device=like.device)
+    centre = 2 * (size // 2)
+    for position in range(4):
+        impulses[position, 0, centre + position // 2, centre + position % 2] = 1.0
+    answers = F.pixel_unshuffle(stages(impulses), 2)
+    dark = answers[4:]
+    kernels = (answers[:4] - dark)[..., reach : size - reach, reach : size - reach]
+    # Where an impulse goes to is the mirror image of where a value comes from.
+    weight = kernels.flip(-1, -2).transpose(0, 1)
+    return weight, dark[0, :, size // 2, size // 2]
+
+
+def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Run a convolution of `measure_affine` where it fits: H and W shrink by k - 1 tiles."""
+    weight = weight.to(mosaic).contiguous(memory_format=torch.channels_last)
+    return from_planes(F.conv2d(to_planes(mosaic), weight, bias.to(mosaic)))
+
+
+def _strips(batch: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a batch of frames into (images, rows) of about `STRIP_PIXELS`; rows begin at even numbers."""
+    images = max(1, STRIP_PIXELS // (height * width))
+    rows = height if images > 1 else max(2, STRIP_PIXELS // width // 2 * 2)
+    for i in range(0, batch, images):
+        for y in range(0, height, rows):
+            yield slice(i, min(i + images, batch)), slice(y, min(y + rows, height))
+
+
+def _strip_with_surroundings(mosaic: Tensor, images: slice, rows: slice, margin: int) -> Tensor:
+    """Take a strip with ``margin`` pixels around it; beyond the frame its mirror image."""
+    height, width = mosaic.shape[-2:]
+    if min(height, width) <= margin:
+        return pad(mosaic[images], (margin, margin), (margin, margin), "mirror")[
+            ..., rows.start : rows.stop + 2 * margin, :
+        ]
+    top, bottom = rows.start - margin, rows.stop + margin
+    first, last = max(top, 0), min(bottom, height)
+    return pad(
+        mosaic[images, :, first:last], (first - top, bottom - last), (margin, margin), "mirror"
+    )
+
+
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Allocate a result. numpy asks the kernel for huge pages, which saves most of the page faults."""
+    if like.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))
+    return like.new_empty(shape)
+
+
+def develop_in_strips(
+    mosaic: Tensor, margin: int, count: int, develop: Callable[[Tensor], list[Tensor]]
+) -> list[Tensor]:
+    """Develop a batch of mosaics into ``count`` pictures each, strip by strip.
+
+    Args:
+        mosaic: (B, 1, H, W).
+        margin: how many pixels around a strip ``develop`` needs, even.
+        develop: mosaic (b, 1, h + 2 margin, w + 2 margin) to ``count`` images (b, 3, h, w).
+
+    Returns:
+        ``count`` images (B, 3, H, W). With gradients, under a compiler and off the CPU all is one strip.
+    """
+    if is_recorded(mosaic) or mosaic.device.type != "cpu":
+        return develop(pad(mosaic, (margin, margin), (margin, margin), "mirror"))
+    batch, _, height, width = mosaic.shape
+    results = [_empty((batch, 3, height, width), mosaic) for _ in range(count)]
+    for images, rows in _strips(batch, height, width):
+        strip = _strip_with_surroundings(mosaic, images, rows, margin)
+        for result, part in zip(results, develop(strip), strict=True):
+            result[images, :, rows] = part
+    return results

@@ -1,0 +1,374 @@
+"""The stages of an ISP as pure functions: tensor in, new tensor out, nothing changed in place.
+
+These are the readable truth; `r2l.isp.fold` computes the same, faster. Shapes are NCHW: a mosaic is
+``(B, 1, H, W)``, an image ``(B, 3, H, W)``. Domains: *raw* (fraction of the container's full scale,
+black level still in it), *linear* (after `subtract_black_level`), *display* (after `gamma_correct`).
+
+Filters act on luma, Y of YUV (BT.601), and leave U and V alone. Since Y is a weighted mean of R, G and
+B with weights of sum 1, that is the same as adding the change of Y to each of the three channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from r2l.camera import CFA
+
+#: How a frame goes on beyond its edge: "mirror" about the edge samples (keeps the phase of the mosaic),
+#: "half" repeats the edge samples (scipy calls that reflect), "zero".
+Border = Literal["mirror", "half", "zero"]
+
+#: R, G, B weights of luma, ITU-R BT.601.
+LUMA = (0.299, 0.587, 0.114)
+
+#: 5 in the centre, -1 at the four sides: the identity plus the negative 4-neighbour Laplacian.
+SHARPENING_KERNEL = ((0.0, -1.0, 0.0), (-1.0, 5.0, -1.0), (0.0, -1.0, 0.0))
+
+#: Below one step of a 16-bit container the slope of the gamma curve is held, since it ends infinite.
+GAMMA_SLOPE_FLOOR = 2.0**-16
+
+
+def check_mosaic(raw: Tensor) -> None:
+    """Raise unless ``raw`` is a batch of mosaics: floating point, ``(B, 1, H, W)``, H and W even.
+
+    Raises:
+        ValueError: says what was given and what is expected.
+    """
+    if not isinstance(raw, Tensor):
+        raise ValueError(f"raw is a {type(raw).__name__}, expected a tensor (B, 1, H, W)")
+    if not raw.is_floating_point():
+        raise ValueError(f"raw has dtype {raw.dtype}, expected a float: divide by the full scale")
+    if raw.ndim != 4 or raw.shape[1] != 1:
+        raise ValueError(f"raw has shape {tuple(raw.shape)}, expected (B, 1, H, W)")
+    height, width = raw.shape[-2:]
+    if height % 2 or width % 2 or not height or not width:
+        raise ValueError(
+            f"raw is {height}x{width}, expected an even height and width: crop to whole 2x2 tiles"
+        )
+
+
+def check_image(image: Tensor) -> None:
+    """Raise `ValueError` unless ``image`` is floating point and ``(B, 3, H, W)``."""
+    if (
+        not isinstance(image, Tensor)
+        or not image.is_floating_point()
+        or image.ndim != 4
+        or image.shape[1] != 3
+    ):
+        given = (
+            f"{image.dtype} {tuple(image.shape)}"
+            if isinstance(image, Tensor)
+            else type(image).__name__
+        )
+        raise ValueError(f"image is {given}, expected a float tensor (B, 3, H, W)")
+
+
+def _beyond(n: int, before: int, after: int, border: Border, device: torch.device) -> Tensor:
+    """Return for each of ``before + n + after`` places the index of the sample that stands there."""
+    index = torch.arange(-before, n + after, device=device)
+    if border == "half":
+        index = index.remainder(2 * n)
+        return torch.minimum(index, 2 * n - 1 - index)
+    period = max(2 * (n - 1), 1)
+    index = index.remainder(period)
+    return torch.minimum(index, period - index)
+
+
+def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int], border: Border) -> Tensor:
+    """Continue ``x`` (B, C, H, W) beyond its edges by ``rows`` (top, bottom), ``columns`` (left, right).
+
+    Any amount can be asked for, also more than the frame is large.
+    """
+    if border == "zero":
+        return F.pad(x, (*columns, *rows))
+    if border == "mirror" and max(rows) < x.shape[-2] and max(columns) < x.shape[-1]:
+        return F.pad(x, (*columns, *rows), mode="reflect")
+    x = x.index_select(-2, _beyond(x.shape[-2], *rows, border, x.device))
+    return x.index_select(-1, _beyond(x.shape[-1], *columns, border, x.device))
+
+
+def crop(x: Tensor, rows: int, columns: int | None = None) -> Tensor:
+    """Take ``rows`` off the top and the bottom and ``columns`` (default: as many) off the sides; a view."""
+    columns = rows if columns is None else columns
+    return x[..., rows : x.shape[-2] - rows, columns : x.shape[-1] - columns]
+
+
+def correlate(
+    x: Tensor, kernel: Sequence[Sequence[float]] | Tensor, border: Border | None = "mirror"
+) -> Tensor:
+    """Filter each channel of ``x`` (B, C, H, W) with one kernel (odd, odd), which is not flipped.
+
+    A kernel of plain numbers is a sum of shifted frames: far quicker on a CPU than a convolution of one
+    channel. A tensor is a convolution, differentiable in the kernel.
+
+    Args:
+        border: how the frame goes on; the size stays. ``None`` computes only where the kernel fits, so
+            that the result is smaller by the kernel's radius on each side.
+    """
+    height, width = len(kernel), len(kernel[0])
+    if border is not None:
+        x = pad(x, (height // 2,) * 2, (width // 2,) * 2, border)
+    h, w = x.shape[-2] - height + 1, x.shape[-1] - width + 1
+    if isinstance(kernel, Tensor):
+        planes = x.reshape(-1, 1, *x.shape[-2:])
+        return F.conv2d(planes, kernel.to(x)[None, None]).reshape(*x.shape[:-2], h, w)
+    taps = [(i, j, k) for i, row in enumerate(kernel) for j, k in enumerate(row) if k]
+    (i, j, k), *others = taps
+    total = x[..., i : i + h, j : j + w] * k
+    for i, j, k in others:
+        total.add_(x[..., i : i + h, j : j + w], alpha=k)
+    return total
+
+
+def per_site(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """Spread four values, one a position of the 2x2 tile, over a mosaic: (1, 1, H, W) as ``like``."""
+    tile = torch.as_tensor(values, dtype=like.dtype, device=like.device).reshape(1, 1, 2, 2)
+    return tile.repeat(1, 1, like.shape[-2] // 2, like.shape[-1] // 2)
+
+
+def subtract_black_level(
+    raw: Tensor, black_level: Sequence[float] | Tensor, white_level: float | None = 1.0
+) -> Tensor:
+    """Raw to linear: ``(raw - black) / (white - black)``, black by position of the tile.
+
+    Args:
+        raw: (B, 1, H, W), raw domain.
+        black_level: four values, by position (top-left, top-right, bottom-left, bottom-right).
+        white_level: raw value of saturation; ``None`` only subtracts, as the published code did.
+
+    Returns:
+        (B, 1, H, W), linear: 0 is no light, 1 saturation. Noise below black stays negative.
+
+    Raises:
+        ValueError: wrong shape, dtype or odd size; not four levels; white not above black.
+    """
+    check_mosaic(raw)
+    black = torch.as_tensor(black_level, dtype=raw.dtype, device=raw.device)
+    if black.numel() != 4:
+        raise ValueError(
+            f"black_level has {black.numel()} values, expected 4, one a position of the tile"
+        )
+    if white_level is None:
+        return raw - per_site(black, raw)
+    if not bool((white_level - black > 0).all()):
+        raise ValueError(f"white_level {white_level} is not above the black level {black.tolist()}")
+    return (raw - per_site(black, raw)) / per_site(white_level - black, raw)
+
+
+def balance_white(image: Tensor, gains: Sequence[float] | Tensor) -> Tensor:
+    """Multiply R, G and B of a linear image (B, 3, H, W) by three gains."""
+    check_image(image)
+    return image * torch.as_tensor(gains, dtype=image.dtype, device=image.device).reshape(
+        1, 3, 1, 1
+    )
+
+
+def apply_colour_matrix(image: Tensor, matrix: Sequence[Sequence[float]] | Tensor) -> Tensor:
+    """Map white-balanced camera colours (B, 3, H, W) to linear sRGB: out = matrix @ in, pixel by pixel."""
+    check_image(image)
+    matrix = torch.as_tensor(matrix, dtype=image.dtype, device=image.device)
+    return torch.einsum("ij,bjhw->bihw", matrix, image)
+
+
+def luma(image: Tensor) -> Tensor:
+    """Return Y (B, 1, H, W) of an image (B, 3, H, W), BT.601 weights."""
+    weights = torch.tensor(LUMA, dtype=image.dtype, device=image.device).reshape(1, 3, 1, 1)
+    return (image * weights).sum(1, keepdim=True)
+
+
+def filter_luma(image: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply ``change`` to Y of an image and keep its chroma; (B, 3, H, W) in and out."""
+    check_image(image)
+    y = luma(image)
+    return image + (change(y) - y)
+
+
+def gaussian_kernel(sigma: float) -> list[float]:
+    """Return the weights of a Gaussian, of unit sum, cut at four sigma as scipy and scikit-image do."""
+    radius = int(4 * sigma + 0.5)
+    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
+    return [w / sum(weights) for w in weights]
+
+
+def blur(
+    x: Tensor, sigma: float, border: Border | None = "mirror", vertical_only: bool = False
+) -> Tensor:
+    """Gaussian filter of each channel (B, C, H, W), sigma in pixels; ``border`` as in `correlate`."""
+    kernel = gaussian_kernel(sigma)
+    x = correlate(x, [[k] for k in kernel], border)
+    return x if vertical_only else correlate(x, [kernel], border)
+
+
+def sharpen(y: Tensor, border: Border | None = "mirror") -> Tensor:
+    """Filter with 5 in the centre and -1 at the four sides; ``border`` as in `correlate`."""
+    return correlate(y, SHARPENING_KERNEL, border)
+
+
+def unsharp(
+    y: Tensor,
+    radius: float = 1.0,
+    amount: float = 1.0,
+    border: Border | None = "mirror",
+    vertical_only: bool = False,
+) -> Tensor:
+    """Add ``amount`` times what a Gaussian of sigma ``radius`` takes away; ``border`` as in `correlate`."""
+    blurred = blur(y, radius, border, vertical_only)
+    if border is None:
+        rows, columns = y.shape[-2] - blurred.shape[-2], y.shape[-1] - blurred.shape[-1]
+        y = crop(y, rows // 2, columns // 2)
+    return y + amount * (y - blurred)
+
+
+def sharpening_filter(image: Tensor, border: Border = "mirror") -> Tensor:
+    """Sharpen luma with the 3x3 filter 5 / -1. The published code has ``border="zero"``."""
+    return filter_luma(image, lambda y: sharpen(y, border))
+
+
+def unsharp_masking(
+    image: Tensor,
+    radius: float = 1.0,
+    amount: float = 1.0,
+    border: Border = "mirror",
+    vertical_only: bool = False,
+) -> Tensor:
+    """Add to luma ``amount`` times what a Gaussian of sigma ``radius`` (pixels) takes from it.
+
+    ``vertical_only`` with ``border="half"`` is what the published code did: a slip in the channel axis
+    made it filter each column by itself.
+    """
+    return filter_luma(image, lambda y: unsharp(y, radius, amount, border, vertical_only))
+
+
+def gaussian_denoising(image: Tensor, sigma: float = 0.5, border: Border = "mirror") -> Tensor:
+    """Gaussian filter of luma, sigma in pixels."""
+    return filter_luma(image, lambda y: blur(y, sigma, border))
+
+
+def _sort3(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    mid = torch.minimum(high, c)
+    return torch.minimum(low, mid), torch.maximum(low, mid), torch.maximum(high, c)
+
+
+def _median3(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
+
+
+def median3x3(x: Tensor, border: Border | None = "mirror") -> Tensor:
+    """Median of each 3x3 neighbourhood (B, C, H, W); ``border`` as in `correlate`.
+
+    Sorts the columns first and shares that among three windows: the median of nine is the median of the
+    largest low, the median middle and the smallest high (Smith, "Implementing median filters in XC4000E
+    FPGAs", 1996). 18 comparisons a pixel; the gradient goes to the sample chosen.
+    """
+    if border is not None:
+        x = pad(x, (1, 1), (1, 1), border)
+    low, mid, high = _sort3(x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :])
+    left, centre, right = slice(None, -2), slice(1, -1), slice(2, None)
+    return _median3(
+        torch.maximum(torch.maximum(low[..., left], low[..., centre]), low[..., right]),
+        _median3(mid[..., left], mid[..., centre], mid[..., right]),
+        torch.minimum(torch.minimum(high[..., left], high[..., centre]), high[..., right]),
+    )
+
+
+def median_denoising(image: Tensor, border: Border = "mirror") -> Tensor:
+    """3x3 median of luma."""
+    return filter_luma(image, lambda y: median3x3(y, border))
+
+
+def fft_denoising(image: Tensor, keep_fraction: float = 0.3, paper: bool = False) -> Tensor:
+    """Remove the horizontal frequencies at and above ``keep_fraction`` cycles a pixel.
+
+    Corrected: of luma, positive and negative frequencies alike. ``paper``: of all three channels, with
+    the published cut of the unsorted spectrum, which is off by one between the two signs. Periodic
+    beyond the border by nature.
+
+    Raises:
+        ValueError: ``keep_fraction`` outside (0, 0.5].
+    """
+    check_image(image)
+    if not 0 < keep_fraction <= 0.5:
+        raise ValueError(f"keep_fraction is {keep_fraction}, expected a value in (0, 0.5]")
+    width = image.shape[-1]
+    if paper:
+        keep = torch.ones(width, device=image.device)
+        keep[int(width * keep_fraction) : int(width * (1 - keep_fraction))] = 0
+    else:
+        keep = (torch.fft.fftfreq(width, device=image.device).abs() < keep_fraction).to(image.dtype)
+
+    def low_pass(x: Tensor) -> Tensor:
+        return torch.fft.ifft(torch.fft.fft(x, dim=-1) * keep, dim=-1).real
+
+    return low_pass(image) if paper else filter_luma(image, low_pass)
+
+
+def clip(image: Tensor) -> Tensor:
+    """Clip to [0, 1]. The gradient is 1 inside and on the ends, 0 beyond."""
+    return image.clamp(0.0, 1.0)
+
+
+def _power(x: Tensor, exponent: Tensor) -> Tensor:
+    """Return clip(x, 0, 1) ** exponent. Half the time of pow.
+
+    The logarithm of 0 leaves the quick path of vector units; hence the smallest normal number instead,
+    whose own result is taken off again: 0 stays 0, to the bit.
+    """
+    tiny = torch.finfo(x.dtype).tiny
+    black = torch.full_like(exponent, tiny).log2_().mul_(exponent).exp2_()
+    return x.clamp(tiny, 1.0).log2_().mul_(exponent).exp2_().sub_(black)
+
+
+class _Gamma(torch.autograd.Function):
+    """x ** (1 / gamma) on [0, 1] with an exact value everywhere and a finite slope at black."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, gamma: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gamma)
+        return _power(x, 1.0 / gamma)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, gamma = ctx.saved_tensors
+        safe = x.clamp(GAMMA_SLOPE_FLOOR, 1.0)
+        grad = grad * safe.pow(1.0 / gamma)
+        grad_x = grad_gamma = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad / (gamma * safe) * ((x >= 0) & (x <= 1))
+        if ctx.needs_input_grad[1]:
+            grad_gamma = -(grad * safe.log()).sum() / gamma**2
+        return grad_x, grad_gamma
+
+
+def gamma_correct(image: Tensor, gamma: float | Tensor = 2.2) -> Tensor:
+    """Linear to display: ``clip(image) ** (1 / gamma)``.
+
+    The value has no floor: 0 stays 0. The gradient has: below 2**-16 the slope is that at 2**-16, since
+    the true one grows to infinity. Outside [0, 1] it is 0, as that of `clip`. ``gamma`` may be a scalar
+    tensor to be learned.
+    """
+    gamma = torch.as_tensor(gamma, dtype=image.dtype, device=image.device).reshape(())
+    return _Gamma.apply(image, gamma)
+
+
+def mosaic(image: Tensor, cfa: CFA) -> Tensor:
+    """Sample an image (B, 3, H, W) through a colour filter array: (B, 1, H, W), any domain.
+
+    Raises:
+        ValueError: wrong shape or dtype, odd height or width.
+    """
+    check_image(image)
+    out = image[:, :1].clone()
+    for position, colour in enumerate(cfa.value):
+        rows, columns = slice(position // 2, None, 2), slice(position % 2, None, 2)
+        out[:, 0, rows, columns] = image[:, colour, rows, columns]
+    check_mosaic(out)
+    return out

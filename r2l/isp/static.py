@@ -1,0 +1,274 @@
+"""The static pipelines: fixed processing, twelve published combinations of three choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from r2l.camera import Camera
+from r2l.isp import functional as stage
+from r2l.isp.demosaic import DEMOSAIC, MENON_RADIUS, menon2007
+from r2l.isp.fold import apply_affine, develop_in_strips, measure_affine
+from r2l.isp.functional import crop
+
+Variant = Literal["corrected", "paper"]
+
+
+@dataclass(frozen=True)
+class LumaFilter:
+    """A filter of luma: how it computes, and how many pixels around a pixel it looks at.
+
+    ``apply(y, border)`` filters (B, 1, H, W); border ``None`` computes only where it fits.
+    ``paper(y)`` is what the published code did, to the border.
+    """
+
+    radius: int
+    apply: Callable[[Tensor, stage.Border | None], Tensor]
+    paper: Callable[[Tensor], Tensor]
+
+
+SHARPENING = {
+    "sharpening_filter": LumaFilter(1, stage.sharpen, partial(stage.sharpen, border="zero")),
+    "unsharp_masking": LumaFilter(
+        4,
+        lambda y, border: stage.unsharp(y, border=border),
+        partial(stage.unsharp, border="half", vertical_only=True),
+    ),
+}
+DENOISING = {
+    "median_denoising": LumaFilter(1, stage.median3x3, partial(stage.median3x3, border="half")),
+    "gaussian_denoising": LumaFilter(
+        2,
+        lambda y, border: stage.blur(y, 0.5, border),
+        partial(stage.blur, sigma=0.5, border="half"),
+    ),
+}
+#: Works on the whole frame at once, so it is no `LumaFilter`; not among the twelve.
+FFT = "fft_denoising"
+DEMOSAIC_RADIUS = {"bilinear": 1, "malvar2004": 2, "menon2007": MENON_RADIUS}
+
+_DEMOSAIC_CODES = {"bi": "bilinear", "ma": "malvar2004", "me": "menon2007"}
+_SHARPENING_CODES = {"s": "sharpening_filter", "u": "unsharp_masking"}
+_DENOISING_CODES = {"me": "median_denoising", "ga": "gaussian_denoising", "fft": FFT}
+
+#: The twelve published pipelines, demosaic,sharpening,denoising, in the published order.
+PIPELINES: tuple[str, ...] = tuple(
+    ",".join(code) for code in product(("bi", "ma", "me"), ("s", "u"), ("me", "ga"))
+)
+
+
+def _check_option(what: str, name: str, options: Iterable[str]) -> None:
+    options = list(options)
+    if name not in options:
+        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(options)}")
+
+
+def parse_code(code: str) -> tuple[str, str, str]:
+    """Spell out a pipeline code: "ma,s,ga" to its demosaic, sharpening and denoising.
+
+    Raises:
+        ValueError: not three parts, or a part that does not exist; lists those that do.
+    """
+    parts = [part.strip() for part in code.split(",")]
+    if len(parts) != 3:
+        raise ValueError(
+            f"pipeline {code!r} is not of the form demosaic,sharpening,denoising, such as "
+            f"{PIPELINES[0]!r}; the published ones: {' '.join(PIPELINES)}"
+        )
+    tables = (_DEMOSAIC_CODES, _SHARPENING_CODES, _DENOISING_CODES)
+    names = ("demosaic", "sharpening", "denoising")
+    for part, what, table in zip(parts, names, tables, strict=True):
+        _check_option(f"{what} in pipeline {code!r}:", part, table)
+    return tuple(table[part] for part, table in zip(parts, tables, strict=True))
+
+
+class StaticISP(nn.Module):
+    """A fixed pipeline: raw mosaic (B, 1, H, W) to display image (B, 3, H, W) in [0, 1].
+
+    Black level, demosaic, white balance, colour matrix, sharpening, denoising, clip, gamma 2.2.
+    It has no parameters; gradients pass through to the raw data.
+
+    Args:
+        camera: layout and calibration.
+        demosaic: bilinear, malvar2004 or menon2007.
+        sharpening: sharpening_filter or unsharp_masking.
+        denoising: gaussian_denoising, median_denoising or fft_denoising.
+        variant: "corrected" (levels to the white level, isotropic filters, mirrored borders) or "paper",
+            which reproduces what the published numbers were made with, to the border.
+
+    Raises:
+        ValueError: an option that does not exist; lists those that do.
+
+    Source: Oala et al., TMLR 2023, and its code.
+    """
+
+    gamma = 2.2
+
+    def __init__(
+        self,
+        camera: Camera,
+        demosaic: str = "bilinear",
+        sharpening: str = "sharpening_filter",
+        denoising: str = "gaussian_denoising",
+        variant: Variant = "corrected",
+    ) -> None:
+        super().__init__()
+        _check_option("demosaic", demosaic, DEMOSAIC)
+        _check_option("sharpening", sharpening, SHARPENING)
+        _check_option("denoising", denoising, [*DENOISING, FFT])
+        _check_option("variant", variant, ["corrected", "paper"])
+        self.camera = camera
+        self.demosaic, self.sharpening, self.denoising = demosaic, sharpening, denoising
+        self.variant: Variant = variant
+        weight, bias = _fold_front(camera, demosaic)
+        self.register_buffer("_weight", weight, persistent=False)
+        self.register_buffer("_bias", bias, persistent=False)
+
+    @classmethod
+    def from_code(cls, code: str, camera: Camera, variant: Variant = "corrected") -> StaticISP:
+        """Return the pipeline of a code such as "ma,s,ga".
+
+        Raises:
+            ValueError: a code that does not exist; lists those that do.
+        """
+        return cls(camera, *parse_code(code), variant=variant)
+
+    def extra_repr(self) -> str:
+        """Say which pipeline this is."""
+        return f"{self.demosaic}, {self.sharpening}, {self.denoising}, {self.variant}, {self.camera.name}"
+
+    def stages(self, raw: Tensor) -> dict[str, Tensor]:
+        """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
+        paper = self.variant == "paper"
+        white_level = None if paper else self.camera.white_level
+        out = {"raw": raw}
+        out["black_level"] = stage.subtract_black_level(raw, self.camera.black_level, white_level)
+        border = "half" if paper else "mirror"
+        rgb = out["demosaic"] = DEMOSAIC[self.demosaic](out["black_level"], self.camera.cfa, border)
+        rgb = out["white_balance"] = stage.balance_white(rgb, self.camera.white_balance)
+        rgb = out["colour_matrix"] = stage.apply_colour_matrix(rgb, self.camera.colour_matrix)
+        rgb = out["sharpening"] = self._filter(rgb, SHARPENING[self.sharpening])
+        if self.denoising == FFT:
+            rgb = out["denoising"] = stage.fft_denoising(rgb, paper=paper)
+        else:
+            rgb = out["denoising"] = self._filter(rgb, DENOISING[self.denoising])
+        rgb = out["clip"] = stage.clip(rgb)
+        out["gamma"] = stage.gamma_correct(rgb, self.gamma)
+        return out
+
+    def _filter(self, rgb: Tensor, luma_filter: LumaFilter) -> Tensor:
+        if self.variant == "paper":
+            return stage.filter_luma(rgb, luma_filter.paper)
+        return stage.filter_luma(rgb, lambda y: luma_filter.apply(y, "mirror"))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H, W), display domain.
+
+        Raises:
+            ValueError: wrong shape or dtype, odd height or width.
+        """
+        stage.check_mosaic(raw)
+        if self.variant == "paper" or self.denoising == FFT:
+            return self.stages(raw)["gamma"]
+        return _develop(raw, [self])[0]
+
+    def _linear_front(self, mosaic: Tensor) -> Tensor:
+        """Return linear sRGB and luma (B, 4, h, w) of a mosaic, smaller by `_front_margin`."""
+        if self.demosaic == "menon2007":
+            linear = stage.subtract_black_level(
+                mosaic, self.camera.black_level, self.camera.white_level
+            )
+            rgb = menon2007(linear, self.camera.cfa, "mirror")
+            rgb = crop(rgb, _front_margin(self.demosaic))
+            return apply_colours(rgb, self._weight)
+        return apply_affine(mosaic, self._weight, self._bias)
+
+
+def apply_colours(rgb: Tensor, matrix: Tensor) -> Tensor:
+    """Map camera colours (B, 3, h, w) by a matrix (C, 3) to (B, C, h, w)."""
+    return torch.einsum("ij,bjhw->bihw", matrix.to(rgb), rgb)
+
+
+def _front_margin(demosaic: str) -> int:
+    """Return how many pixels the front takes off each side: whole tiles."""
+    return (DEMOSAIC_RADIUS[demosaic] + 1) // 2 * 2
+
+
+def _with_luma(image: Tensor) -> Tensor:
+    return torch.cat([image, stage.luma(image)], dim=1)
+
+
+def _fold_front(camera: Camera, demosaic: str) -> tuple[Tensor, Tensor]:
+    """Return what takes a mosaic to linear sRGB and luma: a convolution, or for Menon a 4x3 matrix."""
+
+    def colours(rgb: Tensor) -> Tensor:
+        rgb = stage.balance_white(rgb, camera.white_balance)
+        return _with_luma(stage.apply_colour_matrix(rgb, camera.colour_matrix))
+
+    if demosaic == "menon2007":
+        basis = torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1)
+        return colours(basis).reshape(3, 4).T.contiguous(), torch.zeros(0, dtype=torch.float64)
+
+    def front(raw: Tensor) -> Tensor:
+        linear = stage.subtract_black_level(raw, camera.black_level, camera.white_level)
+        return colours(DEMOSAIC[demosaic](linear, camera.cfa))
+
+    like = torch.empty(0, dtype=torch.float64)
+    return measure_affine(front, DEMOSAIC_RADIUS[demosaic], like)
+
+
+def _develop(raw: Tensor, isps: Sequence[StaticISP]) -> list[Tensor]:
+    """Develop by several corrected pipelines of one camera; what they share is done once a strip."""
+    tails = [(SHARPENING[isp.sharpening], DENOISING[isp.denoising]) for isp in isps]
+    needed = [
+        _front_margin(i.demosaic) + s.radius + d.radius
+        for i, (s, d) in zip(isps, tails, strict=True)
+    ]
+    margin = (max(needed) + 1) // 2 * 2
+
+    def develop(strip: Tensor) -> list[Tensor]:
+        fronts: dict[str, Tensor] = {}
+        sharpened: dict[tuple[str, str], Tensor] = {}
+        pictures = []
+        for isp, (sharpening, denoising) in zip(isps, tails, strict=True):
+            if isp.demosaic not in fronts:
+                fronts[isp.demosaic] = isp._linear_front(strip)
+            front = fronts[isp.demosaic]
+            key = (isp.demosaic, isp.sharpening)
+            if key not in sharpened:
+                sharpened[key] = sharpening.apply(front[:, 3:], None)
+            excess = margin - _front_margin(isp.demosaic) - sharpening.radius - denoising.radius
+            y = crop(denoising.apply(sharpened[key], None), excess)
+            front = crop(front, margin - _front_margin(isp.demosaic))
+            rgb = front[:, :3] + (y - front[:, 3:])
+            pictures.append(stage.gamma_correct(rgb, isp.gamma))  # clips first
+        return pictures
+
+    return develop_in_strips(raw, margin, len(isps), develop)
+
+
+def develop_all(
+    raw: Tensor,
+    camera: Camera,
+    codes: Sequence[str] = PIPELINES,
+    variant: Variant = "corrected",
+) -> dict[str, Tensor]:
+    """Develop ``raw`` (B, 1, H, W) by several pipelines: {code: (B, 3, H, W) in display domain}.
+
+    The same as ``StaticISP.from_code(code, camera, variant)(raw)`` for each code; demosaicing and
+    sharpening that pipelines share are done once.
+
+    Raises:
+        ValueError: a code or variant that does not exist; wrong shape or dtype, odd height or width.
+    """
+    stage.check_mosaic(raw)
+    isps = {code: StaticISP.from_code(code, camera, variant) for code in codes}
+    quick = [c for c, isp in isps.items() if isp.variant == "corrected" and isp.denoising != FFT]
+    views = dict(zip(quick, _develop(raw, [isps[c] for c in quick]), strict=True)) if quick else {}
+    return {code: views[code] if code in views else isps[code](raw) for code in codes}
