@@ -1,0 +1,644 @@
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import rawpy
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from PIL import Image
+
+from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
+from r2l.dng import standard_form
+from r2l.rawfile import RawFileError, load_camera, read_raw, write_dng
+
+FULL = 65535
+ORIENTATION, AS_SHOT_NEUTRAL, COLOR_MATRIX, BLACK_LEVEL, WHITE_LEVEL = (
+    274,
+    50728,
+    50721,
+    50714,
+    50717,
+)
+# Different in every place where two things could be mixed up; levels are whole 16-bit steps.
+SENSOR = Camera(
+    name="a sensor",
+    cfa=CFA.RGGB,
+    black_level=(1000 / FULL, 1010 / FULL, 1020 / FULL, 1030 / FULL),
+    white_level=60000 / FULL,
+    white_balance=(2.0, 1.0, 1.5),
+    colour_matrix=((1.6, -0.4, -0.2), (-0.3, 1.7, -0.4), (0.1, -0.6, 1.5)),
+)
+SINGULAR = replace(SENSOR, colour_matrix=((1.0, 0.0, 0.0),) * 3, white_balance=(0.0, -1.0, 2.0))
+BEYOND = replace(SENSOR, white_level=1.5, black_level=(-0.1, 0.2e-5, 0.0, 0.3), name="Kamera „ü“")
+
+
+def random_mosaic(shape=(24, 32), seed=0):
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+def to_16_bit(mosaic):
+    return np.round(mosaic.astype(np.float64) * FULL).astype(np.uint16)
+
+
+def edit_tag(path, code, value):
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages.first.tags[code].overwrite(value)
+
+
+def write_tiff_dng(path, values, photometric, *tags):
+    """Write a DNG with no more than the given tags, to have kinds that r2l does not write."""
+    version = (50706, "B", 4, bytes((1, 4, 0, 0)), True)
+    model = (50708, "s", 0, "a sensor", True)
+    tifffile.imwrite(
+        path, values, photometric=photometric, extratags=[version, model, *tags], metadata=None
+    )
+
+
+def cfa_tags(pattern, side):
+    return (33421, "H", 2, (side, side), True), (33422, "B", side * side, bytes(pattern), True)
+
+
+# --- DNG, written and read back -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cfa", CFA)
+def test_libraw_reads_what_write_dng_wrote(tmp_path, cfa):
+    camera, mosaic = replace(SENSOR, cfa=cfa), random_mosaic()
+
+    path = write_dng(tmp_path / "a.dng", mosaic, camera)
+
+    with rawpy.imread(str(path)) as raw:
+        np.testing.assert_array_equal(raw.raw_image_visible, to_16_bit(mosaic))
+        indices = raw.raw_colors_visible[:2, :2].ravel()
+        assert "".join("RGBG"[i] for i in indices) == cfa.name
+        assert [raw.black_level_per_channel[i] for i in indices] == [1000, 1010, 1020, 1030]
+        assert raw.white_level == 60000
+        gains = np.array(raw.camera_whitebalance[:3])
+        np.testing.assert_allclose(gains / gains[1], camera.white_balance, rtol=1e-6)
+        np.testing.assert_allclose(raw.color_matrix[:, :3], camera.colour_matrix, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "camera", [MICROSCOPE, DRONE, SENSOR, SINGULAR, BEYOND], ids=lambda c: c.name
+)
+@pytest.mark.parametrize("cfa", CFA)
+def test_read_raw_returns_exactly_the_camera_that_was_written(tmp_path, camera, cfa):
+    camera, mosaic = replace(camera, cfa=cfa), random_mosaic()
+    before = mosaic.copy()
+
+    frame = read_raw(write_dng(tmp_path / "a.dng", mosaic, camera))
+
+    assert frame.camera == camera
+    assert frame.mosaic.dtype == np.float32
+    np.testing.assert_array_equal(to_16_bit(frame.mosaic), to_16_bit(mosaic))
+    np.testing.assert_array_equal(mosaic, before)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st_numpy.arrays(
+        np.float32,
+        st.tuples(st.integers(11, 20), st.integers(11, 20)).map(lambda s: (2 * s[0], 2 * s[1])),
+        elements=st.floats(0, 1, width=32),
+    )
+)
+def test_any_mosaic_survives_to_16_bit(tmp_path, mosaic):
+    frame = read_raw(write_dng(tmp_path / "a.dng", mosaic, DRONE))
+
+    np.testing.assert_array_equal(to_16_bit(frame.mosaic), to_16_bit(mosaic))
+    assert np.abs(frame.mosaic - mosaic).max() <= 0.5001 / FULL
+
+
+gain = st.floats(0.2, 8)
+off_diagonal = st.floats(-0.4, 0.4)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.tuples(gain, gain, gain),
+    st.lists(st.tuples(off_diagonal, off_diagonal, off_diagonal), min_size=3, max_size=3),
+    st.lists(st.integers(0, 5000), min_size=4, max_size=4),
+    st.integers(6000, FULL),
+)
+def test_other_programs_find_the_standard_form_of_any_sensible_camera(
+    tmp_path, gains, mixing, black, white
+):
+    matrix = tuple(map(tuple, np.array(mixing) + 1.5 * np.eye(3)))
+    camera = Camera("x", CFA.GRBG, tuple(b / FULL for b in black), white / FULL, gains, matrix)
+    path = write_dng(tmp_path / "a.dng", random_mosaic(), camera)
+    assert read_raw(path).camera == camera
+
+    # Without r2l's own note, only the standard tags are left.
+    edit_tag(path, 50740, b"\0")
+    read = read_raw(path).camera
+
+    expected = standard_form(camera)
+    assert read.cfa is camera.cfa
+    assert read.black_level == pytest.approx(camera.black_level)
+    assert read.white_level == pytest.approx(camera.white_level)
+    np.testing.assert_allclose(read.white_balance, expected.white_balance, rtol=1e-4)
+    np.testing.assert_allclose(read.colour_matrix, expected.colour_matrix, atol=1e-4)
+
+
+@pytest.mark.parametrize("camera", [MICROSCOPE, DRONE, SENSOR], ids=lambda c: c.name)
+def test_the_standard_form_develops_to_the_same_colours(camera):
+    standard = standard_form(camera)
+
+    whole, whole_standard = (
+        np.array(c.colour_matrix) * np.array(c.white_balance) for c in (camera, standard)
+    )
+    brightness = whole / whole_standard
+    np.testing.assert_allclose(brightness, brightness[0, 0], rtol=1e-9)
+    assert brightness[0, 0] > 0
+    assert min(standard.white_balance) > 0
+    assert standard.white_balance[1] == 1
+    np.testing.assert_allclose(np.sum(standard.colour_matrix, axis=1), 1)
+
+
+def test_tags_edited_by_another_program_win_over_the_exact_camera(tmp_path):
+    path = write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR)
+    edit_tag(path, AS_SHOT_NEUTRAL, (1, 4, 1, 1, 1, 3))
+
+    camera = read_raw(path).camera
+
+    assert camera.white_balance == pytest.approx((4, 1, 3))
+    assert camera.black_level == SENSOR.black_level
+
+
+def test_a_file_without_colour_information_gets_neutral_colours(tmp_path):
+    path = tmp_path / "a.dng"
+    write_tiff_dng(path, to_16_bit(random_mosaic()), "cfa", *cfa_tags((2, 1, 1, 0), 2))
+
+    camera = read_raw(path).camera
+
+    assert camera.cfa is CFA.BGGR
+    assert camera.white_balance == (1, 1, 1)
+    assert camera.colour_matrix == ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+
+
+def test_daylight_serves_where_no_white_balance_was_recorded(tmp_path):
+    path = write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR)
+    edit_tag(path, AS_SHOT_NEUTRAL, (0, 1, 0, 1, 0, 1))
+
+    # The matrix that write_dng derives takes the white that was shot for daylight.
+    assert read_raw(path).camera.white_balance == pytest.approx(SENSOR.white_balance, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mosaic", "complaint"),
+    [
+        (random_mosaic((24, 33)), "(24, 33)"),
+        (random_mosaic((20, 24)), "22 or more"),
+        (random_mosaic((24, 24))[None], "(1, 24, 24)"),
+        (random_mosaic() + 1, "expected [0, 1]"),
+        (random_mosaic() - 1, "expected [0, 1]"),
+        (np.full((24, 24), np.nan), "nan"),
+    ],
+)
+def test_write_dng_refuses_what_is_no_mosaic(tmp_path, mosaic, complaint):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        write_dng(tmp_path / "a.dng", mosaic, DRONE)
+    assert complaint in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path):
+    path = write_dng(tmp_path / "a.dng", random_mosaic(), DRONE)
+    before = path.read_bytes()
+    resource = pytest.importorskip("resource", reason="Unix only")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.dng"):
+            write_dng(path, random_mosaic((600, 600)), DRONE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- orientation and margins ----------------------------------------------------------------------
+
+# What EXIF says has to be done to the stored rows and columns to show them upright.
+TURNS = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: np.swapaxes(a, 0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+def sampled(scene, cfa):
+    """Return the mosaic of a scene (H, W, 3), site by site."""
+    rows, columns = np.indices(scene.shape[:2])
+    colours = np.reshape(cfa.value, (2, 2))[rows % 2, columns % 2]
+    return np.take_along_axis(scene, colours[..., None], axis=2)[..., 0]
+
+
+def tiled(camera, shape):
+    return np.tile(np.reshape(camera.black_level, (2, 2)), (shape[0] // 2, shape[1] // 2))
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("cfa", CFA)
+def test_a_turned_photo_keeps_its_colours_and_black_levels(tmp_path, orientation, cfa):
+    camera = replace(SENSOR, cfa=cfa)
+    scene = np.random.default_rng(1).random((24, 40, 3), dtype=np.float32)
+    path = write_dng(tmp_path / "a.dng", sampled(scene, cfa), camera)
+    edit_tag(path, ORIENTATION, orientation)
+
+    frame = read_raw(path)
+
+    upright = TURNS[orientation](scene)
+    expected = sampled(upright, frame.camera.cfa)
+    np.testing.assert_array_equal(to_16_bit(frame.mosaic), to_16_bit(expected))
+    black = TURNS[orientation](tiled(camera, scene.shape))
+    np.testing.assert_array_equal(tiled(frame.camera, upright.shape), black)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_orientation_is_that_of_development_by_libraw(tmp_path, orientation):
+    down, right = np.mgrid[0:1:48j, 0:1:64j]
+    mosaic = (0.1 + 0.2 * down**2 + 0.1 * right).astype(np.float32)
+    path = write_dng(tmp_path / "a.dng", mosaic, SENSOR)
+    edit_tag(path, ORIENTATION, orientation)
+
+    ours = read_raw(path).mosaic
+    with rawpy.imread(str(path)) as raw:
+        theirs = raw.postprocess(user_wb=[1, 1, 1, 1], no_auto_bright=True, gamma=(1, 1))
+
+    assert ours.shape == theirs.shape[:2]
+    assert np.corrcoef(ours.ravel(), theirs.mean(axis=2).ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (2, 4), (1, 2), (3, 1)])
+def test_margins_move_the_layout_and_odd_frames_are_cut_even(tmp_path, corner):
+    path, values = tmp_path / "a.dng", to_16_bit(random_mosaic((64, 72)))
+    area = (50829, "I", 4, (*corner, 61, 67), True)
+    write_tiff_dng(path, values, "cfa", *cfa_tags((0, 1, 1, 2), 2), area)
+
+    frame = read_raw(path)
+
+    with rawpy.imread(str(path)) as raw:
+        visible, indices = raw.raw_image_visible.copy(), raw.raw_colors_visible.copy()
+    height, width = frame.mosaic.shape
+    assert (height % 2, width % 2) == (0, 0)
+    assert 0 <= visible.shape[0] - height <= 1
+    assert 0 <= visible.shape[1] - width <= 1
+    np.testing.assert_array_equal(to_16_bit(frame.mosaic), visible[:height, :width])
+    assert frame.camera.cfa.name == "".join("RGBG"[i] for i in indices[:2, :2].ravel())
+
+
+# --- TIFF, PNG, NPY -------------------------------------------------------------------------------
+
+
+def save(path, values, **options):
+    if path.suffix == ".npy":
+        np.save(path, values)
+    elif path.suffix == ".png":
+        Image.fromarray(values).save(path, **options)
+    else:
+        tifffile.imwrite(path, values, **options)
+
+
+EIGHT = (random_mosaic() * 255).astype(np.uint8)
+SIXTEEN = to_16_bit(random_mosaic())
+PLAIN = {
+    "8 bit.png": (EIGHT, EIGHT / 255),
+    "16 bit.png": (SIXTEEN, SIXTEEN / FULL),
+    "grey and alpha.png": (np.dstack([EIGHT, 255 - EIGHT]), EIGHT / 255),
+    "grey in rgb.png": (np.dstack([EIGHT] * 3), EIGHT / 255),
+    "grey in rgba.png": (np.dstack([EIGHT] * 3 + [255 - EIGHT]), EIGHT / 255),
+    "black and white.png": (EIGHT > 99, EIGHT > 99),
+    "8 bit.tif": (EIGHT, EIGHT / 255),
+    "16 bit.tiff": (SIXTEEN, SIXTEEN / FULL),
+    "big endian.tiff": (SIXTEEN.astype(">u2"), SIXTEEN / FULL),
+    "float.TIF": (random_mosaic(), random_mosaic()),
+    "8 bit.npy": (EIGHT, EIGHT / 255),
+    "16 bit.npy": (SIXTEEN, SIXTEEN / FULL),
+    "big endian.npy": (SIXTEEN.astype(">u2"), SIXTEEN / FULL),
+    "float32.npy": (random_mosaic(), random_mosaic()),
+    "float64.npy": (np.asfortranarray(random_mosaic(), dtype=np.float64), random_mosaic()),
+    "smallest.npy": (EIGHT[:2, :2], EIGHT[:2, :2] / 255),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_files_without_calibration(tmp_path, name):
+    values, expected = PLAIN[name]
+    save(tmp_path / name, values)
+
+    frame = read_raw(tmp_path / name, MICROSCOPE)
+
+    assert frame.camera is MICROSCOPE
+    assert frame.mosaic.dtype == np.float32
+    np.testing.assert_allclose(frame.mosaic, expected, rtol=1e-6)
+    tensor = frame.tensor()
+    assert tuple(tensor.shape) == (1, 1, *expected.shape)
+    np.testing.assert_array_equal(tensor[0, 0].numpy(), frame.mosaic)
+
+
+def test_a_palette_png_counts_as_what_it_shows(tmp_path):
+    Image.fromarray(EIGHT).convert("P").save(tmp_path / "a.png")
+
+    np.testing.assert_allclose(read_raw(tmp_path / "a.png", DRONE).mosaic, EIGHT / 255, rtol=1e-6)
+
+
+def test_a_dng_called_tif_is_read_as_dng(tmp_path):
+    path = write_dng(tmp_path / "a.tif", random_mosaic(), SENSOR)
+
+    assert read_raw(path).camera == SENSOR
+
+
+def test_a_camera_given_replaces_that_of_the_file_and_is_turned_with_it(tmp_path):
+    path = write_dng(tmp_path / "a.dng", random_mosaic(), DRONE)
+    assert read_raw(path, SENSOR).camera == SENSOR
+
+    edit_tag(path, ORIENTATION, 3)
+    turned = read_raw(path, SENSOR).camera
+
+    assert turned.cfa is CFA.BGGR
+    assert turned.black_level == SENSOR.black_level[::-1]
+    assert turned.white_balance == SENSOR.white_balance
+
+
+# --- files that are no raw frame ------------------------------------------------------------------
+
+
+def make_missing(path):
+    pass
+
+
+def make_folder(path):
+    path.mkdir()
+
+
+def make_empty(path):
+    path.touch()
+
+
+def make_text(path):
+    path.write_text("not a photo\n" * 500)
+
+
+def make_jpeg(path):
+    Image.fromarray(np.dstack([EIGHT] * 3)).save(path, format="JPEG")
+
+
+def make_xtrans(path):
+    tile = "GGRGGBGGBGGRBRGRBGGGBGGRGGRGGBRBGBRG"
+    pattern = ["RGB".index(letter) for letter in tile]
+    write_tiff_dng(path, to_16_bit(random_mosaic((60, 60))), "cfa", *cfa_tags(pattern, 6))
+
+
+def make_linear(path):
+    write_tiff_dng(path, np.dstack([to_16_bit(random_mosaic((60, 60)))] * 3), 34892)
+
+
+def make_quad_bayer(path):
+    pattern = (0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 2, 2, 1, 1, 2, 2)
+    write_tiff_dng(path, to_16_bit(random_mosaic((60, 60))), "cfa", *cfa_tags(pattern, 4))
+
+
+def make_white_below_black(path):
+    edit_tag(write_dng(path, random_mosaic(), SENSOR), WHITE_LEVEL, 900)
+
+
+def make_other_layout(path):
+    write_dng(path, random_mosaic(), replace(SENSOR, cfa=CFA.GBRG))
+
+
+def make_cut(path):
+    write_dng(path, random_mosaic((60, 60)), SENSOR)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def make_cut_plain(path):
+    save(path, SIXTEEN)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def make_pickle(path):
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+def make_lzw(path):
+    # Pillow has the compression that tifffile leaves to another package.
+    Image.fromarray(EIGHT).save(path, compression="tiff_lzw")
+
+
+def make_16_bit_colour_png(path):
+    # Pillow does not write this kind: take a header and no picture, which is refused before.
+    Image.fromarray(np.dstack([EIGHT] * 3)).save(path)
+    content = bytearray(path.read_bytes())
+    content[24] = 16
+    path.write_bytes(content)
+
+
+def holding(values):
+    return lambda path: save(path, values)
+
+
+def with_value(value):
+    mosaic = random_mosaic()
+    mosaic[3, 4] = value
+    return holding(mosaic)
+
+
+CUT, OTHER_FILE, OTHER_SENSOR = "copy it again", "Give a camera raw file", "of a Bayer sensor"
+GREY, READABLE = "Give a single-channel mosaic", "readable raw file"
+BAD = {
+    "missing.dng": (make_missing, "No such file", READABLE),
+    "folder.dng": (make_folder, "directory", READABLE),
+    "empty.dng": (make_empty, "empty", CUT),
+    "empty.png": (make_empty, "empty", CUT),
+    "text.dng": (make_text, "LibRaw knows", OTHER_FILE),
+    "text.npy": (make_text, "LibRaw knows", OTHER_FILE),
+    "text.tif": (make_text, "no readable TIFF", CUT),
+    "photo.jpg": (make_jpeg, "LibRaw knows", OTHER_FILE),
+    "small.dng": (
+        lambda path: write_tiff_dng(path, EIGHT[:8, :8], "cfa"),
+        "LibRaw knows",
+        OTHER_FILE,
+    ),
+    "xtrans.dng": (make_xtrans, "X-Trans", OTHER_SENSOR),
+    "linear.dng": (make_linear, "already demosaiced", OTHER_SENSOR),
+    "quad.dng": (make_quad_bayer, "RRGG", OTHER_SENSOR),
+    "white.dng": (make_white_below_black, "white_level", OTHER_SENSOR),
+    "layout.dng": (make_other_layout, "GBRG", "the camera that fits"),
+    "cut.dng": (make_cut, "truncated, 1 byte", CUT),
+    "cut.png": (make_cut_plain, "no readable PNG", CUT),
+    "cut.npy": (make_cut_plain, "no readable NPY", CUT),
+    "cut.tif": (make_cut_plain, "no readable TIFF", CUT),
+    "pickle.npy": (make_pickle, "no readable NPY", CUT),
+    "lzw.tif": (make_lzw, "imagecodecs", "without compression"),
+    "deep colour.png": (make_16_bit_colour_png, "16-bit PNG", GREY),
+    "colour.png": (holding(np.dstack([EIGHT, EIGHT, 255 - EIGHT])), "colour picture", GREY),
+    "colour.tif": (holding(np.dstack([EIGHT, EIGHT, 255 - EIGHT])), "colour picture", GREY),
+    "stack.npy": (holding(random_mosaic((6, 24, 24))), "(6, 24, 24)", GREY),
+    "stack.tif": (holding(random_mosaic((6, 24, 24))), "(6, 24, 24)", GREY),
+    "odd.png": (holding(EIGHT[:23]), "23 x 32", GREY),
+    "odd.npy": (holding(EIGHT[:, :31]), "24 x 31", GREY),
+    "odd.tif": (holding(EIGHT[:1, :1]), "1 x 1", GREY),
+    "none.npy": (holding(EIGHT[:0]), "0 x 32", GREY),
+    "signed.npy": (holding(SIXTEEN.astype(np.int32)), "int32", GREY),
+    "complex.npy": (holding(random_mosaic().astype(complex)), "complex", GREY),
+    "nan.npy": (with_value(np.nan), "not finite", GREY),
+    "infinite.tif": (with_value(np.inf), "not finite", GREY),
+    "above.npy": (with_value(1.5), "beyond [0, 1]", GREY),
+    "below.tif": (with_value(-0.5), "beyond [0, 1]", GREY),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_named_with_reason_and_remedy(tmp_path, capfd, name):
+    make, reason, remedy = BAD[name]
+    path = tmp_path / name
+    make(path)
+    capfd.readouterr()
+    plain = path.suffix in (".png", ".npy", ".tif") or name == "layout.dng"
+
+    with pytest.raises(RawFileError) as caught:
+        read_raw(path, SENSOR if plain else None)
+
+    message = str(caught.value)
+    assert str(path) in message
+    assert reason in message
+    assert remedy in message
+    assert len(message.splitlines()) == 2
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy", ".tif"])
+def test_files_without_calibration_ask_for_a_camera(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    save(path, EIGHT)
+
+    with pytest.raises(
+        RawFileError, match=r"camera=.*--camera microscope\|drone\|file.json"
+    ) as caught:
+        read_raw(path)
+
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0.001, 0.1, 0.5, 0.9, 0.99, 0.9999])
+def test_a_truncated_dng_is_never_filled_up(tmp_path, kept):
+    path = write_dng(tmp_path / "a.dng", random_mosaic((200, 300)), SENSOR)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+
+    with pytest.raises(RawFileError, match="copy it again"):
+        read_raw(path)
+
+
+def test_the_error_passes_between_processes(tmp_path):
+    error = RawFileError(tmp_path / "a.dng", "the reason", "the remedy")
+
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert (type(copy), str(copy)) == (RawFileError, str(error))
+
+
+# --- cameras by name ------------------------------------------------------------------------------
+
+
+def test_load_camera(tmp_path):
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps(SENSOR.to_dict()))
+
+    assert load_camera("microscope") is MICROSCOPE
+    assert load_camera("Drone") is DRONE
+    assert load_camera(path) == SENSOR
+    assert load_camera(str(path)) == SENSOR
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "unknown camera"),
+        ("{", "no camera description"),
+        ("[1, 2]", "no camera description"),
+        ('{"name": "x"}', "missing or unknown keys: black_level"),
+        (json.dumps({**SENSOR.to_dict(), "cfa": 3}), "no camera description"),
+        (json.dumps({**SENSOR.to_dict(), "cfa": "RGBG"}), "RGGB"),
+        (json.dumps({**SENSOR.to_dict(), "white_level": 0}), "not above the black level"),
+        (json.dumps({**SENSOR.to_dict(), "colour_matrix": None}), "no camera description"),
+    ],
+)
+def test_load_camera_says_what_would_do(tmp_path, text, reason):
+    path = tmp_path / "camera.json"
+    if text is not None:
+        path.write_text(text)
+
+    with pytest.raises(ValueError, match="microscope, drone") as caught:
+        load_camera(path)
+
+    assert reason in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+# --- real files -----------------------------------------------------------------------------------
+
+
+def test_a_real_photo_is_read_as_libraw_reads_it(sample_raws):
+    path = sample_raws / "colorchart.dng"
+
+    frame = read_raw(path)
+
+    with rawpy.imread(str(path)) as raw:
+        np.testing.assert_array_equal(to_16_bit(frame.mosaic), raw.raw_image_visible)
+    camera = frame.camera
+    assert frame.mosaic.shape == (1156, 1734)
+    assert camera.name == "Canon EOS Kiss X4"
+    assert camera.cfa is CFA.RGGB
+    assert camera.black_level == (2056 / FULL,) * 4
+    assert camera.white_level == 15000 / FULL
+    # AsShotNeutral is 1.000 2.477 1.462.
+    assert camera.white_balance == pytest.approx((2.477, 1, 2.477 / 1.462), rel=1e-5)
+    np.testing.assert_allclose(np.sum(camera.colour_matrix, axis=1), 1)
+    # ColorMatrix1 of the file, worked out by hand: inv(rows to 1 (ColorMatrix1 @ sRGB to XYZ)).
+    expected = [[1.818, -0.964, 0.147], [-0.229, 1.774, -0.545], [-0.020, -0.468, 1.488]]
+    np.testing.assert_allclose(camera.colour_matrix, expected, atol=6e-4)
+
+
+def test_a_real_photo_survives_being_written(sample_raws, tmp_path):
+    frame = read_raw(sample_raws / "colorchart.dng")
+
+    again = read_raw(write_dng(tmp_path / "a.dng", frame.mosaic, frame.camera))
+
+    assert again.camera == frame.camera
+    np.testing.assert_array_equal(again.mosaic, frame.mosaic)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_photo_is_refused(sample_raws, tmp_path, kept):
+    content = (sample_raws / "colorchart.dng").read_bytes()
+    path = tmp_path / "cut.dng"
+    path.write_bytes(content[: int(len(content) * kept)])
+
+    with pytest.raises(RawFileError, match="truncated"):
+        read_raw(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "camera", "darkest"), [("drone", DRONE, 16), ("microscopy", MICROSCOPE, 38)]
+)
+def test_demo_tiles(sample_raws, name, camera, darkest):
+    frame = read_raw(sample_raws / f"raw_{name}_tile.png", camera)
+
+    assert frame.mosaic.shape == (256, 256)
+    assert frame.mosaic.min() == pytest.approx(darkest / 255)
