@@ -1,0 +1,335 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import rawpy
+import tifffile
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from r2l.camera import CFA, DRONE, MICROSCOPE
+from r2l.cli import app
+from r2l.isp import StaticISP
+from r2l.rawfile import read_raw, write_dng
+
+SIZE = (40, 56)
+
+
+def write_photo(path, camera=DRONE, seed=0):
+    """Write a DNG of smooth colours with some noise, turned layout and all."""
+    rng = np.random.default_rng(seed)
+    down, right = np.mgrid[0 : 1 : SIZE[0] * 1j, 0 : 1 : SIZE[1] * 1j]
+    mosaic = 0.1 + 0.3 * down * right + 0.05 * rng.random(SIZE)
+    return write_dng(path, mosaic, camera)
+
+
+def write_damaged_tiff(path):
+    """Write a TIFF whose tags contradict each other, which tifffile logs."""
+    tifffile.imwrite(path, np.zeros(SIZE, np.uint8))
+    with tifffile.TiffFile(path) as tiff:
+        count = tiff.pages.first.tags["StripOffsets"].offset + 4
+    content = bytearray(path.read_bytes())
+    content[count : count + 4] = b"\xff" * 4
+    path.write_bytes(content)
+
+
+def develop(*arguments):
+    """Run `r2l develop` in this process."""
+    result = CliRunner().invoke(app, ["develop", *map(str, arguments)])
+    # A bug would come out as any other exception.
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def expected_picture(photo, code, camera=None, variant="corrected"):
+    frame = read_raw(photo, camera)
+    with torch.inference_mode():
+        isp = StaticISP.from_code(code, frame.camera, variant=variant)
+        image = isp(frame.tensor())[0].permute(1, 2, 0).numpy()
+    return np.round(image * 255)
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image)
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run_program(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "r2l.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+# --- as a program ---------------------------------------------------------------------------------
+
+
+def test_the_program_develops_a_photo(tmp_path):
+    photo = write_photo(tmp_path / "photo.dng")
+
+    done = run_program("develop", photo, "--pipeline", "ma,s,ga", "-o", "photo.png")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "photo.png\n", "")
+    np.testing.assert_array_equal(pixels("photo.png"), expected_picture(photo, "ma,s,ga"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("missing.dng", "No such file"), ("damaged.tif", "no readable TIFF")]
+)
+def test_the_program_ends_errors_without_a_traceback(tmp_path, name, reason):
+    write_damaged_tiff(tmp_path / "damaged.tif")
+
+    done = run_program("develop", name, "--camera", "drone")
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {name}: {reason}")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_help_does_without_the_heavy_imports():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from r2l.cli import app\n"
+        "assert CliRunner().invoke(app, ['develop', '--help']).exit_code == 0\n"
+        "print(*{'torch', 'numpy', 'rawpy', 'PIL'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_help_names_the_commands_and_what_they_take():
+    runner = CliRunner()
+
+    assert "develop" in runner.invoke(app, ["--help"]).output
+    words = runner.invoke(app, ["develop", "--help"]).output
+    for option in ("--pipeline", "--output", "--camera", "--variant", "--stages", "--force"):
+        assert option in words
+
+
+# --- pictures and where they go -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["bi,s,ga", "ma,u,me", "me,s,me"])
+@pytest.mark.parametrize("variant", ["corrected", "paper"])
+def test_the_picture_is_that_of_the_isp(tmp_path, code, variant):
+    photo = write_photo(tmp_path / "photo.dng")
+
+    result = develop(photo, "-p", code, "-o", "out.png", "--variant", variant)
+
+    assert (result.exit_code, result.output) == (0, "out.png\n")
+    expected = expected_picture(photo, code, variant=variant)
+    np.testing.assert_array_equal(pixels("out.png"), expected)
+    assert expected.std() > 10  # a picture, not a flat field
+
+
+def test_without_output_the_name_tells_photo_and_pipeline(tmp_path):
+    (tmp_path / "in").mkdir()
+    photo = write_photo(tmp_path / "in" / "my photo.v2.dng")
+
+    result = develop(photo)
+
+    assert result.output == "my photo.v2_bi-s-ga.png\n"
+    np.testing.assert_array_equal(
+        pixels(tmp_path / "my photo.v2_bi-s-ga.png"), expected_picture(photo, "bi,s,ga")
+    )
+
+
+@pytest.mark.parametrize("folder", ["out", "deep/er", "with.dot"])
+def test_a_folder_takes_many_photos(tmp_path, folder):
+    if "." in folder:
+        (tmp_path / folder).mkdir()
+    photos = [write_photo(tmp_path / f"{name}.dng", seed=i) for i, name in enumerate("abc")]
+
+    result = develop(*photos, "-o", folder, "-p", "ma,u,me")
+
+    assert result.exit_code == 0
+    for photo in photos:
+        picture = pixels(tmp_path / folder / f"{photo.stem}_ma-u-me.png")
+        np.testing.assert_array_equal(picture, expected_picture(photo, "ma,u,me"))
+
+
+@pytest.mark.parametrize("given", ["drone", "microscope", "camera.json"])
+def test_mosaics_without_calibration_take_it_from_camera(tmp_path, given):
+    values = np.round(np.random.default_rng(0).random(SIZE) * 255).astype(np.uint8)
+    Image.fromarray(values).save("tile.png")
+    camera = {"drone": DRONE, "microscope": MICROSCOPE}.get(given)
+    if camera is None:
+        camera = replace(DRONE, cfa=CFA.GBRG)
+        (tmp_path / given).write_text(json.dumps(camera.to_dict()))
+
+    result = develop("tile.png", "--camera", given, "-o", "out.png")
+
+    assert result.exit_code == 0, result.output
+    expected = expected_picture("tile.png", "bi,s,ga", camera)
+    np.testing.assert_array_equal(pixels("out.png"), expected)
+
+
+def test_stages_are_written_in_order_and_can_be_seen(tmp_path):
+    photo = write_photo(tmp_path / "photo.dng")
+
+    result = develop(photo, "-o", "photo.png", "--stages")
+
+    frame = read_raw(photo)
+    stages = StaticISP.from_code("bi,s,ga", frame.camera).stages(frame.tensor())
+    names = [f"{i:02d}_{name}.png" for i, name in enumerate(stages, start=1)]
+    assert names[0] == "01_raw.png"
+    assert names[-1].endswith("_gamma.png")
+    assert sorted(os.listdir("photo.stages")) == names
+    assert result.output.splitlines() == ["photo.png", *(f"photo.stages/{name}" for name in names)]
+    shown = [pixels(tmp_path / "photo.stages" / name) for name in names]
+    # The mosaic is grey, and shown with the display's gamma; the last is not brightened again.
+    expected = np.round(255 * frame.mosaic ** (1 / 2.2))
+    np.testing.assert_allclose(shown[0], expected, atol=1)
+    np.testing.assert_array_equal(shown[-1], pixels("photo.png"))
+    assert all(picture.shape[:2] == SIZE for picture in shown)
+
+
+def test_pictures_are_replaced_only_by_force(tmp_path):
+    photo = write_photo(tmp_path / "photo.dng")
+    (tmp_path / "out.png").write_text("precious")
+
+    refused = develop(photo, "-o", "out.png")
+    assert refused.exit_code == 2
+    assert "out.png exists: --force replaces it" in refused.stderr
+    assert (tmp_path / "out.png").read_text() == "precious"
+
+    assert develop(photo, "-o", "out.png", "--force").exit_code == 0
+    np.testing.assert_array_equal(pixels("out.png"), expected_picture(photo, "bi,s,ga"))
+
+    (tmp_path / "out.stages").mkdir()
+    assert develop(photo, "-o", "out.png", "--stages").exit_code == 2
+    assert os.listdir("out.stages") == []
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def test_a_photo_that_fails_does_not_stop_the_others(tmp_path):
+    good = [write_photo(tmp_path / "a.dng"), write_photo(tmp_path / "c.dng")]
+    (tmp_path / "b.dng").write_text("no photo")
+
+    result = develop("a.dng", "b.dng", "c.dng", "-o", "out")
+
+    assert result.exit_code == 2
+    assert result.stdout.splitlines() == ["out/a_bi-s-ga.png", "out/c_bi-s-ga.png"]
+    assert result.stderr.startswith("error: b.dng: ")
+    assert len(list((tmp_path / "out").iterdir())) == len(good)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["a.dng", "-p", "bi,s,xx"], "ga"),
+        (["a.dng", "-p", "bi,s"], "bi,s"),
+        (["a.dng", "--variant", "better"], "corrected"),
+        (["a.dng", "--camera", "phone"], "microscope, drone"),
+        (["a.dng", "--camera", "a.dng"], "no camera description"),
+        (["a.dng", "b.dng", "-o", "out.png"], "one file for 2 photos"),
+        (["a.dng", "-o", "out.jpg"], "end the name in .png"),
+        (["a.dng", "in/a.dng", "-o", "out"], "would both be written to"),
+        (["a.dng", "-o", "a.dng"], "PNG"),
+        (["tile.png", "-o", "tile.png", "--force", "--camera", "drone"], "is one of the photos"),
+        (["tile.png"], "--camera microscope|drone|file.json"),
+        (["tile.png", "--camera", "turned.json", "a.dng", "-o", "out"], "GBRG"),
+        (["a.dng", "-o", "b.dng/out.png"], "b.dng"),
+        (["a.dng", "-o", "folder.png/.", "--force"], "folder.png/a_bi-s-ga.png: Is a directory"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, arguments, complaint):
+    write_photo(tmp_path / "a.dng")
+    write_photo(tmp_path / "b.dng")
+    (tmp_path / "in").mkdir()
+    write_photo(tmp_path / "in" / "a.dng")
+    (tmp_path / "folder.png" / "a_bi-s-ga.png").mkdir(parents=True)
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save("tile.png")
+    turned = replace(DRONE, cfa=CFA.GBRG)
+    (tmp_path / "turned.json").write_text(json.dumps(turned.to_dict()))
+    before = (tmp_path / "tile.png").read_bytes()
+
+    result = develop(*arguments)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert complaint in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+    assert (tmp_path / "tile.png").read_bytes() == before
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_a_full_disk_is_reported_and_leaves_no_half_picture(tmp_path):
+    resource = pytest.importorskip("resource", reason="Unix only")
+    photo = write_photo(tmp_path / "photo.dng")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        result = develop(photo, "-o", "out.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert result.exit_code == 2
+    assert result.stderr == "error: out.png: File too large\n"
+    assert sorted(os.listdir()) == ["photo.dng"]
+
+
+# --- real files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "camera"),
+    [
+        ("colorchart.dng", None),
+        ("raw_drone_tile.png", "drone"),
+        ("raw_microscopy_tile.png", "microscope"),
+    ],
+)
+def test_real_files_develop(sample_raws, name, camera):
+    options = ["--camera", camera] if camera else []
+
+    result = develop(sample_raws / name, *options, "-o", "out.png")
+
+    assert result.exit_code == 0, result.output
+    picture = pixels("out.png")
+    assert picture.shape[2] == 3
+    assert np.unique(picture).size > 50
+
+
+@pytest.mark.parametrize("code", ["bi,s,ga", "ma,u,me", "me,s,ga"])
+def test_a_real_photo_looks_like_the_one_libraw_develops(sample_raws, code):
+    photo = sample_raws / "colorchart.dng"
+    assert develop(photo, "-p", code, "-o", "out.png").exit_code == 0
+    ours = pixels("out.png").astype(float)
+
+    with rawpy.imread(str(photo)) as raw:
+        theirs = raw.postprocess(
+            use_camera_wb=True, no_auto_bright=True, adjust_maximum_thr=0, gamma=(2.2, 0)
+        ).astype(float)
+
+    assert ours.shape == theirs.shape
+    luminance = np.array([0.299, 0.587, 0.114])
+    assert np.corrcoef((ours @ luminance).ravel(), (theirs @ luminance).ravel())[0, 1] > 0.98
+    # Averages of 17 x 17 pixels, since demosaicing and sharpening differ at edges and in noise.
+    blocks = [p.reshape(68, 17, 102, 17, 3).mean(axis=(1, 3)) for p in (ours, theirs)]
+    assert np.abs(blocks[0] - blocks[1]).mean() < 1
+    assert np.percentile(np.abs(blocks[0] - blocks[1]), 99) < 5
+    chroma = [b.max(axis=2) - b.min(axis=2) for b in blocks]
+    neutral = (chroma[1] < 15) & (blocks[1].mean(axis=2) > 40)
+    assert neutral.sum() > 200
+    assert chroma[0][neutral].max() < 21
