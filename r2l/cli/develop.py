@@ -1,0 +1,169 @@
+"""`r2l develop`: raw files to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from r2l.cli.report import Failures
+
+if TYPE_CHECKING:
+    import torch
+
+    from r2l.camera import Camera
+
+
+def develop(
+    photos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PHOTO",
+            help="Raw files: DNG, CR3, NEF, ARW and others; or mosaics as TIFF, PNG, NPY.",
+            show_default=False,
+        ),
+    ],
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            "-p",
+            metavar="CODE",
+            help="Demosaicing, sharpening and denoising: bi, ma or me; s or u; me or ga.",
+        ),
+    ] = "bi,s,ga",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="A file ending in .png for one photo, or a folder. Into a folder, PHOTO becomes "
+            "PHOTO_bi-s-ga.png.  [default: the current folder]",
+            show_default=False,
+        ),
+    ] = None,
+    camera: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CAMERA",
+            help="microscope, drone or a JSON file. Replaces what the file says; TIFF, PNG and NPY "
+            "say nothing and need it.",
+            show_default=False,
+        ),
+    ] = None,
+    variant: Annotated[
+        str, typer.Option(help="corrected, or paper for the stages as published.")
+    ] = "corrected",
+    stages: Annotated[
+        bool,
+        typer.Option(
+            "--stages",
+            help="Also write the picture after each stage, to OUTPUT.stages/. Those before gamma "
+            "are brightened by the display's gamma, so that people can see them.",
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace pictures that exist.")
+    ] = False,
+) -> None:
+    """Develop raw files to 8-bit PNG pictures.
+
+    A photo that fails is reported, the others are still developed, and the exit status is 2.
+    """
+    failures = Failures()
+    with failures.reported():
+        developer = _Developer(pipeline, variant, camera)
+        targets = _targets(photos, output, pipeline)
+    failures.exit_if_any()
+    for photo, target in zip(photos, targets, strict=True):
+        with failures.reported():
+            for written in developer.develop(photo, target, stages=stages, force=force):
+                print(written)
+    failures.exit_if_any()
+
+
+class _Developer:
+    """The choices that hold for all photos of a call, checked before the first one is read."""
+
+    def __init__(self, code: str, variant: str, camera: str | None) -> None:
+        from r2l.camera import DRONE
+        from r2l.isp import StaticISP
+        from r2l.rawfile import load_camera
+
+        self.code, self.variant = code, variant
+        self.camera: Camera | None = load_camera(camera) if camera else None
+        StaticISP.from_code(code, DRONE, variant=variant)
+
+    def develop(self, photo: Path, target: Path, *, stages: bool, force: bool) -> Iterator[Path]:
+        """Develop one photo; yield each file as it is written."""
+        import torch
+
+        from r2l.isp import StaticISP
+        from r2l.rawfile import read_raw
+
+        stage_folder = target.with_suffix(".stages")
+        for place in (target, stage_folder) if stages else (target,):
+            if place.exists() and not force:
+                raise ValueError(f"{place} exists: --force replaces it, -o names another place")
+        frame = read_raw(photo, self.camera)
+        isp = StaticISP.from_code(self.code, frame.camera, variant=self.variant)
+        with torch.inference_mode():
+            raw = frame.tensor()
+            # All stages at once take several times the memory of the last.
+            pictures = isp.stages(raw) if stages else {"gamma": isp(raw)}
+        *before_gamma, final = pictures
+        yield _write_png(target, pictures[final])
+        if stages:
+            for number, (name, picture) in enumerate(pictures.items(), start=1):
+                shown = picture.clamp(0, 1) ** (1 / 2.2) if name in before_gamma else picture
+                yield _write_png(stage_folder / f"{number:02d}_{name}.png", shown)
+
+
+def _targets(photos: list[Path], output: Path | None, code: str) -> list[Path]:
+    """Return where the picture of each photo goes.
+
+    Raises:
+        ValueError: several photos for one picture, a picture in the place of a photo, or a name
+            that is neither a folder's nor a PNG's.
+    """
+    output = output or Path()
+    if output.suffix.lower() == ".png" and not output.is_dir():
+        if len(photos) > 1:
+            raise ValueError(f"{output} is one file for {len(photos)} photos: give -o a folder")
+        targets = [output]
+    elif output.suffix and not output.is_dir():
+        raise ValueError(f"{output}: pictures are written as PNG; end the name in .png")
+    else:
+        marks = code.replace(" ", "").replace(",", "-")
+        targets = [output / f"{photo.stem}_{marks}.png" for photo in photos]
+    _check_distinct(photos, targets)
+    return targets
+
+
+def _check_distinct(photos: list[Path], targets: list[Path]) -> None:
+    sources = {photo.resolve() for photo in photos}
+    taken: dict[Path, Path] = {}
+    for photo, target in zip(photos, targets, strict=True):
+        place = target.resolve()
+        if place in sources:
+            raise ValueError(f"{target} is one of the photos: choose another name with -o")
+        if place in taken:
+            raise ValueError(f"{taken[place]} and {photo} would both be written to {target}")
+        taken[place] = photo
+
+
+def _write_png(target: Path, picture: torch.Tensor) -> Path:
+    """Write a (1, C, H, W) *display* picture in [0, 1], C 1 or 3, as 8-bit PNG, whole or not."""
+    from PIL import Image
+
+    from r2l.rawfile import atomic_path
+
+    values = picture[0].clamp(0, 1).mul(255).round().byte()
+    values = values[0] if len(values) == 1 else values.permute(1, 2, 0)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as partial:
+        Image.fromarray(values.numpy()).save(partial, format="PNG")
+    return target
