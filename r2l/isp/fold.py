@@ -13,17 +13,19 @@ any size needs little more memory than its picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from r2l.isp.functional import pad
 from r2l.isp.planes import from_planes, is_recorded, to_planes
 
 #: Pixels of a strip: what stays in the second-level cache of one core, found by trial.
-STRIP_PIXELS = 160_000
+STRIP_PIXELS = 131_072
 
 
 def measure_affine(
@@ -103,7 +105,8 @@ def develop_in_strips(
         develop: mosaic (b, 1, h + 2 margin, w + 2 margin) to ``count`` images (b, 3, h, w).
 
     Returns:
-        ``count`` images (B, 3, H, W). With gradients, under a compiler and off the CPU all is one strip.
+        ``count`` images (B, 3, H, W). All is one strip where autograd follows ``mosaic``, under a
+        compiler, and off the CPU.
     """
     if is_recorded(mosaic) or mosaic.device.type != "cpu":
         return develop(pad(mosaic, (margin, margin), (margin, margin), "mirror"))
@@ -114,3 +117,55 @@ def develop_in_strips(
         for result, part in zip(results, develop(strip), strict=True):
             result[images, :, rows] = part
     return results
+
+
+class _Strips(torch.autograd.Function):
+    """`develop_in_strips` with gradients for parameters; each strip is developed again for them.
+
+    That costs a second forward pass and saves far more: nothing but the mosaic is kept, and what is
+    computed stays in the cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mosaic: Tensor,
+        margin: int,
+        develop: Callable[..., Tensor],
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.margin, ctx.develop = margin, develop
+        ctx.save_for_backward(mosaic, *parameters)
+        return develop_in_strips(mosaic, margin, 1, lambda m: [develop(m, *parameters)])[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mosaic, *parameters = ctx.saved_tensors
+        leaves = [p.detach().requires_grad_() for p in parameters]
+        totals = [torch.zeros_like(p) for p in parameters]
+        for images, rows in _strips(mosaic.shape[0], *mosaic.shape[-2:]):
+            strip = _strip_with_surroundings(mosaic, images, rows, ctx.margin)
+            with torch.enable_grad():
+                image = ctx.develop(strip, *leaves)
+            parts = torch.autograd.grad(image, leaves, grad[images, :, rows])
+            for total, part in zip(totals, parts, strict=True):
+                total.add_(part)
+        return None, None, None, *totals
+
+
+def develop_with_parameters(
+    mosaic: Tensor, margin: int, develop: Callable[..., Tensor], *parameters: Tensor
+) -> Tensor:
+    """Develop a batch of mosaics by parameters that may be learned; gradients are of first order.
+
+    Args:
+        mosaic: (B, 1, H, W).
+        margin: see `develop_in_strips`.
+        develop: mosaic (b, 1, h + 2 margin, w + 2 margin) and ``parameters`` to an image (b, 3, h, w).
+        *parameters: tensors; all that ``develop`` depends on besides the mosaic.
+    """
+    learned = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+    if learned and not is_recorded(mosaic) and mosaic.device.type == "cpu":
+        return _Strips.apply(mosaic, margin, develop, *parameters)
+    return develop_in_strips(mosaic, margin, 1, lambda m: [develop(m, *parameters)])[0]

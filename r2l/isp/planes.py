@@ -18,11 +18,6 @@ def is_recorded(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
 
 
-def _may_move_pairs(x: Tensor) -> bool:
-    plain = x.dtype == torch.float32 and x.device.type == "cpu" and not is_recorded(x)
-    return plain and x.storage_offset() % 2 == 0
-
-
 def split(mosaic: Tensor) -> list[Tensor]:
     """Return the four planes (B, H/2, W/2) of a mosaic (B, 1, H, W), by position of the tile."""
     return [mosaic[:, 0, y::2, x::2].contiguous() for y in (0, 1) for x in (0, 1)]
@@ -39,22 +34,47 @@ def join(planes: Sequence[Tensor]) -> Tensor:
     return image
 
 
+def _split_pairs(image: Tensor) -> Tensor:
+    """(B, C, H, W) float32 to (B, 4 C, H/2, W/2): neighbours travel as one float64, channels last."""
+    b, c, h, w = image.shape
+    pairs = image.contiguous().view(torch.float64).reshape(b, c, h // 2, 2, w // 2)
+    planes = pairs.permute(0, 2, 4, 1, 3).contiguous().view(torch.float32)
+    return planes.reshape(b, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
+
+
+def _join_pairs(planes: Tensor) -> Tensor:
+    """The inverse of `_split_pairs`."""
+    b, c, h, w = planes.shape
+    channels_last = planes.permute(0, 2, 3, 1).contiguous()
+    pairs = channels_last.view(torch.float64).reshape(b, h, w, c // 4, 2)
+    image = pairs.permute(0, 3, 1, 4, 2).contiguous().view(torch.float32)
+    return image.reshape(b, c // 4, 2 * h, 2 * w)
+
+
+class _JoinPairs(torch.autograd.Function):
+    """`_join_pairs` for autograd: its gradient is the inverse rearrangement."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, planes: Tensor) -> Tensor:
+        return _join_pairs(planes)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
+        return F.pixel_unshuffle(grad, 2) if is_recorded(grad) else _split_pairs(grad)
+
+
+def _may_move_pairs(x: Tensor) -> bool:
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and x.storage_offset() % 2 == 0
+    return plain and not torch.compiler.is_compiling()
+
+
 def to_planes(mosaic: Tensor) -> Tensor:
     """Return the planes of a mosaic in one tensor: (B, 1, H, W) to (B, 4, H/2, W/2)."""
-    if not _may_move_pairs(mosaic):
-        return F.pixel_unshuffle(mosaic, 2)
-    # Two neighbours travel as one float64, channels last, which is what a convolution wants.
-    b, _, h, w = mosaic.shape
-    pairs = mosaic.contiguous().view(torch.float64).reshape(b, h // 2, 2, w // 2)
-    return pairs.transpose(2, 3).contiguous().view(torch.float32).permute(0, 3, 1, 2)
+    if _may_move_pairs(mosaic) and not is_recorded(mosaic):
+        return _split_pairs(mosaic)
+    return F.pixel_unshuffle(mosaic, 2)
 
 
 def from_planes(planes: Tensor) -> Tensor:
     """Return the image of its planes: (B, 4 C, H/2, W/2) to (B, C, H, W), colour by colour."""
-    channels_last = planes.permute(0, 2, 3, 1)
-    if not _may_move_pairs(planes) or not channels_last.is_contiguous():
-        return F.pixel_shuffle(planes, 2)
-    b, c, h, w = planes.shape
-    pairs = channels_last.view(torch.float64).reshape(b, h, w, c // 4, 2)
-    image = pairs.permute(0, 3, 1, 4, 2).contiguous().view(torch.float32)
-    return image.reshape(b, c // 4, 2 * h, 2 * w)
+    return _JoinPairs.apply(planes) if _may_move_pairs(planes) else F.pixel_shuffle(planes, 2)

@@ -1,0 +1,190 @@
+"""The parametrized pipeline: every number that processing depends on can be learned, or attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from r2l.camera import Camera
+from r2l.isp import functional as stage
+from r2l.isp.demosaic import bilinear
+from r2l.isp.fold import apply_affine, develop_with_parameters, measure_affine
+from r2l.isp.functional import crop
+
+#: A lower and an upper bound for each value of a parameter, by the parameter's name.
+Box = Mapping[str, tuple[Tensor, Tensor]]
+
+# Demosaic 1, sharpening 1, blur 2; even, as strips want it.
+_RADIUS = 4
+_KERNELS = ("sharpening_kernel", "blur_kernel")
+# A level this close to white leaves almost nothing to divide by.
+_LEAST_RANGE = 0.05
+
+
+class ParametrizedISP(nn.Module):
+    """A pipeline of learnable parameters: raw (B, 1, H, W) to display (B, 3, H, W).
+
+    Black level, bilinear demosaic, white balance, colour matrix, 3x3 sharpening and 5x5 blur of luma,
+    clip, gamma, and on request an additive layer. Untouched, it equals
+    ``StaticISP.from_code("bi,s,ga", camera)`` everywhere. All stages up to the clip are affine, so they
+    run as one convolution (`r2l.isp.fold`), and their gradients with it.
+
+    The frame goes on beyond its edge as its mirror image, before anything else; kernels that have lost
+    their symmetry see that continuation too.
+
+    Args:
+        camera: layout and calibration: the initial values.
+        additive_shape: shape of a layer of zeros to be learned that is added to the display image, such
+            as (1, 3, H, W); must broadcast to it. The result is then not clipped again.
+
+    Attributes:
+        black_level: (4,) raw value of no light, by position of the tile.
+        white_balance: (3,) gains of R, G, B.
+        colour_matrix: (3, 3) rows give linear sRGB.
+        sharpening_kernel: (3, 3) on luma.
+        blur_kernel: (5, 5) on luma; initially a Gaussian of sigma 0.5 pixels.
+        gamma: () exponent of the display, 2.2.
+        additive: as ``additive_shape``, or None.
+
+    Source: the parametrized processing of Oala et al., TMLR 2023, with the corrections of `StaticISP`.
+    """
+
+    def __init__(self, camera: Camera, additive_shape: Iterable[int] | None = None) -> None:
+        super().__init__()
+        self.camera = camera
+        blur = torch.tensor(stage.gaussian_kernel(0.5), dtype=torch.float64)
+        initial = {
+            "black_level": camera.black_level,
+            "white_balance": camera.white_balance,
+            "colour_matrix": camera.colour_matrix,
+            "sharpening_kernel": stage.SHARPENING_KERNEL,
+            "blur_kernel": torch.outer(blur, blur).tolist(),
+            "gamma": 2.2,
+        }
+        for name, value in initial.items():
+            self.register_parameter(name, nn.Parameter(torch.tensor(value)))
+        additive = None if additive_shape is None else nn.Parameter(torch.zeros(*additive_shape))
+        self.register_parameter("additive", additive)
+
+    def extra_repr(self) -> str:
+        """Say whose camera it started from."""
+        return self.camera.name
+
+    def _linear_stages(self, raw: Tensor) -> dict[str, Tensor]:
+        out = {"raw": raw}
+        white = self.camera.white_level
+        linear = out["black_level"] = stage.subtract_black_level(raw, self.black_level, white)
+        rgb = out["demosaic"] = bilinear(linear, self.camera.cfa)
+        rgb = out["white_balance"] = stage.balance_white(rgb, self.white_balance)
+        rgb = out["colour_matrix"] = stage.apply_colour_matrix(rgb, self.colour_matrix)
+        for name, kernel in (("sharpening", self.sharpening_kernel), ("denoising", self.blur_kernel)):
+            rgb = out[name] = stage.filter_luma(rgb, lambda y, k=kernel: stage.correlate(y, k))
+        return out
+
+    def stages(self, raw: Tensor) -> dict[str, Tensor]:
+        """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
+        stage.check_mosaic(raw)
+        margin = (_RADIUS, _RADIUS)
+        out = self._linear_stages(stage.pad(raw, margin, margin, "mirror"))
+        out = {name: crop(image, _RADIUS) for name, image in out.items()} | {"raw": raw}
+        out["clip"] = stage.clip(out["denoising"])
+        image = out["gamma"] = stage.gamma_correct(out["clip"], self.gamma)
+        if self.additive is not None:
+            out["additive"] = image + self.additive
+        return out
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H, W), display domain.
+
+        Raises:
+            ValueError: wrong shape or dtype, odd height or width, a black level not below white.
+        """
+        stage.check_mosaic(raw)
+        weight, bias = measure_affine(
+            lambda x: self._linear_stages(x)["denoising"], _RADIUS, self.colour_matrix
+        )
+        image = develop_with_parameters(raw, _RADIUS, _develop, weight, bias, self.gamma)
+        return image if self.additive is None else image + self.additive
+
+    def physical_bounds(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the widest box that still is a camera: see `project_`.
+
+        Levels from 0 to just below white, gains of the camera's sign and of magnitude 0.05 to 20, matrix
+        entries within 10, kernel entries within 25, gamma 0.2 to 5. The additive layer is not bounded.
+        """
+        highest_black = self.camera.white_level - _LEAST_RANGE
+        sign = torch.tensor(self.camera.white_balance).sign().to(self.white_balance)
+        smallest, largest = 0.05 * sign, 20.0 * sign
+        limits = {
+            "black_level": (0.0, highest_black),
+            "white_balance": (torch.minimum(smallest, largest), torch.maximum(smallest, largest)),
+            "colour_matrix": (-10.0, 10.0),
+            "sharpening_kernel": (-25.0, 25.0),
+            "blur_kernel": (-25.0, 25.0),
+            "gamma": (0.2, 5.0),
+        }
+        return {name: self._spread(name, *ends) for name, ends in limits.items()}
+
+    def tolerance_bounds(self, fraction: float = 0.1) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return a box around the camera's values: what another device of the kind may differ by.
+
+        Levels may be off by ``fraction`` of a hundredth of the range below white, gains, matrix entries
+        and gamma by ``fraction`` of their own value (matrix: of each row's largest), kernel entries by
+        ``fraction`` of the kernel's largest.
+
+        Raises:
+            ValueError: a fraction outside (0, 1).
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
+        fresh = ParametrizedISP(self.camera).to(self.colour_matrix)
+        box = {}
+        for name, value in fresh.named_parameters():
+            value = value.detach()
+            reach = fraction * {
+                "black_level": torch.full_like(value, 0.01 * self.camera.white_level),
+                "colour_matrix": value.abs().amax(-1, keepdim=True),
+                "sharpening_kernel": value.abs().max(),
+                "blur_kernel": value.abs().max(),
+            }.get(name, value.abs())
+            box[name] = (value - reach, value + reach)
+        return box
+
+    def _spread(self, name: str, *ends: float | Tensor) -> tuple[Tensor, Tensor]:
+        like = self.get_parameter(name).detach()
+        low, high = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in ends)
+        return low.expand_as(like).clone(), high.expand_as(like).clone()
+
+    @torch.no_grad()
+    def project_(self, box: Box | None = None) -> ParametrizedISP:
+        """Bring the parameters back into a box, kernels to unit sum; call it after each step.
+
+        Kernels are moved by the same amount everywhere, the least change that restores their sum; that
+        comes after the box, which a kernel's entry may then leave by as much.
+
+        Args:
+            box: bounds by name of parameter; `physical_bounds` if none is given.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: a name that is no parameter.
+        """
+        box = self.physical_bounds() if box is None else box
+        known = dict(self.named_parameters())
+        if unknown := set(box) - set(known):
+            raise ValueError(f"no parameters {sorted(unknown)}; choose from {', '.join(known)}")
+        for name, (low, high) in box.items():
+            known[name].clamp_(low, high)
+        for name in set(_KERNELS) & set(box):
+            kernel = known[name]
+            kernel.add_((1 - kernel.sum()) / kernel.numel())
+        return self
+
+
+def _develop(mosaic: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor) -> Tensor:
+    # The convolution takes off whole tiles, here exactly the radius.
+    return stage.gamma_correct(apply_affine(mosaic, weight, bias), gamma)
