@@ -1,0 +1,242 @@
+"""How an aerial photo looks: any window of it, painted by itself, agrees with its neighbours.
+
+Each pixel depends on its place in the photo alone: coordinates are metres from the photo's corner,
+textures are addressed by place, and objects carry their chance with them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from r2l.datasets.aerial_layout import STALL, Box, Photo, Tree, seen, turned
+from r2l.datasets.procedural import (
+    EVERYWHERE,
+    Array,
+    Part,
+    coverage,
+    patch,
+    rectangle,
+    remainder,
+    texture,
+    wrap,
+)
+
+PSF_SIGMA = 2.52 * 0.06  # metres
+LUSH, DRY, SOIL = seen(0.24, 0.31, 0.24), seen(0.41, 0.39, 0.33), seen(0.40, 0.34, 0.30)
+ASPHALT, PAVING, MARKING = seen(0.36, 0.37, 0.40), seen(0.46, 0.46, 0.47), seen(0.70, 0.70, 0.68)
+GLASS = seen(0.13, 0.15, 0.18)
+SUNLIGHT = np.array([1.06, 1.0, 0.9], np.float32)  # what a shadow lacks: it is bluer than the sun
+# Where windscreen and rear window begin and end, as shares of the length, by kind of car.
+WINDOWS = (((0.29, 0.43), (0.74, 0.84)), ((0.27, 0.41), (0.88, 0.95)), ((0.10, 0.20), (0.98, 0.99)))
+
+
+@lru_cache(maxsize=3)
+def car_sprite(kind: int) -> Array:
+    """Return a car from above, front first: (3, 130, 66), its body, glass and brightness.
+
+    A frame of nothing is round it, so that a look-up beyond the car finds nothing.
+    """
+    u, v = np.arange(128)[:, None] / 127, np.abs(np.arange(64)[None] / 63 * 2 - 1)
+    (front, top), (back, rear) = WINDOWS[kind]
+    body = coverage(rectangle((u - 0.5) * 4.5, v * 0.9, 2.25, 0.9, 0.4), 0.05)
+    panes = ((u > front) & (u < top) | (u > back) & (u < rear)) & (v < 0.82)
+    sides = (u > front + 0.05) & (u < rear - 0.04) & (v > 0.80) & (v < 0.93)
+    roof = (u > top) & (u < back) & (v < 0.8)
+    bright = 1 + 0.12 * roof - 0.3 * (v > 0.93) - 0.15 * (np.abs(u - 0.5) > 0.48)
+    planes = np.stack([body, body * (panes | sides), bright])
+    return np.pad(planes, ((0, 0), (1, 1), (1, 1))).astype(np.float32)
+
+
+class _Window:
+    """The part of a photo that is being painted, arguments as of `paint_photo`."""
+
+    def __init__(
+        self, photo: Photo, top: int, left: int, height: int, width: int, pixel: float
+    ) -> None:
+        self.photo, self.pixel = photo, pixel
+        self.y = ((np.arange(top, top + height) + 0.5) * pixel).astype(np.float32)[:, None]
+        self.x = ((np.arange(left, left + width) + 0.5) * pixel).astype(np.float32)[None]
+        where = top + photo.offset[0], left + photo.offset[1], height, width
+        self.grain = wrap(texture(max(0.2 / pixel, 1.5), 2, 10), *where)
+        self.leaves = wrap(texture(max(0.5 / pixel, 1.5), 3, 11), *where)
+        self.rough = 1 + 0.05 * self.grain + 0.03 * self.leaves  # asphalt, concrete, tiles
+        self.albedo = np.empty((3, height, width), np.float32)
+        self.sun = np.ones((height, width), np.float32)  # share of the sun that gets through
+        self.cars = np.zeros((height, width), bool)
+
+    def local(self, box: Box) -> tuple[Part, Array, Array]:
+        """Return the part of the window about a box, and its coordinates along and across it."""
+        reach = np.hypot(box.length, box.width) / 2 + 0.2
+        where, y, x = patch((box.y, box.x), reach, self.y, self.x)
+        return where, *turned(y, x, box.heading)
+
+    def blend(self, where: Part, cover: Array, colour: Array, shade: Array | float = 1) -> None:
+        """Lay ``colour`` (3,), brighter or darker by ``shade``, over a part of the ground.
+
+        ``cover`` (h, w) says where, from 0 to 1.
+        """
+        for plane, value in zip(self.albedo, colour, strict=True):
+            plane[where] += cover * (value * shade - plane[where])
+
+    def paint_ground(self) -> None:
+        """Spread lush grass, dry grass and soil by plane waves, ragged by the leaves."""
+        fields = [0.2 * self.leaves + 0.3, 0.2 * self.leaves - 0.6]
+        for fy, fx, phase, layer in self.photo.waves.astype(np.float32):
+            a, b = fy * self.y + phase, fx * self.x
+            fields[int(layer)] += 0.4 * (np.cos(a) * np.cos(b) - np.sin(a) * np.sin(b))
+        self.albedo[:] = LUSH[:, None, None]
+        for field, colour in zip(fields, (DRY, SOIL), strict=True):
+            self.blend(EVERYWHERE, np.minimum(np.maximum(field, 0), 1), colour)
+        self.albedo *= 1 + 0.12 * self.grain + 0.18 * self.leaves
+
+    def paint_pavement(self, road: Box) -> None:
+        """Lay 1.5 m of pavement on both sides, and under the road."""
+        where, _, across = self.local(road)
+        beyond = np.abs(across) - np.float32(road.width / 2 + 1.5)
+        self.blend(where, coverage(beyond, self.pixel), PAVING, self.rough[where])
+
+    def paint_road(self, road: Box) -> None:
+        """Lay asphalt and a broken line in the middle."""
+        where, along, across = self.local(road)
+        beyond = np.abs(across) - np.float32(road.width / 2)
+        self.blend(where, coverage(beyond, self.pixel), ASPHALT, self.rough[where])
+        line = coverage(np.abs(across) - 0.06, self.pixel) * (remainder(along, 6) < 3)
+        self.blend(where, 0.7 * line, MARKING)
+
+    def paint_lot(self, lot: Box) -> None:
+        """Lay asphalt, with a line between two parking spaces."""
+        where, along, across = self.local(lot)
+        inside = coverage(rectangle(along, across, lot.length / 2, lot.width / 2, 0.5), self.pixel)
+        self.blend(where, inside, ASPHALT, self.rough[where])
+        to_line = np.abs(remainder(along + (lot.length + STALL[0]) / 2, STALL[0]) - STALL[0] / 2)
+        line = coverage(to_line - 0.05, self.pixel) * (np.abs(across) > lot.width / 2 - STALL[1])
+        self.blend(where, 0.6 * line * inside, MARKING)
+
+    def shade(self, box: Box) -> None:
+        """Take the sun from where the box stands in its way: the box, swept along its shadow."""
+        shift = (self.photo.shadow * box.height).tolist()
+        length = float(np.hypot(*shift))
+        reach = (np.hypot(box.length, box.width) + length) / 2
+        middle = (box.y + shift[0] / 2, box.x + shift[1] / 2)
+        where, y, x = patch(middle, reach, self.y, self.x)
+        along, across = turned(y + shift[0] / 2, x + shift[1] / 2, box.heading)
+        first, last = np.float32(0), np.float32(1)
+        sweep = turned(*shift, box.heading)
+        for p, side, step in ((along, box.length, sweep[0]), (across, box.width, sweep[1])):
+            step = np.float32(np.copysign(max(abs(step), 1e-3), step))
+            one, other = (p - side / 2) / step, (p + side / 2) / step
+            first = np.maximum(first, np.minimum(one, other))
+            last = np.minimum(last, np.maximum(one, other))
+        dark = np.minimum(np.maximum((last - first) * (length / 0.25), 0), 1)  # 25 cm of penumbra
+        self.sun[where] = np.minimum(self.sun[where], 1 - dark)
+
+    def shade_tree(self, tree: Tree) -> None:
+        """Take most of the sun from where the crown's shadow falls."""
+        shift = (self.photo.shadow * tree.height).tolist()
+        middle = (tree.y + shift[0], tree.x + shift[1])
+        where, y, x = patch(middle, tree.radius + 1, self.y, self.x)
+        distance = np.sqrt(y * y + x * x) - tree.radius + 0.3 * self.leaves[where]
+        self.sun[where] = np.minimum(self.sun[where], 1 - 0.85 * coverage(distance, 0.4))
+
+    def paint_roof(self, box: Box) -> None:
+        """Cover a box: kind 0 with two slopes, of which one looks to the sun, else flat."""
+        where, along, across = self.local(box)
+        inside = coverage(rectangle(along, across, box.length / 2, box.width / 2, 0.05), self.pixel)
+        to_sun = -turned(*self.photo.shadow, box.heading)[1] * (0.1 + self.photo.sun)
+        slope = 0.5 * float(np.tanh(to_sun)) * np.sign(across) * (box.kind == 0)
+        self.blend(where, inside, box.colour, self.rough[where] * (1 + slope))
+        self.sun[where] += inside * (1 - self.sun[where])
+        self.cars[where] &= inside < 0.5
+
+    def paint_car(self, car: Box, sun: Array) -> None:
+        """Put a car there, in the ``sun`` (H, W) that shines on it; its own shadow does not."""
+        where, along, across = self.local(car)
+        u = np.rint((along / car.length + 0.5) * 127 + 1).clip(0, 129).astype(np.intp)
+        v = np.rint((across / car.width + 0.5) * 63 + 1).clip(0, 65).astype(np.intp)
+        body, glass, bright = car_sprite(car.kind)[:, u, v]
+        self.blend(where, body, car.colour, bright)
+        self.blend(where, glass, GLASS)
+        self.sun[where] += body * (sun[where] - self.sun[where])
+        self.cars[where] |= body > 0.5
+
+    def paint_tree(self, tree: Tree) -> None:
+        """Put a crown there: ragged, brighter towards the sun. It hides what is below."""
+        where, y, x = patch((tree.y, tree.x), tree.radius + 1, self.y, self.x)
+        leaves = self.leaves[where]
+        inside = coverage(np.sqrt(y * y + x * x) - tree.radius + 0.35 * leaves, 0.25)
+        sy, sx = (-0.5 * self.photo.sun / tree.radius * self.photo.shadow).astype(np.float32)
+        lit = np.maximum(1 + sy * y + sx * x + 0.25 * leaves + 0.2 * self.grain[where], 0.3)
+        self.blend(where, inside, tree.colour, lit)
+        self.sun[where] += inside * (1 - self.sun[where])
+        self.cars[where] &= inside < 0.5
+
+    def near(self, things: list[Any]) -> list[Any]:
+        """Return the boxes or trees of which something may lie in the window."""
+        (top, bottom), (left, right) = self.y[[0, -1], 0].tolist(), self.x[0, [0, -1]].tolist()
+        return [
+            t
+            for t in things
+            if top - t.reach < t.y < bottom + t.reach and left - t.reach < t.x < right + t.reach
+        ]
+
+    def paint(self) -> None:
+        """Paint from the ground up; shadows lie on the ground, crowns above all."""
+        roads, lots, roofs, junk, trees, cars = map(self.near, self.photo[-6:])
+        self.paint_ground()
+        for road in roads:
+            self.paint_pavement(road)
+        for road in roads:
+            self.paint_road(road)
+        for lot in lots:
+            self.paint_lot(lot)
+        for box in (*roofs, *junk):
+            self.shade(box)
+        for tree in trees:
+            self.shade_tree(tree)
+        sun = self.sun.copy()
+        for car in cars:
+            self.shade(car)
+        for car in cars:
+            self.paint_car(car, sun)
+        for box in (*junk, *roofs):
+            self.paint_roof(box)
+        for tree in trees:
+            self.paint_tree(tree)
+
+    def light(self) -> Array:
+        """Return what reaches the sensor (3, H, W), after the lens."""
+        sigma = PSF_SIGMA / self.pixel
+        dark, light = 1 - self.sun, np.empty_like(self.albedo)
+        for i, warm in enumerate(SUNLIGHT):
+            lit = self.albedo[i] * (self.photo.light[i] * (1 - self.photo.sun * warm * dark))
+            gaussian_filter(lit, sigma, truncate=3, output=light[i])
+        return light
+
+
+def paint_photo(
+    photo: Photo, top: int, left: int, height: int, width: int, pixel: float
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Paint a window of a photo.
+
+    Args:
+        photo: what there is.
+        top: first row of the window in pixels of the photo; may lie outside it.
+        left: first column, likewise.
+        height: rows of the window.
+        width: columns of the window.
+        pixel: side of a pixel on the ground in metres.
+
+    Returns:
+        The light (3, height, width), linear camera colours, and where cars are (height, width).
+    """
+    halo = int(3 * PSF_SIGMA / pixel) + 2  # the lens brings light from beyond the window
+    size = height + 2 * halo, width + 2 * halo
+    window = _Window(photo, top - halo, left - halo, *size, pixel)
+    window.paint()
+    inner = (slice(halo, -halo), slice(halo, -halo))
+    return np.ascontiguousarray(window.light()[:, *inner]), window.cars[inner]

@@ -1,0 +1,125 @@
+"""Cheap primitives from which the synthetic scenes are drawn: shapes, textures, seeds.
+
+Shapes are signed distances (negative inside), as numpy float32 arrays over a grid of coordinates;
+everything is a function of its arguments, and chance comes from a `numpy.random.Generator`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Part = tuple[slice, slice]  # rows and columns of a picture
+EVERYWHERE: Part = (slice(None), slice(None))
+
+
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """Return the generator that belongs to (seed, key): the same wherever and whenever asked."""
+    return np.random.default_rng((seed, *key))
+
+
+def apportion(total: int, weights: dict[str, int]) -> dict[str, int]:
+    """Split ``total`` in proportion to ``weights``, in whole numbers (largest remainders)."""
+    exact = {name: total * w / sum(weights.values()) for name, w in weights.items()}
+    counts = {name: int(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def patch(
+    centre: tuple[float, float], reach: float, y: Array, x: Array
+) -> tuple[Part, Array, Array]:
+    """Return the part of a grid within ``reach`` of ``centre``, and its coordinates from there.
+
+    The grid is given by its rising coordinates, y (H, 1) and x (1, W); the part may be empty.
+    """
+    rows = slice(*np.searchsorted(y[:, 0], [centre[0] - reach, centre[0] + reach]))
+    columns = slice(*np.searchsorted(x[0], [centre[1] - reach, centre[1] + reach]))
+    return (rows, columns), y[rows] - np.float32(centre[0]), x[:, columns] - np.float32(centre[1])
+
+
+def coverage(distance: Array, pixel: float) -> Array:
+    """Return the share of each pixel that lies inside, from the distance to the border.
+
+    ``distance`` and the side ``pixel`` share a unit. Exact for a straight border along an axis.
+    """
+    return np.minimum(np.maximum(0.5 - distance / pixel, 0), 1)
+
+
+def union(a: Array, b: Array, softness: float) -> Array:
+    """Return the signed distance of two shapes grown together over a neck of ``softness``."""
+    overlap = np.maximum(softness - np.abs(a - b), 0)
+    return np.minimum(a, b) - overlap * overlap / (4 * softness)
+
+
+def capsule(y: Array, x: Array, start: Array, end: Array, radius: float) -> Array:
+    """Return the signed distance to a line from ``start`` to ``end`` (y, x) with round ends."""
+    along = end - start
+    py, px = y - start[0], x - start[1]
+    length2 = max(float(along @ along), 1e-9)
+    share = np.clip((py * along[0] + px * along[1]) / length2, 0, 1)
+    return np.hypot(py - share * along[0], px - share * along[1]) - np.float32(radius)
+
+
+def rectangle(y: Array, x: Array, half_length: float, half_width: float, corner: float) -> Array:
+    """Return the signed distance to a rectangle around the origin, its length along y."""
+    dy = np.abs(y) - np.float32(half_length - corner)
+    dx = np.abs(x) - np.float32(half_width - corner)
+    outside = np.hypot(np.maximum(dy, 0), np.maximum(dx, 0))
+    return outside + np.minimum(np.maximum(dy, dx), 0) - np.float32(corner)
+
+
+def remainder(x: Array, period: float) -> Array:
+    """Return ``x`` modulo ``period``; numpy's own ``%`` takes twenty times as long."""
+    return x - np.floor(x * np.float32(1 / period)) * np.float32(period)
+
+
+def wobble(angle: Array, amplitude: float, rng: np.random.Generator) -> Array:
+    """Return a smooth random function of ``angle`` (radians), of about ``amplitude`` deviation.
+
+    It is looked up in 512 steps, finer than a pixel for any shape of up to 80 pixels radius.
+    """
+    steps = 512
+    turn = np.arange(steps) * (2 * np.pi / steps)
+    waves = np.array([2, 3, 4, 5])[:, None]
+    sizes = amplitude * rng.standard_normal((4, 1)) / waves
+    table = (sizes * np.cos(waves * turn + rng.uniform(0, 2 * np.pi, (4, 1)))).sum(0)
+    return table.astype(np.float32)[(angle * np.float32(steps / (2 * np.pi))).astype(np.int32)]
+
+
+@lru_cache(maxsize=64)
+def texture(wavelength: float, octaves: float, number: int, side: int = 512) -> Array:
+    """Return periodic random texture (side, side), mean 0, deviation 1.
+
+    White noise is filtered to the band from ``wavelength`` pixels up to ``2 ** octaves`` times as
+    much, with an amplitude that falls as 1/f inside. It is made once per process; who needs chance
+    takes a random part of it with `cut`.
+    """
+    noise = stream(number).standard_normal((side, side))
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    high, low = 1 / wavelength, 1 / (wavelength * 2**octaves)
+    band = np.exp(-((frequency / high) ** 2)) * (1 - np.exp(-((frequency / low) ** 2)))
+    spectrum = np.fft.rfft2(noise) * band / np.maximum(frequency, 1 / side)
+    result = np.fft.irfft2(spectrum, (side, side))
+    result = ((result - result.mean()) / result.std()).astype(np.float32)
+    result.flags.writeable = False  # shared by every scene of the process
+    return result
+
+
+def cut(pattern: Array, rng: np.random.Generator, height: int, width: int) -> Array:
+    """Return a random part (height, width) of a `texture`, no larger than the texture."""
+    y = rng.integers(pattern.shape[0] - height + 1)
+    x = rng.integers(pattern.shape[1] - width + 1)
+    return pattern[y : y + height, x : x + width]
+
+
+def wrap(pattern: Array, top: int, left: int, height: int, width: int) -> Array:
+    """Return a window of the plane that repeats `texture` ``pattern`` for ever."""
+    rows = np.arange(top, top + height) % pattern.shape[0]
+    columns = np.arange(left, left + width) % pattern.shape[1]
+    return pattern.take(rows, 0).take(columns, 1)

@@ -1,0 +1,244 @@
+"""The way backwards: from an image to what a camera's sensor would have recorded of it.
+
+Two journeys, each a list of calls. `unprocess` takes a picture that is meant for the eye (*display*
+domain) back to the colours that the camera saw (*linear*, camera colours); `record` exposes a
+sensor to such light and returns a *raw* mosaic.
+
+The noise is the Poisson-Gaussian model: electrons arrive as a Poisson process (shot noise), the
+electronics add a Gaussian (read noise), the converter rounds. Sources: Foi et al., "Practical
+Poissonian-Gaussian noise modeling and fitting for single-image raw-data", IEEE TIP 2008; EMVA
+Standard 1288 (gain in DN per electron, saturation capacity); Brooks et al., "Unprocessing images
+for learned raw denoising", CVPR 2019.
+
+Tensors are float32, ``(..., C, H, W)``, and no input is changed. Chance comes from the
+`numpy.random.Generator` that the caller hands in: it draws Poisson numbers as fast as torch does,
+and its seeds can be tuples such as (seed, index) that do not collide (torch's CPU generator keeps
+32 bits of a seed). Nothing here touches a global generator. Noise is drawn on the CPU, so gradients
+do not pass through it; they pass through everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from r2l.camera import CFA, Camera
+
+CONTAINER_MAX = 65535  # raw files and the published tiles hold 16 bit numbers
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """How a sensor turns light into numbers.
+
+    Attributes:
+        gain: digital numbers (DN) per electron, counted at ``bits`` (EMVA 1288's K).
+        read_noise: standard deviation of the dark signal in electrons.
+        bits: depth of the converter; its numbers lie left-justified in 16 bits.
+
+    Raises:
+        ValueError: a gain that is not positive, a negative read noise, or bits outside 1 to 16.
+    """
+
+    gain: float
+    read_noise: float
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not self.gain > 0 or not self.read_noise >= 0 or self.bits not in range(1, 17):
+            raise ValueError(f"{self}: expected gain > 0, read_noise >= 0 and 1 <= bits <= 16")
+
+    def full_well(self, camera: Camera) -> float:
+        """Return the electrons at saturation, the light that reads 1.0 after levels."""
+        black = sum(camera.black_level) / 4
+        return (camera.white_level - black) * (2**self.bits - 1) / self.gain
+
+
+# PCO edge 5.5, data sheet: 0.46 e-/DN at 16 bit, 30,000 e- full well, 1.5 e- rms read noise.
+MICROSCOPE_NOISE = NoiseModel(gain=1 / 0.46, read_noise=1.5, bits=16)
+# Hasselblad L1D-20c at ISO 200: the gain is Raw-Drone's; the read noise is usual for its IMX183.
+DRONE_NOISE = NoiseModel(gain=0.528, read_noise=2.5, bits=12)
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+
+
+def _check_colours(image: Tensor) -> None:
+    if image.ndim < 3 or image.shape[-3] != 3:
+        raise ValueError(f"expected colours of shape (..., 3, H, W), got {tuple(image.shape)}")
+
+
+def invert_gamma(image: Tensor, gamma: float = 2.2) -> Tensor:
+    """Return the linear values of ``image``: display (any shape, values >= 0) to linear."""
+    return image.clamp(min=0) ** gamma
+
+
+def invert_colour_matrix(image: Tensor, camera: Camera) -> Tensor:
+    """Return white-balanced camera colours from linear sRGB; both (..., 3, H, W), linear.
+
+    Raises:
+        RuntimeError: the camera's matrix has no inverse (torch.linalg.LinAlgError).
+    """
+    _check_colours(image)
+    matrix = torch.tensor(camera.colour_matrix, dtype=torch.float64)
+    inverse = torch.linalg.inv(matrix).to(image)
+    return torch.einsum("ij,...jhw->...ihw", inverse, image)
+
+
+def invert_white_balance(image: Tensor, camera: Camera) -> Tensor:
+    """Return camera colours as the sensor saw them; both (..., 3, H, W), linear.
+
+    A negative gain is as good as any: `MICROSCOPE`'s inverse matrix gives negative balanced reds,
+    which its negative red gain turns into positive light.
+
+    Raises:
+        ValueError: a gain is zero.
+    """
+    _check_colours(image)
+    if 0 in camera.white_balance:
+        raise ValueError(f"{camera.name}: white balance {camera.white_balance} has no inverse")
+    return image / _per_channel(camera.white_balance, image)
+
+
+def unprocess(image: Tensor, camera: Camera, gamma: float = 2.2) -> Tensor:
+    """Take a picture back to the light that the camera saw.
+
+    Args:
+        image: (..., 3, H, W), display domain, [0, 1].
+        camera: whose white balance and colour matrix to invert.
+        gamma: exponent to undo.
+
+    Returns:
+        (..., 3, H, W), linear, camera colours; 1.0 saturates a site. Colours that the camera cannot
+        make come out negative or above 1: `record` treats them as dark or saturated.
+    """
+    linear = invert_gamma(image, gamma)
+    balanced = invert_colour_matrix(linear, camera)
+    return invert_white_balance(balanced, camera)
+
+
+def mosaic(image: Tensor, cfa: CFA) -> Tensor:
+    """Keep of each pixel the one colour that its filter lets through.
+
+    Args:
+        image: (..., 3, H, W) red, green, blue; any domain, which stays.
+        cfa: layout, top-left first.
+
+    Returns:
+        (..., 1, H, W), in the same domain.
+    """
+    _check_colours(image)
+    sites = torch.empty_like(image[..., :1, :, :])
+    for position, colour in enumerate(cfa.value):
+        y, x = divmod(position, 2)
+        sites[..., 0, y::2, x::2] = image[..., colour, y::2, x::2]
+    return sites
+
+
+def scale_exposure(light: Tensor, intensity: float) -> Tensor:
+    """Return the light that ``intensity`` times the exposure collects (any shape, linear).
+
+    Raises:
+        ValueError: a negative intensity.
+    """
+    if not intensity >= 0:
+        raise ValueError(f"intensity is {intensity}, expected 0 or more")
+    return light * intensity
+
+
+def add_shot_noise(electrons: Tensor, rng: np.random.Generator) -> Tensor:
+    """Draw the electrons that arrive where ``electrons`` are expected: variance equals mean.
+
+    Poisson numbers; from 100 on rounded Gaussian ones, which have the same mean and variance, a
+    skewness of 0 for 0.1 or less, and take a quarter of the time.
+    """
+    expected = electrons.detach().cpu().clamp(min=0).numpy()
+    noise = rng.standard_normal(expected.shape, dtype=np.float32)
+    arrived = np.rint(expected + np.sqrt(expected) * noise)
+    few = expected < 100
+    arrived[few] = rng.poisson(expected[few])
+    return torch.from_numpy(arrived).to(electrons)
+
+
+def add_read_noise(electrons: Tensor, read_noise: float, rng: np.random.Generator) -> Tensor:
+    """Add the Gaussian noise of the electronics, of ``read_noise`` electrons (any shape)."""
+    noise = rng.standard_normal(tuple(electrons.shape), dtype=np.float32)
+    return electrons + read_noise * torch.from_numpy(noise).to(electrons)
+
+
+def apply_levels(light: Tensor, camera: Camera) -> Tensor:
+    """Move a linear mosaic onto the camera's levels: ``x * (white - black) + black`` by position.
+
+    Args:
+        light: (..., H, W), linear; 0 is dark, 1 saturates.
+        camera: whose black and white levels to use.
+
+    Returns:
+        The same shape, raw domain.
+    """
+    height, width = light.shape[-2:]
+    tile = torch.tensor(camera.black_level, dtype=light.dtype, device=light.device).reshape(2, 2)
+    black = tile.repeat((height + 1) // 2, (width + 1) // 2)[:height, :width]
+    return light * (camera.white_level - black) + black
+
+
+def saturate(raw: Tensor, camera: Camera) -> Tensor:
+    """Clip what the converter cannot hold, below 0 and above the white level (any shape, raw)."""
+    return raw.clamp(0, camera.white_level)
+
+
+def quantise(raw: Tensor, bits: int) -> Tensor:
+    """Round to the numbers of a ``bits`` deep converter, left-justified in 16 (any shape, raw).
+
+    The result times 65535 is whole and a multiple of ``2 ** (16 - bits)``, as in a raw file; the
+    largest is therefore a little below 1.0 for fewer than 16 bits.
+    """
+    step = 2 ** (16 - bits)
+    numbers = (raw * (CONTAINER_MAX / step)).round().clamp(0, 2**bits - 1)
+    return numbers * step / CONTAINER_MAX
+
+
+def noise_variance(light: Tensor, noise: NoiseModel, camera: Camera) -> Tensor:
+    """Return the variance that theory expects of a linear mosaic (any shape, linear squared).
+
+    Foi et al.: ``a * light + b``, with a from the shot noise, b from the read noise and the
+    rounding (a step squared over 12). It does not know of clipping.
+    """
+    full_well = noise.full_well(camera)
+    rounding = 1 / (noise.gain * full_well) ** 2 / 12
+    return light / full_well + (noise.read_noise / full_well) ** 2 + rounding
+
+
+def record(
+    scene: Tensor,
+    camera: Camera,
+    noise: NoiseModel,
+    *,
+    rng: np.random.Generator,
+    intensity: float = 1.0,
+) -> Tensor:
+    """Expose a sensor to a scene.
+
+    Args:
+        scene: (..., 3, H, W), linear, camera colours: the light of an exposure of intensity 1, as a
+            fraction of what saturates a site. `unprocess` makes one from a picture.
+        camera: layout and levels.
+        noise: gain, read noise, bit depth.
+        rng: where chance comes from.
+        intensity: exposure relative to the scene's; 0.05 records a twentieth of the photons.
+
+    Returns:
+        (..., 1, H, W), raw, [0, camera.white_level].
+    """
+    full_well = noise.full_well(camera)
+    light = mosaic(scene, camera.cfa)
+    electrons = scale_exposure(light, intensity) * full_well
+    electrons = add_shot_noise(electrons, rng)
+    electrons = add_read_noise(electrons, noise.read_noise, rng)
+    raw = apply_levels(electrons / full_well, camera)
+    return quantise(saturate(raw, camera), noise.bits)
