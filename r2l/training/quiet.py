@@ -1,0 +1,88 @@
+"""Good manners: seeding that is undone, a silent Lightning, a bar that any front end can show."""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python; put their states back at the end."""
+    ours, theirs = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - other people's transforms draw from it
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(theirs)  # noqa: NPY002
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's banners, tips and advice on workers off the page; errors still show."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for advice in (
+            ".*does not have many workers.*",
+            ".*number of training batches.*",
+            ".*validation_step.*no.*val_dataloader.*",
+            ".*LeafSpec.*is deprecated.*",  # between Lightning and torch; nothing a user can do
+        ):
+            warnings.filterwarnings("ignore", message=advice)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+class _NotebookBar(tqdm):
+    """A bar that is one output of its cell, replaced in place, and stays on the page as text."""
+
+    def __init__(self, **options: Any) -> None:
+        self.handle: Any = None
+        super().__init__(
+            **{**options, "leave": True, "file": io.StringIO(), "ascii": False, "ncols": 80}
+        )
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        from IPython.display import display
+
+        content = {"text/plain": str(self) if msg is None else msg}
+        if self.handle is None:
+            self.handle = display(content, raw=True, display_id=True)
+        else:
+            self.handle.update(content, raw=True)
+
+
+def in_notebook() -> bool:
+    """Tell whether what is printed goes to a Jupyter front end."""
+    return type(sys.stdout).__module__.startswith("ipykernel")
+
+
+def progress_bar(**options: Any) -> tqdm:
+    """Return a tqdm bar that redraws at most once a second; on a terminal it vanishes when closed.
+
+    In a notebook it is plain text that is replaced in place. Neither of tqdm's own would do there:
+    the state of a widget is not kept when papermill executes a notebook, so that it would stand at
+    zero on the page for ever, and a terminal's bar leaves a line for each time it was drawn.
+    """
+    bar = _NotebookBar if in_notebook() else tqdm
+    return bar(**{"leave": False, "mininterval": 1.0, **options})
