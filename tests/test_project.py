@@ -1,0 +1,148 @@
+"""The project as a whole: floors, versions, the notebooks' form, nothing that must not be committed."""
+
+import ast
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import papermill
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "r2l"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+# Lowest first; a module may import from its own floor and from those below.
+FLOORS = [
+    {"camera"},
+    {"rawfile", "dng", "libraw", "sensor", "isp"},
+    {"datasets"},
+    {"training"},
+    {"drift"},
+    {"viz", "widgets", "bench", "cli"},
+]
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+
+
+def floor(room: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text("utf-8"))
+    names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    direct = {
+        a.name
+        for n in ast.walk(tree)
+        if isinstance(n, ast.ImportFrom) and n.module == "r2l"
+        for a in n.names
+    }
+    return {n.split(".")[1] for n in names if n.startswith("r2l.")} | direct
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_imports_go_down(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    above = {r for r in imported_rooms(path) if floor(r) > floor(room)}
+    assert not above, f"{path} imports from a floor above: {above}"
+
+
+def bounds(requirements: list[str]) -> dict[str, str]:
+    parsed = (re.match(r"([A-Za-z0-9_-]+)(.*)", r).groups() for r in requirements)
+    return {CONDA_NAMES.get(name, name): bound.strip() for name, bound in parsed}
+
+
+def test_conda_and_pip_ask_for_the_same_versions():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
+    conda = bounds([d for d in conda if isinstance(d, str) and d != "pip"])
+    assert conda.pop("python") == project["requires-python"]
+    assert conda == bounds(project["dependencies"])
+
+
+def test_every_import_is_a_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    named = set(bounds(project["dependencies"]))
+    named |= set(bounds(project["optional-dependencies"]["bench"]))
+    packages = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python-headless"}
+    packages |= {"skimage": "scikit-image", "colour_demosaicing": "colour-demosaicing"}
+    import sys
+
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        tops = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        tops |= {
+            a.name.split(".")[0]
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Import)
+            for a in n.names
+        }
+        foreign = tops - set(sys.stdlib_module_names) - {"r2l"}
+        missing = {packages.get(t, t) for t in foreign} - named
+        assert not missing, f"{path.relative_to(ROOT)} imports {missing}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_form(path):
+    notebook = json.loads(path.read_text("utf-8"))
+    cells = notebook["cells"]
+    code = [c for c in cells if c["cell_type"] == "code"]
+    sources = ["".join(c["source"]) for c in code]
+    prose = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
+    assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1)), "one clean run"
+    assert not any(o["output_type"] == "error" for c in code for o in c["outputs"])
+    assert "widgets" not in notebook["metadata"], "widget state is stripped"
+    assert path.stat().st_size < 600 * 1024
+
+    assert sum("parameters" in c["metadata"].get("tags", []) for c in code) == 1
+    assert len(code) <= 20
+    assert max(len(s.splitlines()) for s in sources) <= 25
+    assert 600 <= len(re.sub(r"\(https?:[^)]*\)", "", prose).split()) <= 2000
+    for heading in ("## What you need", "## What you saw", "## Try it", "## Next", "<details>"):
+        assert heading in prose
+    assert "mybinder.org" in prose
+    assert "colab.research.google.com" in prose
+    assert any("assert " in s for s in sources), "claims are asserted"
+
+
+def test_experiments_name_parameters_that_exist():
+    for path in sorted((ROOT / "notebooks" / "experiments").glob("*.yaml")):
+        head = path.read_text("utf-8").splitlines()[0]
+        notebook = ROOT / "notebooks" / head.removeprefix("# Parameters for ").strip()
+        known = papermill.inspect_notebook(str(notebook))
+        given = yaml.safe_load(path.read_text("utf-8"))
+        assert set(given) <= set(known), path
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_parameters_are_literals(path):
+    notebook = json.loads(path.read_text("utf-8"))
+    for cell in notebook["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            for statement in ast.parse("".join(cell["source"])).body:
+                assert isinstance(statement, ast.Assign)
+                assert all(t.id.isupper() for t in statement.targets)
+                ast.literal_eval(statement.value)
+
+
+def test_nothing_private_is_committed():
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split("\0")
+    if not any(files):
+        pytest.skip("not a git checkout")
+    key = re.compile(r"K00[0-9][A-Za-z0-9+/]{20,}|AKIA[0-9A-Z]{16}")
+    for name in filter(None, files):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in {".png"}:
+            assert not key.search(path.read_text("utf-8", errors="ignore")), name
+            assert path.stat().st_size < 1024 * 1024, name
