@@ -1,0 +1,171 @@
+"""Splits in which no group stands on two sides; and, under its own name, the published one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.model_selection import ShuffleSplit, StratifiedGroupKFold, StratifiedShuffleSplit
+
+SPLITS = ("train", "val", "test", "all")
+SCHEMES = ("groups", "published")
+
+
+class Fold(NamedTuple):
+    """One way to cut a data set in two: sorted indices of the training and of the test images."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+class HeldOut(NamedTuple):
+    """A test set kept aside, and folds (train, validation) of the rest. Indices are sorted."""
+
+    test: np.ndarray
+    folds: list[Fold]
+
+
+def group_folds(
+    labels: Sequence[int] | ArrayLike,
+    groups: Sequence[int] | ArrayLike | None = None,
+    n_splits: int = 5,
+    seed: int = 0,
+) -> list[Fold]:
+    """Cut a data set into ``n_splits`` folds; each image is tested once, and no group is cut.
+
+    Images of one group (crops of one slide, tiles of one photograph) resemble each other; a group
+    on both sides would let a model recognise the group instead of the class. Class shares are kept
+    as equal between folds as whole groups allow (scikit-learn's StratifiedGroupKFold).
+
+    Args:
+        labels: class of each image, (N,).
+        groups: group of each image, (N,); None makes every image its own group.
+        n_splits: number of folds, at least 2.
+        seed: equal seeds give equal folds; no global generator is touched.
+
+    Raises:
+        ValueError: lengths differ, fewer than two folds, or more folds than groups.
+    """
+    labels = np.asarray(labels)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    if labels.ndim != 1 or labels.shape != groups.shape:
+        raise ValueError(f"one label and one group an image: got {labels.shape}, {groups.shape}")
+    n_groups = len(np.unique(groups))
+    if not 2 <= n_splits <= n_groups:
+        raise ValueError(f"n_splits is {n_splits}; with {n_groups} groups choose 2 to {n_groups}")
+    splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # Classes with fewer images than folds are ordinary here (Raw-Microscopy: NGB has 8).
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        folds = [Fold(*pair) for pair in splitter.split(labels, labels, groups)]
+    if any(len(side) == 0 for fold in folds for side in fold):
+        raise ValueError(f"{n_groups} groups do not fill {n_splits} folds; choose fewer folds")
+    return folds
+
+
+def held_out_folds(
+    labels: Sequence[int] | ArrayLike,
+    groups: Sequence[int] | ArrayLike | None = None,
+    n_splits: int = 5,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> HeldOut:
+    """Keep a test set aside, then cut the rest by `group_folds`; no group stands on two sides.
+
+    Args:
+        labels: class of each image, (N,).
+        groups: group of each image, (N,); None makes every image its own group.
+        n_splits: number of folds of the rest, at least 2.
+        test_share: share of the images to test, above 0 and up to 0.5; met to 1 / a whole number.
+        seed: equal seeds give equal splits; no global generator is touched.
+
+    Raises:
+        ValueError: as `group_folds`, or another share.
+    """
+    if not 0 < test_share <= 0.5:
+        raise ValueError(f"test_share is {test_share}, expected above 0 and up to 0.5")
+    labels = np.asarray(labels)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    rest, test = group_folds(labels, groups, round(1 / test_share), seed)[0]
+    folds = group_folds(labels[rest], groups[rest], n_splits, seed)
+    return HeldOut(test, [Fold(rest[train], rest[val]) for train, val in folds])
+
+
+def published_resampling(
+    labels: Sequence[int] | ArrayLike,
+    n_splits: int = 5,
+    train_share: float = 0.8,
+    seed: int = 0,
+    stratified: bool = True,
+) -> list[Fold]:
+    """Cut as the published study did: 80/20 at random, ``n_splits`` times over. For comparison only.
+
+    The drawings overlap, know nothing of groups and keep no test set aside, so scores on them are
+    too good. The study stratified by class for classification and did not for segmentation.
+
+    Args:
+        labels: class of each image, (N,).
+        n_splits: how many drawings.
+        train_share: share of the training images.
+        seed: equal seeds give equal drawings; no global generator is touched.
+        stratified: keep the shares of the classes.
+
+    Raises:
+        ValueError: a class of one image where stratified, or a share outside 0 to 1.
+    """
+    labels = np.asarray(labels)
+    kind = StratifiedShuffleSplit if stratified else ShuffleSplit
+    splitter = kind(n_splits=n_splits, train_size=train_share, random_state=seed)
+    return [Fold(*map(np.sort, pair)) for pair in splitter.split(labels, labels)]
+
+
+def split_indices(
+    split: str,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    scheme: str = "groups",
+    fold: int = 0,
+    seed: int = 0,
+    stratified: bool = True,
+) -> np.ndarray:
+    """Return the sorted indices of one part of a data set.
+
+    Args:
+        split: "train", "val", "test" or "all".
+        labels: class of each image, (N,).
+        groups: group of each image, (N,).
+        scheme: "groups" for the test set and folds of `held_out_folds` (a fifth to test, five folds
+            of the rest), or "published" for `published_resampling`, which has no test set.
+        fold: which of the five folds or drawings; "test" is the same for all.
+        seed: which cut.
+        stratified: whether "published" keeps the shares of the classes.
+
+    Raises:
+        ValueError: an unknown split, scheme or fold, or too few groups to cut.
+    """
+    for name, value, known in (("split", split, SPLITS), ("scheme", scheme, SCHEMES)):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+    if fold not in range(5):
+        raise ValueError(f"unknown fold {fold}; choose from 0 to 4")
+    if split == "all":
+        return np.arange(len(labels))
+    if scheme == "published":
+        if split == "test":
+            raise ValueError('scheme="published" has no test set; choose train, val or all')
+        return published_resampling(labels, seed=seed, stratified=stratified)[fold][split == "val"]
+    # A handful of groups (a few photos of one's own) makes fewer folds.
+    n_groups = len(np.unique(groups))
+    if n_groups < 3:
+        raise ValueError(f'{n_groups} groups are too few for three parts; take split="all"')
+    rest, test = group_folds(labels, groups, min(5, n_groups), seed)[0]
+    if split == "test":
+        return test
+    n_folds = min(5, len(np.unique(groups[rest])))
+    if fold >= n_folds:
+        raise ValueError(f"unknown fold {fold}; with these groups choose from 0 to {n_folds - 1}")
+    return rest[group_folds(labels[rest], groups[rest], n_folds, seed)[fold][split == "val"]]
