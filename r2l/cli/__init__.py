@@ -10,6 +10,7 @@ import logging
 
 import typer
 
+from r2l.cli.data import data
 from r2l.cli.develop import develop
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ def root() -> None:
 
 
 app.command()(develop)
+app.add_typer(data, name="data")
 
 
 def main() -> None:

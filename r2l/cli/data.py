@@ -1,0 +1,94 @@
+"""`r2l data`: fetch the published data sets, say what is there, and check it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from r2l.cli.report import EXIT_ERROR, Failures
+
+data = typer.Typer(no_args_is_help=True, help="Fetch, describe and check the published data sets.")
+
+
+class Name(StrEnum):
+    """The published data sets."""
+
+    microscopy = "microscopy"
+    drone = "drone"
+
+
+class Source(StrEnum):
+    """Where they can be fetched."""
+
+    zenodo = "zenodo"
+    b2 = "b2"
+
+
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where data lie.  [default: the variable R2L_DATA, else ./data]",
+        show_default=False,
+    ),
+]
+
+
+@data.command()
+def fetch(
+    name: Annotated[Name, typer.Argument(show_default=False)],
+    root: Root = None,
+    source: Annotated[
+        Source,
+        typer.Option(help="b2 needs B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY to be set."),
+    ] = Source.zenodo,
+    tiles: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Fetch N images only, with their labels or masks.", show_default=False
+        ),
+    ] = None,
+    intensity: Annotated[float, typer.Option(help="Of the images that --tiles fetches.")] = 1.0,
+) -> None:
+    """Download a data set. Run again, it goes on where it was; nothing is replaced or deleted."""
+    failures = Failures()
+    with failures.reported():
+        from r2l.datasets.download import fetch as fetch_data
+
+        options = {"source": source.value, "tiles": tiles, "intensity": intensity}
+        for note in fetch_data(name.value, root, **options):
+            print(note)
+    failures.exit_if_any()
+
+
+@data.command()
+def info(
+    name: Annotated[Name | None, typer.Argument(show_default=False)] = None, root: Root = None
+) -> None:
+    """Tell what the data sets are, their licence and source, and what of them is there."""
+    failures = Failures()
+    with failures.reported():
+        from r2l.datasets.layout import data_root
+        from r2l.datasets.verify import describe
+
+        for kind in (name,) if name else Name:
+            print(*describe(kind.value, data_root(root)), sep="\n")
+    failures.exit_if_any()
+
+
+@data.command()
+def verify(name: Annotated[Name, typer.Argument(show_default=False)], root: Root = None) -> None:
+    """Check that a data set is whole: checksums, counts, and that each image decodes."""
+    failures = Failures()
+    with failures.reported():
+        from r2l.datasets.layout import data_root
+        from r2l.datasets.verify import verify as verify_data
+
+        fine, wrong = verify_data(name.value, data_root(root))
+        print(*(f"ok     {line}" for line in fine), *(f"wrong  {line}" for line in wrong), sep="\n")
+        if wrong:
+            raise typer.Exit(EXIT_ERROR)
+    failures.exit_if_any()

@@ -1,0 +1,194 @@
+"""Zip archives of the data sets: judged before anything is written, and unpacked file by file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from tqdm import tqdm
+
+from r2l.datasets.info import LABEL_FILE
+from r2l.datasets.layout import pipeline_code
+from r2l.datasets.manifest import Manifest
+from r2l.datasets.transfer import CHUNK, DownloadError, check_room, disk_errors
+
+MAX_MEMBERS = 1_000_000
+MAX_BYTES = 500 * 10**9
+_CELL = re.compile(r"lame\d+_zone\d+")
+_TILE = re.compile(r"\d{2}_\d{5}")
+_SCALE = re.compile(r"raw_scale(\d{3})")
+_JUNK = ("__MACOSX", ".DS_Store", ".bzEmpty", "Thumbs.db")
+
+
+class ArchiveError(DownloadError):
+    """An archive that can't be unpacked, or must not be. Nothing of it was written then."""
+
+
+def safe_members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
+    """Return the files in an archive, once all of its members are found harmless.
+
+    Raises:
+        ArchiveError: an absolute name, "..", a link or a device, encryption, or more than anybody's
+            data: the whole archive is refused.
+    """
+    members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    if len(members) > MAX_MEMBERS or size > MAX_BYTES:
+        raise _refused(name, f"it would grow to {len(members)} files of {size / 1e9:.0f} GB")
+    for member in members:
+        # zipfile cuts names at a null byte and turns backslashes on Windows: judge the original.
+        path = PurePosixPath(member.orig_filename.replace("\\", "/"))
+        mode = stat.S_IFMT(member.external_attr >> 16)
+        if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", str(path)):
+            raise _refused(name, f"{member.orig_filename!r} would be written outside of the folder")
+        if "\0" in member.orig_filename:
+            raise _refused(name, f"{member.orig_filename!r} is no name")
+        if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _refused(name, f"{member.filename!r} is a link or a device, not a file")
+        if member.flag_bits & 0x1:
+            raise _refused(name, f"{member.filename!r} is encrypted")
+    return [m for m in members if not m.is_dir() and not _is_junk(m.filename)]
+
+
+def _refused(name: str, reason: str) -> ArchiveError:
+    return ArchiveError(f"{name}: {reason}.\nNothing was unpacked. Don't use this archive.")
+
+
+def _is_junk(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return any(part in _JUNK or part.startswith("._") for part in parts)
+
+
+def place_of(kind: str, archive: str, member: str) -> PurePosixPath:
+    """Return where a file belongs below the root (see `r2l.datasets.layout`), by its name.
+
+    What isn't known goes to ``<kind>/other/<archive>/`` under its own name, so that nothing is lost.
+
+    Args:
+        kind: the data set being fetched.
+        archive: name of the archive, "" for a file that came by itself.
+        member: path in the archive.
+    """
+    path = PurePosixPath(member)
+    above = [PurePosixPath(archive).stem, *path.parts[:-1]]
+    everything = "/".join([*above, path.name]).lower()
+    is_developed = any(word in everything for word in ("processed", "view", "rgb"))
+    view = next((part for part in above if pipeline_code(part)), None)
+    scales = _SCALE.findall(everything)
+    scale = f"raw_scale{scales[-1]}" if scales else None
+    if path.name == LABEL_FILE:
+        return PurePosixPath("microscopy/labels", path.name)
+    folder = None
+    if _CELL.search(path.stem):
+        raw = scale or (None if is_developed else "raw_scale100")
+        folder = f"images/processed_views/{view}" if view else raw and f"images/{raw}"
+        kind = "microscopy"
+    elif path.suffix.lower() == ".dng":
+        kind, folder = "drone", f"images_full/{scale or 'raw_scale100'}"
+    elif _TILE.fullmatch(path.stem):
+        kind, raw = "drone", scale and f"images_tiles_256/{scale}"
+        folder = f"processed_views/{view}" if view else raw
+        folder = "masks_tiles_256" if "mask" in everything and not view else folder
+    elif kind == "drone" and "mask" in everything and path.suffix.lower() == ".png":
+        folder = "masks_full"
+    if folder is None:
+        return PurePosixPath(kind, "other", above[0], *path.parts)
+    return PurePosixPath(kind, folder, path.name)
+
+
+def unpack(
+    kind: str, archive: Path, root: Path, manifest: Manifest, progress: bool = True, depth: int = 0
+) -> None:
+    """Unpack a zip below ``root``, each file to its place; enter them into ``manifest``.
+
+    Each file appears whole or not at all. Files that are there already with the same content stay;
+    one with other content is the user's, and stops the unpacking. Zips in the zip are unpacked too.
+
+    Raises:
+        ArchiveError: damaged, dangerous, or a file with other content is in the way.
+        DownloadError: no room on the disk.
+    """
+    with _zip_errors(archive), zipfile.ZipFile(archive) as file:
+        members = safe_members(file, str(archive))
+        places = [place_of(kind, archive.name, member.filename) for member in members]
+        missing = [m for m, p in zip(members, places, strict=True) if not (root / p).exists()]
+        check_room(root, sum(member.file_size for member in missing))
+        inner: list[Path] = []
+        total = sum(member.file_size for member in members)
+        bar = tqdm(
+            total=total,
+            unit="B",
+            unit_scale=True,
+            desc=f"unpack {archive.name}",
+            disable=not progress,
+        )
+        with bar:
+            for member, place in zip(members, places, strict=True):
+                if place.suffix.lower() == ".zip" and depth == 0:
+                    inner.append(archive.parent / archive.stem / place.name)
+                    extract(file, member, inner[-1])
+                else:
+                    extract(file, member, root / place)
+                    manifest.files[str(place)] = (member.file_size, member.CRC)
+                bar.update(member.file_size)
+    for path in inner:
+        unpack(kind, path, root, manifest, progress, depth + 1)
+
+
+def extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    """Write one file of an archive; see `install`."""
+    install(lambda: archive.open(member), member.file_size, member.CRC, target)
+
+
+def install(source: Callable[[], IO[bytes]], size: int, crc: int, target: Path) -> None:
+    """Write a file, whole or not at all; leave it if it is there already.
+
+    Raises:
+        ArchiveError: something else is there under its name.
+        DownloadError: no room on the disk.
+    """
+    if target.exists():
+        if (target.stat().st_size, crc32(target)) == (size, crc):
+            return
+        raise ArchiveError(
+            f"{target}: is there with other content than was published.\n"
+            "Nothing was replaced: move it away, then run the same command again."
+        )
+    # Of a fixed name, so that the next run replaces what a killed one left.
+    partial = target.with_name(f".{target.name}.r2l-part")
+    try:
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source() as reading, partial.open("wb") as writing:
+                shutil.copyfileobj(reading, writing, CHUNK)
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def crc32(path: Path) -> int:
+    """Return the CRC-32 of a file, as zip archives have it."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+@contextmanager
+def _zip_errors(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ArchiveError(
+            f"{archive}: damaged, or no zip file ({error}).\n"
+            "Move it away, then run the same command again."
+        ) from error

@@ -1,0 +1,667 @@
+"""Fetching the data: against a real server on this machine, and B2's own simulator."""
+
+import io
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from b2sdk.v3 import B2Api, B2HttpApiConfig, InMemoryAccountInfo, RawSimulator
+from typer.testing import CliRunner
+
+from r2l.cli import app
+from r2l.datasets import RawDrone, RawMicroscopy, transfer
+from r2l.datasets.archive import ArchiveError, place_of
+from r2l.datasets.b2 import FOLDERS, get_b2_bucket, sync
+from r2l.datasets.download import fetch
+from r2l.datasets.manifest import NAME as MANIFEST
+from r2l.datasets.manifest import Manifest
+from r2l.datasets.transfer import DownloadError
+from r2l.datasets.zenodo import RemoteFile, files_of
+from tests.fixtures_data import (
+    KEPT,
+    LABELS,
+    write_drone_photos,
+    write_drone_tiles,
+    write_microscopy,
+    zip_folders,
+)
+from tests.local_zenodo import local_zenodo
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The record's files: name to bytes. The names are made up; the real ones are not known."""
+    top = tmp_path_factory.mktemp("published")
+    write_microscopy(top, size=64, intensities=(1.0, 0.25), views=("bi,s,ga",))
+    write_drone_tiles(top)
+    folder = tmp_path_factory.mktemp("archives")
+    micro, drone = top / "microscopy", top / "drone"
+    archives = [
+        zip_folders(folder / "Raw-Microscopy.zip", micro, "images"),
+        zip_folders(folder / "Raw-Drone.zip", drone, "images_tiles_256", "masks_tiles_256"),
+    ]
+    files = {path.name: path.read_bytes() for path in archives}
+    files["Ma190c_annotations.dat"] = (top / LABELS).read_bytes()
+    files["datasheet.txt"] = b"what the data are"
+    return files
+
+
+@pytest.fixture
+def server(published, monkeypatch):
+    monkeypatch.setattr(transfer, "BACKOFF", 0.01)
+    with local_zenodo(dict(published)) as running:
+        monkeypatch.setenv("R2L_ZENODO_API", running.api)
+        yield running
+
+
+def no_leftovers(root):
+    """No part of a file under a name of its own, nor any temporary one outside of downloads."""
+    return not [p for p in root.rglob("*part*") if "downloads" not in p.parts]
+
+
+def r2l(*arguments, **options):
+    """Start `r2l` as a program."""
+    command = [sys.executable, "-m", "r2l.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+# --- whole ----------------------------------------------------------------------------------------
+
+
+def test_fetch_then_load(server, tmp_path):
+    dataset = RawMicroscopy(tmp_path, "all", download=True)
+    assert len(dataset) == KEPT
+    assert len(RawMicroscopy(tmp_path, "all", intensity=0.25)) == KEPT
+    assert len(RawMicroscopy(tmp_path, "all", view="bi,s,ga")) == KEPT
+    assert dataset[0]["raw"].shape == (1, 64, 64)
+    assert no_leftovers(tmp_path)
+    # The other set's archive was not asked for.
+    assert not server.requests_of("Raw-Drone.zip")
+    assert (tmp_path / "downloads/datasheet.txt").exists()
+    assert len(RawDrone(tmp_path, "all", download=True)) == 18
+
+
+def test_what_is_there_is_not_fetched_again(server, tmp_path):
+    fetch("microscopy", tmp_path, progress=False)
+    count = len(server.log)
+    fetch("microscopy", tmp_path, progress=False)
+    assert len(server.log) == count + 1  # the record
+    RawMicroscopy(tmp_path, download=True)
+    assert len(server.log) == count + 1
+    # Not even after the archives were deleted.
+    (tmp_path / "downloads/Raw-Microscopy.zip").unlink()
+    fetch("microscopy", tmp_path, progress=False)
+    assert len(server.requests_of("Raw-Microscopy.zip")) == 1
+    # But a file that is gone comes back.
+    gone = next((tmp_path / "microscopy/images/raw_scale025").iterdir())
+    content = gone.read_bytes()
+    gone.unlink()
+    fetch("microscopy", tmp_path, progress=False)
+    assert gone.read_bytes() == content
+
+
+def test_nothing_is_fetched_unless_asked_for(server, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        RawMicroscopy(tmp_path)
+    assert server.log == []
+
+
+def test_files_are_told_apart_by_name():
+    names = ["Raw-Microscopy.zip", "raw_drone_a.zip", "README.md", "both-micro-and-drone.zip"]
+    files = [RemoteFile(name, 1, "md5:0", "") for name in names]
+    assert [f.key for f in files_of("microscopy", files)] == [names[0], *names[2:]]
+    assert [f.key for f in files_of("drone", files)] == names[1:]
+
+
+# --- trouble on the way ---------------------------------------------------------------------------
+
+
+def test_broken_off_goes_on_where_it_was(server, tmp_path, published):
+    server.breaks = [1 << 17, 3]
+    fetch("microscopy", tmp_path, progress=False)
+    asked = server.requests_of("Raw-Microscopy.zip")
+    assert asked == [None, *(f"bytes={(1 << 17) * n}-" for n in (1, 2, 3))]
+    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
+    archive = tmp_path / "downloads/Raw-Microscopy.zip"
+    assert archive.read_bytes() == published[archive.name]
+
+
+def test_broken_off_without_ranges_starts_over(server, tmp_path):
+    server.breaks, server.ranges = [1 << 17, 2], False
+    fetch("microscopy", tmp_path, progress=False)
+    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
+
+
+def test_never_whole_gives_up_and_keeps_what_came(server, tmp_path):
+    server.files["Raw-Microscopy.zip"] = os.urandom(100_000)
+    server.breaks, server.ranges = [1 << 16, 1000], False
+    with pytest.raises(DownloadError, match="what came so far is kept") as caught:
+        fetch("microscopy", tmp_path, progress=False)
+    assert len(str(caught.value).splitlines()) == 2
+    assert (tmp_path / "downloads/Raw-Microscopy.zip.part").stat().st_size == 1 << 16
+    assert not (tmp_path / "downloads/Raw-Microscopy.zip").exists()
+
+
+def test_wrong_md5(server, tmp_path):
+    server.wrong_md5 = {"Raw-Microscopy.zip"}
+    with pytest.raises(DownloadError, match="other content than its record") as caught:
+        fetch("microscopy", tmp_path, progress=False)
+    assert "Raw-Microscopy.zip" in str(caught.value)
+    assert not list((tmp_path / "downloads").glob("Raw-Microscopy*"))
+    assert not (tmp_path / "microscopy/images").exists()
+
+
+def test_part_of_another_version_is_thrown_away(server, tmp_path, published):
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads/Raw-Microscopy.zip.part").write_bytes(b"of another file" * 100)
+    fetch("microscopy", tmp_path, progress=False)
+    archive = tmp_path / "downloads/Raw-Microscopy.zip"
+    assert archive.read_bytes() == published[archive.name]
+    assert server.requests_of(archive.name) == ["bytes=1500-", None]
+
+
+@pytest.mark.parametrize("surplus", [0, 1000])
+def test_part_that_is_as_long_as_the_file_or_longer(server, tmp_path, published, surplus):
+    whole = published["Raw-Microscopy.zip"]
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads/Raw-Microscopy.zip.part").write_bytes(whole + b"x" * surplus)
+    fetch("microscopy", tmp_path, progress=False)
+    assert (tmp_path / "downloads/Raw-Microscopy.zip").read_bytes() == whole
+
+
+def test_busy_server_is_given_the_time_it_asks_for(server, tmp_path):
+    server.busy = 2
+    begin = time.monotonic()
+    fetch("microscopy", tmp_path, progress=False)
+    assert time.monotonic() - begin >= 2 * 0.95
+    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
+
+
+def test_server_that_stays_busy(server, tmp_path):
+    server.busy, server.retry_after = 1000, "0"
+    with pytest.raises(DownloadError, match=r"stays busy.\nTry again later"):
+        fetch("microscopy", tmp_path, progress=False)
+
+
+def test_at_most_two_requests_at_once(server, tmp_path):
+    for number in range(6):
+        server.files[f"extra{number}.bin"] = os.urandom(60_000)
+    server.delay = 0.01
+    fetch("microscopy", tmp_path, progress=False)
+    assert server.most_at_once == 2
+
+
+def test_no_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "BACKOFF", 0.01)
+    with pytest.raises(DownloadError, match="no connection"):
+        fetch("drone", tmp_path, api="http://127.0.0.1:9/api", progress=False)
+
+
+def test_answers_that_are_no_record(server, tmp_path):
+    with pytest.raises(DownloadError, match="answers 404"):
+        fetch("drone", tmp_path, api=server.api + "/elsewhere", progress=False)
+    server.files = {"..": b""}
+    with pytest.raises(DownloadError, match=r"a file is called '\.\.'"):
+        fetch("drone", tmp_path, progress=False)
+
+
+def test_a_killed_download_goes_on(server, tmp_path, published):
+    whole = len(published["Raw-Microscopy.zip"])
+    server.delay = 0.2
+    environment = {**os.environ, "R2L_ZENODO_API": server.api}
+    program = r2l("data", "fetch", "microscopy", "--root", tmp_path, env=environment)
+    part = tmp_path / "downloads/Raw-Microscopy.zip.part"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 0):
+        assert time.monotonic() < deadline
+        assert program.poll() is None, program.communicate()
+        time.sleep(0.01)
+    program.send_signal(signal.SIGKILL)
+    program.communicate()
+    came = part.stat().st_size
+    assert 0 < came < whole
+    server.delay = 0
+    # Its lock has gone with it.
+    dataset = RawMicroscopy(tmp_path, "all", download=True)
+    assert len(dataset) == KEPT
+    assert server.requests_of("Raw-Microscopy.zip") == [None, f"bytes={came}-"]
+
+
+def test_a_killed_unpacking_goes_on(server, tmp_path):
+    script = (
+        "import os, sys, r2l.datasets.archive as a, r2l.datasets.download as d\n"
+        "replace, count = os.replace, []\n"
+        "def killing(*paths):\n"
+        "    count.append(1)\n"
+        "    if 'raw_scale' in str(paths[1]) and len(count) > 12: os.kill(os.getpid(), 9)\n"
+        "    replace(*paths)\n"
+        "a.os.replace = killing\n"
+        "d.fetch('microscopy', sys.argv[1], progress=False)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "microscopy/images/raw_scale025").exists()
+    assert Manifest.read(tmp_path).unfinished == ["microscopy"]
+    # What is there counts as unfinished, so that it is fetched to the end.
+    assert len(RawMicroscopy(tmp_path, "all", download=True)) == KEPT
+    assert no_leftovers(tmp_path)
+    assert server.requests_of("Raw-Microscopy.zip") == [None]
+
+
+def test_two_processes_at_once(server, tmp_path):
+    server.delay = 0.005
+    environment = {**os.environ, "R2L_ZENODO_API": server.api}
+    both = [r2l("data", "fetch", "microscopy", "--root", tmp_path, env=environment) for _ in "ab"]
+    for program in both:
+        output = program.communicate(timeout=60)
+        assert program.returncode == 0, output
+    assert server.requests_of("Raw-Microscopy.zip") == [None]
+    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
+
+
+# --- a few images ---------------------------------------------------------------------------------
+
+
+def test_subset_by_ranges(server, tmp_path, published):
+    # Stored rather than deflated, so that parts are small against the whole.
+    notes = fetch("microscopy", tmp_path, tiles=5, progress=False)
+    assert notes == [f"5 images of Raw-Microscopy are in {tmp_path / 'microscopy'}."]
+    dataset = RawMicroscopy(tmp_path, "all")
+    assert len(dataset) == 5
+    assert dataset[4]["raw"].shape == (1, 64, 64)
+    assert all(asked for asked in server.requests_of("Raw-Microscopy.zip"))
+    assert not (tmp_path / "downloads/Raw-Microscopy.zip").exists()
+    # The same cells at another exposure; then more of them; then all.
+    fetch("microscopy", tmp_path, tiles=5, intensity=0.25, progress=False)
+    dim = RawMicroscopy(tmp_path, "all", intensity=0.25)
+    assert dim.names.tolist() == dataset.names.tolist()
+    fetch("microscopy", tmp_path, tiles=8, progress=False)
+    assert len(RawMicroscopy(tmp_path, "all")) == 8
+    fetch("microscopy", tmp_path, progress=False)
+    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
+
+
+def test_subset_of_drone_tiles_comes_with_masks(server, tmp_path):
+    fetch("drone", tmp_path, tiles=4, progress=False)
+    dataset = RawDrone(tmp_path, "all")
+    assert len(dataset) == 4
+    assert dataset[0]["mask"].sum() > 0
+
+
+def test_subset_without_ranges_takes_all(server, tmp_path):
+    server.ranges = False
+    notes = fetch("microscopy", tmp_path, tiles=5, progress=False)
+    assert "whole archives" in notes[0].lower()
+    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
+
+
+def test_subset_transfers_less(tmp_path, server, tmp_path_factory):
+    top = tmp_path_factory.mktemp("large")
+    write_microscopy(top, size=256)
+    folder = top / "microscopy"
+    archive = zip_folders(top / "Raw-Microscopy.zip", folder, "images")
+    server.files["Raw-Microscopy.zip"] = archive.read_bytes()
+    sent = []
+    write = server.RequestHandlerClass._answer
+
+    def counting(handler, status, content, headers=()):
+        sent.append(len(content))
+        write(handler, status, content, headers)
+
+    server.RequestHandlerClass._answer = counting
+    try:
+        fetch("microscopy", tmp_path, tiles=3, progress=False)
+    finally:
+        server.RequestHandlerClass._answer = write
+    assert sum(sent) < len(server.files["Raw-Microscopy.zip"]) / 4
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def make_zip(members, **options):
+    """Return the bytes of a zip of (name or ZipInfo, content)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", **options) as file:
+        for name, content in members:
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def special(name, kind):
+    info = zipfile.ZipInfo(name)
+    info.create_system = 3
+    info.external_attr = (kind | 0o777) << 16
+    return info
+
+
+GOOD = ("raw_scale100/Ma190c_lame1_zone1_composite_Mcropped_1.tiff", b"fine")
+
+
+@pytest.mark.parametrize(
+    ("member", "match"),
+    [
+        (("../escape.txt", b"x"), "outside of the folder"),
+        (("a/../../escape.txt", b"x"), "outside of the folder"),
+        (("/tmp/r2l-escape.txt", b"x"), "outside of the folder"),
+        (("C:\\escape.txt", b"x"), "outside of the folder"),
+        (("..\\escape.txt", b"x"), "outside of the folder"),
+        ((special("link", stat.S_IFLNK), b"/etc/passwd"), "a link or a device"),
+        ((special("pipe", stat.S_IFIFO), b""), "a link or a device"),
+    ],
+)
+@pytest.mark.parametrize("tiles", [None, 1])
+def test_dangerous_archives_are_refused_whole(server, tmp_path, member, match, tiles):
+    server.files["Raw-Microscopy.zip"] = make_zip([GOOD, member])
+    root = tmp_path / "root"
+    with pytest.raises(ArchiveError, match=match) as caught:
+        fetch("microscopy", root, tiles=tiles, progress=False)
+    assert "Raw-Microscopy.zip" in str(caught.value)
+    assert "Nothing was unpacked" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+    assert not (root / "microscopy/images").exists()
+    assert not Path("/tmp/r2l-escape.txt").exists()
+
+
+def test_archive_that_would_fill_any_disk(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("r2l.datasets.archive.MAX_BYTES", 10_000)
+    server.files["Raw-Microscopy.zip"] = make_zip(
+        [("a.bin", bytes(20_000))], compression=zipfile.ZIP_DEFLATED
+    )
+    with pytest.raises(ArchiveError, match="it would grow"):
+        fetch("microscopy", tmp_path, progress=False)
+
+
+def test_archive_whose_sizes_lie(server, tmp_path):
+    """A member that says 10 bytes and unpacks to 20,000 writes no more than it said."""
+    content = make_zip([(GOOD[0], bytes(20_000))], compression=zipfile.ZIP_DEFLATED)
+    size = (20_000).to_bytes(4, "little")
+    assert content.count(size) == 2
+    server.files["Raw-Microscopy.zip"] = content.replace(size, (10).to_bytes(4, "little"))
+    with pytest.raises(ArchiveError, match="damaged"):
+        fetch("microscopy", tmp_path, progress=False)
+    assert not list((tmp_path / "microscopy").rglob("*.tiff"))
+    assert no_leftovers(tmp_path)
+
+
+def test_damaged_archives(server, tmp_path):
+    content = bytearray(make_zip([GOOD]))
+    content[content.index(b"fine")] ^= 1
+    server.files["Raw-Microscopy.zip"] = bytes(content)
+    with pytest.raises(ArchiveError, match="CRC"):
+        fetch("microscopy", tmp_path, progress=False)
+    server.files["Raw-Microscopy.zip"] = b"no zip at all"
+    with pytest.raises(ArchiveError, match="no zip file"):
+        fetch("microscopy", tmp_path, progress=False)
+    assert no_leftovers(tmp_path)
+
+
+def test_zips_in_a_zip(server, tmp_path, published):
+    inner = published["Raw-Microscopy.zip"]
+    server.files["Raw-Microscopy.zip"] = make_zip([("all/base.zip", inner)])
+    fetch("microscopy", tmp_path, progress=False)
+    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
+    # Single images in inner zips can't be had.
+    other = tmp_path / "other"
+    assert "whole archives" in fetch("microscopy", other, tiles=2, progress=False)[0].lower()
+    assert len(RawMicroscopy(other, "all")) == KEPT
+
+
+def test_the_users_files_stay(server, tmp_path):
+    mine = tmp_path / "microscopy/images/raw_scale100/mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("my notes")
+    fetch("microscopy", tmp_path, progress=False)
+    changed = next(mine.parent.glob("*.tiff"))
+    changed.write_bytes(b"my own picture")
+    with pytest.raises(ArchiveError, match="move it away") as caught:
+        fetch("microscopy", tmp_path, progress=False)
+    assert str(caught.value).startswith(f"{changed}: ")
+    assert changed.read_bytes() == b"my own picture"
+    assert mine.read_text() == "my notes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "archive", "member", "place"),
+    [
+        (
+            "microscopy",
+            "x.zip",
+            "a/raw_scale005/Ma190c_lame1_zone2_c_1.tiff",
+            "images/raw_scale005",
+        ),
+        ("microscopy", "raw_scale010.zip", "Ma190c_lame1_zone2_c_1.tiff", "images/raw_scale010"),
+        ("microscopy", "x.zip", "Ma190c_lame1_zone2_c_1.tiff", "images/raw_scale100"),
+        (
+            "microscopy",
+            "x.zip",
+            "processed_views/ma_u_me/Ma190c_lame1_zone2_c_1.tiff",
+            "images/processed_views/ma_u_me",
+        ),
+        ("microscopy", "x.zip", "rgb/Ma190c_lame1_zone2_c_1.tiff", "other/x/rgb"),
+        ("microscopy", "", "Ma190c_annotations.dat", "labels"),
+        ("drone", "images.zip", "raw_scale050/DJI_0001.DNG", "images_full/raw_scale050"),
+        ("drone", "images.zip", "DJI_0001.DNG", "images_full/raw_scale100"),
+        ("drone", "tiles.zip", "raw_scale050/00_00001.tif", "images_tiles_256/raw_scale050"),
+        ("drone", "masks_tiles_256.zip", "00_00001.png", "masks_tiles_256"),
+        ("drone", "masks.zip", "DJI_0001_mask.png", "masks_full"),
+        ("drone", "views.zip", "bi,s,ga/00_00001.png", "processed_views/bi,s,ga"),
+        ("drone", "x.zip", "readme.txt", "other/x"),
+    ],
+)
+def test_places_of_files(kind, archive, member, place):
+    assert str(place_of(kind, archive, member)) == f"{kind}/{place}/{Path(member).name}"
+
+
+# --- full disks -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_too_small_a_disk_is_seen_before(server, small_disk):
+    (small_disk / "mine.txt").write_text("my notes")
+    server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
+    with pytest.raises(DownloadError, match=r"GB are free.\nMake room or choose another --root"):
+        fetch("microscopy", small_disk, progress=False)
+    assert server.requests_of("Raw-Microscopy.zip") == []
+    assert (small_disk / "mine.txt").read_text() == "my notes"
+
+
+def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch):
+    for module in ("archive", "zenodo"):
+        monkeypatch.setattr(f"r2l.datasets.{module}.check_room", lambda *_: None)
+    (small_disk / "mine.txt").write_text("my notes")
+    server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
+    with pytest.raises(DownloadError, match="no room on the disk") as caught:
+        fetch("microscopy", small_disk, progress=False)
+    assert "Raw-Microscopy.zip" in str(caught.value)
+    assert "goes on from here" in str(caught.value)
+    assert not (small_disk / "downloads/Raw-Microscopy.zip").exists()
+    assert (small_disk / "mine.txt").read_text() == "my notes"
+
+
+def test_disk_that_fills_up_while_unpacking(server, small_disk, monkeypatch):
+    for module in ("archive", "zenodo"):
+        monkeypatch.setattr(f"r2l.datasets.{module}.check_room", lambda *_: None)
+    images = [(GOOD[0].replace("_1.tiff", f"_{i}.tiff"), bytes(100_000)) for i in range(9)]
+    server.files["Raw-Microscopy.zip"] = make_zip(images, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(DownloadError, match="no room on the disk") as caught:
+        fetch("microscopy", small_disk, progress=False)
+    assert ".tiff: " in str(caught.value)
+    assert {p.stat().st_size for p in small_disk.rglob("*.tiff")} == {100_000}
+    assert no_leftovers(small_disk)
+
+
+def test_limit_on_file_sizes(server, tmp_path):
+    server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
+    environment = {**os.environ, "R2L_ZENODO_API": server.api}
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731
+    program = r2l(
+        "data", "fetch", "microscopy", "--root", tmp_path, env=environment, preexec_fn=limit
+    )
+    _, errors = program.communicate(timeout=60)
+    assert program.returncode == 2
+    assert "no room on the disk" in errors
+    assert "Traceback" not in errors
+
+
+# --- B2 -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch, published):
+    """The authors' bucket, in b2sdk's simulator."""
+    api = B2Api(InMemoryAccountInfo(), api_config=B2HttpApiConfig(_raw_api_class=RawSimulator))
+    key_id, key = api.session.raw_api.create_account()
+    monkeypatch.setenv("B2_APPLICATION_KEY_ID", key_id)
+    monkeypatch.setenv("B2_APPLICATION_KEY", key)
+    api.authorize_account(key_id, key)
+    made = api.create_bucket("perturbed-minds", "allPrivate")
+    images, labels = FOLDERS["microscopy"]
+    made.upload_bytes(published["Raw-Microscopy.zip"], f"{images}/raw.zip")
+    made.upload_bytes(b"", f"{images}/.bzEmpty")
+    made.upload_bytes(published["Ma190c_annotations.dat"], f"{labels}/Ma190c_annotations.dat")
+    made.upload_bytes(b"", f"{labels}/.bzEmpty")
+    monkeypatch.setattr("r2l.datasets.b2.B2Api", lambda _: api)
+    return made
+
+
+def test_fetch_from_b2(bucket, tmp_path, capsys):
+    assert get_b2_bucket().name == "perturbed-minds"
+    fetch("microscopy", tmp_path, source="b2")
+    assert "WhiteCellsImages" in capsys.readouterr().err
+    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
+    assert not list(tmp_path.rglob(".bzEmpty"))
+
+
+def test_b2_never_deletes_or_replaces(bucket, tmp_path):
+    labels = tmp_path / LABELS
+    labels.parent.mkdir(parents=True)
+    labels.write_text("mine, and longer ago")
+    os.utime(labels, (0, 0))
+    (labels.parent / "notes.txt").write_text("mine")
+    sync("microscopy", tmp_path, bucket, progress=False)
+    assert labels.read_text() == "mine, and longer ago"
+    assert (labels.parent / "notes.txt").read_text() == "mine"
+    archive = tmp_path / "downloads/b2/microscopy_images/raw.zip"
+    before = archive.stat().st_mtime_ns
+    sync("microscopy", tmp_path, bucket, progress=False)
+    assert archive.stat().st_mtime_ns == before
+
+
+def test_b2_without_or_with_wrong_credentials(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("B2_APPLICATION_KEY", "no-such-secret")
+    with pytest.raises(DownloadError, match="B2 refuses") as caught:
+        fetch("microscopy", tmp_path, source="b2", progress=False)
+    assert "no-such-secret" not in str(caught.value)
+    monkeypatch.delenv("B2_APPLICATION_KEY")
+    with pytest.raises(DownloadError, match="B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY"):
+        fetch("microscopy", tmp_path, source="b2", progress=False)
+
+
+def test_b2_without_the_bucket(bucket, monkeypatch):
+    with pytest.raises(DownloadError, match="refuses the bucket elsewhere"):
+        get_b2_bucket("elsewhere")
+
+
+def test_b2_file_that_does_not_come(bucket, tmp_path):
+    (tmp_path / "microscopy").write_text("a file in the way of a folder")
+    with pytest.raises(OSError, match="microscopy"):
+        sync("microscopy", tmp_path, bucket, progress=False)
+    assert (tmp_path / "microscopy").read_text() == "a file in the way of a folder"
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def data(*arguments):
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_command_fetch(server, tmp_path):
+    result = data("fetch", "drone", "--root", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f"Raw-Drone is in {tmp_path / 'drone'}." in result.stdout
+    assert "fetch: 100%" in result.stderr
+    result = data("fetch", "microscopy", "--root", tmp_path, "--tiles", 3)
+    assert "3 images" in result.stdout
+    b2, dim = ["--tiles", 3, "--source", "b2"], ["--tiles", 1, "--intensity", 0.3]
+    for arguments in (["--tiles", 0], b2, dim):
+        result = data("fetch", "drone", "--root", tmp_path, *arguments)
+        assert result.exit_code == 2
+        assert 1 <= len(result.stderr.splitlines()) <= 2
+
+
+def test_command_info(server, tmp_path):
+    empty = data("info", "--root", tmp_path)
+    for fact in ("940", "548", "CC-BY-4.0", "10.5281/zenodo.5235536", "NGB 8", "nothing in"):
+        assert fact in empty.stdout
+    assert server.log == []
+    fetch("microscopy", tmp_path, tiles=5, progress=False)
+    told = data("info", "microscopy", "--root", tmp_path)
+    folder = tmp_path / "microscopy/images/raw_scale100"
+    assert f"5 in {folder} (a part was asked for)" in told.stdout
+    assert "Raw-Drone" not in told.stdout
+
+
+def test_command_verify(server, tmp_path):
+    nothing = data("verify", "microscopy", "--root", tmp_path)
+    assert nothing.exit_code == 2
+    assert "r2l data fetch microscopy" in nothing.stderr
+    fetch("microscopy", tmp_path, tiles=5, progress=False)
+    part = data("verify", "microscopy", "--root", tmp_path)
+    assert part.exit_code == 0, part.output
+    assert "5 images, each decodes" in part.stdout
+    fetch("microscopy", tmp_path, progress=False)
+    whole = data("verify", "microscopy", "--root", tmp_path)
+    # Everything is as fetched, and this small copy lacks most of the published cells.
+    assert "files have their checksums" in whole.stdout
+    assert f"{KEPT} images, and 940 were published" in whole.stdout
+    assert "9 images of LYT, and 230 were published" in whole.stdout
+    assert whole.exit_code == 2
+    names = RawMicroscopy(tmp_path, "all").names
+    spoilt, gone = (tmp_path / f"microscopy/images/raw_scale100/{n}.tiff" for n in names[:2])
+    spoilt.write_bytes(spoilt.read_bytes()[:200])
+    gone.unlink()
+    told = data("verify", "microscopy", "--root", tmp_path).stdout
+    assert f"{spoilt}: not as it was fetched" in told
+    assert f"{gone}: gone since it was fetched" in told
+
+
+def test_verify_copies_of_unknown_origin(tmp_path):
+    write_drone_photos(tmp_path, photos=2)
+    result = data("verify", "drone", "--root", tmp_path)
+    assert "there are no checksums" in result.stdout
+    assert "2 images, and 12 were published" in result.stdout
+    path = tmp_path / "drone/images_full/raw_scale100/DJI_0441.DNG"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert f"{path}: " in data("verify", "drone", "--root", tmp_path).stdout
+
+
+def test_damaged_manifest(tmp_path):
+    write_microscopy(tmp_path)
+    (tmp_path / MANIFEST).write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        RawMicroscopy(tmp_path)
