@@ -1,5 +1,7 @@
 """The stages one by one, against colour-demosaicing, kornia, scikit-image and scipy."""
 
+import dataclasses
+
 import kornia
 import numpy as np
 import pytest
@@ -7,8 +9,8 @@ import skimage
 import torch
 from scipy import ndimage
 
-from r2l.camera import CFA
-from r2l.isp import demosaic, functional
+from r2l.camera import CFA, DRONE, MICROSCOPE
+from r2l.isp import StaticISP, demosaic, functional
 from tests import reference
 
 LAYOUTS = pytest.mark.parametrize("cfa", CFA, ids=lambda c: c.name)
@@ -240,3 +242,17 @@ def test_nothing_changes_its_input():
         function(image)
     torch.testing.assert_close(raw, before[0], rtol=0, atol=0)
     torch.testing.assert_close(image, before[1], rtol=0, atol=0)
+
+
+@LAYOUTS
+def test_clipped_highlights_are_neutral(cfa):
+    camera = dataclasses.replace(DRONE, cfa=cfa, white_level=0.9)
+    saturated = torch.full((1, 1, 8, 8), 0.9, dtype=torch.float64)
+    isp = StaticISP(camera)
+    white = isp(functional.clip_highlights(saturated, camera))
+    torch.testing.assert_close(white, torch.ones_like(white), rtol=0, atol=1e-6)
+    pink = isp(saturated)
+    assert pink[:, 1].max() < pink[:, 0].min() - 0.05
+    dark = functional.per_site(camera.black_level, saturated) + 0.2
+    torch.testing.assert_close(functional.clip_highlights(dark, camera), dark, rtol=0, atol=0)
+    assert functional.clip_highlights(saturated, MICROSCOPE) is saturated

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2l.camera import CFA
+from r2l.camera import CFA, Camera
 
 #: How a frame goes on beyond its edge: "mirror" about the edge samples (keeps the phase of the mosaic),
 #: "half" repeats the edge samples (scipy calls that reflect), "zero".
@@ -160,6 +160,31 @@ def subtract_black_level(
     if not torch.compiler.is_compiling() and not bool((white_level - black > 0).all()):
         raise ValueError(f"white_level {white_level} is not above the black level {black.tolist()}")
     return (raw - per_site(black, raw)) / per_site(white_level - black, raw)
+
+
+def clip_highlights(raw: Tensor, camera: Camera) -> Tensor:
+    """Cut a mosaic where white balance would lift it past what the weakest channel can reach.
+
+    Where all three channels saturate, the gains alone give a colour (pink, since green has the least
+    gain), and the colour matrix keeps it. Cut like this, saturated white comes out white. It is no stage
+    of the published pipelines; raw converters do it before demosaicing.
+
+    Args:
+        raw: (B, 1, H, W), raw domain.
+        camera: levels, layout and gains; one with a gain that is not positive is left alone.
+
+    Returns:
+        (B, 1, H, W), raw domain.
+    """
+    check_mosaic(raw)
+    gains = camera.white_balance
+    if min(gains) <= 0:
+        return raw
+    caps = [
+        black + (camera.white_level - black) * min(gains) / gains[colour]
+        for black, colour in zip(camera.black_level, camera.cfa.value, strict=True)
+    ]
+    return torch.minimum(raw, per_site(caps, raw))
 
 
 def balance_white(image: Tensor, gains: Sequence[float] | Tensor) -> Tensor:
@@ -336,17 +361,20 @@ class _Gamma(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, gamma, y = ctx.saved_tensors
-        y = y.clamp(min=GAMMA_SLOPE_FLOOR ** (1.0 / gamma.detach()))
-        # Zero outside [0, 1], both ends inside; a vectorised mask.
-        ends = (-torch.finfo(x.dtype).tiny, 1.0 + torch.finfo(x.dtype).eps)
-        grad = torch.ops.aten.hardtanh_backward(grad, x, *ends) * y
         grad_x = grad_gamma = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad / (x.clamp(min=GAMMA_SLOPE_FLOOR) * gamma)
+            lit = y.clamp(min=GAMMA_SLOPE_FLOOR ** (1.0 / gamma.detach()))
+            slope = lit / (x.clamp(min=GAMMA_SLOPE_FLOOR) * gamma)
+            # Zero outside [0, 1], both ends inside; a vectorised mask.
+            ends = (-torch.finfo(x.dtype).tiny, 1.0 + torch.finfo(x.dtype).eps)
+            grad_x = torch.ops.aten.hardtanh_backward(grad, x, *ends) * slope
         if ctx.needs_input_grad[1]:
-            grad_gamma = -(grad * y.log()).sum() / gamma
+            logarithm = y.clamp(min=torch.finfo(y.dtype).tiny).log()
+            grad_gamma = -(grad * y * logarithm).sum() / gamma
         return grad_x, grad_gamma
 
 

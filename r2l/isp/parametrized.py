@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2l.camera import Camera
@@ -65,30 +66,45 @@ class ParametrizedISP(nn.Module):
         }
         for name, value in initial.items():
             self.register_parameter(name, nn.Parameter(torch.tensor(value)))
-        additive = None if additive_shape is None else nn.Parameter(torch.zeros(*additive_shape))
+        self.additive_shape = None if additive_shape is None else tuple(additive_shape)
+        additive = (
+            None if additive_shape is None else nn.Parameter(torch.zeros(self.additive_shape))
+        )
         self.register_parameter("additive", additive)
 
     def extra_repr(self) -> str:
         """Say whose camera it started from."""
         return self.camera.name
 
-    def _linear_stages(self, raw: Tensor) -> dict[str, Tensor]:
-        out = {"raw": raw}
+    def _linear_stages(self, raw: Tensor, margin: int = 0) -> dict[str, Tensor]:
+        """Return the stages up to the clip, ``margin`` pixels of surroundings taken off each."""
+        out = {}
+
+        def shown(name: str, image: Tensor) -> Tensor:
+            out[name], whole = _split_margin(image, margin)
+            return whole
+
         white = self.camera.white_level
-        linear = out["black_level"] = stage.subtract_black_level(raw, self.black_level, white)
-        rgb = out["demosaic"] = bilinear(linear, self.camera.cfa)
-        rgb = out["white_balance"] = stage.balance_white(rgb, self.white_balance)
-        rgb = out["colour_matrix"] = stage.apply_colour_matrix(rgb, self.colour_matrix)
-        for name, kernel in (("sharpening", self.sharpening_kernel), ("denoising", self.blur_kernel)):
-            rgb = out[name] = stage.filter_luma(rgb, lambda y, k=kernel: stage.correlate(y, k))
+        linear = shown("black_level", stage.subtract_black_level(raw, self.black_level, white))
+        rgb = shown("demosaic", bilinear(linear, self.camera.cfa))
+        rgb = shown("white_balance", stage.balance_white(rgb, self.white_balance))
+        rgb = shown("colour_matrix", stage.apply_colour_matrix(rgb, self.colour_matrix))
+        for name, kernel in (
+            ("sharpening", self.sharpening_kernel),
+            ("denoising", self.blur_kernel),
+        ):
+            rgb = shown(name, stage.filter_luma(rgb, lambda y, k=kernel: stage.correlate(y, k)))
         return out
+
+    def _linear(self, raw: Tensor) -> Tensor:
+        return self._linear_stages(raw)["denoising"]
 
     def stages(self, raw: Tensor) -> dict[str, Tensor]:
         """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
         stage.check_mosaic(raw)
         margin = (_RADIUS, _RADIUS)
-        out = self._linear_stages(stage.pad(raw, margin, margin, "mirror"))
-        out = {name: crop(image, _RADIUS) for name, image in out.items()} | {"raw": raw}
+        padded = stage.pad(raw, margin, margin, "mirror")
+        out = {"raw": raw} | self._linear_stages(padded, _RADIUS)
         out["clip"] = stage.clip(out["denoising"])
         image = out["gamma"] = stage.gamma_correct(out["clip"], self.gamma)
         if self.additive is not None:
@@ -102,9 +118,7 @@ class ParametrizedISP(nn.Module):
             ValueError: wrong shape or dtype, odd height or width, a black level not below white.
         """
         stage.check_mosaic(raw)
-        weight, bias = measure_affine(
-            lambda x: self._linear_stages(x)["denoising"], _RADIUS, self.colour_matrix
-        )
+        weight, bias = measure_affine(self._linear, _RADIUS, self.colour_matrix)
         image = develop_with_parameters(raw, _RADIUS, _develop, weight, bias, self.gamma)
         return image if self.additive is None else image + self.additive
 
@@ -188,3 +202,13 @@ class ParametrizedISP(nn.Module):
 def _develop(mosaic: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor) -> Tensor:
     # The convolution takes off whole tiles, here exactly the radius.
     return stage.gamma_correct(apply_affine(mosaic, weight, bias), gamma)
+
+
+def _split_margin(image: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    """Return an image without its margin, and whole again, put together from both.
+
+    So that a gradient with respect to what lies inside the frame can be taken on the way.
+    """
+    inside = crop(image, margin)
+    frame = F.pad(torch.ones_like(inside), (margin,) * 4)
+    return inside, F.pad(inside, (margin,) * 4) + image * (1 - frame)

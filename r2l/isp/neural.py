@@ -1,0 +1,98 @@
+"""ISPs that know little about cameras: a network that learns everything, and none at all."""
+
+from __future__ import annotations
+
+import segmentation_models_pytorch as smp
+from torch import Tensor, nn
+
+from r2l.camera import BLUE, GREEN, RED, Camera
+from r2l.isp import functional as stage
+from r2l.isp.demosaic import half_size
+from r2l.isp.planes import from_planes, to_planes
+
+_DECODER_CHANNELS = (256, 128, 64, 32, 16)
+
+
+class NeuralISP(nn.Module):
+    """A learned pipeline: raw (B, 1, H, W) to display (B, 3, H, W) in [0, 1] by a U-Net++.
+
+    Levels come from the camera; all else is learned. The network sees the four planes of the mosaic at
+    half size and answers with the twelve planes of an image at full size, so that masks fit. Any even
+    size goes; the frame is continued by its mirror image to what the network can halve.
+
+    Args:
+        camera: layout and levels.
+        encoder: any encoder of segmentation-models-pytorch; weights start at random.
+        depth: how often the network halves its input, 3 to 5.
+
+    Raises:
+        ValueError: an encoder or a depth that does not exist.
+
+    Source: the learned processing of Oala et al., TMLR 2023, which answered at half size.
+    """
+
+    def __init__(self, camera: Camera, encoder: str = "resnet34", depth: int = 3) -> None:
+        super().__init__()
+        if encoder not in smp.encoders.get_encoder_names():
+            some = "resnet18, resnet34, resnet50, efficientnet-b0, mobilenet_v2"
+            raise ValueError(
+                f"unknown encoder {encoder!r}; choose one of segmentation-models-pytorch, such as {some}"
+            )
+        if depth not in (3, 4, 5):
+            raise ValueError(f"depth is {depth}, expected 3, 4 or 5")
+        self.camera, self.encoder, self.depth = camera, encoder, depth
+        self.network = smp.UnetPlusPlus(
+            encoder_name=encoder,
+            encoder_depth=depth,
+            encoder_weights=None,
+            decoder_channels=_DECODER_CHANNELS[:depth],
+            in_channels=4,
+            classes=12,
+        )
+
+    def stages(self, raw: Tensor) -> dict[str, Tensor]:
+        """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
+        camera = self.camera
+        linear = stage.subtract_black_level(raw, camera.black_level, camera.white_level)
+        step = 2 ** (self.depth + 1)
+        height, width = raw.shape[-2:]
+        planes = to_planes(stage.pad(linear, (0, -height % step), (0, -width % step), "mirror"))
+        by_colour = [p for c in (RED, GREEN, BLUE) for p in camera.cfa.positions(c)]
+        image = from_planes(self.network(planes[:, by_colour]))[..., :height, :width]
+        return {"raw": raw, "black_level": linear, "network": image, "sigmoid": image.sigmoid()}
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H, W), display domain.
+
+        Raises:
+            ValueError: wrong shape or dtype, odd height or width.
+        """
+        return self.stages(raw)["sigmoid"]
+
+
+class HalfSizeRGB(nn.Module):
+    """No pipeline: raw (B, 1, H, W) to linear (B, 3, H/2, W/2), red, the mean of both greens, blue.
+
+    Levels only, no white balance, no gamma: the published processing mode "none".
+
+    Args:
+        camera: layout and levels.
+    """
+
+    def __init__(self, camera: Camera) -> None:
+        super().__init__()
+        self.camera = camera
+
+    def stages(self, raw: Tensor) -> dict[str, Tensor]:
+        """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
+        camera = self.camera
+        linear = stage.subtract_black_level(raw, camera.black_level, camera.white_level)
+        return {"raw": raw, "black_level": linear, "half_size": half_size(linear, camera.cfa)}
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Return linear camera colours at half size.
+
+        Raises:
+            ValueError: wrong shape or dtype, odd height or width.
+        """
+        return self.stages(raw)["half_size"]

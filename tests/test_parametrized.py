@@ -1,0 +1,326 @@
+"""The parametrized, the learned and the absent ISP; gradients, bounds, saving, export."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from r2l.camera import CFA, DRONE, MICROSCOPE
+from r2l.isp import (
+    HalfSizeRGB,
+    NeuralISP,
+    ParametrizedISP,
+    StaticISP,
+    fold,
+    load_isp,
+    save_isp,
+    stage_gradients,
+)
+from tests.test_static import natural_mosaic
+
+CAMERAS = pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
+LAYOUTS = pytest.mark.parametrize("cfa", CFA, ids=lambda c: c.name)
+
+
+def natural(camera, *size, dtype=torch.float64):
+    return torch.from_numpy(natural_mosaic(camera, *size)).to(dtype)[None, None]
+
+
+def shaken(camera, seed=0, amount=0.03):
+    """An ISP whose parameters all differ from the camera's, kernels without any symmetry."""
+    isp = ParametrizedISP(camera).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in isp.parameters():
+            parameter += amount * torch.rand(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
+    return isp
+
+
+@CAMERAS
+@LAYOUTS
+def test_untouched_it_is_the_static_pipeline(camera, cfa):
+    camera = dataclasses.replace(camera, cfa=cfa)
+    raw = torch.cat([natural(camera), torch.rand(1, 1, 74, 90, dtype=torch.float64)])
+    # The camera's numbers are rounded to float32 in the parameters.
+    static = StaticISP.from_code("bi,s,ga", camera)(raw)
+    got = ParametrizedISP(camera).double()(raw)
+    assert (got - static).abs().mean() < 1e-6
+    exact = ParametrizedISP(camera)
+    with torch.no_grad():
+        exact = exact.double()
+        for name in ("black_level", "white_balance", "colour_matrix"):
+            getattr(exact, name).copy_(torch.tensor(getattr(camera, name), dtype=torch.float64))
+        fresh = torch.tensor(exact_blur(), dtype=torch.float64)
+        exact.blur_kernel.copy_(fresh)
+        exact.gamma.copy_(torch.tensor(2.2, dtype=torch.float64))
+    torch.testing.assert_close(exact(raw), static, rtol=0, atol=1e-9)
+
+
+def exact_blur():
+    from r2l.isp.functional import gaussian_kernel
+
+    weights = gaussian_kernel(0.5)
+    return [[a * b for b in weights] for a in weights]
+
+
+@CAMERAS
+def test_in_float32_it_is_the_static_pipeline_within_1e_5(camera):
+    raw = natural(camera, dtype=torch.float32)
+    got, want = ParametrizedISP(camera)(raw), StaticISP.from_code("bi,s,ga", camera)(raw)
+    # The slope of gamma grows without end towards black: there an error of float32 shows.
+    lit = want > 0.02
+    assert lit.float().mean() > 0.9
+    assert (got - want)[lit].abs().max() < 1e-5
+
+
+@LAYOUTS
+def test_forward_equals_the_stages_for_any_parameters(cfa):
+    isp = shaken(dataclasses.replace(DRONE, cfa=cfa))
+    for size in ((2, 2), (6, 8), (60, 74)):
+        raw = torch.rand(2, 1, *size, dtype=torch.float64)
+        torch.testing.assert_close(isp(raw), isp.stages(raw)["gamma"], rtol=0, atol=1e-9)
+
+
+@CAMERAS
+def test_gradients_of_every_parameter(camera):
+    isp = shaken(camera)
+    raw = natural(camera, 10, 12)
+    names, values = zip(*isp.named_parameters(), strict=True)
+
+    def develop(*values):
+        return torch.func.functional_call(isp, dict(zip(names, values, strict=True)), (raw,))
+
+    values = tuple(v.detach().requires_grad_() for v in values)
+    assert torch.autograd.gradcheck(develop, values, eps=1e-7, atol=1e-4, rtol=1e-3)
+
+
+def test_gradients_strip_by_strip_equal_those_of_the_stages(monkeypatch):
+    monkeypatch.setattr(fold, "STRIP_PIXELS", 600)
+    isp, raw = shaken(DRONE), natural(DRONE)
+    target = torch.rand(1, 3, 74, 90, dtype=torch.float64)
+    gradients = []
+    for image in (isp(raw), isp.stages(raw)["gamma"]):
+        isp.zero_grad()
+        (image - target).square().sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in isp.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_reach_the_raw_data_too():
+    isp = shaken(DRONE)
+    raw = natural(DRONE, 8, 10).requires_grad_()
+    assert torch.autograd.gradcheck(isp, (raw,), eps=1e-7, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.0625, 1.0])
+def test_gradients_are_finite_at_black_and_at_white(value):
+    isp = ParametrizedISP(DRONE)
+    isp(torch.full((1, 1, 8, 8), value)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in isp.parameters())
+
+
+@pytest.mark.parametrize("strip_pixels", [2, 500, 4000, 10**9])
+def test_strips_do_not_change_the_picture(monkeypatch, strip_pixels):
+    raw = torch.cat([natural(DRONE), 1 - natural(DRONE)])
+    isps = [shaken(DRONE), *(StaticISP.from_code(c, DRONE) for c in ("ma,u,ga", "me,u,me"))]
+    with torch.no_grad():
+        want = [isp(raw) for isp in isps]
+        monkeypatch.setattr(fold, "STRIP_PIXELS", strip_pixels)
+        for isp, picture in zip(isps, want, strict=True):
+            torch.testing.assert_close(isp(raw), picture, rtol=0, atol=1e-11)
+
+
+def test_additive_layer():
+    raw = natural(DRONE, 8, 10, dtype=torch.float32)
+    for shape in ((1, 3, 8, 10), (3, 1, 1), (1, 1, 8, 10)):
+        isp = ParametrizedISP(DRONE, additive_shape=shape)
+        before = isp(raw)
+        with torch.no_grad():
+            isp.additive += 0.25
+        torch.testing.assert_close(isp(raw), before + 0.25)
+        assert list(isp.stages(raw))[-1] == "additive"
+        isp(raw).sum().backward()
+        assert isp.additive.grad.shape == torch.Size(shape)
+
+
+@CAMERAS
+def test_projection_keeps_a_camera_as_it_is_and_brings_others_back(camera):
+    isp = ParametrizedISP(camera)
+    fresh = {n: p.detach().clone() for n, p in isp.named_parameters()}
+    isp.project_()
+    for name, parameter in isp.named_parameters():
+        torch.testing.assert_close(parameter.detach(), fresh[name], rtol=0, atol=1e-6)
+    with torch.no_grad():
+        for parameter in isp.parameters():
+            parameter += 100 * torch.randn_like(parameter)
+    isp.project_()
+    assert isp.gamma > 0
+    assert isp.black_level.max() < camera.white_level
+    assert (isp.white_balance * torch.tensor(camera.white_balance) > 0).all()
+    for kernel in (isp.sharpening_kernel, isp.blur_kernel):
+        assert kernel.sum().item() == pytest.approx(1, abs=1e-4)
+    assert torch.isfinite(isp(torch.rand(1, 1, 8, 8))).all()
+
+
+@CAMERAS
+def test_tolerance_box_surrounds_the_camera(camera):
+    isp = ParametrizedISP(camera)
+    box = isp.tolerance_bounds(0.1)
+    assert set(box) == set(dict(isp.named_parameters()))
+    for name, parameter in isp.named_parameters():
+        low, high = box[name]
+        assert (low <= parameter).all()
+        assert (parameter <= high).all()
+        assert (high > low).any()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        isp.tolerance_bounds(0)
+    with pytest.raises(ValueError, match="black_level"):
+        isp.project_({"brightness": (torch.tensor(0.0), torch.tensor(1.0))})
+
+
+def test_bad_levels_are_named():
+    isp = ParametrizedISP(DRONE)
+    with torch.no_grad():
+        isp.black_level[2] = 1.5
+    with pytest.raises(ValueError, match="not above"):
+        isp(torch.rand(1, 1, 8, 8))
+
+
+def test_stage_gradients_are_those_of_finite_differences():
+    isp, raw = shaken(DRONE), natural(DRONE, 8, 10)
+    weights = torch.rand(1, 3, 8, 10, dtype=torch.float64)
+
+    def loss(image):
+        return (weights * image).sum()
+
+    found = stage_gradients(isp, raw, loss)
+    assert list(found) == list(isp.stages(raw))
+    assert not raw.requires_grad
+    assert all(p.grad is None for p in isp.parameters())
+    for image, gradient in found.values():
+        assert image.shape == gradient.shape
+        assert gradient.abs().max() > 0
+    torch.testing.assert_close(found["gamma"].gradient, weights)
+    step = torch.zeros_like(raw)
+    step[0, 0, 3, 4] = 1e-6
+    slope = (loss(isp(raw + step)) - loss(isp(raw - step))) / 2e-6
+    assert found["raw"].gradient[0, 0, 3, 4].item() == pytest.approx(slope.item(), rel=1e-4)
+    with pytest.raises(ValueError, match="scalar"):
+        stage_gradients(isp, raw, lambda image: image)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("size", [(32, 48), (38, 50), (8, 6)])
+def test_neural_answers_at_full_size(encoder, size):
+    isp = NeuralISP(DRONE, encoder).eval()
+    raw = torch.rand(2, 1, *size)
+    image = isp(raw)
+    assert image.shape == (2, 3, *size)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    image.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in isp.parameters())
+
+
+def test_neural_options():
+    with pytest.raises(ValueError, match="resnet18"):
+        NeuralISP(DRONE, "resnet19")
+    with pytest.raises(ValueError, match="3, 4 or 5"):
+        NeuralISP(DRONE, depth=7)
+
+
+@LAYOUTS
+def test_half_size_is_the_mean_of_a_tile(cfa):
+    camera = dataclasses.replace(DRONE, cfa=cfa, black_level=[0.0] * 4)
+    raw = torch.rand(1, 1, 6, 8)
+    image = HalfSizeRGB(camera)(raw)
+    tile = raw[0, 0, 2:4, 4:6].flatten()
+    for colour in range(3):
+        want = tile[list(cfa.positions(colour))].mean()
+        torch.testing.assert_close(image[0, colour, 1, 2], want)
+
+
+def isps():
+    return [
+        StaticISP(MICROSCOPE, "menon2007", "unsharp_masking", "median_denoising", "paper"),
+        ParametrizedISP(DRONE, additive_shape=(1, 3, 16, 16)),
+        NeuralISP(DRONE, "resnet18"),
+        HalfSizeRGB(MICROSCOPE),
+    ]
+
+
+@pytest.mark.parametrize("isp", isps(), ids=lambda i: type(i).__name__)
+def test_saved_and_loaded_it_is_the_same(tmp_path, isp):
+    with torch.no_grad():
+        for parameter in isp.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    again = load_isp(save_isp(isp.eval(), tmp_path / "isp")).eval()
+    raw = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(again(raw), isp(raw), rtol=0, atol=0)
+    assert again.camera == isp.camera
+    assert sorted(p.name for p in (tmp_path / "isp").iterdir()) == [
+        "isp.json",
+        "weights.safetensors",
+    ]
+
+
+def damage_kind(folder):
+    text = (folder / "isp.json").read_text()
+    (folder / "isp.json").write_text(text.replace("ParametrizedISP", "os.system"))
+
+
+def damage_camera(folder):
+    description = json.loads((folder / "isp.json").read_text())
+    description["camera"]["white_level"] = 0.0
+    (folder / "isp.json").write_text(json.dumps(description))
+
+
+DAMAGES = {
+    "no description": (lambda f: (f / "isp.json").unlink(), "isp.json"),
+    "no json": (lambda f: (f / "isp.json").write_text("{"), "isp.json"),
+    "unknown kind": (damage_kind, "choose from"),
+    "bad camera": (damage_camera, "white_level"),
+    "no weights": (lambda f: (f / "weights.safetensors").unlink(), "weights"),
+    "cut weights": (lambda f: (f / "weights.safetensors").write_bytes(b"\0" * 20), "weights"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_folder_is_named(tmp_path, name):
+    damage, message = DAMAGES[name]
+    save_isp(ParametrizedISP(DRONE), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_isp(tmp_path)
+
+
+def test_what_is_no_isp_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="StaticISP"):
+        save_isp(torch.nn.Identity(), tmp_path)
+
+
+def exported_input():
+    return natural(DRONE, 64, 48, dtype=torch.float32)
+
+
+def test_torch_export():
+    isp, raw = ParametrizedISP(DRONE).eval(), exported_input()
+    program = torch.export.export(isp, (raw,))
+    torch.testing.assert_close(program.module()(raw), isp(raw), rtol=0, atol=2e-5)
+
+
+def test_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="install r2l[test]")
+    isp, raw = ParametrizedISP(DRONE).eval(), exported_input()
+    path = tmp_path / "isp.onnx"
+    torch.onnx.export(isp, (raw,), path, input_names=["raw"], dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (image,) = session.run(None, {"raw": raw.numpy()})
+    want = isp(raw)
+    lit = want > 0.02
+    assert (torch.from_numpy(image) - want).detach()[lit].abs().max() < 1e-4
