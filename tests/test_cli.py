@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.cli import app
 from r2l.isp import StaticISP
+from r2l.isp.functional import clip_highlights
 from r2l.rawfile import read_raw, write_dng
 
 SIZE = (40, 56)
@@ -47,11 +48,14 @@ def develop(*arguments):
     return result
 
 
-def expected_picture(photo, code, camera=None, variant="corrected"):
+def expected_picture(photo, code, camera=None, variant="corrected", highlights="clip"):
     frame = read_raw(photo, camera)
     with torch.inference_mode():
         isp = StaticISP.from_code(code, frame.camera, variant=variant)
-        image = isp(frame.tensor())[0].permute(1, 2, 0).numpy()
+        raw = frame.tensor()
+        if highlights == "clip" and variant == "corrected":
+            raw = clip_highlights(raw, frame.camera)
+        image = isp(raw)[0].permute(1, 2, 0).numpy()
     return np.round(image * 255)
 
 
@@ -140,6 +144,18 @@ def test_the_picture_is_that_of_the_isp(tmp_path, code, variant):
     assert expected.std() > 10  # a picture, not a flat field
 
 
+def test_highlights_can_be_kept(tmp_path):
+    photo = write_photo(tmp_path / "photo.dng")
+    for highlights in ("clip", "keep"):
+        assert develop(photo, "-o", f"{highlights}.png", "--highlights", highlights).exit_code == 0
+        expected = expected_picture(photo, "bi,s,ga", highlights=highlights)
+        np.testing.assert_array_equal(pixels(f"{highlights}.png"), expected)
+    assert np.any(pixels("clip.png") != pixels("keep.png"))
+    result = develop(photo, "-o", "no.png", "--highlights", "recover")
+    assert result.exit_code == 2
+    assert "choose from clip, keep" in result.output
+
+
 def test_without_output_the_name_tells_photo_and_pipeline(tmp_path):
     (tmp_path / "in").mkdir()
     photo = write_photo(tmp_path / "in" / "my photo.v2.dng")
@@ -188,7 +204,8 @@ def test_stages_are_written_in_order_and_can_be_seen(tmp_path):
     result = develop(photo, "-o", "photo.png", "--stages")
 
     frame = read_raw(photo)
-    stages = StaticISP.from_code("bi,s,ga", frame.camera).stages(frame.tensor())
+    raw = clip_highlights(frame.tensor(), frame.camera)
+    stages = StaticISP.from_code("bi,s,ga", frame.camera).stages(raw)
     names = [f"{i:02d}_{name}.png" for i, name in enumerate(stages, start=1)]
     assert names[0] == "01_raw.png"
     assert names[-1].endswith("_gamma.png")
@@ -196,7 +213,7 @@ def test_stages_are_written_in_order_and_can_be_seen(tmp_path):
     assert result.output.splitlines() == ["photo.png", *(f"photo.stages/{name}" for name in names)]
     shown = [pixels(tmp_path / "photo.stages" / name) for name in names]
     # The mosaic is grey, and shown with the display's gamma; the last is not brightened again.
-    expected = np.round(255 * frame.mosaic ** (1 / 2.2))
+    expected = np.round(255 * raw[0, 0].numpy() ** (1 / 2.2))
     np.testing.assert_allclose(shown[0], expected, atol=1)
     np.testing.assert_array_equal(shown[-1], pixels("photo.png"))
     assert all(picture.shape[:2] == SIZE for picture in shown)

@@ -57,6 +57,13 @@ def develop(
     variant: Annotated[
         str, typer.Option(help="corrected, or paper for the stages as published.")
     ] = "corrected",
+    highlights: Annotated[
+        str,
+        typer.Option(
+            help="clip: what saturates comes out white. keep: pass it on as recorded, which makes "
+            "it pink; always so with the variant paper."
+        ),
+    ] = "clip",
     stages: Annotated[
         bool,
         typer.Option(
@@ -75,7 +82,7 @@ def develop(
     """
     failures = Failures()
     with failures.reported():
-        developer = _Developer(pipeline, variant, camera)
+        developer = _Developer(pipeline, variant, camera, highlights)
         targets = _targets(photos, output, pipeline)
     failures.exit_if_any()
     for photo, target in zip(photos, targets, strict=True):
@@ -88,7 +95,7 @@ def develop(
 class _Developer:
     """The choices that hold for all photos of a call, checked before the first one is read."""
 
-    def __init__(self, code: str, variant: str, camera: str | None) -> None:
+    def __init__(self, code: str, variant: str, camera: str | None, highlights: str) -> None:
         from r2l.camera import DRONE
         from r2l.isp import StaticISP
         from r2l.rawfile import load_camera
@@ -96,12 +103,16 @@ class _Developer:
         self.code, self.variant = code, variant
         self.camera: Camera | None = load_camera(camera) if camera else None
         StaticISP.from_code(code, DRONE, variant=variant)
+        if highlights not in ("clip", "keep"):
+            raise ValueError(f"unknown highlights {highlights!r}; choose from clip, keep")
+        self.clip = highlights == "clip" and variant == "corrected"
 
     def develop(self, photo: Path, target: Path, *, stages: bool, force: bool) -> Iterator[Path]:
         """Develop one photo; yield each file as it is written."""
         import torch
 
         from r2l.isp import StaticISP
+        from r2l.isp.functional import clip_highlights
         from r2l.rawfile import read_raw
 
         stage_folder = target.with_suffix(".stages")
@@ -112,6 +123,7 @@ class _Developer:
         isp = StaticISP.from_code(self.code, frame.camera, variant=self.variant)
         with torch.inference_mode():
             raw = frame.tensor()
+            raw = clip_highlights(raw, frame.camera) if self.clip else raw
             # All stages at once take several times the memory of the last.
             pictures = isp.stages(raw) if stages else {"gamma": isp(raw)}
         *before_gamma, final = pictures
