@@ -10,28 +10,51 @@ B with weights of sum 1, that is the same as adding the change of Y to each of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from r2l.camera import CFA, Camera
+from r2l.isp.gamma import gamma_correct
+from r2l.isp.neighbourhood import Border, blur, correlate, crop, gaussian_kernel, median3x3, pad
 
-#: How a frame goes on beyond its edge: "mirror" about the edge samples (keeps the phase of the mosaic),
-#: "half" repeats the edge samples (scipy calls that reflect), "zero".
-Border = Literal["mirror", "half", "zero"]
+__all__ = [
+    "LUMA",
+    "SHARPENING_KERNEL",
+    "Border",
+    "apply_colour_matrix",
+    "balance_white",
+    "blur",
+    "check_image",
+    "check_mosaic",
+    "clip",
+    "clip_highlights",
+    "correlate",
+    "crop",
+    "fft_denoising",
+    "filter_luma",
+    "gamma_correct",
+    "gaussian_denoising",
+    "gaussian_kernel",
+    "luma",
+    "median3x3",
+    "median_denoising",
+    "mosaic",
+    "pad",
+    "per_site",
+    "sharpen",
+    "sharpening_filter",
+    "subtract_black_level",
+    "unsharp",
+    "unsharp_masking",
+]
 
 #: R, G, B weights of luma, ITU-R BT.601.
 LUMA = (0.299, 0.587, 0.114)
 
 #: 5 in the centre, -1 at the four sides: the identity plus the negative 4-neighbour Laplacian.
 SHARPENING_KERNEL = ((0.0, -1.0, 0.0), (-1.0, 5.0, -1.0), (0.0, -1.0, 0.0))
-
-#: Below one step of a 16-bit container the slope of the gamma curve is held, since it ends infinite.
-GAMMA_SLOPE_FLOOR = 2.0**-16
 
 
 def check_mosaic(raw: Tensor) -> None:
@@ -67,63 +90,6 @@ def check_image(image: Tensor) -> None:
             else type(image).__name__
         )
         raise ValueError(f"image is {given}, expected a float tensor (B, 3, H, W)")
-
-
-def _beyond(n: int, before: int, after: int, border: Border, device: torch.device) -> Tensor:
-    """Return for each of ``before + n + after`` places the index of the sample that stands there."""
-    index = torch.arange(-before, n + after, device=device)
-    if border == "half":
-        index = index.remainder(2 * n)
-        return torch.minimum(index, 2 * n - 1 - index)
-    period = max(2 * (n - 1), 1)
-    index = index.remainder(period)
-    return torch.minimum(index, period - index)
-
-
-def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int], border: Border) -> Tensor:
-    """Continue ``x`` (B, C, H, W) beyond its edges by ``rows`` (top, bottom), ``columns`` (left, right).
-
-    Any amount can be asked for, also more than the frame is large.
-    """
-    if border == "zero":
-        return F.pad(x, (*columns, *rows))
-    if border == "mirror" and max(rows) < x.shape[-2] and max(columns) < x.shape[-1]:
-        return F.pad(x, (*columns, *rows), mode="reflect")
-    x = x.index_select(-2, _beyond(x.shape[-2], *rows, border, x.device))
-    return x.index_select(-1, _beyond(x.shape[-1], *columns, border, x.device))
-
-
-def crop(x: Tensor, rows: int, columns: int | None = None) -> Tensor:
-    """Take ``rows`` off the top and the bottom and ``columns`` (default: as many) off the sides; a view."""
-    columns = rows if columns is None else columns
-    return x[..., rows : x.shape[-2] - rows, columns : x.shape[-1] - columns]
-
-
-def correlate(
-    x: Tensor, kernel: Sequence[Sequence[float]] | Tensor, border: Border | None = "mirror"
-) -> Tensor:
-    """Filter each channel of ``x`` (B, C, H, W) with one kernel (odd, odd), which is not flipped.
-
-    A kernel of plain numbers is a sum of shifted frames: far quicker on a CPU than a convolution of one
-    channel. A tensor is a convolution, differentiable in the kernel.
-
-    Args:
-        border: how the frame goes on; the size stays. ``None`` computes only where the kernel fits, so
-            that the result is smaller by the kernel's radius on each side.
-    """
-    height, width = len(kernel), len(kernel[0])
-    if border is not None:
-        x = pad(x, (height // 2,) * 2, (width // 2,) * 2, border)
-    h, w = x.shape[-2] - height + 1, x.shape[-1] - width + 1
-    if isinstance(kernel, Tensor):
-        planes = x.reshape(-1, 1, *x.shape[-2:])
-        return F.conv2d(planes, kernel.to(x)[None, None]).reshape(*x.shape[:-2], h, w)
-    taps = [(i, j, k) for i, row in enumerate(kernel) for j, k in enumerate(row) if k]
-    (i, j, k), *others = taps
-    total = x[..., i : i + h, j : j + w] * k
-    for i, j, k in others:
-        total.add_(x[..., i : i + h, j : j + w], alpha=k)
-    return total
 
 
 def per_site(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
@@ -215,22 +181,6 @@ def filter_luma(image: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     return image + (change(y) - y)
 
 
-def gaussian_kernel(sigma: float) -> list[float]:
-    """Return the weights of a Gaussian, of unit sum, cut at four sigma as scipy and scikit-image do."""
-    radius = int(4 * sigma + 0.5)
-    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
-    return [w / sum(weights) for w in weights]
-
-
-def blur(
-    x: Tensor, sigma: float, border: Border | None = "mirror", vertical_only: bool = False
-) -> Tensor:
-    """Gaussian filter of each channel (B, C, H, W), sigma in pixels; ``border`` as in `correlate`."""
-    kernel = gaussian_kernel(sigma)
-    x = correlate(x, [[k] for k in kernel], border)
-    return x if vertical_only else correlate(x, [kernel], border)
-
-
 def sharpen(y: Tensor, border: Border | None = "mirror") -> Tensor:
     """Filter with 5 in the centre and -1 at the four sides; ``border`` as in `correlate`."""
     return correlate(y, SHARPENING_KERNEL, border)
@@ -276,34 +226,6 @@ def gaussian_denoising(image: Tensor, sigma: float = 0.5, border: Border = "mirr
     return filter_luma(image, lambda y: blur(y, sigma, border))
 
 
-def _sort3(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    low, high = torch.minimum(a, b), torch.maximum(a, b)
-    mid = torch.minimum(high, c)
-    return torch.minimum(low, mid), torch.maximum(low, mid), torch.maximum(high, c)
-
-
-def _median3(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
-
-
-def median3x3(x: Tensor, border: Border | None = "mirror") -> Tensor:
-    """Median of each 3x3 neighbourhood (B, C, H, W); ``border`` as in `correlate`.
-
-    Sorts the columns first and shares that among three windows: the median of nine is the median of the
-    largest low, the median middle and the smallest high (Smith, "Implementing median filters in XC4000E
-    FPGAs", 1996). 18 comparisons a pixel; the gradient goes to the sample chosen.
-    """
-    if border is not None:
-        x = pad(x, (1, 1), (1, 1), border)
-    low, mid, high = _sort3(x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :])
-    left, centre, right = slice(None, -2), slice(1, -1), slice(2, None)
-    return _median3(
-        torch.maximum(torch.maximum(low[..., left], low[..., centre]), low[..., right]),
-        _median3(mid[..., left], mid[..., centre], mid[..., right]),
-        torch.minimum(torch.minimum(high[..., left], high[..., centre]), high[..., right]),
-    )
-
-
 def median_denoising(image: Tensor, border: Border = "mirror") -> Tensor:
     """3x3 median of luma."""
     return filter_luma(image, lambda y: median3x3(y, border))
@@ -338,55 +260,6 @@ def fft_denoising(image: Tensor, keep_fraction: float = 0.3, paper: bool = False
 def clip(image: Tensor) -> Tensor:
     """Clip to [0, 1]. The gradient is 1 inside and on the ends, 0 beyond."""
     return image.clamp(0.0, 1.0)
-
-
-def _power(x: Tensor, exponent: Tensor) -> Tensor:
-    """Return clip(x, 0, 1) ** exponent. Half the time of pow.
-
-    The logarithm of 0 leaves the quick path of vector units; hence the smallest normal number instead,
-    whose own result is taken off again: 0 stays 0, to the bit.
-    """
-    tiny = torch.finfo(x.dtype).tiny
-    black = torch.full_like(exponent, tiny).log2_().mul_(exponent).exp2_()
-    return x.clamp(tiny, 1.0).log2_().mul_(exponent).exp2_().sub_(black)
-
-
-class _Gamma(torch.autograd.Function):
-    """x ** (1 / gamma) on [0, 1] with an exact value everywhere and a finite slope at black."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, gamma: Tensor) -> Tensor:
-        y = _power(x, 1.0 / gamma)
-        ctx.save_for_backward(x, gamma, y)
-        return y
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        x, gamma, y = ctx.saved_tensors
-        grad_x = grad_gamma = None
-        if ctx.needs_input_grad[0]:
-            lit = y.clamp(min=GAMMA_SLOPE_FLOOR ** (1.0 / gamma.detach()))
-            slope = lit / (x.clamp(min=GAMMA_SLOPE_FLOOR) * gamma)
-            # Zero outside [0, 1], both ends inside; a vectorised mask.
-            ends = (-torch.finfo(x.dtype).tiny, 1.0 + torch.finfo(x.dtype).eps)
-            grad_x = torch.ops.aten.hardtanh_backward(grad, x, *ends) * slope
-        if ctx.needs_input_grad[1]:
-            logarithm = y.clamp(min=torch.finfo(y.dtype).tiny).log()
-            grad_gamma = -(grad * y * logarithm).sum() / gamma
-        return grad_x, grad_gamma
-
-
-def gamma_correct(image: Tensor, gamma: float | Tensor = 2.2) -> Tensor:
-    """Linear to display: ``clip(image) ** (1 / gamma)``.
-
-    The value has no floor: 0 stays 0. The gradient has: below 2**-16 the slope is that at 2**-16, since
-    the true one grows to infinity. Outside [0, 1] it is 0, as that of `clip`. ``gamma`` may be a scalar
-    tensor to be learned.
-    """
-    gamma = torch.as_tensor(gamma, dtype=image.dtype, device=image.device).reshape(())
-    return _Gamma.apply(image, gamma)
 
 
 def mosaic(image: Tensor, cfa: CFA) -> Tensor:
