@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -74,8 +75,7 @@ def test_every_import_is_a_dependency():
     named |= set(bounds(project["optional-dependencies"]["bench"]))
     packages = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python-headless"}
     packages |= {"skimage": "scikit-image", "colour_demosaicing": "colour-demosaicing"}
-    import sys
-
+    packages |= {"IPython": "jupyterlab"}  # whose kernel it is
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
         tops = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -86,7 +86,7 @@ def test_every_import_is_a_dependency():
             for a in n.names
         }
         foreign = tops - set(sys.stdlib_module_names) - {"r2l"}
-        missing = {packages.get(t, t) for t in foreign} - named
+        missing = {packages.get(t, t).replace("_", "-") for t in foreign} - named
         assert not missing, f"{path.relative_to(ROOT)} imports {missing}"
 
 
