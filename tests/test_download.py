@@ -1,6 +1,8 @@
 """Fetching the data: against a real server on this machine, and B2's own simulator."""
 
+import hashlib
 import io
+import multiprocessing
 import os
 import resource
 import signal
@@ -259,11 +261,15 @@ def test_a_killed_unpacking_goes_on(server, tmp_path):
 
 def test_two_processes_at_once(server, tmp_path):
     server.delay = 0.005
-    environment = {**os.environ, "R2L_ZENODO_API": server.api}
-    both = [r2l("data", "fetch", "microscopy", "--root", tmp_path, env=environment) for _ in "ab"]
-    for program in both:
-        output = program.communicate(timeout=60)
-        assert program.returncode == 0, output
+    # Forked, since starting two programs takes several times as long as the test.
+    start = multiprocessing.get_context("fork").Process
+    arguments = {"args": ("microscopy", tmp_path), "kwargs": {"progress": False}}
+    both = [start(target=fetch, **arguments) for _ in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(timeout=60)
+        assert process.exitcode == 0
     assert server.requests_of("Raw-Microscopy.zip") == [None]
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
 
@@ -512,6 +518,19 @@ def test_disk_that_fills_up_while_unpacking(server, small_disk, monkeypatch):
     assert no_leftovers(small_disk)
 
 
+def test_full_disk_of_the_cache(small_disk, tmp_path, monkeypatch):
+    contents = write_microscopy(tmp_path / "data", size=128)
+    (small_disk / "mine.txt").write_text("my notes")
+    monkeypatch.setenv("R2L_CACHE", str(small_disk))
+    dataset = RawMicroscopy(tmp_path / "data", "all")
+    with pytest.warns(UserWarning, match="kept in memory.*No space left"):
+        item = dataset[0]
+    assert (item["raw"][0].numpy() * 65535).round().astype(int).tolist() == contents[
+        dataset.names[0]
+    ][1].tolist()
+    assert {p.name for p in small_disk.iterdir() if p.suffix != ".lock"} == {"mine.txt"}
+
+
 def test_limit_on_file_sizes(server, tmp_path):
     server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
     environment = {**os.environ, "R2L_ZENODO_API": server.api}
@@ -549,7 +568,7 @@ def bucket(monkeypatch, published):
 def test_fetch_from_b2(bucket, tmp_path, capsys):
     assert get_b2_bucket().name == "perturbed-minds"
     fetch("microscopy", tmp_path, source="b2")
-    assert "WhiteCellsImages" in capsys.readouterr().err
+    assert "fetch: 100%" in capsys.readouterr().err
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
     assert not list(tmp_path.rglob(".bzEmpty"))
 
@@ -589,6 +608,39 @@ def test_b2_file_that_does_not_come(bucket, tmp_path):
     with pytest.raises(OSError, match="microscopy"):
         sync("microscopy", tmp_path, bucket, progress=False)
     assert (tmp_path / "microscopy").read_text() == "a file in the way of a folder"
+
+
+def test_b2_onto_a_full_disk(bucket, small_disk, monkeypatch):
+    images = next(iter(FOLDERS["microscopy"]))
+    bucket.upload_bytes(os.urandom(600_000), f"{images}/large.zip")
+    (small_disk / "mine.txt").write_text("my notes")
+    with pytest.raises(DownloadError, match="GB are free"):
+        fetch("microscopy", small_disk, source="b2", progress=False)
+    monkeypatch.setattr("r2l.datasets.b2.check_room", lambda *_: None)
+    with pytest.raises(DownloadError, match="no room on the disk") as caught:
+        fetch("microscopy", small_disk, source="b2", progress=False)
+    assert len(str(caught.value).splitlines()) == 2
+    assert "large.zip" in str(caught.value)
+    assert not list((small_disk / "downloads/b2").rglob("*large*"))
+    assert (small_disk / "mine.txt").read_text() == "my notes"
+
+
+def test_b2_file_that_would_leave_its_folder(bucket, tmp_path):
+    bucket.upload_bytes(b"x", f"{next(iter(FOLDERS['microscopy']))}/a/../../escape.txt")
+    with pytest.raises(DownloadError, match="outside of"):
+        sync("microscopy", tmp_path, bucket, progress=False)
+
+
+def test_b2_file_that_arrives_damaged(bucket, tmp_path):
+    """The simulator sends other bytes than its SHA-1 says."""
+    images = next(iter(FOLDERS["microscopy"]))
+    made = bucket.upload_bytes(b"content" * 100, f"{images}/other.zip")
+    stored = bucket.api.session.raw_api.file_id_to_bucket_id
+    simulated = bucket.api.session.raw_api.bucket_id_to_bucket[stored[made.id_]]
+    simulated.file_id_to_file[made.id_].content_sha1 = hashlib.sha1(b"others").hexdigest()
+    with pytest.raises(DownloadError, match=r"other\.zip: B2 didn't give it"):
+        sync("microscopy", tmp_path, bucket, progress=False)
+    assert not list((tmp_path / "downloads/b2").rglob("*other*"))
 
 
 # --- the command line -----------------------------------------------------------------------------

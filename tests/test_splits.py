@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from r2l.datasets.splits import split_indices
 from r2l.training import group_folds
+from r2l.training.splits import held_out_folds, published_resampling
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,3 +63,67 @@ def test_classes_with_fewer_images_than_folds_are_no_reason_to_warn(recwarn):
 def test_impossible_splits_say_why(groups, n_splits, message):
     with pytest.raises(ValueError, match=message):
         group_folds([0, 1, 0, 1], groups, n_splits)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), share=st.sampled_from([0.1, 0.2, 0.5]))
+def test_a_test_set_kept_aside_shares_no_group_with_the_folds(seed, share):
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.arange(240) // 4)
+    labels = rng.integers(0, 3, len(groups))
+    test, folds = held_out_folds(labels, groups, n_splits=3, test_share=share, seed=seed)
+    assert len(test) / len(labels) == pytest.approx(share, abs=0.05)
+    for fold in folds:
+        sides = [set(groups[part]) for part in (fold.train, fold.test, test)]
+        assert len(set().union(*sides)) == sum(map(len, sides))
+        everything = np.concatenate([fold.train, fold.test, test])
+        np.testing.assert_array_equal(np.sort(everything), np.arange(len(labels)))
+    validated = np.concatenate([fold.test for fold in folds])
+    assert len(np.unique(validated)) == len(validated) == len(labels) - len(test)
+
+
+def test_parts_of_a_data_set_are_the_held_out_folds():
+    rng = np.random.default_rng(0)
+    groups, labels = np.arange(200) // 4, rng.integers(0, 3, 200)
+    test, folds = held_out_folds(labels, groups, seed=3)
+    for number, fold in enumerate(folds):
+        parts = [
+            split_indices(split, labels, groups, fold=number, seed=3)
+            for split in ("train", "val", "test")
+        ]
+        for part, expected in zip(parts, (fold.train, fold.test, test), strict=True):
+            np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("n_groups", [3, 4, 5])
+def test_a_handful_of_groups_makes_fewer_folds(n_groups):
+    groups = np.arange(30) % n_groups
+    labels = np.zeros(30, int)
+    parts = [split_indices(split, labels, groups) for split in ("train", "val", "test")]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(30))
+    assert all(len(part) for part in parts)
+    with pytest.raises(ValueError, match="choose from 0 to"):
+        split_indices("train", labels, groups, fold=n_groups - 1)
+
+
+def test_too_few_groups_for_three_parts():
+    with pytest.raises(ValueError, match='take split="all"'):
+        split_indices("train", np.zeros(8, int), np.arange(8) % 2)
+    with pytest.raises(ValueError, match="test_share"):
+        held_out_folds(np.zeros(8, int), test_share=0.7)
+
+
+def test_published_resampling_is_80_20_overlapping_and_seeded():
+    labels = np.repeat([0, 1], [80, 20])
+    drawings = published_resampling(labels, seed=5)
+    assert len(drawings) == 5
+    for train, val in drawings:
+        assert (len(train), len(val)) == (80, 20)
+        assert labels[val].sum() == 4
+        assert not set(train) & set(val)
+    validated = np.concatenate([fold.test for fold in drawings])
+    assert len(set(validated)) < len(validated)
+    again = published_resampling(labels, seed=5)
+    assert all(np.array_equal(a.test, b.test) for a, b in zip(drawings, again, strict=True))
+    plain = published_resampling(labels, seed=5, stratified=False)
+    assert any(labels[fold.test].sum() != 4 for fold in plain)

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
-from b2sdk.v3 import (
-    B2Api,
-    B2Folder,
-    Bucket,
-    CompareVersionMode,
-    InMemoryAccountInfo,
-    KeepOrDeleteMode,
-    LocalFolder,
-    ScanPoliciesManager,
-    Synchronizer,
-    SyncReport,
-)
-from b2sdk.v3.exception import B2Error, IncompleteSync
+from b2sdk.v3 import B2Api, Bucket, FileVersion, InMemoryAccountInfo
+from b2sdk.v3.exception import B2Error
 from tqdm import tqdm
 
-from r2l.datasets.transfer import DownloadError
+from r2l.datasets.transfer import DownloadError, check_room, disk_errors
 
 BUCKET = "perturbed-minds"
 KEY_ID_VARIABLE, KEY_VARIABLE = "B2_APPLICATION_KEY_ID", "B2_APPLICATION_KEY"
@@ -38,7 +27,7 @@ FOLDERS = {
     },
 }
 # An empty file of this name marks a folder of the bucket.
-_FOLDER_MARK = r"(.*/)?\.bzEmpty$"
+_FOLDER_MARK = ".bzEmpty"
 
 
 def get_b2_bucket(name: str = BUCKET, api: B2Api | None = None) -> Bucket:
@@ -73,66 +62,62 @@ def get_b2_bucket(name: str = BUCKET, api: B2Api | None = None) -> Bucket:
 def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[Path]:
     """Fetch what is missing of a data set's folders; never change or delete what is there.
 
-    Each file is checked by B2's SHA-1 and has its name only once it is whole.
+    Each file is checked by B2's SHA-1 (large files have none there; what a zip holds is checked by
+    its own sums) and has its name only once it is whole.
 
     Returns:
         The folders, as they lie below ``root``.
 
     Raises:
-        DownloadError: a file didn't come; those that did are kept.
+        DownloadError: a file didn't come, or no room on the disk; those that came are kept.
         OSError: a folder can't be made.
     """
-    synchronizer = Synchronizer(
-        max_workers=4,
-        keep_days_or_delete=KeepOrDeleteMode.NO_DELETE,
-        # A file that is there stays, be it older or newer or of another size.
-        compare_version_mode=CompareVersionMode.NONE,
-        policies_manager=ScanPoliciesManager(exclude_file_regexes=[_FOLDER_MARK]),
-    )
-    folders = []
+    missing: list[tuple[FileVersion, Path]] = []
     for prefix, below in FOLDERS[kind].items():
         target = root / below
         target.mkdir(parents=True, exist_ok=True)
-        report = _Bar(prefix, progress)
-        try:
-            source = B2Folder(bucket.name, prefix, bucket.api)
-            now = int(time.time() * 1000)
-            synchronizer.sync_folders(source, LocalFolder(target), now, report)
-        except IncompleteSync as error:
-            raise DownloadError(
-                f"{target}: not all of {prefix} came ({report.first_error}).\n"
-                "Those that came are kept: run the same command again."
-            ) from error
-        except B2Error as error:
-            raise DownloadError(f"{prefix}: B2 refuses ({error}).\nTry again later.") from error
-        finally:
-            report.close()
-        folders.append(target)
-    return folders
+        with _b2_errors(f"{bucket.name}/{prefix}"):
+            for version, _ in bucket.ls(prefix, recursive=True):
+                path = _place(version.file_name, prefix, target)
+                # A file that is there stays, be it older or newer or of another size.
+                if path is not None and not path.exists():
+                    missing.append((version, path))
+    total = sum(version.size for version, _ in missing)
+    check_room(root, total)
+    with tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=not progress) as bar:
+        for version, path in missing:
+            _fetch(bucket, version, path)
+            bar.update(version.size)
+    return [root / below for below in FOLDERS[kind].values()]
 
 
-class _Bar(SyncReport):
-    """Shows what b2sdk reports as one of our bars, and keeps the first error."""
+def _place(name: str, prefix: str, target: Path) -> Path | None:
+    """Return where a file of the bucket belongs; None for a mark of a folder."""
+    inside = PurePosixPath(name).relative_to(prefix)
+    if ".." in inside.parts or "\\" in name:
+        raise DownloadError(f"{name}: would be written outside of {target}.\nNothing was fetched.")
+    return None if inside.name == _FOLDER_MARK else target / inside
 
-    def __init__(self, title: str, progress: bool) -> None:
-        self.bar = tqdm(desc=title, unit="B", unit_scale=True, disable=not progress)
-        self.first_error = ""
-        super().__init__(io.StringIO(), no_progress=True)
 
-    def end_compare(self, total_transfer_files: int, total_transfer_bytes: int) -> None:
-        super().end_compare(total_transfer_files, total_transfer_bytes)
-        self.bar.total = total_transfer_bytes
-        self.bar.refresh()
+def _fetch(bucket: Bucket, version: FileVersion, path: Path) -> None:
+    # Of a fixed name, so that the next run replaces what a killed one left.
+    partial = path.with_name(f".{path.name}.r2l-part")
+    try:
+        with _b2_errors(version.file_name), disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without seeking b2sdk uses one stream; with more it hangs for good on a full disk.
+            bucket.download_file_by_id(version.id_).save_to(partial, "wb", allow_seeking=False)
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
-    def update_transfer(self, file_delta: int, byte_delta: int) -> None:
-        super().update_transfer(file_delta, byte_delta)
-        self.bar.update(byte_delta)
 
-    def error(self, message: str) -> None:
-        super().error(message)
-        # "action(...): the error, at length"
-        self.first_error = self.first_error or message.partition("): ")[2] or message
-
-    def close(self) -> None:
-        super().close()
-        self.bar.close()
+@contextmanager
+def _b2_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except B2Error as error:
+        raise DownloadError(
+            f"{what}: B2 didn't give it ({error}).\n"
+            "What came is kept: run the same command again, or use --source zenodo."
+        ) from error
