@@ -147,6 +147,21 @@ def to_rggb(cfa: CFA) -> tuple[int, int]:
     return next((y, x) for y in (0, 1) for x in (0, 1) if CFA.RGGB.shifted(y, x) is cfa)
 
 
+def menon_inside(raw: Tensor, cfa: CFA, silent: bool = False) -> Tensor:
+    """`menon2007` where it fits: (B, 3, H - 16, W - 16), `MENON_RADIUS` pixels less on each side.
+
+    Args:
+        raw: (B, 1, H, W), a frame and its surroundings.
+        cfa: layout of ``raw``.
+        silent: whether the surroundings count in no decision: the published borders.
+    """
+    dy, dx = to_rggb(cfa)
+    rows, columns = (MENON_RADIUS + dy,) * 2, (MENON_RADIUS + dx,) * 2
+    planes = split(pad(raw, (dy, dy), (dx, dx), "mirror"))
+    image = join(menon_planes(*planes, silent=(rows, columns) if silent else None))
+    return crop(image, rows[0], columns[0])
+
+
 def menon2007(raw: Tensor, cfa: CFA, border: Border = "mirror") -> Tensor:
     """Directional filtering with a posteriori decision and refinement.
 
@@ -162,8 +177,5 @@ def menon2007(raw: Tensor, cfa: CFA, border: Border = "mirror") -> Tensor:
         ValueError: wrong shape or dtype, odd height or width.
     """
     check_mosaic(raw)
-    dy, dx = to_rggb(cfa)
-    margins = ((MENON_RADIUS + dy,) * 2, (MENON_RADIUS + dx,) * 2)
-    planes = split(pad(raw, *margins, "mirror"))
-    planes = menon_planes(*planes, silent=None if border == "mirror" else margins)
-    return crop(join(planes), MENON_RADIUS + dy, MENON_RADIUS + dx)
+    margin = (MENON_RADIUS, MENON_RADIUS)
+    return menon_inside(pad(raw, margin, margin, "mirror"), cfa, silent=border != "mirror")

@@ -16,7 +16,7 @@ from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC
 from r2l.isp.fold import apply_affine, develop_in_strips, measure_affine
 from r2l.isp.functional import crop
-from r2l.isp.menon import MENON_RADIUS, menon2007
+from r2l.isp.menon import MENON_RADIUS, menon_inside
 
 Variant = Literal["corrected", "paper"]
 
@@ -185,9 +185,7 @@ class StaticISP(nn.Module):
             linear = stage.subtract_black_level(
                 mosaic, self.camera.black_level, self.camera.white_level
             )
-            rgb = menon2007(linear, self.camera.cfa, "mirror")
-            rgb = crop(rgb, _front_margin(self.demosaic))
-            return apply_colours(rgb, self._weight)
+            return apply_colours(menon_inside(linear, self.camera.cfa), self._weight)
         return apply_affine(mosaic, self._weight, self._bias)
 
 
