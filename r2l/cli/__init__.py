@@ -10,6 +10,7 @@ import logging
 
 import typer
 
+from r2l.cli.bench import bench
 from r2l.cli.data import data
 from r2l.cli.develop import develop
 
@@ -30,6 +31,7 @@ def root() -> None:
 
 
 app.command()(develop)
+app.command()(bench)
 app.add_typer(data, name="data")
 
 

@@ -112,18 +112,21 @@ def subtract_black_level(
         (B, 1, H, W), linear: 0 is no light, 1 saturation. Noise below black stays negative.
 
     Raises:
-        ValueError: wrong shape, dtype or odd size; not four levels; white not above black.
+        ValueError: wrong shape, dtype or odd size; not four levels; white not above black (levels on a
+            GPU are taken as they are).
     """
     check_mosaic(raw)
-    black = torch.as_tensor(black_level, dtype=raw.dtype, device=raw.device)
+    levels = torch.as_tensor(black_level, dtype=raw.dtype)
+    black = levels.to(raw.device)
     if black.numel() != 4:
         raise ValueError(
             f"black_level has {black.numel()} values, expected 4, one a position of the tile"
         )
     if white_level is None:
         return raw - per_site(black, raw)
-    # A compiler can't branch on values; it is asked about levels that were checked before.
-    if not torch.compiler.is_compiling() and not bool((white_level - black > 0).all()):
+    # A compiler can't branch on values, and asking a GPU for them would make it wait.
+    asked = not torch.compiler.is_compiling() and levels.device.type == "cpu"
+    if asked and not bool((white_level - levels > 0).all()):
         raise ValueError(f"white_level {white_level} is not above the black level {black.tolist()}")
     return (raw - per_site(black, raw)) / per_site(white_level - black, raw)
 

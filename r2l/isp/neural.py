@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
 from r2l.camera import BLUE, GREEN, RED, Camera
@@ -32,6 +31,8 @@ class NeuralISP(nn.Module):
     """
 
     def __init__(self, camera: Camera, encoder: str = "resnet34", depth: int = 3) -> None:
+        import segmentation_models_pytorch as smp  # takes seconds: only for those who use it
+
         super().__init__()
         if encoder not in smp.encoders.get_encoder_names():
             some = "resnet18, resnet34, resnet50, efficientnet-b0, mobilenet_v2"

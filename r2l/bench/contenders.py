@@ -1,0 +1,161 @@
+"""The table of what `r2l bench` measures: r2l, and what others use for the same work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from r2l.bench.calls import (
+    BYTES_A_PIXEL,
+    COPY,
+    DEAREST,
+    Call,
+    copy_call,
+    forward_call,
+    gradient_call,
+)
+from r2l.bench.libraries import (
+    colour_demosaicing_call,
+    kornia_call,
+    libraw_call,
+    opencv_call,
+    recipe_call,
+)
+from r2l.bench.published import PublishedParametrizedISP
+from r2l.bench.timing import Contender, SkippedError, cuda_clock, wall_clock
+from r2l.bench.workload import Workload
+from r2l.isp import PIPELINES, StaticISP, develop_all
+from r2l.isp.parametrized import ParametrizedISP
+
+#: The static pipelines of the table: each demosaicing, with the quickest and the dearest filters.
+CODES = ("bi,s,ga", "bi,u,me", "ma,s,ga", "ma,u,me", "me,s,ga", "me,u,me")
+# Larger than any cache.
+_COPIED_FLOATS = 2**25
+
+
+def compiled(isp: nn.Module) -> nn.Module:
+    """Return ``isp`` under `torch.compile`.
+
+    Raises:
+        SkippedError: there is no C++ compiler.
+    """
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl")
+    if not any(name and shutil.which(name) for name in names):
+        raise SkippedError("torch.compile needs a C++ compiler and finds none")
+    return torch.compile(isp, dynamic=False)
+
+
+def _compiling(setup: Callable[[], Call]) -> Call:
+    """Return the call of ``setup`` after its first run, which compiles.
+
+    Raises:
+        SkippedError: it doesn't compile.
+    """
+    call = setup()
+    try:
+        call()
+    except RuntimeError as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SkippedError(f"torch.compile fails ({reason})") from error
+    return call
+
+
+def _copy(work: Workload, floats: int) -> Contender:
+    pixels = 2 * 4 * floats / BYTES_A_PIXEL  # Each number is read and written.
+    amount = work.amount * pixels / work.pixels
+    clock = wall_clock if work.device == "cpu" else cuda_clock
+    return Contender(work.name, COPY, amount, partial(copy_call, work.device, floats), clock=clock)
+
+
+def _r2l(work: Workload, compile_too: bool) -> list[Contender]:
+    """Return r2l's own lines, on the device of the workload."""
+    clock = wall_clock if work.device == "cpu" else cuda_clock
+    lines: list[tuple[str, Callable[[], Call], dict[str, str]]] = []
+
+    def static(code: str, wrap: Callable[[nn.Module], nn.Module]) -> Call:
+        isp = StaticISP.from_code(code, work.camera).to(work.device)
+        return forward_call(wrap(isp), work.raw)
+
+    def forward(wrap: Callable[[nn.Module], nn.Module]) -> Call:
+        return forward_call(wrap(ParametrizedISP(work.camera).to(work.device)), work.raw)
+
+    def gradient(wrap: Callable[[nn.Module], nn.Module]) -> Call:
+        isp = wrap(ParametrizedISP(work.camera).to(work.device))
+        return gradient_call(isp, work.raw, work.gradient)
+
+    ways = [("r2l", lambda isp: isp)] + ([("r2l compiled", compiled)] if compile_too else [])
+    for way, wrap in ways:
+        for code in CODES:
+            libraw = "LibRaw AHD" if code.startswith("me") else "LibRaw LINEAR"
+            peers = {"x recipe": f"recipe {code}", "x LibRaw": libraw}
+            lines.append((f"{way} {code}", partial(static, code, wrap), peers))
+        for mode, setup in (("forward", forward), ("forward + backward", gradient)):
+            peers = {"x published": f"published parametrized, {mode}"}
+            lines.append((f"{way} parametrized, {mode}", partial(setup, wrap), peers))
+    if not work.lengthy:
+        peers = {"x recipe": "recipe, twelve views", f"x {DEAREST}": f"r2l {DEAREST}"}
+        lines.append(("r2l develop_all, twelve views", partial(_develop_all_call, work), peers))
+    found = []
+    for name, setup, peers in lines:
+        if name.startswith("r2l compiled"):
+            setup = partial(_compiling, setup)
+        peers = peers | {"share of copy": COPY}
+        found.append(Contender(work.name, name, work.amount, setup, peers, clock=clock))
+    return found
+
+
+def _develop_all_call(work: Workload) -> Call:
+    def call() -> dict[str, Tensor]:
+        with torch.no_grad():
+            return develop_all(work.raw, work.camera)
+
+    return call
+
+
+def _published(work: Workload) -> list[Contender]:
+    """Return the published parametrized pipeline."""
+    clock = wall_clock if work.device == "cpu" else cuda_clock
+
+    def forward() -> Call:
+        return forward_call(PublishedParametrizedISP(work.camera).to(work.device), work.raw)
+
+    def gradient() -> Call:
+        isp = PublishedParametrizedISP(work.camera).to(work.device)
+        return gradient_call(isp, work.raw, work.gradient)
+
+    modes = [("forward", forward)] + ([] if work.lengthy else [("forward + backward", gradient)])
+    return [
+        Contender(work.name, f"published parametrized, {mode}", work.amount, setup, clock=clock)
+        for mode, setup in modes
+    ]
+
+
+def _libraries(work: Workload) -> list[Contender]:
+    """Return the peers that run on a CPU."""
+    lines = [(f"recipe {code}", partial(recipe_call, work, [code])) for code in CODES]
+    if not work.lengthy:
+        lines.append(("recipe, twelve views", partial(recipe_call, work, PIPELINES)))
+        for name in ("bilinear", "Malvar2004", "Menon2007"):
+            title = f"colour-demosaicing {name}, demosaic alone"
+            lines.append((title, partial(colour_demosaicing_call, work, name)))
+    lines.append(("kornia raw_to_rgb, demosaic alone", partial(kornia_call, work)))
+    lines.append(("OpenCV bilinear uint16, demosaic alone", partial(opencv_call, work)))
+    if work.shape[0] == 1:
+        for name in ("LINEAR", "PPG", "AHD"):
+            lines.append((f"LibRaw {name}", partial(libraw_call, work, name)))
+            title = f"LibRaw {name}, opening the file included"
+            lines.append((title, partial(libraw_call, work, name, opening=True)))
+    return [Contender(work.name, name, work.amount, setup) for name, setup in lines]
+
+
+def contenders(work: Workload, quick: bool = False) -> list[Contender]:
+    """Return who takes part in a workload."""
+    floats = _COPIED_FLOATS // 32 if quick else _COPIED_FLOATS
+    shared = [*_r2l(work, compile_too=not (work.lengthy or quick)), *_published(work)]
+    others = _libraries(work) if work.device == "cpu" else []
+    return [*shared, *others, _copy(work, floats)]
