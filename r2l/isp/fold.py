@@ -25,8 +25,9 @@ from torch.autograd.function import once_differentiable
 from r2l.isp.functional import pad
 from r2l.isp.planes import from_planes, is_recorded, to_planes
 
-#: Pixels of a strip: what stays in the second-level cache of one core, found by trial.
-STRIP_PIXELS = 131_072
+#: Pixels of a strip, found by trial: small enough for caches to help, and large enough that the start of
+#: each operation on several threads, dear where waiting threads sleep, does not count.
+STRIP_PIXELS = 524_288
 
 
 def measure_affine(
