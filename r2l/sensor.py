@@ -158,10 +158,12 @@ def add_shot_noise(electrons: Tensor, rng: np.random.Generator) -> Tensor:
     skewness of 0 for 0.1 or less, and take a quarter of the time.
     """
     expected = electrons.detach().cpu().clamp(min=0).numpy()
-    noise = rng.standard_normal(expected.shape, dtype=np.float32)
-    arrived = np.rint(expected + np.sqrt(expected) * noise)
+    arrived = np.sqrt(expected) * rng.standard_normal(expected.shape, dtype=np.float32)
+    arrived += expected
+    np.rint(arrived, out=arrived)
     few = expected < 100
-    arrived[few] = rng.poisson(expected[few])
+    if few.any():
+        arrived[few] = rng.poisson(expected[few])
     return torch.from_numpy(arrived).to(electrons)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import cos, sin
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +108,13 @@ def beside(box: Box, along: float | Array, across: float | Array) -> Array:
     """Return the points (2, ...), y and x, ``along`` and ``across`` metres from the box's middle."""
     c, s = np.cos(box.heading), np.sin(box.heading)
     return np.array([box.y + c * along - s * across, box.x + s * along + c * across])
+
+
+def upright(box: Box, margin: float = 0) -> tuple[float, float]:
+    """Return how far a box, ``margin`` wider all round, comes from its middle along y and x."""
+    c, s = abs(cos(box.heading)), abs(sin(box.heading))
+    length, width = box.length / 2 + margin, box.width / 2 + margin
+    return c * length + s * width, s * length + c * width
 
 
 def gap(spots: Array, boxes: list[Box]) -> Array:

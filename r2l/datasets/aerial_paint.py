@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
-from r2l.datasets.aerial_layout import STALL, Box, Photo, Tree, seen, turned
+from r2l.datasets.aerial_layout import STALL, Box, Photo, Tree, seen, turned, upright
 from r2l.datasets.procedural import (
     EVERYWHERE,
     Array,
@@ -22,11 +21,14 @@ from r2l.datasets.procedural import (
     patch,
     rectangle,
     remainder,
+    smooth,
+    smooth_reach,
     texture,
     wrap,
 )
 
 PSF_SIGMA = 2.52 * 0.06  # metres
+PAVEMENT = 1.5  # metres
 LUSH, DRY, SOIL = seen(0.24, 0.31, 0.24), seen(0.41, 0.39, 0.33), seen(0.40, 0.34, 0.30)
 ASPHALT, PAVING, MARKING = seen(0.36, 0.37, 0.40), seen(0.46, 0.46, 0.47), seen(0.70, 0.70, 0.68)
 GLASS = seen(0.13, 0.15, 0.18)
@@ -69,35 +71,47 @@ class _Window:
         self.sun = np.ones((height, width), np.float32)  # share of the sun that gets through
         self.cars = np.zeros((height, width), bool)
 
-    def local(self, box: Box) -> tuple[Part, Array, Array]:
+    def local(self, box: Box, margin: float = 0) -> tuple[Part, Array, Array]:
         """Return the part of the window about a box, and its coordinates along and across it."""
-        reach = np.hypot(box.length, box.width) / 2 + 0.2
+        reach = upright(box, margin + 0.2 + self.pixel / 2)
         where, y, x = patch((box.y, box.x), reach, self.y, self.x)
         return where, *turned(y, x, box.heading)
+
+    def crossed_by(self, road: Box) -> bool:
+        """Say whether some of a road, or of its pavement, lies in the window."""
+        (top, bottom), (left, right) = self.y[[0, -1], 0].tolist(), self.x[0, [0, -1]].tolist()
+        away = turned((top + bottom) / 2 - road.y, (left + right) / 2 - road.x, road.heading)[1]
+        window = Box(0, 0, road.heading, right - left, bottom - top, 0, road.colour)
+        return abs(away) < upright(window)[0] + road.width / 2 + PAVEMENT + self.pixel
 
     def blend(self, where: Part, cover: Array, colour: Array, shade: Array | float = 1) -> None:
         """Lay ``colour`` (3,), brighter or darker by ``shade``, over a part of the ground.
 
         ``cover`` (h, w) says where, from 0 to 1.
         """
+        left, laid = 1 - cover, cover * shade
         for plane, value in zip(self.albedo, colour, strict=True):
-            plane[where] += cover * (value * shade - plane[where])
+            part = plane[where]
+            part *= left
+            part += laid * value
 
     def paint_ground(self) -> None:
         """Spread lush grass, dry grass and soil by plane waves, ragged by the leaves."""
         fields = [0.2 * self.leaves + 0.3, 0.2 * self.leaves - 0.6]
+        wave = np.empty_like(self.sun)
         for fy, fx, phase, layer in self.photo.waves.astype(np.float32):
-            a, b = fy * self.y + phase, fx * self.x
-            fields[int(layer)] += 0.4 * (np.cos(a) * np.cos(b) - np.sin(a) * np.sin(b))
+            a, b, field = fy * self.y + phase, fx * self.x, fields[int(layer)]
+            field += np.multiply(0.4 * np.cos(a), np.cos(b), out=wave)
+            field -= np.multiply(0.4 * np.sin(a), np.sin(b), out=wave)
         self.albedo[:] = LUSH[:, None, None]
         for field, colour in zip(fields, (DRY, SOIL), strict=True):
-            self.blend(EVERYWHERE, np.minimum(np.maximum(field, 0), 1), colour)
+            self.blend(EVERYWHERE, field.clip(0, 1, out=field), colour)
         self.albedo *= 1 + 0.12 * self.grain + 0.18 * self.leaves
 
     def paint_pavement(self, road: Box) -> None:
-        """Lay 1.5 m of pavement on both sides, and under the road."""
-        where, _, across = self.local(road)
-        beyond = np.abs(across) - np.float32(road.width / 2 + 1.5)
+        """Lay a pavement on both sides, and under the road."""
+        where, _, across = self.local(road, PAVEMENT)
+        beyond = np.abs(across) - np.float32(road.width / 2 + PAVEMENT)
         self.blend(where, coverage(beyond, self.pixel), PAVING, self.rough[where])
 
     def paint_road(self, road: Box) -> None:
@@ -121,7 +135,8 @@ class _Window:
         """Take the sun from where the box stands in its way: the box, swept along its shadow."""
         shift = (self.photo.shadow * box.height).tolist()
         length = float(np.hypot(*shift))
-        reach = (np.hypot(box.length, box.width) + length) / 2
+        down, right = upright(box)
+        reach = down + abs(shift[0]) / 2, right + abs(shift[1]) / 2
         middle = (box.y + shift[0] / 2, box.x + shift[1] / 2)
         where, y, x = patch(middle, reach, self.y, self.x)
         along, across = turned(y + shift[0] / 2, x + shift[1] / 2, box.heading)
@@ -148,17 +163,20 @@ class _Window:
         where, along, across = self.local(box)
         inside = coverage(rectangle(along, across, box.length / 2, box.width / 2, 0.05), self.pixel)
         to_sun = -turned(*self.photo.shadow, box.heading)[1] * (0.1 + self.photo.sun)
-        slope = 0.5 * float(np.tanh(to_sun)) * np.sign(across) * (box.kind == 0)
-        self.blend(where, inside, box.colour, self.rough[where] * (1 + slope))
+        tiles = self.rough[where]
+        if box.kind == 0:
+            tiles = tiles * (1 + np.float32(0.5 * np.tanh(to_sun)) * np.sign(across))
+        self.blend(where, inside, box.colour, tiles)
         self.sun[where] += inside * (1 - self.sun[where])
         self.cars[where] &= inside < 0.5
 
     def paint_car(self, car: Box, sun: Array) -> None:
         """Put a car there, in the ``sun`` (H, W) that shines on it; its own shadow does not."""
         where, along, across = self.local(car)
-        u = np.rint((along / car.length + 0.5) * 127 + 1).clip(0, 129).astype(np.intp)
-        v = np.rint((across / car.width + 0.5) * 63 + 1).clip(0, 65).astype(np.intp)
-        body, glass, bright = car_sprite(car.kind)[:, u, v]
+        u = np.rint((along / car.length + 0.5) * 127 + 1).clip(0, 129)
+        v = np.rint((across / car.width + 0.5) * 63 + 1).clip(0, 65)
+        spots = (66 * u + v).astype(np.intp)
+        body, glass, bright = (plane.take(spots) for plane in car_sprite(car.kind))
         self.blend(where, body, car.colour, bright)
         self.blend(where, glass, GLASS)
         self.sun[where] += body * (sun[where] - self.sun[where])
@@ -187,6 +205,7 @@ class _Window:
     def paint(self) -> None:
         """Paint from the ground up; shadows lie on the ground, crowns above all."""
         roads, lots, roofs, junk, trees, cars = map(self.near, self.photo[-6:])
+        roads = [road for road in roads if self.crossed_by(road)]
         self.paint_ground()
         for road in roads:
             self.paint_pavement(road)
@@ -209,13 +228,14 @@ class _Window:
             self.paint_tree(tree)
 
     def light(self) -> Array:
-        """Return what reaches the sensor (3, H, W), after the lens."""
-        sigma = PSF_SIGMA / self.pixel
-        dark, light = 1 - self.sun, np.empty_like(self.albedo)
+        """Return what reaches the sensor, after the lens: (3, ...), smaller by the lens's reach."""
+        dark, light = 1 - self.sun, []
         for i, warm in enumerate(SUNLIGHT):
-            lit = self.albedo[i] * (self.photo.light[i] * (1 - self.photo.sun * warm * dark))
-            gaussian_filter(lit, sigma, truncate=3, output=light[i])
-        return light
+            lit = dark * (-self.photo.light[i] * np.float32(self.photo.sun) * warm)
+            lit += self.photo.light[i]
+            lit *= self.albedo[i]
+            light.append(smooth(lit, PSF_SIGMA / self.pixel))
+        return np.stack(light)
 
 
 def paint_photo(
@@ -234,9 +254,8 @@ def paint_photo(
     Returns:
         The light (3, height, width), linear camera colours, and where cars are (height, width).
     """
-    halo = int(3 * PSF_SIGMA / pixel) + 2  # the lens brings light from beyond the window
+    halo = smooth_reach(PSF_SIGMA / pixel)  # the lens brings light from beyond the window
     size = height + 2 * halo, width + 2 * halo
     window = _Window(photo, top - halo, left - halo, *size, pixel)
     window.paint()
-    inner = (slice(halo, -halo), slice(halo, -halo))
-    return np.ascontiguousarray(window.light()[:, *inner]), window.cars[inner]
+    return window.light(), window.cars[halo : halo + height, halo : halo + width]

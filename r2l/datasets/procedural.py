@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Part = tuple[slice, slice]  # rows and columns of a picture
 EVERYWHERE: Part = (slice(None), slice(None))
+_TURN = np.arange(512) * (2 * np.pi / 512)
+_WAVES = np.array([2, 3, 4, 5])[:, None]
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
@@ -32,14 +34,16 @@ def apportion(total: int, weights: dict[str, int]) -> dict[str, int]:
 
 
 def patch(
-    centre: tuple[float, float], reach: float, y: Array, x: Array
+    centre: tuple[float, float], reach: float | tuple[float, float], y: Array, x: Array
 ) -> tuple[Part, Array, Array]:
     """Return the part of a grid within ``reach`` of ``centre``, and its coordinates from there.
 
-    The grid is given by its rising coordinates, y (H, 1) and x (1, W); the part may be empty.
+    A reach of two numbers is down and right. The grid is given by its rising coordinates, y (H, 1)
+    and x (1, W); the part may be empty.
     """
-    rows = slice(*np.searchsorted(y[:, 0], [centre[0] - reach, centre[0] + reach]))
-    columns = slice(*np.searchsorted(x[0], [centre[1] - reach, centre[1] + reach]))
+    down, right = reach if isinstance(reach, tuple) else (reach, reach)
+    rows = slice(*y[:, 0].searchsorted((centre[0] - down, centre[0] + down)))
+    columns = slice(*x[0].searchsorted((centre[1] - right, centre[1] + right)))
     return (rows, columns), y[rows] - np.float32(centre[0]), x[:, columns] - np.float32(centre[1])
 
 
@@ -48,13 +52,41 @@ def coverage(distance: Array, pixel: float) -> Array:
 
     ``distance`` and the side ``pixel`` share a unit. Exact for a straight border along an axis.
     """
-    return np.minimum(np.maximum(0.5 - distance / pixel, 0), 1)
+    share = distance / -pixel
+    share += 0.5
+    return share.clip(0, 1, out=share)
 
 
 def union(a: Array, b: Array, softness: float) -> Array:
     """Return the signed distance of two shapes grown together over a neck of ``softness``."""
     overlap = np.maximum(softness - np.abs(a - b), 0)
     return np.minimum(a, b) - overlap * overlap / (4 * softness)
+
+
+def smooth(picture: Array, sigma: float) -> Array:
+    """Return a picture (H, W) under a Gaussian of ``sigma`` pixels, cut off at three.
+
+    Only what needs nothing from beyond the picture: smaller by `smooth_reach` on each side. In
+    float32 and whole rows at a time, which takes half the time of scipy's filter.
+    """
+    reach = smooth_reach(sigma)
+    weights = np.exp(-0.5 * (np.arange(reach + 1) / sigma) ** 2)
+    weights = (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
+    for _ in range(2):  # down, then to the right
+        size = len(picture) - 2 * reach
+        result = picture[reach : reach + size] * weights[0]
+        pair = np.empty_like(result)
+        for i in range(1, reach + 1):
+            np.add(picture[reach - i :][:size], picture[reach + i :][:size], out=pair)
+            pair *= weights[i]
+            result += pair
+        picture = result.T
+    return picture
+
+
+def smooth_reach(sigma: float) -> int:
+    """Return from how far `smooth` takes light, in pixels."""
+    return int(3 * sigma + 0.5)
 
 
 def capsule(y: Array, x: Array, start: Array, end: Array, radius: float) -> Array:
@@ -84,12 +116,10 @@ def wobble(angle: Array, amplitude: float, rng: np.random.Generator) -> Array:
 
     It is looked up in 512 steps, finer than a pixel for any shape of up to 80 pixels radius.
     """
-    steps = 512
-    turn = np.arange(steps) * (2 * np.pi / steps)
-    waves = np.array([2, 3, 4, 5])[:, None]
-    sizes = amplitude * rng.standard_normal((4, 1)) / waves
-    table = (sizes * np.cos(waves * turn + rng.uniform(0, 2 * np.pi, (4, 1)))).sum(0)
-    return table.astype(np.float32)[(angle * np.float32(steps / (2 * np.pi))).astype(np.int32)]
+    sizes = amplitude * rng.standard_normal((4, 1)) / _WAVES
+    table = (sizes * np.cos(_WAVES * _TURN + rng.uniform(0, 2 * np.pi, (4, 1)))).sum(0)
+    step = (angle * np.float32(len(_TURN) / (2 * np.pi))).astype(np.intp)
+    return table.astype(np.float32).take(step)  # a negative angle counts from the end
 
 
 @lru_cache(maxsize=64)

@@ -139,7 +139,10 @@ class _Slide:
         c, s = np.cos(turn), np.sin(turn)
         along = np.float32(c * stretch) * y + np.float32(s * stretch) * x
         across = np.float32(c / stretch) * x - np.float32(s / stretch) * y
-        return np.sqrt(along * along + across * across)
+        along *= along
+        across *= across
+        along += across
+        return np.sqrt(along, out=along)
 
     def blob(self, y: Array, x: Array, radius: float, stretch: float, unrest: float) -> Array:
         """Return the signed distance to a roundish shape around the origin."""
@@ -148,7 +151,8 @@ class _Slide:
 
     def paint(self, where: Part, density: Array, dye: Array, stain: float) -> None:
         """Add a layer of ``density`` (h, w) of a dye (3,) to the part of the slide at ``where``."""
-        self.absorbance[:, *where] += density * (dye * np.float32(stain))[:, None, None]
+        for plane, strength in zip(self.absorbance, dye * np.float32(stain), strict=True):
+            plane[where] += density * strength
 
     def add_red_cells(self, keep_free: float) -> None:
         """Strew red cells about a free middle of radius ``keep_free``; they overlap a little."""
@@ -156,25 +160,28 @@ class _Slide:
         spots = rng.uniform(-half, half, (int(100 * self.zone.crowding), 2))
         radii = rng.normal(4.0, 0.3, len(spots)).clip(2.5, 5)
         gaps = np.hypot(*(spots[:, None] - spots).T) - 0.75 * (radii[:, None] + radii)
-        free = np.hypot(*spots.T) > keep_free + 0.6 * radii
-        taken = np.zeros(len(spots), bool)
+        taken = np.hypot(*spots.T) <= keep_free + 0.6 * radii
         layer = np.zeros((self.size, self.size), np.float32)
-        for i in np.flatnonzero(free):
-            if not (gaps[i, taken] < 0).any():
-                taken[i] = True
+        for i, collides in enumerate(gaps < 0):
+            if not taken[i]:
+                taken |= collides
                 self.add_red_cell(layer, spots[i], radii[i])
         self.paint(EVERYWHERE, layer, RED_CELL, self.zone.stain[0])
 
     def add_red_cell(self, layer: Array, spot: Array, radius: float) -> None:
         """Add to ``layer`` a biconcave disc: thinner in the middle, by the zone's pallor."""
-        stretch, thickness = np.exp(self.rng.normal(0, [0.05, 0.1]))
+        stretch, thickness = np.exp(self.rng.standard_normal(2) * (0.05, 0.1))
         dent = self.zone.pallor * self.rng.uniform(0.5, 1.2) * thickness
         where, y, x = patch(spot, 1.2 * radius, self.y, self.x)
         distance = self.ellipse(y, x, stretch)
-        depth = np.float32(thickness) - np.float32(dent) * np.exp(
-            distance * distance * np.float32(-6 / radius**2)
-        )
-        layer[where] += coverage(distance - np.float32(radius), 0.5) * depth
+        depth = distance * distance
+        depth *= np.float32(-6 / radius**2)
+        np.exp(depth, out=depth)
+        depth *= np.float32(-dent)
+        depth += np.float32(thickness)
+        distance -= np.float32(radius)
+        depth *= coverage(distance, 0.5)
+        layer[where] += depth
 
     def add_platelets(self) -> None:
         """Strew a few platelets, purple and small."""
@@ -235,11 +242,12 @@ class _Slide:
         down, right = self.zone.tilt.astype(np.float32)
         lamp = 1 + down * (place[0] + self.y / FIELD) + right * (place[1] + self.x / FIELD)
         light = self.absorbance * np.float32(-np.log(10))
-        np.exp(light, out=light)
-        light *= lamp
         sigma = np.hypot(PSF_SIGMA, defocus) / self.pixel
+        # The lens works on longer rows: columns at a power of two collide in the processor's cache.
+        sharp, blurred = np.empty((2, self.size, self.size + 16), np.float32)[..., : self.size]
         for colour, relative, strength in zip(light, WAVELENGTHS, self.zone.light, strict=True):
-            blurred = gaussian_filter(colour, sigma * relative, truncate=3, mode="nearest")
+            np.multiply(np.exp(colour, out=colour), lamp, out=sharp)
+            gaussian_filter(sharp, sigma * relative, output=blurred, truncate=3, mode="nearest")
             np.multiply(blurred, np.float32(strength), out=colour)
         return light
 
