@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import binary_dilation, label
+from scipy.ndimage import binary_dilation, gaussian_filter, label
 from torch.utils.data import DataLoader
 
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
 from r2l.datasets.aerial_layout import TILE, Box, draw_photo
 from r2l.datasets.aerial_paint import paint_photo
-from r2l.datasets.procedural import apportion
+from r2l.datasets.procedural import apportion, smooth, smooth_reach
 from r2l.datasets.smear import Zone, draw_smear
 from r2l.datasets.synthetic_microscopy import CLASS_COUNTS
 from r2l.isp import StaticISP
@@ -119,6 +119,13 @@ def test_class_proportions_are_the_published_ones(n):
 def test_apportion_gives_the_rest_to_the_largest_remainders():
     assert apportion(10, {"a": 1, "b": 1, "c": 1}) == {"a": 4, "b": 3, "c": 3}
     assert apportion(5, {"a": 19, "b": 1}) == {"a": 5, "b": 0}
+
+
+@pytest.mark.parametrize("sigma", [0.16, 0.63, 2.52, 5.04])
+def test_smooth_is_scipys_filter_without_the_border(sigma):
+    picture, r = np.random.default_rng(0).random((50, 64), np.float32), smooth_reach(sigma)
+    expected = gaussian_filter(picture, sigma, truncate=3)[r : 50 - r, r : 64 - r]
+    np.testing.assert_allclose(smooth(picture, sigma), expected, rtol=1e-6)
 
 
 def test_zones_do_not_tell_the_label():
