@@ -151,6 +151,15 @@ def test_gradients_are_finite_at_black_and_at_white(code):
         assert torch.isfinite(raw.grad).all()
 
 
+def test_made_without_autograd_it_still_passes_gradients():
+    camera = dataclasses.replace(DRONE, name="of this test alone, so that nothing is kept of it")
+    with torch.inference_mode():
+        StaticISP(camera)
+    raw = torch.rand(1, 1, 8, 8, requires_grad=True)
+    StaticISP(camera)(raw).sum().backward()
+    assert raw.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("variant", ["corrected", "paper"])
 def test_input_stays_as_it_is_and_nothing_is_kept(variant):
     raw = torch.rand(1, 1, 12, 16)

@@ -56,7 +56,7 @@ def bench(
 ) -> None:
     """Measure speed and memory of r2l and of other libraries on the same work, in turns.
 
-    Takes about a quarter of an hour. The peers come with: pip install 'r2l[bench]'
+    Takes about ten minutes. The peers come with: pip install 'r2l[bench]'
     """
     # Read when the libraries are first imported, which is below. Threads that wait in circles would
     # take time from whoever has the next turn.

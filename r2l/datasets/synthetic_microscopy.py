@@ -7,22 +7,13 @@ import torch
 
 from r2l.camera import MICROSCOPE
 from r2l.datasets.base import Item, RawDataset, Transform
+from r2l.datasets.info import INFO
 from r2l.datasets.procedural import apportion, stream
 from r2l.datasets.smear import draw_smear, draw_zone
 from r2l.sensor import MICROSCOPE_NOISE, record
 
 # Raw-Microscopy's 940 cells; a synthetic set has them in the same proportions.
-CLASS_COUNTS = {
-    "BAS": 18,
-    "EOS": 54,
-    "KSC": 163,
-    "LYA": 30,
-    "LYT": 230,
-    "MON": 191,
-    "NGB": 8,
-    "NGS": 216,
-    "UNC": 30,
-}
+CLASS_COUNTS = dict(zip(INFO["microscopy"].classes, INFO["microscopy"].class_counts, strict=True))
 
 
 LABELS, ZONES, SCENES, NOISE = range(4)  # independent streams of chance

@@ -6,8 +6,8 @@ is a single small convolution, 4 planes in, one plane a colour and position out.
 the plain stages are shown an impulse at each position of the tile and answer with the kernel. So the plain
 stages stay the only definition, and gradients with respect to their parameters pass through the weights.
 
-Past that a frame is developed in strips that stay in the processor's cache, into one result, so a frame of
-any size needs little more memory than its picture.
+Past that a frame is developed strip by strip into one result, so a frame of any size needs little more
+memory than its picture.
 """
 
 from __future__ import annotations
@@ -45,9 +45,8 @@ def measure_affine(
         k = 2 * ceil(radius / 2) + 1. Differentiable in whatever ``stages`` depends on.
     """
     reach = (radius + 1) // 2  # in tiles
-    size = (
-        2 * reach + 1 + 2 * reach
-    )  # the answer, and room around it for the border to be out of reach
+    # The answer, and room around it for the border to be out of reach.
+    size = 4 * reach + 1
     impulses = torch.zeros(5, 1, 2 * size, 2 * size, dtype=like.dtype, device=like.device)
     centre = 2 * (size // 2)
     for position in range(4):
@@ -135,8 +134,8 @@ def develop_in_strips(
 class _Strips(torch.autograd.Function):
     """`develop_in_strips` with gradients for parameters; each strip is developed again for them.
 
-    That costs a second forward pass and saves far more: nothing but the mosaic is kept, and what is
-    computed stays in the cache.
+    That costs a second forward pass and saves far more: nothing but the mosaic is kept, and the memory of
+    one strip serves all.
     """
 
     @staticmethod

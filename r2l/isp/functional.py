@@ -165,7 +165,10 @@ def balance_white(image: Tensor, gains: Sequence[float] | Tensor) -> Tensor:
 
 
 def apply_colour_matrix(image: Tensor, matrix: Sequence[Sequence[float]] | Tensor) -> Tensor:
-    """Map white-balanced camera colours (B, 3, H, W) to linear sRGB: out = matrix @ in, pixel by pixel."""
+    """Map white-balanced camera colours (B, 3, H, W) to linear sRGB: out = matrix @ in, pixel by pixel.
+
+    A matrix of C rows gives (B, C, H, W).
+    """
     check_image(image)
     matrix = torch.as_tensor(matrix, dtype=image.dtype, device=image.device)
     return torch.einsum("ij,bjhw->bihw", matrix, image)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from typing import Literal
 
@@ -185,13 +185,9 @@ class StaticISP(nn.Module):
             linear = stage.subtract_black_level(
                 mosaic, self.camera.black_level, self.camera.white_level
             )
-            return apply_colours(menon_inside(linear, self.camera.cfa), self._weight)
+            rgb = menon_inside(linear, self.camera.cfa)
+            return stage.apply_colour_matrix(rgb, self._weight)
         return apply_affine(mosaic, self._weight, self._bias)
-
-
-def apply_colours(rgb: Tensor, matrix: Tensor) -> Tensor:
-    """Map camera colours (B, 3, h, w) by a matrix (C, 3) to (B, C, h, w)."""
-    return torch.einsum("ij,bjhw->bihw", matrix.to(rgb), rgb)
 
 
 def _front_margin(demosaic: str) -> int:
@@ -203,6 +199,8 @@ def _with_luma(image: Tensor) -> Tensor:
     return torch.cat([image, stage.luma(image)], dim=1)
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve those who want gradients
 def _fold_front(camera: Camera, demosaic: str) -> tuple[Tensor, Tensor]:
     """Return what takes a mosaic to linear sRGB and luma: a convolution, or for Menon a 4x3 matrix."""
 
