@@ -58,10 +58,8 @@ def bench(
 
     Takes about ten minutes. The peers come with: pip install 'r2l[bench]'
     """
-    # Read when the libraries are first imported, which is below. Threads that wait in circles would
-    # take time from whoever has the next turn.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads:
+        # Read when the libraries are first imported, which is below.
         os.environ["OMP_NUM_THREADS"] = str(threads)
     failures = Failures()
     with failures.reported():

@@ -12,7 +12,7 @@ memory than its picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -105,29 +105,32 @@ def _let_malloc_keep_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-def develop_in_strips(
-    mosaic: Tensor, margin: int, count: int, develop: Callable[[Tensor], list[Tensor]]
-) -> list[Tensor]:
+#: A strip (b, 1, h + 2 margin, w + 2 margin) to images (b, 3, h, w), each written into its place, if one is
+#: given, and returned.
+Develop = Callable[[Tensor, Sequence[Tensor | None]], list[Tensor]]
+
+
+def develop_in_strips(mosaic: Tensor, margin: int, count: int, develop: Develop) -> list[Tensor]:
     """Develop a batch of mosaics into ``count`` pictures each, strip by strip.
 
     Args:
         mosaic: (B, 1, H, W).
         margin: how many pixels around a strip ``develop`` needs, even.
-        develop: mosaic (b, 1, h + 2 margin, w + 2 margin) to ``count`` images (b, 3, h, w).
+        develop: see `Develop`.
 
     Returns:
         ``count`` images (B, 3, H, W). All is one strip where autograd follows ``mosaic``, under a
         compiler, and off the CPU.
     """
     if is_recorded(mosaic) or mosaic.device.type != "cpu":
-        return develop(pad(mosaic, (margin, margin), (margin, margin), "mirror"))
+        whole = pad(mosaic, (margin, margin), (margin, margin), "mirror")
+        return develop(whole, [None] * count)
     _let_malloc_keep_memory()
     batch, _, height, width = mosaic.shape
     results = [_empty((batch, 3, height, width), mosaic) for _ in range(count)]
     for images, rows in _strips(batch, height, width):
         strip = _strip_with_surroundings(mosaic, images, rows, margin)
-        for result, part in zip(results, develop(strip), strict=True):
-            result[images, :, rows] = part
+        develop(strip, [result[images, :, rows] for result in results])
     return results
 
 
@@ -148,7 +151,7 @@ class _Strips(torch.autograd.Function):
     ) -> Tensor:
         ctx.margin, ctx.develop = margin, develop
         ctx.save_for_backward(mosaic, *parameters)
-        return develop_in_strips(mosaic, margin, 1, lambda m: [develop(m, *parameters)])[0]
+        return _develop_one(mosaic, margin, develop, *parameters)
 
     @staticmethod
     @once_differentiable
@@ -174,10 +177,20 @@ def develop_with_parameters(
     Args:
         mosaic: (B, 1, H, W).
         margin: see `develop_in_strips`.
-        develop: mosaic (b, 1, h + 2 margin, w + 2 margin) and ``parameters`` to an image (b, 3, h, w).
+        develop: mosaic (b, 1, h + 2 margin, w + 2 margin) and ``parameters`` to an image (b, 3, h, w),
+            which it writes into ``out`` if that is given.
         *parameters: tensors; all that ``develop`` depends on besides the mosaic.
     """
     learned = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
     if learned and not is_recorded(mosaic) and mosaic.device.type == "cpu":
         return _Strips.apply(mosaic, margin, develop, *parameters)
-    return develop_in_strips(mosaic, margin, 1, lambda m: [develop(m, *parameters)])[0]
+    return _develop_one(mosaic, margin, develop, *parameters)
+
+
+def _develop_one(
+    mosaic: Tensor, margin: int, develop: Callable[..., Tensor], *parameters: Tensor
+) -> Tensor:
+    def one(strip: Tensor, places: Sequence[Tensor | None]) -> list[Tensor]:
+        return [develop(strip, *parameters, out=places[0])]
+
+    return develop_in_strips(mosaic, margin, 1, one)[0]

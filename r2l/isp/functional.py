@@ -167,17 +167,26 @@ def balance_white(image: Tensor, gains: Sequence[float] | Tensor) -> Tensor:
 def apply_colour_matrix(image: Tensor, matrix: Sequence[Sequence[float]] | Tensor) -> Tensor:
     """Map white-balanced camera colours (B, 3, H, W) to linear sRGB: out = matrix @ in, pixel by pixel.
 
-    A matrix of C rows gives (B, C, H, W).
+    A matrix of C rows gives (B, C, H, W). One of plain numbers is a sum of scaled channels, quicker on a
+    CPU than a matrix product; one that is a tensor can be learned.
     """
     check_image(image)
+    if not isinstance(matrix, Tensor):
+        return torch.stack([_weighted_sum(image, row) for row in matrix], 1)
     matrix = torch.as_tensor(matrix, dtype=image.dtype, device=image.device)
     return torch.einsum("ij,bjhw->bihw", matrix, image)
 
 
+def _weighted_sum(image: Tensor, weights: Sequence[float]) -> Tensor:
+    total = image[:, 0] * weights[0]
+    for channel, weight in enumerate(weights[1:], 1):
+        total.add_(image[:, channel], alpha=weight)
+    return total
+
+
 def luma(image: Tensor) -> Tensor:
     """Return Y (B, 1, H, W) of an image (B, 3, H, W), BT.601 weights."""
-    weights = torch.tensor(LUMA, dtype=image.dtype, device=image.device).reshape(1, 3, 1, 1)
-    return (image * weights).sum(1, keepdim=True)
+    return _weighted_sum(image, LUMA)[:, None]
 
 
 def filter_luma(image: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -147,19 +149,36 @@ def to_rggb(cfa: CFA) -> tuple[int, int]:
     return next((y, x) for y in (0, 1) for x in (0, 1) if CFA.RGGB.shifted(y, x) is cfa)
 
 
-def menon_inside(raw: Tensor, cfa: CFA, silent: bool = False) -> Tensor:
+def menon_inside(
+    raw: Tensor,
+    cfa: CFA,
+    silent: bool = False,
+    matrix: Sequence[Sequence[float]] | None = None,
+) -> Tensor:
     """`menon2007` where it fits: (B, 3, H - 16, W - 16), `MENON_RADIUS` pixels less on each side.
 
     Args:
         raw: (B, 1, H, W), a frame and its surroundings.
         cfa: layout of ``raw``.
         silent: whether the surroundings count in no decision: the published borders.
+        matrix: C rows of three weights, to mix the colours by: (B, C, H - 16, W - 16).
     """
     dy, dx = to_rggb(cfa)
     rows, columns = (MENON_RADIUS + dy,) * 2, (MENON_RADIUS + dx,) * 2
     planes = split(pad(raw, (dy, dy), (dx, dx), "mirror"))
-    image = join(menon_planes(*planes, silent=(rows, columns) if silent else None))
-    return crop(image, rows[0], columns[0])
+    colours = menon_planes(*planes, silent=(rows, columns) if silent else None)
+    if matrix is not None:
+        colours = _mix(colours, matrix)
+    return crop(join(colours), rows[0], columns[0])
+
+
+def _mix(planes: list[Tensor], matrix: Sequence[Sequence[float]]) -> list[Tensor]:
+    """Mix the colours of an image that is still in planes, which are small enough for caches."""
+    return [
+        (r * row[0]).add_(g, alpha=row[1]).add_(b, alpha=row[2])
+        for row in matrix
+        for r, g, b in zip(planes[:4], planes[4:8], planes[8:], strict=True)
+    ]
 
 
 def menon2007(raw: Tensor, cfa: CFA, border: Border = "mirror") -> Tensor:

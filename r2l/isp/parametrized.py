@@ -199,9 +199,11 @@ class ParametrizedISP(nn.Module):
         return self
 
 
-def _develop(mosaic: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor) -> Tensor:
+def _develop(
+    mosaic: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, out: Tensor | None = None
+) -> Tensor:
     # The convolution takes off whole tiles, here exactly the radius.
-    return stage.gamma_correct(apply_affine(mosaic, weight, bias), gamma)
+    return stage.gamma_correct(apply_affine(mosaic, weight, bias), gamma, out)
 
 
 def _split_margin(image: Tensor, margin: int) -> tuple[Tensor, Tensor]:

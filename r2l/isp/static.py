@@ -127,9 +127,12 @@ class StaticISP(nn.Module):
         self.camera = camera
         self.demosaic, self.sharpening, self.denoising = demosaic, sharpening, denoising
         self.variant: Variant = variant
-        weight, bias = _fold_front(camera, demosaic)
-        self.register_buffer("_weight", weight, persistent=False)
-        self.register_buffer("_bias", bias, persistent=False)
+        if demosaic == "menon2007":
+            self._colours = _fold_colours(camera)
+        else:
+            weight, bias = _fold_front(camera, demosaic)
+            self.register_buffer("_weight", weight, persistent=False)
+            self.register_buffer("_bias", bias, persistent=False)
 
     @classmethod
     def from_code(cls, code: str, camera: Camera, variant: Variant = "corrected") -> StaticISP:
@@ -180,13 +183,12 @@ class StaticISP(nn.Module):
         return _develop(raw, [self])[0]
 
     def _linear_front(self, mosaic: Tensor) -> Tensor:
-        """Return linear sRGB and luma (B, 4, h, w) of a mosaic, smaller by `_front_margin`."""
+        """Return `_colours` (B, 4, h, w) of a mosaic, smaller by `_front_margin`."""
         if self.demosaic == "menon2007":
             linear = stage.subtract_black_level(
                 mosaic, self.camera.black_level, self.camera.white_level
             )
-            rgb = menon_inside(linear, self.camera.cfa)
-            return stage.apply_colour_matrix(rgb, self._weight)
+            return menon_inside(linear, self.camera.cfa, matrix=self._colours)
         return apply_affine(mosaic, self._weight, self._bias)
 
 
@@ -195,26 +197,28 @@ def _front_margin(demosaic: str) -> int:
     return (DEMOSAIC_RADIUS[demosaic] + 1) // 2 * 2
 
 
-def _with_luma(image: Tensor) -> Tensor:
-    return torch.cat([image, stage.luma(image)], dim=1)
+def _colours(rgb: Tensor, camera: Camera) -> Tensor:
+    """Take camera colours to what luma leaves of linear R, G and B, and luma (B, 4, H, W)."""
+    rgb = stage.balance_white(rgb, camera.white_balance)
+    rgb = stage.apply_colour_matrix(rgb, camera.colour_matrix)
+    y = stage.luma(rgb)
+    return torch.cat([rgb - y, y], dim=1)
+
+
+def _fold_colours(camera: Camera) -> list[list[float]]:
+    """Return `_colours` as one 4x3 matrix."""
+    basis = torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1)
+    return _colours(basis, camera).reshape(3, 4).T.tolist()
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must serve those who want gradients
 def _fold_front(camera: Camera, demosaic: str) -> tuple[Tensor, Tensor]:
-    """Return what takes a mosaic to linear sRGB and luma: a convolution, or for Menon a 4x3 matrix."""
-
-    def colours(rgb: Tensor) -> Tensor:
-        rgb = stage.balance_white(rgb, camera.white_balance)
-        return _with_luma(stage.apply_colour_matrix(rgb, camera.colour_matrix))
-
-    if demosaic == "menon2007":
-        basis = torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1)
-        return colours(basis).reshape(3, 4).T.contiguous(), torch.zeros(0, dtype=torch.float64)
+    """Return the convolution that takes a mosaic to `_colours`."""
 
     def front(raw: Tensor) -> Tensor:
         linear = stage.subtract_black_level(raw, camera.black_level, camera.white_level)
-        return colours(DEMOSAIC[demosaic](linear, camera.cfa))
+        return _colours(DEMOSAIC[demosaic](linear, camera.cfa), camera)
 
     like = torch.empty(0, dtype=torch.float64)
     return measure_affine(front, DEMOSAIC_RADIUS[demosaic], like)
@@ -229,11 +233,11 @@ def _develop(raw: Tensor, isps: Sequence[StaticISP]) -> list[Tensor]:
     ]
     margin = (max(needed) + 1) // 2 * 2
 
-    def develop(strip: Tensor) -> list[Tensor]:
+    def develop(strip: Tensor, places: Sequence[Tensor | None]) -> list[Tensor]:
         fronts: dict[str, Tensor] = {}
         sharpened: dict[tuple[str, str], Tensor] = {}
         pictures = []
-        for isp, (sharpening, denoising) in zip(isps, tails, strict=True):
+        for isp, (sharpening, denoising), place in zip(isps, tails, places, strict=True):
             if isp.demosaic not in fronts:
                 fronts[isp.demosaic] = isp._linear_front(strip)
             front = fronts[isp.demosaic]
@@ -243,8 +247,9 @@ def _develop(raw: Tensor, isps: Sequence[StaticISP]) -> list[Tensor]:
             excess = margin - _front_margin(isp.demosaic) - sharpening.radius - denoising.radius
             y = crop(denoising.apply(sharpened[key], None), excess)
             front = crop(front, margin - _front_margin(isp.demosaic))
-            rgb = front[:, :3] + (y - front[:, 3:])
-            pictures.append(stage.gamma_correct(rgb, isp.gamma))  # clips first
+            rgb = torch.add(front[:, :3], y, out=place)
+            out = None if place is None else rgb
+            pictures.append(stage.gamma_correct(rgb, isp.gamma, out))  # clips first
         return pictures
 
     return develop_in_strips(raw, margin, len(isps), develop)
