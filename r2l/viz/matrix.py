@@ -1,34 +1,22 @@
-"""Figures. Each function returns a matplotlib `Figure` and touches no global state of matplotlib.
-
-In a notebook a figure shows itself as the last expression of a cell (after ``%matplotlib inline``);
-``figure.savefig("name.png")`` writes it.
-"""
+"""Figures of drift synthesis: the train x test matrix and the images whose answer flips."""
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
 
-from r2l.datasets import RawDataset
 from r2l.drift.matrix import MatrixSummary, flips
 from r2l.drift.synthesis import Views
-from r2l.isp import StaticISP
-
-INK = "#22252a"
-SOFT = "#6b7280"
-# How light a colour looks (Rec. 709 luma); above the middle it takes dark letters.
-LUMA = (0.2126, 0.7152, 0.0722)
+from r2l.viz.pictures import first, show
+from r2l.viz.style import INK, SOFT, ink
 
 
 def plot_matrix(
@@ -124,105 +112,21 @@ def _draw_cells(
         framed = summary.matrix("significant").to_numpy()
     size = 10 if max(frame.shape) <= 6 else 8
     for (row, column), value in np.ndenumerate(frame.to_numpy()):
-        ink = _ink(scale.to_rgba(shade.iat[row, column]))
+        letters = ink(scale.to_rgba(shade.iat[row, column]))
         lift = 0.0 if half is None else 0.1
-        text = {"ha": "center", "va": "center", "color": ink}
+        text = {"ha": "center", "va": "center", "color": letters}
         ax.text(column, row - lift, f"{value:.2f}", fontsize=size, **text)
         if half is not None:
             ax.text(column, row + 0.22, f"±{half[row, column]:.2f}", fontsize=size - 2.5, **text)
         if framed is not None and framed[row, column]:
             box = (column - 0.42, row - 0.42)
-            ax.add_patch(Rectangle(box, 0.84, 0.84, fill=False, edgecolor=ink, linewidth=1.6))
+            ax.add_patch(Rectangle(box, 0.84, 0.84, fill=False, edgecolor=letters, linewidth=1.6))
     ax.set_xticks(range(frame.shape[1]), frame.columns, rotation=90 if frame.shape[1] > 6 else 0)
     ax.set_yticks(range(frame.shape[0]), frame.index)
     ax.set_xlabel("tested under")
     ax.set_ylabel("trained under")
     ax.tick_params(length=0, labelcolor=INK, labelsize=8)
     ax.spines[:].set_visible(False)
-
-
-def _ink(rgba: Sequence[float]) -> str:
-    return INK if np.dot(rgba[:3], LUMA) > 0.5 else "white"
-
-
-def plot_views(
-    images: Mapping[str, Tensor],
-    *,
-    reference: str | None = None,
-    gain: float = 5.0,
-    columns: int = 4,
-) -> Figure:
-    """Draw one frame as several pipelines develop it.
-
-    Args:
-        images: display RGB (3, H, W), or (B, 3, H, W) of which the first is drawn, by pipeline.
-        reference: a pipeline; the others are then drawn as their difference to it, ``gain``-fold,
-            around mid-grey.
-        gain: how much differences are amplified.
-        columns: images in a row.
-
-    Raises:
-        ValueError: no images, or ``reference`` is not among them.
-    """
-    if not images or (reference is not None and reference not in images):
-        raise ValueError(f"no images, or no {reference!r} among them: {list(images)}")
-    base = None if reference is None else _first(images[reference])
-    tiles = {}
-    for code, image in images.items():
-        if base is None or code == reference:
-            tiles[code] = _first(image)
-        else:
-            tiles[f"{gain:g} x ({code} - {reference})"] = 0.5 + gain * (_first(image) - base)
-    return _gallery(tiles, columns)
-
-
-def plot_stages(stages: Mapping[str, Tensor], *, columns: int = 5) -> Figure:
-    """Draw what an ISP makes of one frame, stage by stage (``isp.stages(raw)``).
-
-    Below each name stands the range of the values; what leaves [0, 1] is drawn as 0 or 1.
-
-    Args:
-        stages: mosaic (B, 1, H, W) or RGB (B, 3, H, W) by name; the first of each batch is drawn.
-        columns: images in a row.
-
-    Raises:
-        ValueError: no stages.
-    """
-    if not stages:
-        raise ValueError("no stages to draw")
-    tiles = {}
-    for name, stage in stages.items():
-        image = _first(stage)
-        tiles[f"{name}\n{image.min():.2f} to {image.max():.2f}"] = image
-    return _gallery(tiles, columns)
-
-
-def plot_samples(
-    dataset: RawDataset,
-    *,
-    per_class: int = 3,
-    develop: Callable[[Tensor], Tensor] | None = None,
-) -> Figure:
-    """Draw the first few images of each class, one class a column.
-
-    Args:
-        dataset: raw frames with ``labels``, ``classes`` and ``camera``.
-        per_class: images of each class; classes with fewer leave gaps.
-        develop: raw (B, 1, H, W) to display RGB; `StaticISP` "bi,s,ga" unless given.
-    """
-    develop = develop or StaticISP.from_code("bi,s,ga", dataset.camera)
-    count = len(dataset.classes)
-    figure = Figure(figsize=(1.15 * count + 0.2, 1.15 * per_class + 0.4), layout="constrained")
-    axes = figure.subplots(per_class, count, squeeze=False)
-    for column, name in enumerate(dataset.classes):
-        members = np.flatnonzero(np.asarray(dataset.labels) == column)
-        axes[0, column].set_title(f"{name} ({len(members)})", fontsize=9, color=INK)
-        for ax, index in zip(axes[:, column], members, strict=False):
-            with torch.no_grad():
-                _show(ax, _first(develop(dataset[int(index)]["raw"][None])))
-    for ax in axes.flat:
-        ax.set_axis_off()
-    return figure
 
 
 def plot_flips(
@@ -251,39 +155,10 @@ def plot_flips(
         for ax, code, answer in zip(
             axes[:, column], (train, test), (row.before, row.after), strict=True
         ):
-            _show(ax, _first(views.images[code][row.image]))
+            show(ax, first(views.images[code][row.image]))
             mark = "✓" if answer == row.label else "✗"
             ax.set_title(f"{mark} {views.classes[answer]}", fontsize=9, color=INK)
     figure.suptitle(
         f"right under {train} (above), lost under {test} (below)", fontsize=9, color=SOFT
     )
     return figure
-
-
-def _gallery(tiles: Mapping[str, np.ndarray], columns: int) -> Figure:
-    columns = min(columns, len(tiles))
-    rows = math.ceil(len(tiles) / columns)
-    height, width = next(iter(tiles.values())).shape[:2]
-    figure = Figure(figsize=(2.3 * columns, (2.3 * height / width + 0.45) * rows))
-    figure.set_layout_engine("constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, (name, image) in zip(axes.flat, tiles.items(), strict=False):
-        _show(ax, image)
-        ax.set_title(name, fontsize=9, color=INK)
-    return figure
-
-
-def _first(image: Tensor) -> np.ndarray:
-    """(B, C, H, W) or (C, H, W) to (H, W, C), as numpy draws it."""
-    image = image[0] if image.ndim == 4 else image
-    return image.detach().cpu().permute(1, 2, 0).numpy()
-
-
-def _show(ax: Axes, image: np.ndarray) -> None:
-    picture = image.clip(0, 1)
-    if picture.shape[2] == 1:
-        ax.imshow(picture[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    else:
-        ax.imshow(picture, interpolation="nearest")
