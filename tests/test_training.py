@@ -7,22 +7,43 @@ import random
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import torch
-from sklearn.metrics import balanced_accuracy_score, f1_score
+import torchvision
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    f1_score,
+    jaccard_score,
+    mean_absolute_error,
+    precision_recall_fscore_support,
+    r2_score,
+    root_mean_squared_error,
+)
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from r2l.camera import MICROSCOPE
+from r2l.isp import HalfSizeRGB
 from r2l.training import (
     CLASSIFIERS,
+    SEGMENTERS,
+    RawToLogits,
     channel_statistics,
     confusion,
     evaluate,
     fit,
     make_classifier,
+    make_regressor,
+    make_segmenter,
+    per_class,
+    pretrained,
     quiet,
     scores,
     seeded,
+    target_statistics,
 )
+from r2l.training.tasks import bce_dice
 
 
 class Shades(Dataset):
@@ -250,3 +271,363 @@ def test_scores_agree_with_scikit_learn_and_confusion_has_true_classes_as_rows()
     counts = confusion(table, list("wxyz"))
     assert counts.loc["w", "z"] == ((table["label"] == 0) & (table["prediction"] == 3)).sum()
     assert counts.to_numpy().sum() == 90
+
+
+def test_recall_is_of_the_true_class_and_precision_of_the_answers():
+    """Three images of class a, of which one is called a; one of class b, called b; one b called a."""
+    table = pd.DataFrame({"label": [0, 0, 0, 1, 1], "prediction": [0, 1, 1, 1, 0]})
+    got = per_class(table, ["a", "b", "c"])
+    assert got["recall"].tolist()[:2] == [pytest.approx(1 / 3), 0.5]
+    assert got["precision"].tolist()[:2] == [0.5, pytest.approx(1 / 3)]
+    assert got.loc["c"].isna().tolist() == [True, True, False, False]
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame(rng.integers(0, 4, (90, 2)), columns=["label", "prediction"])
+    expected = precision_recall_fscore_support(table["label"], table["prediction"])
+    got = per_class(table, list("abcd"))
+    for name, values in zip(("precision", "recall", "f1", "images"), expected, strict=True):
+        np.testing.assert_allclose(got[name], values, rtol=1e-6)
+
+
+class Squares(Dataset):
+    """A bright square on noise, its mask, and (as a number) its brightness in thousands; some are empty."""
+
+    def __init__(self, n=24, size=32, mask_shape=()):
+        generator = torch.Generator().manual_seed(2)
+        self.masks = torch.zeros(n, *mask_shape, size, size, dtype=torch.long)
+        for i in range(n):
+            row, column = torch.randint(0, size - 12, (2,), generator=generator)
+            if i % 4:
+                self.masks[i, ..., row : row + 12, column : column + 12] = 1
+        noise = 0.3 * torch.rand(n, 3, size, size, generator=generator)
+        self.images = noise + 0.6 * self.masks.reshape(n, 1, size, size)
+        self.numbers = 1000 * self.images.mean((1, 2, 3)) + 5000
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        mask, image = self.masks[i], self.images[i]
+        return {
+            "image": image,
+            "mask": mask,
+            "target": self.numbers[i].item(),
+            "meta": {"group": i // 2},
+        }
+
+
+class Threshold(nn.Module):
+    """A segmenter of one weight, whose answers are known."""
+
+    def __init__(self, level=0.45):
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(level))
+
+    def forward(self, image):
+        return 20 * (image.mean(1, keepdim=True) - self.level)
+
+
+def test_a_segmenter_learns_masks():
+    data = Squares()
+    settings = {"task": "segmentation", "validation": data, "epochs": 6, "batch_size": 6}
+    module = fit(
+        lambda: make_segmenter("unet", "resnet18"), data, lr=3e-3, progress=False, **settings
+    )
+    assert {"train_loss", "train_iou", "val_loss", "val_iou"} <= set(module.history)
+    assert module.history["val_iou"].iloc[-1] > 0.8 > module.history["train_iou"].iloc[0]
+    table = evaluate(module, {"a": data})
+    assert scores(table).loc["a", "iou"] == pytest.approx(module.history["val_iou"].iloc[-1])
+    assert module.history["val_loss"].iloc[-1] == pytest.approx(table["loss"].mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("mask_shape", [(), (1,)])
+def test_answers_of_a_segmentation_are_counts_of_pixels(mask_shape):
+    data, model = Squares(mask_shape=mask_shape), Threshold(0.2)
+    table = evaluate(model, {"a": data, "b": Subset(data, [0, 1])}, task="segmentation")
+    assert list(table.columns) == [
+        *("image", "group", "iou", "intersection", "union", "empty", "false_positives"),
+        *("loss", "pipeline"),
+    ]
+    found = (data.images.mean(1) > 0.2).numpy()
+    there = data.masks.reshape(24, 32, 32).numpy() > 0
+    a = table[table["pipeline"] == "a"]
+    np.testing.assert_array_equal(a["false_positives"], (found & ~there).sum((1, 2)))
+    np.testing.assert_array_equal(a["empty"], np.arange(24) % 4 == 0)
+    filled = a[~a["empty"]]
+    for i, iou in zip(filled["image"], filled["iou"], strict=True):
+        assert iou == pytest.approx(jaccard_score(there[i].ravel(), found[i].ravel()))
+    got = scores(table)
+    assert got.loc["a", "iou"] == pytest.approx(jaccard_score(there.ravel(), found.ravel()))
+    assert got.loc["a", "dice"] == pytest.approx(f1_score(there.ravel(), found.ravel()))
+    assert got.loc["a", "iou"] != pytest.approx(a["iou"].mean(), abs=0.01), "no mean of images"
+    assert got.loc["a", "empty"] == 6
+    assert got.loc["a", "false_positives_on_empty"] == found[::4].sum() > 0
+    assert got["images"].tolist() == [24, 2]
+
+
+def test_an_empty_tile_left_alone_is_right_and_one_that_is_not_is_wrong():
+    data = Subset(Squares(), [0])
+    assert evaluate(Threshold(0.9), {"a": data}, task="segmentation")["iou"].item() == 1
+    noisy = evaluate(Threshold(0.1), {"a": data}, task="segmentation")
+    assert noisy["iou"].item() == 0
+    assert noisy["false_positives"].item() == noisy["union"].item() > 800
+    nothing = scores(evaluate(Threshold(0.9), {"a": data}, task="segmentation"))
+    assert np.isnan(nothing.loc["a", "iou"])
+
+
+def test_iou_in_the_history_is_that_of_the_data_and_not_a_mean_of_batches():
+    data = Squares()
+    settings = {"task": "segmentation", "epochs": 1, "lr": 1e-12, "progress": False}
+    ious = [
+        fit(Threshold(0.2), data, validation=data, batch_size=size, **settings).history["val_iou"][
+            0
+        ]
+        for size in (1, 5, 24)
+    ]
+    assert ious == pytest.approx([ious[0]] * 3, rel=1e-6)
+    found, there = data.images.mean(1) > 0.2, data.masks > 0
+    assert ious[0] == pytest.approx(jaccard_score(there.flatten(), found.flatten()), rel=1e-5)
+
+
+def test_the_loss_of_masks_agrees_with_its_formula_image_by_image():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 1, 5, 7, generator=generator)
+    masks = (torch.rand(3, 1, 5, 7, generator=generator) > 0.5).float()
+    masks[2] = 0
+    p = logits.sigmoid()
+    entropy = -(masks * p.log() + (1 - masks) * (1 - p).log()).mean((1, 2, 3))
+    dice = 1 - 2 * (p * masks).sum((1, 2, 3)) / (p + masks).sum((1, 2, 3))
+    dice[2] = 0  # nothing there
+    torch.testing.assert_close(bce_dice(logits, masks, reduction="none"), entropy + dice)
+    torch.testing.assert_close(bce_dice(logits, masks), (entropy + dice).mean())
+
+
+def test_masks_fit_a_processor_that_halves_the_size():
+    raw = torch.rand(2, 1, 32, 32)
+    module = RawToLogits(Threshold(), HalfSizeRGB(MICROSCOPE), task="segmentation")
+    assert module(raw).shape == (2, 1, 32, 32)
+    plain = RawToLogits(nn.Identity(), HalfSizeRGB(MICROSCOPE))
+    assert plain(raw).shape == (2, 3, 16, 16), "other tasks see it as it is"
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmenters_answer_each_pixel_of_any_size(name):
+    model = make_segmenter(name, "resnet18").eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+        assert model(torch.rand(1, 3, 40, 70)).shape == (1, 1, 40, 70)
+    assert list(dict(model.named_children())) == ["normalize", "network"]
+
+
+def test_unknown_segmenters_list_those_that_exist():
+    with pytest.raises(ValueError, match="'vnet'; choose from unet, unetplusplus"):
+        make_segmenter("vnet")
+    with pytest.raises(ValueError, match=r"'resnet19'; choose from .*resnet18"):
+        make_segmenter("unet", "resnet19")
+    with pytest.raises(ValueError, match="does not go with"):
+        make_segmenter("linknet", "mit_b0")
+
+
+def test_a_regressor_learns_numbers_in_their_own_units():
+    data = Squares()
+    mean, std = target_statistics(data.numbers)
+    assert (mean[0], std[0]) == (
+        pytest.approx(data.numbers.mean().item()),
+        pytest.approx(data.numbers.std(correction=0).item(), rel=1e-4),
+    )
+    options = {"target_mean": mean, "target_std": std}
+    module = fit(
+        lambda: make_regressor("SmallResNet", 1, **options),
+        data,
+        **{"task": "regression", "validation": data, "epochs": 12, "batch_size": 6, "lr": 5e-3},
+        progress=False,
+    )
+    table = evaluate(module, {"a": data})
+    assert list(table.columns) == ["image", "group", "target", "prediction", "loss", "pipeline"]
+    np.testing.assert_allclose(table["target"], data.numbers)
+    np.testing.assert_allclose(
+        table["loss"], (table["prediction"] - table["target"]) ** 2, rtol=1e-3, atol=1e-3
+    )
+    got = scores(table).loc["a"]
+    pair = table["target"].to_numpy(float), table["prediction"].to_numpy(float)
+    assert got["mae"] == pytest.approx(mean_absolute_error(*pair), rel=1e-5)
+    assert got["rmse"] == pytest.approx(root_mean_squared_error(*pair), rel=1e-5)
+    assert got["r2"] == pytest.approx(r2_score(*pair), rel=1e-4)
+    assert got["r2"] > 0.5
+    assert module.history["val_mae"].iloc[-1] == pytest.approx(got["mae"], rel=1e-4)
+
+
+def test_several_numbers_an_image():
+    class Pairs(Squares):
+        def __getitem__(self, i):
+            number = self.numbers[i] / 1000
+            return {"image": self.images[i], "target": torch.stack([number, -2 * number])}
+
+    options = {"task": "regression", "epochs": 1, "progress": False}
+    module = fit(lambda: make_regressor("SmallResNet", 2), Pairs(), **options)
+    table = evaluate(module, {"a": Pairs()})
+    assert list(table)[2:6] == ["target_0", "target_1", "prediction_0", "prediction_1"]
+    error = (
+        table[["prediction_0", "prediction_1"]].to_numpy() - table.iloc[:, 2:4].to_numpy()
+    ) ** 2
+    np.testing.assert_allclose(table["loss"], error.mean(1), rtol=1e-4)
+    assert scores(table).loc["a", "rmse"] == pytest.approx(np.sqrt(error.mean()), rel=1e-5)
+    with pytest.raises(
+        ValueError, match=r"shape \(.*, 1\), but regression has targets.*make_regressor"
+    ):
+        fit(lambda: make_regressor("SmallResNet", 1), Pairs(), **options)
+
+
+def test_what_does_not_fit_a_task_is_said():
+    options = {"epochs": 1, "progress": False}
+    with pytest.raises(ValueError, match="'detection'; choose from classification, regression"):
+        fit(small, Shades(), task="detection", **options)
+    with pytest.raises(ValueError, match=r"needs items with 'mask'.*task='classification'"):
+        fit(small, Shades(), task="segmentation", **options)
+    with pytest.raises(ValueError, match=r"but segmentation has targets.*make_segmenter"):
+        fit(small, Squares(), task="segmentation", **options)
+    many = Squares()
+    many.masks = many.masks * 3
+    with pytest.raises(ValueError, match=r"values \[0.0, 3.0\].*one class"):
+        fit(Threshold(), many, task="segmentation", **options)
+    with pytest.raises(ValueError, match="n_classes"):
+        scores(pd.DataFrame({"label": [0], "prediction": [0], "pipeline": ["a"]}))
+    with pytest.raises(ValueError, match="no table of answers"):
+        scores(pd.DataFrame({"pipeline": ["a"]}))
+    with pytest.raises(ValueError, match="target_std has to be positive"):
+        make_regressor("SmallResNet", 2, target_std=(1.0, 0.0))
+    with pytest.raises(ValueError, match="3 numbers, expected 1 or 2"):
+        make_regressor("SmallResNet", 2, target_mean=(1.0, 0.0, 2.0))
+
+
+class Normed(Grey):
+    """A processor with running statistics and noise in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, raw):
+        return F.dropout(self.norm(super().forward(raw)), 0.1, self.training)
+
+
+def test_frozen_parts_stay_to_the_bit_their_statistics_too():
+    data, start, processor = Shades(key="raw"), small(), Normed()
+    settings = {"processor": processor, "validation": data, "epochs": 2, "progress": False}
+
+    def moved(part, **options):
+        end = fit(start, data, **settings, **options)
+        now = getattr(end, part).state_dict()
+        before = (start if part == "model" else processor).state_dict()
+        return {name for name in before if not torch.equal(now[name], before[name])}
+
+    assert moved("processor") >= {"gain", "norm.weight", "norm.running_mean"}
+    assert moved("processor", freeze_processor=True) == set()
+    assert len(moved("model", freeze_processor=True)) > 10
+    assert moved("model", freeze_model=True) == set()
+    assert "gain" in moved("processor", freeze_model=True)
+    assert all(p.requires_grad for p in (*start.parameters(), *processor.parameters()))
+    with pytest.raises(ValueError, match="nothing to train"):
+        fit(start, data, freeze_processor=True, freeze_model=True, **settings)
+
+
+def test_a_model_that_was_evaluated_is_trained_in_training_mode():
+    start = small().eval()
+    end = fit(start, Shades(), epochs=1, progress=False).model
+    assert not torch.equal(start.network[1].running_mean, end.network[1].running_mean)
+    assert not start.training
+
+
+def test_the_norm_behind_the_processor_is_the_same_for_all_of_them():
+    data = Shades(key="raw")
+    settings = {"epochs": 4, "progress": False, "freeze_model": True, "output_norm": "batch"}
+    for processor, source in ((Grey(), data), (None, Shades())):
+        module = fit(small, source, processor=processor, **settings)
+        images = module.develop(source.frames)
+        seen = module.norm(images).detach()
+        assert isinstance(module.norm, nn.BatchNorm2d)
+        assert seen.mean().abs() < abs(images.mean())
+        torch.testing.assert_close(module(source.frames), module.model(module.norm(images)))
+    plain = fit(small, Shades(), epochs=1, progress=False)
+    assert isinstance(plain.norm, nn.Identity), "left out unless asked for"
+    with pytest.raises(ValueError, match="'layer'; choose from none, batch"):
+        fit(small, data, output_norm="layer", progress=False)
+
+
+def test_the_processor_works_in_full_precision_whatever_the_model_does():
+    seen = []
+
+    class Watch(Grey):
+        def forward(self, raw):
+            seen.append((super().forward(raw) @ torch.eye(16)).dtype)
+            return super().forward(raw)
+
+    fit(
+        small,
+        Shades(key="raw"),
+        processor=Watch(),
+        epochs=1,
+        precision="bf16-mixed",
+        progress=False,
+    )
+    assert set(seen) == {torch.float32}
+
+
+def test_evaluation_leaves_the_generators_alone(trained):
+    before = torch.get_rng_state()
+    evaluate(trained, Shades())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*arguments, **options):
+        raise requests.ConnectionError("no way out")
+
+    monkeypatch.setattr(requests, "head", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_pretrained_weights_come_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(pretrained.PretrainedWeightsError) as error:
+        make_classifier("ResNet18", 4, pretrained=True)
+    for word in ("resnet18-f37072fd.pth", "https://", str(tmp_path), "leave pretrained off"):
+        assert word in str(error.value)
+    known = torchvision.models.resnet18()
+    (tmp_path / "checkpoints").mkdir()
+    cached = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    torch.save(known.state_dict(), cached)
+    network = make_classifier("ResNet18", 4, pretrained=True).network
+    assert torch.equal(network.layer4[1].conv2.weight, known.layer4[1].conv2.weight)
+    assert network.fc.out_features == 4
+    torch.save({"fc.bias": torch.zeros(3)}, cached)
+    with pytest.raises(pretrained.PretrainedWeightsError, match="holds no weights of ResNet18"):
+        make_classifier("ResNet18", 4, pretrained=True)
+    cached.write_bytes(b"half")
+    with pytest.raises(pretrained.PretrainedWeightsError, match="remove the file"):
+        make_classifier("ResNet18", 4, pretrained=True)
+    with pytest.raises(ValueError, match="SmallResNet has no pretrained"):
+        make_classifier("SmallResNet", 4, pretrained=True)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_pretrained_encoders_come_from_the_cache(tmp_path, monkeypatch):
+    import segmentation_models_pytorch as smp
+    from safetensors.torch import save_file
+
+    def cache(repo_id, filename, revision, local_files_only=False):
+        if not kept.exists():
+            raise FileNotFoundError(repo_id)
+        return str(kept)
+
+    kept = tmp_path / "model.safetensors"
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", cache)
+    with pytest.raises(pretrained.PretrainedWeightsError, match=r"smp-hub/resnet18.*HF_HOME"):
+        make_segmenter("unet", "resnet18", pretrained=True)
+    known = smp.encoders.get_encoder("resnet18", weights=None)
+    save_file(known.state_dict(), kept)
+    encoder = make_segmenter("unet", "resnet18", pretrained=True).network.network.encoder
+    assert torch.equal(encoder.conv1.weight, known.conv1.weight)
+    kept.write_bytes(b"half")
+    with pytest.raises(pretrained.PretrainedWeightsError, match="can't be had"):
+        make_segmenter("unet", "resnet18", pretrained=True)

@@ -19,6 +19,8 @@ from r2l.bench.calls import (
     forward_call,
     gradient_call,
 )
+from r2l.bench.epochs import EpochWorkload, epoch_contenders
+from r2l.bench.evaluation import MatrixWorkload, matrix_contenders
 from r2l.bench.libraries import (
     colour_demosaicing_call,
     kornia_call,
@@ -27,6 +29,7 @@ from r2l.bench.libraries import (
     recipe_call,
 )
 from r2l.bench.published import PublishedParametrizedISP
+from r2l.bench.scan import ScanWorkload, scan_contenders
 from r2l.bench.timing import Contender, SkippedError, cuda_clock, wall_clock
 from r2l.bench.workload import Workload
 from r2l.isp import PIPELINES, StaticISP, develop_all
@@ -155,6 +158,12 @@ def _libraries(work: Workload) -> list[Contender]:
 
 def contenders(work: Workload, quick: bool = False) -> list[Contender]:
     """Return who takes part in a workload."""
+    if isinstance(work, EpochWorkload):
+        return epoch_contenders(work)
+    if isinstance(work, ScanWorkload):
+        return scan_contenders(work)
+    if isinstance(work, MatrixWorkload):
+        return matrix_contenders(work)
     floats = _COPIED_FLOATS // 32 if quick else _COPIED_FLOATS
     shared = [*_r2l(work, compile_too=not (work.lengthy or quick)), *_published(work)]
     others = _libraries(work) if work.device == "cpu" else []

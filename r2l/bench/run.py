@@ -9,8 +9,11 @@ from tqdm import tqdm
 
 from r2l.bench.calls import DEAREST
 from r2l.bench.contenders import contenders
+from r2l.bench.epochs import epoch_workloads
+from r2l.bench.evaluation import matrix_workloads
 from r2l.bench.memory import NAMES, as_frame, peaks
 from r2l.bench.report import Report, environment
+from r2l.bench.scan import scan_workloads
 from r2l.bench.timing import Contender, SkippedError, interleave, summarise
 from r2l.bench.workload import Workload, standard_workloads
 
@@ -29,7 +32,7 @@ def run(
         quick: small frames, few rounds, nothing compiled: to see that everything runs.
         only: a regular expression; contenders whose "group / name" doesn't match are left out.
         rounds: how often each has its turn; default 7, or 3 for large frames; 2 if ``quick``.
-        workloads: what to work on; default `standard_workloads`.
+        workloads: what to work on; default `standard_workloads` and those of epochs, matrix and scan.
 
     Raises:
         ValueError: ``only`` is no regular expression or fits nothing; ``rounds`` is not positive.
@@ -40,7 +43,9 @@ def run(
         wanted = re.compile(only)
     except re.error as error:
         raise ValueError(f"--only {only!r} is no regular expression: {error}") from None
-    works = standard_workloads(quick) if workloads is None else workloads
+    standard = [*standard_workloads(quick), *epoch_workloads(quick), *matrix_workloads(quick)]
+    standard += scan_workloads(quick)
+    works = standard if workloads is None else workloads
     groups = []
     for work in works:
         group = [c for c in contenders(work, quick) if wanted.search(f"{c.group} / {c.name}")]

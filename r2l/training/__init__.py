@@ -1,14 +1,30 @@
 """Training and evaluation: task models, the loop, scores, splits; `tracking` keeps records."""
 
+from r2l.training.adversarial import Adversary
+from r2l.training.augment import AUGMENTATIONS
 from r2l.training.evaluate import evaluate
-from r2l.training.fit import RawToLogits, fit
-from r2l.training.metrics import confusion, scores
-from r2l.training.models import CLASSIFIERS, channel_statistics, make_classifier
+from r2l.training.fit import fit
+from r2l.training.metrics import confusion, per_class, scores
+from r2l.training.models import (
+    CLASSIFIERS,
+    SEGMENTERS,
+    channel_statistics,
+    make_classifier,
+    make_regressor,
+    make_segmenter,
+    target_statistics,
+)
+from r2l.training.module import RawToLogits
 from r2l.training.quiet import seeded
 from r2l.training.splits import Fold, group_folds
+from r2l.training.tasks import TASKS
 
 __all__ = [
+    "AUGMENTATIONS",
     "CLASSIFIERS",
+    "SEGMENTERS",
+    "TASKS",
+    "Adversary",
     "Fold",
     "RawToLogits",
     "channel_statistics",
@@ -17,6 +33,10 @@ __all__ = [
     "fit",
     "group_folds",
     "make_classifier",
+    "make_regressor",
+    "make_segmenter",
+    "per_class",
     "scores",
     "seeded",
+    "target_statistics",
 ]

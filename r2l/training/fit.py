@@ -1,107 +1,34 @@
-"""The loop: raw data through a processor and a task model to logits, on Lightning.
+"""The loop: raw data through a processor and a task model to an answer, on Lightning.
 
-One module, `RawToLogits`, holds what is trained, and `fit` trains it. A data set is anything with
-a length whose items are ``dict(raw or image, label, meta)``; for ``meta`` see `evaluate`.
+One module, `RawToLogits`, holds what is trained, and `fit` trains it. A data set is anything with a length
+whose items are ``dict(raw or image; label, target or mask; meta)``; for ``meta`` see `evaluate`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from r2l.training.adversarial import Adversary
+from r2l.training.augment import make_augment
+from r2l.training.checkpoints import Keeper, Shuffled, claim, describe, read_last
+from r2l.training.module import RawToLogits
 from r2l.training.quiet import progress_bar, quiet_lightning, seeded
+from r2l.training.tasks import Loss
 
 Model = nn.Module | Callable[[], nn.Module]
-
-
-class RawToLogits(L.LightningModule):
-    """A processor (ISP) followed by a task model.
-
-    Args:
-        model: display RGB (B, 3, H, W) in [0, 1] to logits (B, n_classes).
-        processor: raw (B, 1, H, W) to display RGB; None where the data are developed already.
-        loss: of logits (B, n_classes) and labels (B,), averaged over the batch unless called with
-            ``reduction="none"``; cross-entropy by default.
-        lr: peak learning rate of AdamW; one cycle of warming up and cosine decay.
-        weight_decay: of AdamW.
-
-    Attributes:
-        history: one row an epoch, filled by `fit`: ``train_loss``, ``train_accuracy`` and, with
-            validation data, ``val_loss``, ``val_accuracy``.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        processor: nn.Module | None = None,
-        loss: Callable[..., Tensor] = F.cross_entropy,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-4,
-    ) -> None:
-        super().__init__()
-        self.processor = nn.Identity() if processor is None else processor
-        self.model = model
-        self.loss = loss
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.history = pd.DataFrame()
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Return logits (B, n_classes) of raw frames (B, 1, H, W), or of images if no processor."""
-        return self.model(self.processor(frames))
-
-    def _step(self, batch: dict[str, Any], stage: str) -> Tensor:
-        logits, labels = self(_frames(batch)), batch["label"]
-        loss = self.loss(logits, labels)
-        measured = {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
-        for name, value in measured.items():
-            self.log(f"{stage}_{name}", value, on_step=False, on_epoch=True, batch_size=len(labels))
-        return loss
-
-    def training_step(self, batch: dict[str, Any]) -> Tensor:
-        """Return the mean loss of one batch."""
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: dict[str, Any]) -> None:
-        """Log loss and accuracy of one batch."""
-        self._step(batch, "val")
-
-    def predict_step(
-        self, batch: dict[str, Any], batch_idx: int = 0, dataloader_idx: int = 0
-    ) -> dict[str, Any]:
-        """Return what is kept of each image: answer, probability of the true class, loss (B,)."""
-        logits, labels = self(_frames(batch)), batch["label"]
-        return {
-            "label": labels,
-            "prediction": logits.argmax(1),
-            "p_true": logits.softmax(1).gather(1, labels[:, None])[:, 0],
-            "loss": self.loss(logits, labels, reduction="none"),
-            "meta": batch.get("meta", {}),
-        }
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW on whatever asks for gradients, stepped through one cycle."""
-        weights = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-
-def _frames(batch: dict[str, Any]) -> Tensor:
-    return batch["raw"] if "raw" in batch else batch["image"]
 
 
 class _Epochs(Callback):
@@ -109,12 +36,42 @@ class _Epochs(Callback):
 
     def __init__(self, epochs: int, progress: bool) -> None:
         self.rows: list[dict[str, float]] = []
+        self.validated = False
         self.bar = progress_bar(total=epochs, desc="epochs", disable=not progress)
 
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated = True
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.rows.append({k: v.item() for k, v in trainer.callback_metrics.items()})
-        self.bar.set_postfix({k: f"{v:.3f}" for k, v in self.rows[-1].items()}, refresh=False)
+        # Lightning still shows the last validation in epochs without one.
+        row = {
+            name: value.item() if self.validated or not name.startswith("val_") else float("nan")
+            for name, value in trainer.callback_metrics.items()
+        }
+        self.rows.append(row)
+        self.validated = False
+        self.bar.set_postfix({k: f"{v:.3f}" for k, v in row.items()}, refresh=False)
         self.bar.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+        self.bar.update(len(self.rows) - self.bar.n)
+
+
+class _Numbered(Dataset):
+    """Items with their ``index``, which their augmentation follows from."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.data[index], "index": index}
 
 
 def make_trainer(**options: Any) -> L.Trainer:
@@ -136,67 +93,165 @@ def fit(
     *,
     processor: nn.Module | None = None,
     validation: Dataset | None = None,
+    task: str = "classification",
     epochs: int = 10,
     batch_size: int = 32,
     lr: float = 1e-3,
     weight_decay: float = 1e-4,
-    loss: Callable[..., Tensor] = F.cross_entropy,
+    loss: Loss | None = None,
     seed: int = 0,
     num_workers: int = 0,
+    augmentation: str = "none",
+    output_norm: str = "none",
+    freeze_processor: bool = False,
+    freeze_model: bool = False,
+    adversary: Adversary | None = None,
+    checkpoint: str | Path | None = None,
+    validate_every: int = 1,
     progress: bool = True,
     callbacks: list[Callback] | None = None,
     **trainer: Any,
 ) -> RawToLogits:
     """Train a task model, and the processor's parameters if it has any that ask for gradients.
 
-    Equal arguments give equal weights on a CPU. Copies are trained: ``model`` and ``processor``
-    stay as they were, and so do the global random generators.
+    Equal arguments give equal weights on a CPU. Copies are trained: ``model`` and ``processor`` stay as
+    they were, and so do the global random generators.
 
     Args:
-        model: the task model, or a function without arguments that makes one. The function is
-            called after seeding, so that the initial weights follow from ``seed``.
-        data: items ``dict(raw=(1, H, W) or image=(3, H, W), label=int)``.
+        model: the task model, or a function without arguments that makes one. The function is called
+            after seeding, so that the initial weights follow from ``seed``.
+        data: items ``dict(raw=(1, H, W) or image=(3, H, W))`` with ``label=int``, ``target=float`` or
+            (n,), or ``mask=(H, W)`` of 0 and 1, as the task is.
         processor: ISP from raw to display RGB; None where ``data`` holds images.
-        validation: as ``data``; its loss and accuracy enter the history after each epoch.
+        validation: as ``data``; its loss and measure enter the history.
+        task: "classification", "regression" or "segmentation".
         epochs: passes over the data.
-        batch_size: images a step.
+        batch_size: images a step (on each device).
         lr: peak learning rate, see `RawToLogits`.
         weight_decay: of AdamW.
         loss: see `RawToLogits`.
-        seed: of initial weights, order of the images and dropout.
+        seed: of initial weights, order of the images, augmentation and dropout, 0 or more.
         num_workers: processes that load data; 0 loads in this one.
+        augmentation: "none", "weak" or "strong", of images in training, see `Augment`.
+        output_norm: "none" or "batch": batch normalisation behind the processor, see `RawToLogits`.
+        freeze_processor: train the task model alone.
+        freeze_model: train the processor alone.
+        adversary: search processing that makes the task model fail; it freezes the task model.
+        checkpoint: a folder. After each epoch a checkpoint is written there; when it holds one of equal
+            settings, the run goes on from it to the weights that it would have had uninterrupted (to the
+            bit on a CPU), and one that is finished is returned at once.
+        validate_every: epochs from one validation to the next; the others have NaN in the history.
         progress: whether to show a bar that counts epochs.
         callbacks: further callbacks of Lightning.
-        **trainer: further arguments of `lightning.Trainer` (``accelerator``, ``precision``, ...).
+        **trainer: further arguments of `lightning.Trainer` (``accelerator``, ``devices``, ``num_nodes``,
+            ``strategy``, ``precision``, ``gradient_clip_val``, ...). On several devices the order of images
+            is that of Lightning's distributed sampler: it follows from the epoch, not from ``seed``. With
+            strategies that spawn or fork processes, the history comes back by ``checkpoint`` only; "ddp"
+            in a script needs none.
 
     Returns:
         The trained module, in eval mode, on the CPU.
 
     Raises:
-        ValueError: no data, or no epochs.
+        ValueError: no data, no epochs, an option that does not exist, nothing left to train, items or a
+            model that don't fit the task; or a checkpoint of other settings, or one that is damaged.
+        KeyboardInterrupt: when interrupted; the last checkpoint stays.
     """
-    if len(data) == 0 or epochs < 1:
-        raise ValueError(f"nothing to train on: {len(data)} images, {epochs} epochs")
+    if len(data) == 0 or epochs < 1 or validate_every < 1:
+        raise ValueError(
+            f"nothing to train on: {len(data)} images, {epochs} epochs, validated every {validate_every}"
+        )
+    if adversary is not None and freeze_processor:
+        raise ValueError("an adversary searches the processor: freeze_processor has to be False")
     counter = _Epochs(epochs, progress)
-    with seeded(seed), quiet_lightning(), counter.bar:
-        network = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-        module = RawToLogits(network, copy.deepcopy(processor), loss, lr, weight_decay)
-        shuffled = DataLoader(
-            data,
-            batch_size,
-            shuffle=True,
-            num_workers=num_workers,
-            generator=torch.Generator().manual_seed(seed),
-            # A last batch of one image has no variance for batch normalisation to divide by.
-            drop_last=len(data) > batch_size and len(data) % batch_size == 1,
+    with seeded(seed), quiet_lightning(), counter.bar, _interruptible():
+        module = RawToLogits(
+            copy.deepcopy(model) if isinstance(model, nn.Module) else model(),
+            copy.deepcopy(processor),
+            loss,
+            lr,
+            weight_decay,
+            task=task,
+            augment=make_augment(augmentation, seed),
+            output_norm=output_norm,
+            freeze_processor=freeze_processor,
+            freeze_model=freeze_model,
+            adversary=adversary,
         )
-        ordered = (
-            None
-            if validation is None
-            else DataLoader(validation, batch_size, num_workers=num_workers)
-        )
-        runner = make_trainer(max_epochs=epochs, callbacks=[counter, *(callbacks or [])], **trainer)
-        runner.fit(module, shuffled, ordered)
+        # A model that was evaluated before comes in eval mode, in which Lightning would leave it.
+        module.train()
+        numbered = data if module.augment is None else _Numbered(data)
+        shuffled = _shuffled(numbered, batch_size, num_workers, seed)
+        ordered = None
+        if validation is not None:
+            ordered = DataLoader(validation, batch_size, num_workers=num_workers)
+        options = {
+            "max_epochs": epochs,
+            "check_val_every_n_epoch": validate_every,
+            "callbacks": [counter, *(callbacks or [])],
+            **trainer,
+        }
+        if checkpoint is None:
+            make_trainer(**options).fit(module, shuffled, ordered)
+        else:
+            settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+            settings |= {"augmentation": augmentation, "output_norm": output_norm}
+            settings |= {"validate_every": validate_every} | describe(
+                module, data, validation, trainer
+            )
+            _resume(module, shuffled, ordered, counter, Path(checkpoint), settings, options)
     module.history = pd.DataFrame(counter.rows).rename_axis("epoch")
     module.trainer = None  # it holds on to the data
     return module.cpu().eval()
+
+
+def _shuffled(data: Dataset, batch_size: int, num_workers: int, seed: int) -> Shuffled:
+    return Shuffled(
+        data,
+        batch_size,
+        shuffle=True,
+        num_workers=num_workers,
+        generator=torch.Generator().manual_seed(seed),
+        # A last batch of one image has no variance for batch normalisation to divide by.
+        drop_last=len(data) > batch_size and len(data) % batch_size == 1,
+    )
+
+
+def _resume(
+    module: RawToLogits,
+    shuffled: Shuffled,
+    ordered: DataLoader | None,
+    counter: _Epochs,
+    folder: Path,
+    settings: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Train with checkpoints, from the last one if there is one."""
+    claim(folder, settings)
+    found = read_last(folder)
+    if found is None or found[1]["epoch"] + 1 < settings["epochs"]:
+        options = {**options, "enable_checkpointing": True}
+        options["callbacks"] = [*options["callbacks"], Keeper(folder, shuffled)]
+        path = None if found is None else found[0]
+        make_trainer(**options).fit(module, shuffled, ordered, ckpt_path=path, weights_only=True)
+        # Processes that were spawned have kept the history for themselves.
+        found = None if counter.rows else read_last(folder)
+    if found is not None:
+        module.load_state_dict(found[1]["state_dict"])
+        counter.load_state_dict(found[1]["callbacks"][counter.state_key])
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C through, and keep it working: Lightning makes it an exit and ignores all later ones."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)

@@ -1,4 +1,4 @@
-"""Scores of a table of predictions, computed by torchmetrics."""
+"""Scores of a table of answers (`evaluate`), computed by torchmetrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
-from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_score
+from torchmetrics.functional.classification import (
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
 
 
 def classification_metrics(n_classes: int) -> MetricCollection:
@@ -30,27 +36,113 @@ def _columns(table: pd.DataFrame) -> tuple[Tensor, Tensor]:
     return (torch.from_numpy(table[c].to_numpy(copy=True)) for c in ("prediction", "label"))
 
 
-def scores(table: pd.DataFrame, n_classes: int, by: str | list[str] = "pipeline") -> pd.DataFrame:
+def scores(
+    table: pd.DataFrame, n_classes: int | None = None, by: str | list[str] = "pipeline"
+) -> pd.DataFrame:
     """Return one row of scores for each value of the column(s) ``by``.
 
+    The columns of the table tell the task:
+
+    - classification: ``accuracy``, ``balanced_accuracy``, ``macro_f1``, all in [0, 1];
+    - segmentation: ``iou`` and ``dice`` of the data set (sums over all images, not means of images or
+      batches; NaN if nothing is there nor found), ``empty`` (images without foreground) and
+      ``false_positives_on_empty`` (pixels found in them, all together);
+    - regression: ``mae``, ``rmse`` in units of the target, ``r2`` (1 is perfect, 0 as good as the mean;
+      NaN for a single image). Several numbers an image are averaged over.
+
     Args:
-        table: what `evaluate` returns; columns ``label``, ``prediction`` and ``by`` are used.
-        n_classes: number of classes.
+        table: what `evaluate` returns.
+        n_classes: number of classes; for classification only.
         by: column, or columns, that name the domain.
 
     Returns:
-        A frame indexed by the domain, in order of first appearance, with ``accuracy``,
-        ``balanced_accuracy``, ``macro_f1`` (all in [0, 1]) and ``images`` (how many).
+        A frame indexed by the domain, in order of first appearance, with the scores and ``images`` (how
+        many).
+
+    Raises:
+        ValueError: a classification without ``n_classes``, or a table that `evaluate` did not make.
     """
-    metrics = classification_metrics(n_classes)
-    rows = {}
-    for domain, part in table.groupby(by, sort=False):
-        values = metrics(*_columns(part))
-        rows[domain] = {name: value.item() for name, value in values.items()}
-        rows[domain]["images"] = len(part)
-        metrics.reset()
+    measure = _measure_of(table, n_classes)
+    rows = {
+        domain: {**measure(part), "images": len(part)}
+        for domain, part in table.groupby(by, sort=False)
+    }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.names = [by] if isinstance(by, str) else by
+    return frame
+
+
+def _measure_of(table: pd.DataFrame, n_classes: int | None):  # noqa: ANN202 - table to dict of scores
+    if "intersection" in table:
+        return _segmentation
+    if any(str(name).startswith("target") for name in table):
+        return _regression
+    if "label" not in table:
+        raise ValueError(
+            f"no table of answers: columns {', '.join(map(str, table))}; evaluate() makes one"
+        )
+    if n_classes is None:
+        raise ValueError("scores of a classification need n_classes, the number of classes")
+    metrics = classification_metrics(n_classes)
+
+    def measure(part: pd.DataFrame) -> dict[str, float]:
+        metrics.reset()
+        return {name: value.item() for name, value in metrics(*_columns(part)).items()}
+
+    return measure
+
+
+def _segmentation(part: pd.DataFrame) -> dict[str, float]:
+    intersection, union = int(part["intersection"].sum()), int(part["union"].sum())
+    empty = part[part["empty"]]
+    return {
+        "iou": intersection / union if union else float("nan"),
+        "dice": 2 * intersection / (union + intersection) if union else float("nan"),
+        "empty": len(empty),
+        "false_positives_on_empty": int(empty["false_positives"].sum()),
+    }
+
+
+def _regression(part: pd.DataFrame) -> dict[str, float]:
+    prediction, target = (
+        torch.from_numpy(part.filter(regex=f"^{name}").to_numpy("float64").copy(order="C"))
+        for name in ("prediction", "target")
+    )
+    r2 = r2_score(prediction, target).item() if len(part) > 1 else float("nan")
+    return {
+        "mae": mean_absolute_error(prediction, target).item(),
+        "rmse": mean_squared_error(prediction, target, squared=False).item(),
+        "r2": r2,
+    }
+
+
+def per_class(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return recall, precision and F1 of each class, and how many images it has.
+
+    Recall is the share of the images *of* a class that were answered with it; precision the share of the
+    answers with a class that were right.
+
+    Args:
+        table: what `evaluate` returns for a classification; all its rows together.
+        classes: names, by label.
+
+    Returns:
+        A frame indexed by class with ``recall``, ``precision``, ``f1`` (in [0, 1]; NaN for the recall of a
+        class without images and the precision of one that was never answered) and ``images``.
+    """
+    prediction, label = _columns(table)
+    options = {"num_classes": len(classes), "average": "none", "zero_division": float("nan")}
+    frame = pd.DataFrame(
+        {
+            "recall": multiclass_recall(prediction, label, **options).numpy(),
+            "precision": multiclass_precision(prediction, label, **options).numpy(),
+            "f1": multiclass_f1_score(
+                prediction, label, **{**options, "zero_division": 0.0}
+            ).numpy(),
+            "images": torch.bincount(label, minlength=len(classes)).numpy(),
+        },
+        index=pd.Index(classes, name="label"),
+    )
     return frame
 
 

@@ -1,4 +1,4 @@
-"""Task models: classifiers that take display RGB and carry their own normalisation."""
+"""Task models that take display RGB and carry their own normalisation: classes, numbers, masks."""
 
 from __future__ import annotations
 
@@ -9,37 +9,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from r2l.training.layers import Normalize, Padded, Rescale
+from r2l.training.pretrained import load_encoder_weights, load_imagenet_weights
+
 # Mean and standard deviation of ImageNet (RGB), what torchvision's ResNets are used to.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Normalize(nn.Module):
-    """Subtract a mean and divide by a standard deviation, channel by channel.
-
-    Args:
-        mean: three numbers in display units ([0, 1]).
-        std: three positive numbers in display units.
-
-    Raises:
-        ValueError: not three numbers each, or a ``std`` that is not positive.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"expected 3 means and 3 stds (RGB), got {len(mean)} and {len(std)}")
-        if min(std) <= 0:
-            raise ValueError(f"std has to be positive, got {tuple(std)}")
-        self.register_buffer("mean", torch.tensor([*map(float, mean)]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([*map(float, std)]).view(1, 3, 1, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Map display RGB (B, 3, H, W) to roughly zero mean and unit variance, same shape."""
-        return (image - self.mean) / self.std
 
 
 def _halving_block(channels_in: int, channels_out: int) -> nn.Module:
@@ -82,6 +57,8 @@ def make_classifier(
     n_classes: int,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    *,
+    pretrained: bool = False,
 ) -> nn.Sequential:
     """Return a fresh classifier: display RGB (B, 3, H, W) in [0, 1] to logits (B, n_classes).
 
@@ -89,21 +66,118 @@ def make_classifier(
     the network. Initial weights are drawn from torch's global generator; `fit` seeds it.
 
     Args:
-        name: one of `CLASSIFIERS`: "ResNet18", "ResNet34", "ResNet50" (torchvision, random
-            weights) or "SmallResNet".
+        name: one of `CLASSIFIERS`: "ResNet18", "ResNet34", "ResNet50" (torchvision) or "SmallResNet".
         n_classes: number of logits.
         mean: per-channel mean that is subtracted, display units; see `channel_statistics`.
         std: per-channel standard deviation that is divided by, display units.
+        pretrained: start from torchvision's ImageNet weights (``IMAGENET1K_V1``), all but the last layer,
+            which is drawn. They are fetched once, into torch's cache.
 
     Raises:
-        ValueError: no such model (the message lists those that exist), or a normalisation that is
-            not three numbers.
+        ValueError: no such model (the message lists those that exist), a normalisation that is not three
+            numbers, or pretrained weights of a model that has none.
+        PretrainedWeightsError: the weights are not in the cache and can't be fetched.
     """
     if name not in CLASSIFIERS:
         raise ValueError(f"unknown classifier {name!r}; choose from {', '.join(CLASSIFIERS)}")
+    if pretrained and name == "SmallResNet":
+        raise ValueError(
+            "SmallResNet has no pretrained weights; leave pretrained off or take a ResNet"
+        )
+    network = CLASSIFIERS[name](num_classes=n_classes)
+    if pretrained:
+        load_imagenet_weights(network, name)
+    return _normalised(network, mean, std)
+
+
+def make_regressor(
+    name: str,
+    n_targets: int = 1,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    *,
+    target_mean: float | Sequence[float] = 0.0,
+    target_std: float | Sequence[float] = 1.0,
+    pretrained: bool = False,
+) -> nn.Sequential:
+    """Return a fresh model of numbers: display RGB (B, 3, H, W) in [0, 1] to (B, n_targets).
+
+    A classifier's network whose outputs are scaled by a third part, ``rescale``: it then starts near the
+    targets' mean and its steps are of the size of their spread, while outputs, targets and loss stay in
+    the targets' own units.
+
+    Args:
+        name: as for `make_classifier`.
+        n_targets: how many numbers an image.
+        mean: as for `make_classifier`.
+        std: as for `make_classifier`.
+        target_mean: one number, or one for each target; see `target_statistics`.
+        target_std: as ``target_mean``, positive.
+        pretrained: as for `make_classifier`.
+
+    Raises:
+        ValueError: as `make_classifier`; or a spread that is not positive or not as many as targets.
+        PretrainedWeightsError: as `make_classifier`.
+    """
+    model = make_classifier(name, n_targets, mean, std, pretrained=pretrained)
+    model.add_module("rescale", Rescale(n_targets, target_mean, target_std))
+    return model
+
+
+#: Architectures of segmentation-models-pytorch that take most of its encoders, and tiles of 32 pixels.
+SEGMENTERS = (
+    *("unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet"),
+    *("deeplabv3", "deeplabv3plus", "upernet"),
+)
+
+
+def make_segmenter(
+    architecture: str = "unet",
+    encoder: str = "resnet34",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    *,
+    pretrained: bool = False,
+) -> nn.Sequential:
+    """Return a fresh segmenter: display RGB (B, 3, H, W) in [0, 1] to one logit a pixel (B, 1, H, W).
+
+    Parts and seeding as `make_classifier`. Any size goes: the image is continued by its mirror image to a
+    multiple of 32, and the answer cut to its size.
+
+    Args:
+        architecture: one of `SEGMENTERS`, such as "unet", "unetplusplus", "fpn", "deeplabv3plus".
+        encoder: any encoder of segmentation-models-pytorch, such as "resnet18" or "resnet34".
+        mean: as for `make_classifier`.
+        std: as for `make_classifier`.
+        pretrained: start from an encoder trained on ImageNet, fetched once into Hugging Face's cache.
+
+    Raises:
+        ValueError: an architecture or an encoder that does not exist, or that don't go together.
+        PretrainedWeightsError: the weights are not in the cache and can't be fetched.
+    """
+    import segmentation_models_pytorch as smp  # takes seconds: only for those who use it
+
+    architecture = architecture.lower()
+    if architecture not in SEGMENTERS:
+        raise ValueError(
+            f"unknown architecture {architecture!r}; choose from {', '.join(SEGMENTERS)}"
+        )
+    known = smp.encoders.get_encoder_names()
+    if encoder not in known:
+        raise ValueError(f"unknown encoder {encoder!r}; choose from {', '.join(known)}")
+    try:
+        network = smp.create_model(architecture, encoder, encoder_weights=None, classes=1)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise ValueError(f"{architecture} does not go with encoder {encoder}: {error}") from error
+    if pretrained:
+        load_encoder_weights(network.encoder, encoder)
+    return _normalised(Padded(network), mean, std)
+
+
+def _normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
     model = nn.Sequential()
     model.add_module("normalize", Normalize(mean, std))
-    model.add_module("network", CLASSIFIERS[name](num_classes=n_classes))
+    model.add_module("network", network)
     return model
 
 
@@ -114,3 +188,12 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """
     std, mean = torch.std_mean(images, dim=(0, 2, 3), correction=0)
     return tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist())
+
+
+def target_statistics(targets: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each target, (N,) or (N, n); of the training images only.
+
+    A constant target gets the standard deviation 1.
+    """
+    std, mean = torch.std_mean(targets.double().reshape(len(targets), -1), dim=0, correction=0)
+    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())

@@ -40,6 +40,7 @@ def quiet_lightning() -> Iterator[None]:
         for advice in (
             ".*does not have many workers.*",
             ".*number of training batches.*",
+            ".*in eval mode at the start of training.*",  # frozen parts are, on purpose
             ".*validation_step.*no.*val_dataloader.*",
             ".*LeafSpec.*is deprecated.*",  # between Lightning and torch; nothing a user can do
         ):

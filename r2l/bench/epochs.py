@@ -1,0 +1,140 @@
+"""What processing adds to training: an epoch on raw frames beside one on images that are ready."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from r2l.bench.timing import Contender
+from r2l.bench.workload import Workload
+from r2l.isp import ParametrizedISP, StaticISP
+from r2l.training import fit, make_classifier
+from r2l.training.developed import Developed, develop
+
+READY, STATIC = "images that are ready", "bi,s,ga"
+_CLASSES = 9
+
+
+class EpochWorkload(Workload):
+    """Frames to be trained on by ResNet18, ``batch_size`` at a time; speed counts images a second."""
+
+    def __init__(
+        self,
+        count: int,
+        side: int,
+        batch_size: int,
+        rounds: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        where = "" if device == "cpu" else "GPU, "
+        name = f"{where}epoch of ResNet18, {count} x {side} x {side}, batches of {batch_size}"
+        super().__init__(name, count, side, side, rounds, lengthy=True, device=device)
+        self.batch_size = batch_size
+
+    @property
+    def unit(self) -> str:
+        """What speed counts."""
+        return "images/s"
+
+    @property
+    def amount(self) -> float:
+        """How many images an epoch has."""
+        return self.shape[0]
+
+    def frames(self, key: str, channels: int = 1) -> Developed:
+        """Return the frames as a data set, their values repeated over ``channels``."""
+        images: Tensor = self.raw.cpu().expand(-1, channels, -1, -1).contiguous()
+        return Developed(images, [{"label": i % _CLASSES} for i in range(len(images))], key)
+
+
+class _Stopwatch(Callback):
+    """Times the epoch by itself, without what `fit` does before and after."""
+
+    seconds = 0.0
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        _wait()
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, *_: object) -> None:
+        _wait()
+        self.seconds = time.perf_counter() - self._start
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _train(work: EpochWorkload, data: Developed, processor: nn.Module | None = None) -> float:
+    """Train for an epoch and return its seconds."""
+    watch = _Stopwatch()
+    fit(
+        partial(make_classifier, "ResNet18", _CLASSES),
+        data,
+        processor=processor,
+        epochs=1,
+        batch_size=work.batch_size,
+        progress=False,
+        callbacks=[watch],
+        accelerator="cpu" if work.device == "cpu" else "gpu",
+    )
+    return watch.seconds
+
+
+def own_clock(call: Callable[[], float], times: int) -> float:
+    """Add up the seconds that the calls say they took."""
+    return sum(call() for _ in range(times))
+
+
+def epoch_contenders(work: EpochWorkload) -> list[Contender]:
+    """Return the epochs to compare; developing once counts in full against the one that needs it."""
+
+    def ready() -> Callable[[], float]:
+        return partial(_train, work, work.frames("image", 3))
+
+    def static() -> Callable[[], float]:
+        isp, frames = StaticISP.from_code(STATIC, work.camera), work.frames("raw")
+
+        def call() -> float:
+            start = time.perf_counter()
+            data = develop(frames, isp, device=work.device, progress=False)
+            _wait()
+            return time.perf_counter() - start + _train(work, data)
+
+        return call
+
+    def parametrized() -> Callable[[], float]:
+        return partial(_train, work, work.frames("raw"), ParametrizedISP(work.camera))
+
+    lines = (
+        (READY, ready),
+        (f"r2l {STATIC}, developed once, that included", static),
+        ("r2l parametrized, trained too", parametrized),
+    )
+    return [
+        Contender(
+            work.name,
+            name,
+            work.amount,
+            setup,
+            {} if name == READY else {"x images ready": READY},
+            clock=own_clock,
+        )
+        for name, setup in lines
+    ]
+
+
+def epoch_workloads(quick: bool) -> list[EpochWorkload]:
+    """Return the epochs that `r2l bench` measures; ``quick`` makes them small."""
+    if quick:
+        return [EpochWorkload(4, 64, 2, rounds=1)]
+    works = [EpochWorkload(32, 256, 8, rounds=3)]
+    if torch.cuda.is_available():
+        works.append(EpochWorkload(512, 256, 64, rounds=5, device="cuda"))
+    return works

@@ -1,0 +1,68 @@
+"""`r2l train`: train a processor and a task model by cross-validation, with records of all."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from r2l.cli.report import Failures
+from r2l.cli.train_options import GROUPS, Option
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def train(**given: Any) -> None:
+    """Train a processor (ISP) and a task model, fold by fold, and keep records of it.
+
+    Run with --test_run first. A run that was killed or interrupted goes on when the same command line is
+    given again. Flags may be followed by True or False; of an option given twice the last counts.
+    """
+    failures = Failures()
+    try:
+        with failures.reported():
+            # Takes seconds: not for those who only ask for help.
+            from r2l.training.experiment import experiment
+            from r2l.training.options import Options
+
+            experiment(Options(**given), say=_say)
+    except KeyboardInterrupt:
+        print(
+            "interrupted: the run is marked as killed; the same command line goes on with it",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    failures.exit_if_any()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _parameter(option: Option, group: str) -> inspect.Parameter:
+    """Return an option as the parameter of a function, as typer reads it."""
+    names = [f"--{option.name}"]
+    if option.default is True:
+        names = [f"--{option.name}/--no_{option.name}"]
+    info = typer.Option(
+        *names,
+        help=option.help,
+        rich_help_panel=group,
+        metavar=option.metavar,
+        show_default=option.default not in (None, False),
+    )
+    kind = option.type | None if option.default is None else option.type
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=option.default,
+        annotation=Annotated[kind, info],
+    )
+
+
+# Fifty options, of which Options knows the meaning: listed as data, not as arguments.
+_parameters = [_parameter(o, group) for group, options in GROUPS.items() for o in options]
+train.__signature__ = inspect.Signature(_parameters)
+train.__annotations__ = {p.name: p.annotation for p in _parameters}

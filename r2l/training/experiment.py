@@ -1,0 +1,167 @@
+"""The experiment behind `r2l train`: folds, training, answers, records; and going on after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from r2l.training.corpora import Corpus, make_folds, open_corpus
+from r2l.training.crossval import FoldTrainer
+from r2l.training.fold_scores import describe_scores, summary, table_scores
+from r2l.training.options import Options
+from r2l.training.parts import open_parts
+from r2l.training.run_folder import RunFolder, run_folder
+from r2l.training.settling import settle
+from r2l.training.splits import Fold
+from r2l.training.tracking import Run, TrackingError, store_address, track
+from r2l.training.tracking.reopen import reopen, reopen_nested
+from r2l.training.tracking.store import open_client
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of an experiment.
+
+    Attributes:
+        run_id: of its record.
+        folder: what it left on disk.
+        scores: one row a fold (with adversarial processing two: before and after).
+        predictions: one row a validation image, see `evaluate`; with ``fold`` and ``name``.
+    """
+
+    run_id: str
+    folder: Path
+    scores: pd.DataFrame
+    predictions: pd.DataFrame
+
+
+def experiment(options: Options, say: Say = print, progress: bool = True) -> Outcome:
+    """Train and validate, fold by fold, with a record of each; go on where an interrupted run stopped.
+
+    All that can be wrong with options, data, addresses, weights and store is found before the training.
+
+    Args:
+        options: what to do.
+        say: is told in lines what follows from the options, how each fold went, and the summary.
+        progress: whether to show bars.
+
+    Raises:
+        ValueError: options that contradict each other or don't fit the data; what is at an address isn't
+            what is wanted.
+        OSError: data, weights or store that aren't there.
+        KeyboardInterrupt: the record is marked as killed, the checkpoint stays.
+    """
+    options, lines = settle(options)
+    corpus = open_corpus(options)
+    folds = make_folds(corpus, options)
+    for line in (*lines, _about(corpus, folds, options)):
+        say(line)
+    # Noticed now, and not after the work.
+    open_client(store_address(options.tracking_uri))
+    parts = open_parts(options, corpus, say)
+    with (
+        run_folder(options, corpus.fingerprint()) as folder,
+        _record(options, corpus, folder, say) as run,
+    ):
+        trainer = FoldTrainer(options, corpus, parts, progress)
+        tables = []
+        for number, fold in enumerate(folds):
+            table = folder.predictions(number)
+            if table is None:
+                with _fold_record(run, folder, number, fold) as record:
+                    table = trainer.run(number, fold, record, folder.fold(number))
+                table = folder.finish_fold(number, table)
+            say(f"fold {number}: {describe_scores(corpus, table)}")
+            tables.append(table)
+        outcome = _conclude(corpus, tables, run, folder)
+    for line in _closing(options, folder, outcome):
+        say(line)
+    return outcome
+
+
+def _about(corpus: Corpus, folds: list[Fold], options: Options) -> str:
+    height, width = corpus.data[0]["raw"].shape[-2:]
+    classes = f", {len(corpus.classes)} classes" if corpus.classes else ""
+    number = "1 split" if len(folds) == 1 else f"{len(folds)} folds"
+    sizes = f"{len(folds[0].train)} to train, {len(folds[0].test)} to validate"
+    return (
+        f"{options.dataset}: {len(corpus)} images of {height} x {width}, {corpus.task}{classes}; "
+        f"{number} ({sizes})"
+    )
+
+
+@contextmanager
+def _record(options: Options, corpus: Corpus, folder: RunFolder, say: Say) -> Iterator[Run]:
+    """Open the record of a run, an interrupted one's again if it is still there."""
+    known = folder.note.get("run_id")
+    if folder.resumed and known:
+        done = sum(1 for n in range(options.n_splits) if folder.predictions(n) is not None)
+        say(
+            f"going on with the run in {folder.path}, {done} of {options.n_splits} folds finished "
+            "(--no_resume begins a new one)"
+        )
+        try:
+            opened = reopen(options.experiment_name, known, options.tracking_uri)
+        except TrackingError:
+            say(f"its record {known} is not in the store any more: a new one")
+        else:
+            with opened as run:
+                yield run
+            return
+    settings = asdict(options) | {"images": len(corpus), "resolved_task": corpus.task}
+    with track(
+        options.experiment_name,
+        options.run_name,
+        settings,
+        {"r2l.folder": str(folder.path.resolve())},
+        options.tracking_uri,
+    ) as run:
+        folder.keep(run_id=run.run_id, folds={})
+        run.camera(corpus.camera)
+        yield run
+
+
+@contextmanager
+def _fold_record(run: Run, folder: RunFolder, number: int, fold: Fold) -> Iterator[Run]:
+    """Open the record of a fold, an interrupted one's again."""
+    known = folder.note["folds"].get(str(number))
+    if known:
+        with reopen_nested(run, known) as record:
+            yield record
+        return
+    with run.nested(f"fold {number}", {"fold": number}) as record:
+        folder.keep(folds={**folder.note["folds"], str(number): record.run_id})
+        record.split({"train": fold.train, "val": fold.test})
+        yield record
+
+
+def _conclude(corpus: Corpus, tables: list[pd.DataFrame], run: Run, folder: RunFolder) -> Outcome:
+    scores = pd.concat(
+        [table_scores(corpus, t).assign(fold=n) for n, t in enumerate(tables)], ignore_index=True
+    )
+    predictions = pd.concat(tables, ignore_index=True)
+    for row in scores.to_dict("records"):
+        prefix = f"{row.pop('processing')}." if "processing" in row else ""
+        run.metrics({prefix + k: v for k, v in row.items() if k != "fold"}, step=row["fold"])
+    run.table(scores, "scores.csv")
+    run.table(summary(scores), "summary.csv")
+    run.predictions(predictions)
+    scores.to_csv(folder.path / "scores.csv", index=False)
+    return Outcome(run.run_id, folder.path, scores, predictions)
+
+
+def _closing(options: Options, folder: RunFolder, outcome: Outcome) -> Iterator[str]:
+    table = summary(outcome.scores)
+    yield "\n" + table.to_string(index=False, float_format=lambda v: f"{v:.4g}") + "\n"
+    if options.splits == "published" and options.n_splits > 1:
+        yield "the splits overlap and share groups, as published: the scores are too good"
+    yield f"run {outcome.run_id} in {store_address(options.tracking_uri)}; folder {outcome.folder}"
+    if options.log_model:
+        first = f"runs:/{folder.note['folds']['0']}"
+        yield f"fold 0 again: --processor_uri {first}/processor --classifier_uri {first}/model"

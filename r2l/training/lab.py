@@ -1,0 +1,198 @@
+"""Runs read back: the published figures from what a training has tracked, and SQL over all runs."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
+
+from r2l.rawfile import atomic_path
+from r2l.training.stages import SCALE
+from r2l.training.tracking import Records, TrackingError, sqlite_path, store_address
+
+_EPOCH = re.compile(r"epoch_(\d+)\.png$")
+_CAPTION = 22  # pixels above the picture
+_LEAST_WIDTH = 480  # smaller pictures are enlarged, by whole pixels
+_COLOURS = 256
+
+
+def query(sql: str, store: str | Path | None = None) -> pd.DataFrame:
+    """Return what an SQL query finds in a SQLite store, which is opened read-only.
+
+    The tables: ``runs`` (run_uuid, name, status, start_time), ``experiments``, ``params``, ``latest_metrics``
+    (run_uuid, key, value), ``metrics`` (all steps), ``tags``.
+
+    Args:
+        sql: one statement.
+        store: see `r2l.training.tracking.store_address`.
+
+    Raises:
+        ValueError: the store is no SQLite file, or the query is wrong (names the tables).
+        TrackingError: there is no such file.
+    """
+    address = store_address(store)
+    path = sqlite_path(address)
+    if path is None:
+        raise ValueError(f"{address} is no SQLite file, so that SQL can't be asked of it")
+    if not path.is_file():
+        raise TrackingError(f"no store of runs at {path}; train something, or name it with --store")
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)
+    try:
+        cursor = connection.execute(sql)
+        if cursor.description is None:
+            raise ValueError("the statement returns nothing; write a query, such as select ...")
+        return pd.DataFrame(cursor.fetchall(), columns=[c[0] for c in cursor.description])
+    except sqlite3.Error as error:
+        raise ValueError(
+            f"{error}; the main tables are runs, experiments, params, metrics, latest_metrics, tags"
+        ) from error
+    finally:
+        connection.close()
+
+
+def runs(store: str | Path | None = None) -> pd.DataFrame:
+    """Return one row a run, the newest first; see `r2l.training.tracking.Records.table`."""
+    return Records(store).table()
+
+
+def curves(run: str, store: str | Path | None = None) -> dict[str, pd.DataFrame]:
+    """Return the metrics by epoch (``train_loss``, ``val_loss``, ...) of a run, or of each of its folds.
+
+    Args:
+        run: id or name of a run, or "latest".
+        store: see `r2l.training.tracking.store_address`.
+
+    Raises:
+        ValueError: no such run, or no loss in it.
+        TrackingError: the store can't be opened.
+    """
+    records = Records(store)
+    run_id = records.find(run)
+    found = {name: records.history(i) for name, i in _folds(records, run_id).items()}
+    found = {name: table for name, table in found.items() if "train_loss" in table}
+    if not found:
+        raise ValueError(f"run {run!r} holds no train_loss; nothing to draw")
+    return found
+
+
+def export_gif(
+    run: str,
+    stage: str,
+    out: str | Path,
+    *,
+    gradient: bool = False,
+    store: str | Path | None = None,
+    milliseconds: int = 400,
+) -> list[Path]:
+    """Write a stage over the epochs as an animation; one file a fold, where a run has several.
+
+    All frames share one palette and, for gradients, one scale; the epoch stands above the picture.
+
+    Args:
+        run: id or name of a run whose stages were tracked (`r2l.training.stages`), or "latest".
+        stage: name of a stage, such as "demosaic".
+        out: the GIF; with several folds, each one's name is put before the suffix.
+        gradient: the loss's gradient with respect to the stage instead of its image.
+        store: see `r2l.training.tracking.store_address`.
+        milliseconds: how long an epoch shows.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: no such run or stage; lists the stages that were tracked.
+        TrackingError: the store can't be opened.
+        OSError: a file can't be written.
+    """
+    records, kind = Records(store), "gradients" if gradient else "stages"
+    tracked, there = {}, dict[str, None]()
+    for name, run_id in _folds(records, records.find(run)).items():
+        files = records.files(run_id, kind)
+        there |= dict.fromkeys(path.split("/")[1] for path in files)
+        wanted = [p for p in files if p.split("/")[1] == stage and _EPOCH.search(p)]
+        if wanted:
+            tracked[name] = (run_id, wanted)
+    if not tracked:
+        listed = ", ".join(there) or f"none; train with --track_processing{'_gradients' * gradient}"
+        raise ValueError(f"run {run!r} has no {kind} {stage!r}; it has: {listed}")
+    written = []
+    for name, (run_id, files) in tracked.items():
+        path = _of_fold(Path(out), name, len(tracked))
+        caption = f"{'gradient at ' if gradient else ''}{stage}"
+        with tempfile.TemporaryDirectory(prefix="r2l-") as folder:
+            local = [
+                records.local(run_id, f) or records.fetch(run_id, f, Path(folder)) for f in files
+            ]
+            _animate(local, caption, path, milliseconds)
+        written.append(path)
+    return written
+
+
+def _folds(records: Records, run_id: str) -> dict[str, str]:
+    """The runs below one by name; itself if there are none."""
+    name = records.call("get_run", run_id).info.run_name
+    return records.children(run_id) or {name: run_id}
+
+
+def _of_fold(out: Path, name: str, count: int) -> Path:
+    if count == 1:
+        return out
+    plain = re.sub(r"[^\w.,=-]+", "_", name).strip("_")
+    return out.with_name(f"{out.stem}_{plain}{out.suffix}")
+
+
+def _animate(files: Sequence[Path], caption: str, out: Path, milliseconds: int) -> None:
+    epochs = [int(_EPOCH.search(str(file))[1]) for file in files]
+    pictures = _one_scale([Image.open(file) for file in files])
+    frames = [_captioned(p, f"{caption}, epoch {e}") for p, e in zip(pictures, epochs, strict=True)]
+    flat = frames if frames[0].mode == "L" else _one_palette(frames)
+    with atomic_path(out) as partial:
+        flat[0].save(
+            partial,
+            format="GIF",
+            save_all=True,
+            append_images=flat[1:],
+            duration=milliseconds,
+            loop=0,
+            optimize=False,
+        )
+
+
+def _one_scale(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Gradients are stored each on its own scale; bring them to the largest. Images stay as they are."""
+    scales = [float(picture.info.get(SCALE, 1.0)) for picture in pictures]
+    out = []
+    for picture, scale in zip(pictures, scales, strict=True):
+        share = scale / max(scales)
+        if share < 1:
+            values = 127.5 + (np.asarray(picture, dtype=np.float32) - 127.5) * share
+            picture = Image.fromarray(np.round(values).astype(np.uint8))
+        out.append(picture)
+    return out
+
+
+def _one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
+    """One for all, or a colour would change from frame to frame though the values don't."""
+    sheet = Image.new("RGB", (frames[0].width, frames[0].height * len(frames)))
+    for row, frame in enumerate(frames):
+        sheet.paste(frame, (0, row * frame.height))
+    palette = sheet.quantize(_COLOURS, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+
+
+def _captioned(picture: Image.Image, text: str) -> Image.Image:
+    times = max(1, -(-_LEAST_WIDTH // picture.width))
+    large = picture.resize(
+        (picture.width * times, picture.height * times), Image.Resampling.NEAREST
+    )
+    framed = Image.new(large.mode, (large.width, large.height + _CAPTION), "white")
+    framed.paste(large, (0, _CAPTION))
+    font = ImageFont.load_default(size=14)
+    ImageDraw.Draw(framed).text((4, 2), text, fill="black", font=font)
+    return framed

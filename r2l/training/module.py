@@ -1,0 +1,221 @@
+"""The one module that is trained: a processor (ISP), a task model, a loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import BinaryJaccardIndex
+
+from r2l.training.adversarial import Adversary
+from r2l.training.augment import Augment
+from r2l.training.tasks import Loss, find_task, per_image
+
+OUTPUT_NORMS = ("none", "batch")
+
+
+class RawToLogits(L.LightningModule):
+    """A processor (ISP) followed by a task model: ``model(norm(processor(frames)))``.
+
+    Args:
+        model: display RGB (B, 3, H, W) in [0, 1] to logits (B, n_classes), numbers (B, n_targets), or
+            one logit a pixel (B, 1, H, W).
+        processor: raw (B, 1, H, W) to display RGB; None where the data are developed already. It works
+            in float32 whatever ``precision`` the trainer has: a black level is lost in 16 bits.
+        loss: of outputs and targets, averaged over the batch unless called with ``reduction="none"``; by
+            default cross-entropy, mean squared error, or `bce_dice`, as the task is.
+        lr: peak learning rate of AdamW; one cycle of warming up and cosine decay.
+        weight_decay: of AdamW; an adversary has none.
+        task: "classification", "regression" or "segmentation", see `r2l.training.tasks`.
+        augment: applied to developed images (and masks) in training, see `r2l.training.augment`.
+        output_norm: "batch" puts a batch normalisation behind the processor, whichever it is. It takes
+            out differences of brightness and colour between the data it is trained on and, by its running
+            statistics, leaves later ones in. It is part of neither processor nor model, and never frozen.
+        freeze_processor: leave the processor as it is, running statistics of its batch normalisation too.
+        freeze_model: leave the task model as it is, likewise.
+        adversary: see `r2l.training.adversarial`; freezes the task model.
+
+    Attributes:
+        history: one row an epoch, filled by `fit`: ``train_loss``, ``train_accuracy`` (``train_mae``,
+            ``train_iou``) and, with validation data, ``val_loss``, ``val_accuracy`` (...).
+        reference: with an adversary, the frozen copy of the processor it started from; else None.
+
+    Raises:
+        ValueError: an unknown task or norm; nothing to train; an adversary that does not fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: nn.Module | None = None,
+        loss: Loss | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        *,
+        task: str = "classification",
+        augment: Augment | None = None,
+        output_norm: str = "none",
+        freeze_processor: bool = False,
+        freeze_model: bool = False,
+        adversary: Adversary | None = None,
+    ) -> None:
+        super().__init__()
+        if output_norm not in OUTPUT_NORMS:
+            raise ValueError(
+                f"unknown output_norm {output_norm!r}; choose from {', '.join(OUTPUT_NORMS)}"
+            )
+        self.task = find_task(task)
+        self.processor = nn.Identity() if processor is None else processor
+        self.norm = nn.BatchNorm2d(3) if output_norm == "batch" else nn.Identity()
+        self.model = model
+        self.loss = loss or self.task.loss
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.augment = augment
+        self.adversary = adversary
+        self.reference: nn.Module | None = None
+        self.history = pd.DataFrame()
+        if adversary is not None:
+            adversary.check(self.processor, output_norm)
+            self.reference = adversary.reference(self.processor)
+        self._freeze(freeze_processor and adversary is None, freeze_model or adversary is not None)
+        if task == "segmentation":
+            # Sums over the whole epoch: the mean of the batches' IoU is not the IoU of the data.
+            self.ious = nn.ModuleDict({f"{s}_iou": BinaryJaccardIndex() for s in ("train", "val")})
+
+    def _freeze(self, processor: bool, model: bool) -> None:
+        parts = {"processor": processor, "model": model, "reference": self.reference is not None}
+        for name, frozen in parts.items():
+            if frozen:
+                getattr(self, name).requires_grad_(False)
+        self.frozen = [
+            name for name in parts if parts[name] or _asks_for_nothing(getattr(self, name))
+        ]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> RawToLogits:
+        """Set the mode, of all but the frozen parts: those stay in eval, their statistics as they are."""
+        super().train(mode)
+        for name in getattr(self, "frozen", ()):
+            getattr(self, name).eval()
+        return self
+
+    def develop(self, frames: Tensor) -> Tensor:
+        """Return what the processor makes of frames, display RGB (B, 3, H, W), before `norm`."""
+        with torch.autocast(frames.device.type, enabled=False):
+            images = self.processor(frames)
+        if self.task.name == "segmentation" and images.shape[-2:] != frames.shape[-2:]:
+            # A processor that halves the size: masks are as large as the frames.
+            images = F.interpolate(images, frames.shape[-2:], mode="bilinear")
+        return images
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return logits of raw frames (B, 1, H, W), or of images (B, 3, H, W) if no processor."""
+        return self.model(self.norm(self.develop(frames)))
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Look at the masks while they are on the CPU.
+
+        Raises:
+            ValueError: a mask with more than two classes.
+        """
+        if self.task.name == "segmentation":
+            values = self.task.targets(batch).unique()
+            if not torch.isin(values, torch.tensor([0.0, 1.0])).all():
+                raise ValueError(
+                    f"masks hold the values {values.tolist()[:10]}, but segmentation here is of one class: "
+                    "0 (background) and 1; say which classes are foreground by a transform of the data set"
+                )
+        return batch
+
+    def _step(self, batch: dict[str, Any], stage: str) -> Tensor:
+        frames, targets = frames_of(batch), self.task.targets(batch)
+        images = seen = self.develop(frames)
+        if stage == "train" and self.augment is not None:
+            seen, targets = self._augmented(images, targets, batch["index"])
+        outputs = self.task.check(self.model(self.norm(seen)), targets)
+        loss = self.loss(outputs, targets)
+        measured = {"loss": loss, **self._measure(outputs, targets, stage)}
+        if self.adversary is not None:
+            distance = self.adversary.distances(images, self.reference(frames)).mean()
+            loss = self.adversary.objective(self.task.name, outputs, targets, distance)
+            measured |= {"objective": loss, "distance": distance}
+        for name, value in measured.items():
+            self.log(
+                f"{stage}_{name}",
+                value,
+                on_step=False,
+                on_epoch=True,
+                batch_size=len(targets),
+                sync_dist=True,
+            )
+        return loss
+
+    def _augmented(self, images: Tensor, targets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        if self.task.name == "segmentation":
+            return self.augment(images, targets, indices=indices, epoch=self.current_epoch)
+        return self.augment(images, indices=indices, epoch=self.current_epoch)[0], targets
+
+    def _measure(self, outputs: Tensor, targets: Tensor, stage: str) -> dict[str, Any]:
+        if self.task.name == "segmentation":
+            meter = self.ious[f"{stage}_iou"]
+            meter.update(outputs, targets.int())
+            return {"iou": meter}
+        if self.task.name == "regression":
+            return {"mae": F.l1_loss(outputs, targets)}
+        return {"accuracy": (outputs.argmax(1) == targets).float().mean()}
+
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
+        """Return the mean loss of one batch; with an adversary, its objective."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Any]) -> None:
+        """Log loss and measure of one batch."""
+        self._step(batch, "val")
+
+    def predict_step(
+        self, batch: dict[str, Any], batch_idx: int = 0, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
+        """Return what is kept of each image: the answers of the task and the loss, (B,) each."""
+        targets = self.task.targets(batch)
+        outputs = self.task.check(self(frames_of(batch)), targets)
+        loss = per_image(self.loss, outputs, targets)
+        return self.task.answers(outputs, targets) | {"loss": loss, "meta": batch.get("meta", {})}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Bring what an adversary searches back into its bounds after each step."""
+        if self.adversary is not None:
+            self.adversary.project_(self.processor)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return AdamW on whatever asks for gradients, stepped through one cycle.
+
+        Raises:
+            ValueError: nothing does.
+        """
+        weights = [p for p in self.parameters() if p.requires_grad]
+        if not weights:
+            raise ValueError("nothing to train: processor and task model are frozen")
+        decay = self.weight_decay if self.adversary is None else 0.0
+        optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def frames_of(batch: dict[str, Any]) -> Tensor:
+    """Return the raw frames of a batch, or its images where the data are developed already."""
+    return batch["raw"] if "raw" in batch else batch["image"]
+
+
+def _asks_for_nothing(part: nn.Module | None) -> bool:
+    """Whether a part has parameters and all of them were frozen before it came here."""
+    weights = [] if part is None else list(part.parameters())
+    return bool(weights) and not any(weight.requires_grad for weight in weights)

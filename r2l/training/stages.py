@@ -1,0 +1,221 @@
+"""Looking into a training: images and gradients at each stage of the ISP, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset, default_collate
+
+from r2l.isp.gradients import StageGradient, stage_gradients
+from r2l.training.module import RawToLogits, frames_of
+from r2l.training.quiet import seeded
+from r2l.training.tasks import per_image
+from r2l.training.tracking import Run
+
+#: The text of a gradient's PNG that holds what white stands for; black is its negative, mid-grey nought.
+SCALE = "scale"
+# Of the gradients' magnitudes; the few beyond would leave all others grey.
+_QUANTILE = 0.995
+_GAP = 2  # pixels between the images of a strip
+_MOST = 1 << 22  # values that a quantile is taken of
+
+
+class MetricTracker(Callback):
+    """Writes each epoch's numbers (``train_loss``, ``val_loss``, ...) to a run, at the epoch's step."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.validated = False
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember that this epoch has a validation."""
+        self.validated = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what Lightning has gathered, which holds the last validation in epochs without one too."""
+        numbers = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self.validated or not name.startswith("val_")
+        }
+        self.validated = False
+        if trainer.is_global_zero:
+            self.run.metrics(numbers, step=trainer.current_epoch)
+
+
+class StageTracker(Callback):
+    """Writes what the ISP makes of a few images, and what the loss wants changed in it, to a run.
+
+    The artefacts, one an epoch, with the images of a stage side by side::
+
+        stages/demosaic/epoch_003.png      what leaves [0, 1] is drawn as 0 or 1
+        gradients/demosaic/epoch_003.png   grey is 0, white and black are plus and minus the PNG's ``scale``
+        tensors/epoch_003.npz              stages/demosaic, gradients/demosaic, ...: (n, C, H, W) float32
+        predictions/epoch_003.csv          one row an image
+
+    Training does not notice: everything runs in eval mode, in which batch normalisation keeps its
+    statistics; parameters' gradients and the global random generators stay as they were, and each module
+    gets back the mode it had. Gradients are those of each image's own loss, not of a mean over a batch.
+
+    Args:
+        run: where to.
+        data: the images are the first ``n_images`` of it, items as in `fit`; read once.
+        n_images: how many.
+        every_epoch: after each epoch, or after the last only.
+        images: whether to write the stages' images.
+        gradients: whether to write the gradients.
+        tensors: whether to write both (as far as asked for) as tensors too.
+        predictions: whether to write the model's answers.
+        processor: looked into instead of the module's own, where that trains on developed images: raw to
+            what the module takes.
+
+    Raises:
+        ValueError: no images.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        data: Dataset,
+        *,
+        n_images: int = 4,
+        every_epoch: bool = False,
+        images: bool = True,
+        gradients: bool = False,
+        tensors: bool = False,
+        predictions: bool = False,
+        processor: nn.Module | None = None,
+    ) -> None:
+        if n_images < 1 or len(data) == 0:
+            raise ValueError(f"nothing to track: {n_images} images of {len(data)}")
+        self.run, self.every_epoch, self.processor = run, every_epoch, processor
+        self.images, self.gradients = images, gradients
+        self.tensors, self.predictions = tensors, predictions
+        with seeded(0):  # for transforms that draw
+            items = [data[i] for i in range(min(n_images, len(data)))]
+        self.batch = default_collate([{k: v for k, v in i.items() if k != "meta"} for i in items])
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write this epoch, if every epoch is asked for."""
+        if self.every_epoch and trainer.is_global_zero:
+            self.write(pl_module, trainer.current_epoch)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the last epoch, whichever it became."""
+        if not self.every_epoch and trainer.is_global_zero:
+            self.write(pl_module, max(trainer.current_epoch - 1, 0))
+
+    def write(self, module: RawToLogits, epoch: int) -> None:
+        """Write the artefacts of one epoch; ``module`` is left as it is."""
+        with seeded(0), _evaluating(module, self.processor):
+            batch = {name: _to(value, module.device) for name, value in self.batch.items()}
+            looked = _look(module, self.processor or module.processor, batch, self.gradients)
+            answers = self._answers(module, batch) if self.predictions else None
+        if not self.images:
+            looked.pop("stages")
+        name = f"epoch_{epoch:03d}"
+        if self.images or self.gradients:
+            with self.run.files() as folder:
+                for kind, stages in looked.items():
+                    for stage, values in stages.items():
+                        path = folder / kind / stage / f"{name}.png"
+                        path.parent.mkdir(parents=True)
+                        save_strip(values, path, signed=kind == "gradients")
+        if self.tensors:
+            flat = {f"{k}/{s}": v for k, stages in looked.items() for s, v in stages.items()}
+            self.run.tensors(flat, f"tensors/{name}.npz")
+        if answers is not None:
+            self.run.predictions(answers, f"predictions/{name}.csv")
+
+    def _answers(self, module: RawToLogits, batch: dict[str, Any]) -> pd.DataFrame:
+        targets = module.task.targets(batch)
+        with torch.no_grad():
+            frames = frames_of(batch) if self.processor is None else self.processor(batch["raw"])
+            outputs = module.task.check(module(frames), targets)
+            answers = module.task.answers(outputs, targets)
+            answers["loss"] = per_image(module.loss, outputs, targets)
+        table = {name: values.cpu().numpy() for name, values in answers.items()}
+        return pd.DataFrame(table).rename_axis("image").reset_index()
+
+
+def save_strip(images: Tensor, path: Path, signed: bool = False) -> None:
+    """Write images (N, C, H, W), C 1 or 3, side by side as a PNG.
+
+    Args:
+        images: display domain, what leaves [0, 1] becomes 0 or 1; or, if ``signed``, any values around 0.
+        path: of the PNG.
+        signed: draw 0 as mid-grey; what white stands for goes into the PNG's text `SCALE`.
+    """
+    values, info = images.float().cpu().numpy(), PngInfo()
+    if signed:
+        magnitudes = np.abs(values).ravel()
+        step = -(-magnitudes.size // _MOST)
+        scale = float(np.quantile(magnitudes[::step], _QUANTILE)) or float(magnitudes.max()) or 1.0
+        values = 0.5 + 0.5 * values / scale
+        info.add_text(SCALE, repr(scale))
+    steps = np.round(np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
+    gap = 128 if signed else 255  # a gradient of 0 stays grey on any scale
+    steps = np.pad(steps, ((0, 0), (0, 0), (0, 0), (0, _GAP)), constant_values=gap)
+    strip = np.concatenate(list(steps), axis=2)[..., :-_GAP]
+    strip = strip[0] if len(strip) == 1 else strip.transpose(1, 2, 0)
+    Image.fromarray(np.ascontiguousarray(strip)).save(path, pnginfo=info)
+
+
+class _Developed(nn.Module):
+    """The ISP where there is none: images that come developed are its only stage."""
+
+    def stages(self, raw: Tensor) -> dict[str, Tensor]:
+        return {"image": raw}
+
+
+def _look(
+    module: RawToLogits, isp: nn.Module, batch: dict[str, Any], gradients: bool
+) -> dict[str, dict[str, Tensor]]:
+    """Return stages, and gradients if asked for, by kind and by stage, on the CPU."""
+    isp = isp if hasattr(isp, "stages") else _Developed()
+    frames, targets = frames_of(batch), module.task.targets(batch)
+
+    def loss(image: Tensor) -> Tensor:
+        if module.task.name == "segmentation" and image.shape[-2:] != frames.shape[-2:]:
+            image = F.interpolate(image, frames.shape[-2:], mode="bilinear")  # as in `develop`
+        outputs = module.task.check(module.model(module.norm(image)), targets)
+        return per_image(module.loss, outputs, targets).sum()
+
+    if gradients:
+        found: Mapping[str, StageGradient] = stage_gradients(isp, frames, loss)
+        return {
+            "stages": {name: pair.image.cpu() for name, pair in found.items()},
+            "gradients": {name: pair.gradient.cpu() for name, pair in found.items()},
+        }
+    with torch.no_grad():
+        return {"stages": {name: image.cpu() for name, image in isp.stages(frames).items()}}
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """Put modules into eval mode; give back to each part of them the mode it had."""
+    parts = [part for module in modules if module is not None for part in module.modules()]
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

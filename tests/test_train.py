@@ -1,0 +1,764 @@
+"""What `r2l train` runs, called from Python: options, data, images developed once, folds, resuming."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, fields
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Dataset
+
+from r2l.bench.contenders import contenders
+from r2l.bench.epochs import READY, epoch_workloads
+from r2l.camera import DRONE, MICROSCOPE
+from r2l.cli.train_options import GROUPS
+from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticDrone, SyntheticMicroscopy
+from r2l.isp import HalfSizeRGB, ParametrizedISP, StaticISP, load_isp, save_isp
+from r2l.rawfile import write_dng
+from r2l.training import crossval
+from r2l.training.corpora import FEW, make_folds, open_corpus
+from r2l.training.crossval import FoldTrainer
+from r2l.training.developed import Developed, develop
+from r2l.training.experiment import experiment
+from r2l.training.fold_scores import summary
+from r2l.training.module import RawToLogits
+from r2l.training.options import TASK_OF, Options
+from r2l.training.parts import image_statistics, open_parts
+from r2l.training.run_folder import run_folder
+from r2l.training.saving import load_model
+from r2l.training.settling import settle
+from r2l.training.tracking import Records
+from tests.fixtures_data import KEPT, write_drone_photos, write_microscopy
+
+PUBLISHED = """
+    tracking_uri processor_uri classifier_uri state_dict_uri experiment_name run_name log_model save_locally
+    track_processing track_processing_gradients track_save_tensors track_predictions track_n_images
+    track_every_epoch seed dataset n_splits train_size lr epochs batch_size augmentation
+    check_val_every_n_epoch processing_mode classifier_network classifier_pretrained smp_encoder
+    freeze_processor freeze_classifier sp_debayer sp_sharpening sp_denoising adv_training adv_aux_weight
+    adv_aux_loss adv_noise_layer adv_track_differences adv_parameters cache_downloaded_models test_run iso
+"""
+SMALL = {
+    "dataset": "SyntheticMicroscopy",
+    "n_images": 18,
+    "image_size": 32,
+    "classifier_network": "SmallResNet",
+    "epochs": 2,
+    "n_splits": 2,
+    "batch_size": 6,
+    "lr": 1e-3,
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture
+def small(place, tmp_path):
+    """Options of a tiny experiment; all of this file's share a store."""
+
+    def make(**changes):
+        own = {"tracking_uri": f"sqlite:///{place}/mlflow.db", "folder": str(tmp_path / "runs")}
+        return Options(**{**SMALL, **own, **changes})
+
+    return make
+
+
+def quietly(options):
+    lines = []
+    return experiment(options, say=lines.append, progress=False), lines
+
+
+@pytest.fixture(scope="module")
+def static_run(place):
+    store = f"sqlite:///{place}/mlflow.db"
+    options = Options(
+        **SMALL,
+        tracking_uri=store,
+        folder=str(place / "runs"),
+        processing_mode="static",
+        sp_debayer="malvar2004",
+        augmentation="weak",
+        save_locally=True,
+        track_processing=True,
+        track_every_epoch=True,
+        track_predictions=True,
+        track_processing_gradients=True,
+        track_save_tensors=True,
+        track_n_images=2,
+    )
+    outcome, lines = quietly(options)
+    return outcome, lines, Records(store)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_the_command_has_the_options_with_their_defaults_and_the_published_names():
+    listed = {option.name: option for options in GROUPS.values() for option in options}
+    assert {name: o.default for name, o in listed.items()} == asdict(Options())
+    assert set(PUBLISHED.split()) <= set(listed)
+    for field in fields(Options):
+        assert listed[field.name].type.__name__ == field.type.removesuffix(" | None")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "Telescope"}, "SyntheticDroneSegmentation, RawFolder"),
+        ({"augmentation": "wild"}, "none, weak, strong"),
+        ({"processing_mode": "dynamic"}, "parametrized, static, neural_network, none"),
+        ({"classifier_network": "ResNet19"}, "ResNet18, ResNet34, ResNet50"),
+        ({"smp_network": "wnet"}, "unetplusplus"),
+        ({"sp_debayer": "nearest"}, "bilinear, malvar2004, menon2007"),
+        ({"sp_sharpening": "none"}, "sharpening_filter, unsharp_masking"),
+        ({"sp_denoising": "nlm"}, "gaussian_denoising, median_denoising"),
+        ({"adv_aux_loss": "psnr"}, "l2, ssim"),
+        ({"adv_parameters": "black_level,hue"}, "unknown adv_parameters 'hue'.*colour_correction"),
+        ({"output_norm": "layer"}, "none, batch"),
+        ({"splits": "random"}, "groups, published"),
+        ({"task": "ranking"}, "classification, regression, segmentation"),
+        ({"n_splits": 0}, "--n_splits is 0"),
+        ({"train_size": 1.0}, "share between 0 and 1"),
+        ({"lr": 0.0}, "--lr is 0.0"),
+        ({"lr": float("nan")}, "--lr is nan"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"dataset": "RawFolder"}, "needs --root"),
+        ({"dataset": "RawFolder", "root": "x", "iso": 0.1}, "--iso is for"),
+        ({"dataset": "RawFolder", "root": "x", "task": "segmentation"}, "needs --masks"),
+        ({"masks": "x"}, "--masks is for --dataset RawFolder"),
+        ({"n_images": 4}, "--n_images is for the data sets called Synthetic"),
+        ({"dataset": "SyntheticDrone", "root": "x"}, "have none"),
+        ({"dataset": "Drone", "task": "segmentation"}, "contradicts --dataset Drone"),
+        ({"freeze_classifier": True}, "needs a trained one"),
+        (
+            {"freeze_classifier": True, "freeze_processor": True, "classifier_uri": "x"},
+            "nothing to train",
+        ),
+        (
+            {"freeze_classifier": True, "processing_mode": "static", "classifier_uri": "x"},
+            "nothing to train",
+        ),
+        ({"classifier_uri": "x", "classifier_pretrained": True}, "two sources"),
+        ({"state_dict_uri": "x", "processor_uri": "y"}, "holds processor and classifier"),
+        ({"adv_training": True, "output_norm": "batch"}, "needs --output_norm none"),
+    ],
+)
+def test_what_does_not_exist_or_contradicts_is_an_error_at_once(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "followed", "line"),
+    [
+        (
+            {"adv_training": True, "freeze_processor": True, "processing_mode": "static"},
+            {
+                "freeze_classifier": True,
+                "freeze_processor": False,
+                "processing_mode": "parametrized",
+            },
+            "adversarial training",
+        ),
+        (
+            {"adv_training": True, "adv_parameters": "additive_layer"},
+            {"adv_noise_layer": True},
+            "--adv_noise_layer True",
+        ),
+        ({"processor_uri": ""}, {"processor_uri": None}, "no processor given"),
+        ({"classifier_uri": ""}, {"classifier_uri": None}, "no classifier given"),
+        ({"tracking_uri": ""}, {"tracking_uri": None}, "taken as not given"),
+        ({"test_run": True, "n_splits": 5}, {"epochs": 1, "n_splits": 2}, "test run"),
+        ({"track_save_tensors": True}, {"track_processing": True}, "--track_processing True"),
+        ({"adv_parameters": "black_level"}, {}, "--adv_parameters has no effect without"),
+        ({"sp_debayer": "menon2007"}, {}, "--sp_debayer has no effect without"),
+        ({"n_splits": 5, "train_size": 0.5}, {}, "trains on 4 / 5"),
+    ],
+)
+def test_what_follows_from_an_option_is_done_and_told(given, followed, line):
+    options = Options(**given)
+    settled, lines = settle(options)
+    assert any(line in told for told in lines), lines
+    changed = {k: v for k, v in asdict(settled).items() if v != asdict(options)[k]}
+    assert changed.items() >= followed.items()
+
+
+def test_nothing_follows_from_the_defaults_and_settling_twice_changes_nothing():
+    assert settle(Options()) == (Options(), [])
+    settled, _ = settle(Options(adv_training=True, test_run=True, processor_uri=""))
+    assert settle(settled) == (settled, [])
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_microscopy(root, intensities=(1.0, 0.05))
+    write_drone_photos(root)
+    return root
+
+
+@pytest.mark.parametrize("name", [n for n in TASK_OF if n != "RawFolder"])
+def test_each_data_set_by_its_name(name, real):
+    twin = name.startswith("Synthetic")
+    own = {"n_images": 8, "image_size": 16} if twin else {"root": str(real)}
+    corpus = open_corpus(Options(dataset=name, **own))
+    item = corpus.data[0]
+    assert corpus.task == TASK_OF[name]
+    assert ("mask" if "Segmentation" in name else "label") in item
+    assert item["raw"].shape[0] == 1
+    assert corpus.camera == (DRONE if "Drone" in name else MICROSCOPE)
+    assert len(corpus) == len(corpus.data) == len(corpus.names) == len(corpus.groups)
+    if name == "Microscopy":
+        assert len(corpus) == KEPT
+        assert corpus.names[0].startswith("Ma190c_")
+    if name in ("Drone", "SyntheticDrone"):
+        assert corpus.classes == ("no car", "car")
+
+
+def test_iso_is_the_intensity(real):
+    dim = open_corpus(Options(root=str(real), iso=0.05))
+    base = open_corpus(Options(root=str(real)))
+    light = base.data[3]["raw"].mean().item()
+    assert dim.data[3]["raw"].mean().item() == pytest.approx(0.05 * light, rel=1e-3)
+    with pytest.raises(ValueError, match=r"choose from 0.01, 0.05"):
+        open_corpus(Options(root=str(real), iso=0.02))
+
+
+def test_a_missing_data_set_names_the_fix(tmp_path):
+    with pytest.raises(DatasetNotFoundError, match="r2l data fetch microscopy"):
+        open_corpus(Options(root=str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        mosaic = 0.1 + 0.05 * i + 0.02 * rng.random((24, 24))
+        write_dng(root / f"{i:02d}.dng", mosaic, DRONE)
+        rows.append({"file": f"{i:02d}.dng", "label": 1.5 * i, "group": i // 2})
+    pd.DataFrame(rows).to_csv(root / "numbers.csv", index=False)
+    pd.DataFrame(rows).assign(label=["low"] * 6 + ["high"] * 6).to_csv(
+        root / "classes.csv", index=False
+    )
+    return root
+
+
+def test_labels_that_are_numbers_make_a_regression(folder):
+    options = Options(dataset="RawFolder", root=str(folder), labels=str(folder / "numbers.csv"))
+    corpus = open_corpus(options)
+    assert corpus.task == "regression"
+    targets = {
+        name: corpus.data[i]["target"].item() for i, name in enumerate(corpus.names.tolist())
+    }
+    assert targets == {f"{i:02d}.dng": 1.5 * i for i in range(12)}
+    assert "label" not in corpus.data[0]
+    as_classes = Options(**{**asdict(options), "task": "classification"})
+    assert len(open_corpus(as_classes).classes) == 12
+
+
+def test_labels_that_are_words_make_classes_and_no_regression(folder):
+    given = {"dataset": "RawFolder", "root": str(folder), "labels": str(folder / "classes.csv")}
+    assert open_corpus(Options(**given)).classes == ("high", "low")
+    with pytest.raises(DatasetError, match="'high' is not a number"):
+        open_corpus(Options(**given, task="regression"))
+
+
+def test_a_test_run_takes_few_images_of_many_groups(real):
+    options = Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16, test_run=True)
+    corpus = open_corpus(options)
+    assert len(corpus) == len(corpus.data) == FEW
+    assert len(set(corpus.groups)) == FEW
+    whole = open_corpus(Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16))
+    index = int(corpus.names[3])
+    assert torch.equal(corpus.data[3]["raw"], whole.data[index]["raw"])
+    assert corpus.labels[3] == whole.labels[index]
+    assert corpus.fingerprint() != whole.fingerprint()
+
+
+@pytest.mark.parametrize("n_splits", [1, 3])
+def test_folds_keep_groups_whole(n_splits):
+    options = Options(dataset="SyntheticMicroscopy", n_images=60, image_size=16, n_splits=n_splits)
+    corpus = open_corpus(options)
+    folds = make_folds(corpus, options)
+    for fold in folds:
+        assert not set(corpus.groups[fold.train]) & set(corpus.groups[fold.test])
+        assert sorted([*fold.train, *fold.test]) == list(range(60))
+    tested = np.concatenate([f.test for f in folds])
+    if n_splits > 1:
+        assert sorted(tested) == list(range(60))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.75, 0.8, 0.9])
+def test_a_single_split_has_about_the_share_asked_for(share):
+    options = Options(dataset="SyntheticMicroscopy", n_images=100, image_size=16, train_size=share)
+    (fold,) = make_folds(open_corpus(options), options)
+    assert len(fold.train) / 100 == pytest.approx(share, abs=0.06)
+
+
+def test_published_splits_overlap():
+    options = Options(
+        dataset="SyntheticDroneSegmentation",
+        n_images=20,
+        image_size=16,
+        n_splits=4,
+        splits="published",
+    )
+    folds = make_folds(open_corpus(options), options)
+    assert [len(f.train) for f in folds] == [16] * 4
+    assert len(np.unique(np.concatenate([f.test for f in folds]))) < 16
+
+
+# --- images developed once ------------------------------------------------------------------------
+
+
+def test_developed_images_are_the_isp_s_own_in_memory_and_in_a_file(tmp_path):
+    data, isp = SyntheticMicroscopy(7, size=32), StaticISP.from_code("ma,u,me", MICROSCOPE)
+    states = torch.get_rng_state()
+    held = develop(data, isp, batch_size=3, progress=False)
+    filed = develop(data, isp, batch_size=3, memory_limit=100, folder=tmp_path, progress=False)
+    assert torch.equal(states, torch.get_rng_state())
+    assert not list(tmp_path.iterdir()), "the file has no name to be left behind"
+    for i in range(7):
+        want = isp(data[i]["raw"][None])[0]
+        torch.testing.assert_close(held[i]["image"], want)
+        assert torch.equal(held[i]["image"], filed[i]["image"])
+        assert held[i]["label"] == data[i]["label"]
+        assert held[i]["meta"] == data[i]["meta"]
+        assert "raw" not in held[i]
+
+
+def test_each_frame_is_read_once_however_often_it_is_asked_for():
+    class Counted(Dataset):
+        reads = 0
+
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            Counted.reads += 1
+            return {"raw": torch.full((1, 8, 8), 0.1 * i), "label": i}
+
+    held = develop(Counted(), progress=False)
+    for _ in range(3):
+        assert [held[i]["raw"][0, 0, 0].item() for i in range(5)] == pytest.approx(
+            [0, 0.1, 0.2, 0.3, 0.4]
+        )
+    assert Counted.reads == 5
+
+
+def test_smaller_images_are_enlarged_where_there_are_masks():
+    drone = SyntheticDrone(3, size=32)
+    held = develop(drone, HalfSizeRGB(DRONE), progress=False)
+    assert held.images.shape == (3, 3, 32, 32)
+    assert torch.equal(held[1]["mask"].long(), drone[1]["mask"])
+    # As the loop does it where the processor is trained.
+    module = RawToLogits(torch.nn.Conv2d(3, 1, 1), HalfSizeRGB(DRONE), task="segmentation")
+    raw = torch.stack([drone[i]["raw"] for i in range(3)])
+    torch.testing.assert_close(held.images, module.develop(raw))
+    cells = SyntheticMicroscopy(2, size=32)
+    assert develop(cells, HalfSizeRGB(MICROSCOPE), progress=False).images.shape[-1] == 16
+
+
+def test_frames_of_several_sizes_and_none_at_all_are_errors():
+    frames = [{"raw": torch.zeros(1, 8, s)} for s in (8, 8, 10)]
+    with pytest.raises(ValueError, match="8 x 8 and 8 x 10"):
+        develop(frames, progress=False)
+    with pytest.raises(ValueError, match="no images"):
+        develop([], progress=False)
+
+
+def test_statistics_are_those_of_the_images():
+    images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = Developed(images, [{}] * 9)
+    mean, std = image_statistics(data, np.array([0, 2, 5, 7]), None, batch_size=3)
+    chosen = images[[0, 2, 5, 7]].numpy().astype(np.float64)
+    np.testing.assert_allclose(mean, chosen.mean((0, 2, 3)), rtol=1e-9)
+    np.testing.assert_allclose(std, chosen.std((0, 2, 3)), rtol=1e-6)
+
+
+# --- the experiment -------------------------------------------------------------------------------
+
+
+def test_each_image_is_answered_once_by_a_fold_that_was_not_trained_on_it(static_run):
+    outcome, lines, _ = static_run
+    table = outcome.predictions
+    assert sorted(table["image"]) == list(range(18))
+    groups = table.groupby("group")["fold"].nunique()
+    assert (groups == 1).all()
+    twin = SyntheticMicroscopy(18, size=32)
+    assert (twin.labels[table["image"]] == table["label"]).all()
+    right = table["correct"].groupby(table["fold"]).mean()
+    np.testing.assert_allclose(outcome.scores["accuracy"], right)
+    said = summary(outcome.scores).set_index("score").loc["accuracy"]
+    assert said["mean"] == pytest.approx(right.mean())
+    assert said["spread"] == pytest.approx(right.std(ddof=1))
+    assert any("accuracy" in line and "spread" in line for line in lines)
+
+
+def test_the_record_holds_folds_curves_splits_stages_and_models(static_run):
+    outcome, _, records = static_run
+    folds = records.children(outcome.run_id)
+    assert list(folds) == ["fold 0", "fold 1"]
+    run = records.call("get_run", outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["sp_debayer"] == "malvar2004"
+    assert {"predictions.csv", "scores.csv", "summary.csv", "camera.json"} <= set(
+        records.files(outcome.run_id)
+    )
+    history = records.history(folds["fold 1"])
+    assert history["train_loss"].notna().sum() == SMALL["epochs"]
+    files = set(records.files(folds["fold 1"]))
+    for epoch in ("epoch_000", "epoch_001"):
+        assert f"stages/demosaic/{epoch}.png" in files
+        assert f"gradients/demosaic/{epoch}.png" in files
+        assert f"tensors/{epoch}.npz" in files
+        assert f"predictions/{epoch}.csv" in files
+    assert {"split.json", "predictions.csv", "model/model.json", "processor/isp.json"} <= files
+    split = json.loads(records.local(folds["fold 1"], "split.json").read_text())
+    table = outcome.predictions.query("fold == 1")
+    assert sorted(table["image"]) == sorted(split["val"])
+
+
+def test_saved_models_give_the_answers_of_the_table(static_run):
+    outcome, _, records = static_run
+    folds = records.children(outcome.run_id)
+    twin = SyntheticMicroscopy(18, size=32)
+    for place in (outcome.folder / "fold_0", records.local(folds["fold 0"], "")):
+        isp, model = load_isp(place / "processor"), load_model(place / "model").eval()
+        assert isp.demosaic == "malvar2004"
+        part = outcome.predictions.query("fold == 0")
+        raw = torch.stack([twin[i]["raw"] for i in part["image"]])
+        with torch.no_grad():
+            answers = model(isp(raw)).softmax(1)
+        np.testing.assert_allclose(
+            answers[range(len(part)), part["label"]], part["p_true"], atol=1e-5
+        )
+    assert not list(outcome.folder.rglob("*.ckpt")), "checkpoints go when a fold is finished"
+
+
+def test_static_images_are_developed_once_for_all_folds_and_epochs(small, monkeypatch):
+    calls = []
+    monkeypatch.setattr(crossval, "develop", lambda *a, **k: calls.append(a) or develop(*a, **k))
+    seen = []
+    forward = StaticISP.forward
+    monkeypatch.setattr(
+        StaticISP, "forward", lambda self, raw: seen.append(len(raw)) or forward(self, raw)
+    )
+    quietly(small(processing_mode="static", log_model=False))
+    assert len(calls) == 1
+    assert sum(seen) == SMALL["n_images"]
+
+
+def test_developing_before_or_while_training_makes_no_difference(small, monkeypatch):
+    options = small(freeze_processor=True, augmentation="weak", log_model=False)
+    before, _ = quietly(options)
+    monkeypatch.setattr(FoldTrainer, "fixed", False)
+    during, _ = quietly(options)
+    np.testing.assert_allclose(before.predictions["loss"], during.predictions["loss"], rtol=2e-3)
+
+
+@pytest.mark.parametrize("mode", ["parametrized", "neural_network", "none"])
+def test_each_mode_trains_what_it_has(small, mode):
+    outcome, _ = quietly(
+        small(
+            processing_mode=mode,
+            save_locally=True,
+            log_model=False,
+            smp_encoder="resnet18",
+            output_norm="batch",
+            n_splits=1,
+            epochs=1,
+        )
+    )
+    assert np.isfinite(outcome.predictions["loss"]).all()
+    processor = load_isp(outcome.folder / "fold_0" / "processor")
+    assert "running_mean" in load_file(outcome.folder / "fold_0" / "norm.safetensors")
+    if mode == "parametrized":
+        assert not torch.equal(processor.gamma, ParametrizedISP(MICROSCOPE).gamma)
+    assert {"none": "HalfSizeRGB", "neural_network": "NeuralISP"}.get(mode, "ParametrizedISP") == (
+        type(processor).__name__
+    )
+
+
+def test_segmentation_and_regression(small, folder, tmp_path):
+    outcome, _ = quietly(
+        small(
+            dataset="SyntheticDroneSegmentation",
+            processing_mode="none",
+            smp_network="unet",
+            smp_encoder="resnet18",
+            n_splits=1,
+            epochs=1,
+            save_locally=True,
+        )
+    )
+    table = outcome.predictions
+    assert outcome.scores["iou"].item() == table["intersection"].sum() / table["union"].sum()
+    load_model(outcome.folder / "fold_0" / "model")
+    given = {
+        "dataset": "RawFolder",
+        "root": str(folder),
+        "labels": str(folder / "numbers.csv"),
+        "n_images": None,
+        "image_size": None,
+        "track_predictions": True,
+    }
+    outcome, _ = quietly(small(**given, epochs=1))
+    errors = outcome.predictions["target"] - outcome.predictions["prediction"]
+    assert outcome.predictions["target"].sum() == 1.5 * 66
+    # The model begins at the mean of the training numbers, not at 0.
+    assert errors.abs().mean() < 8
+    both = outcome.scores[["mae", "images"]]
+    assert (both["mae"] * both["images"]).sum() / 12 == pytest.approx(errors.abs().mean(), rel=1e-5)
+
+
+def test_a_processor_and_a_classifier_of_an_earlier_run(small, static_run):
+    outcome, _, records = static_run
+    fold = records.children(outcome.run_id)["fold 0"]
+    later, lines = quietly(
+        small(
+            processor_uri=f"runs:/{fold}/processor",
+            classifier_uri=f"runs:/{fold}/model",
+            n_splits=1,
+            epochs=1,
+            save_locally=True,
+        )
+    )
+    assert any("holds a StaticISP: --processing_mode static" in line for line in lines)
+    assert load_isp(later.folder / "fold_0" / "processor").demosaic == "malvar2004"
+
+
+def test_a_frozen_classifier_stays_and_the_processor_learns(small, static_run):
+    outcome, _, _ = static_run
+    model = outcome.folder / "fold_0" / "model"
+    later, _ = quietly(
+        small(
+            classifier_uri=str(model),
+            freeze_classifier=True,
+            n_splits=1,
+            epochs=1,
+            save_locally=True,
+            log_model=False,
+        )
+    )
+    before, after = (
+        load_file(p / "weights.safetensors") for p in (model, later.folder / "fold_0" / "model")
+    )
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    processor = load_isp(later.folder / "fold_0" / "processor")
+    assert not torch.equal(processor.black_level, ParametrizedISP(MICROSCOPE).black_level)
+
+
+@pytest.mark.parametrize("parameters", ["gamma_correct,black_level", "additive_layer"])
+def test_adversarial_search_changes_what_it_may_and_nothing_else(small, parameters):
+    outcome, lines = quietly(
+        small(
+            adv_training=True,
+            adv_parameters=parameters,
+            adv_aux_loss="l2",
+            adv_track_differences=True,
+            n_splits=1,
+            epochs=1,
+            save_locally=True,
+        )
+    )
+    assert any("--freeze_classifier True" in line for line in lines)
+    assert list(outcome.scores["processing"]) == ["original", "adversarial"]
+    processor = load_isp(outcome.folder / "fold_0" / "processor")
+    fresh = ParametrizedISP(MICROSCOPE, processor.additive_shape)
+    changed = {
+        name
+        for (name, a), b in zip(processor.named_parameters(), fresh.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    wanted = {"gamma_correct,black_level": {"gamma", "black_level"}, "additive_layer": {"additive"}}
+    assert changed == wanted[parameters]
+
+
+def test_a_state_dict_of_both(small, static_run, tmp_path):
+    outcome, _, _ = static_run
+    corpus = open_corpus(small())
+    folder = outcome.folder / "fold_1"
+    parts = open_parts(small(state_dict_uri=str(folder)), corpus, print)
+    assert parts.mode == "static"
+    weights = {f"model.{k}": v for k, v in load_model(folder / "model").state_dict().items()}
+    isp = ParametrizedISP(MICROSCOPE)
+    torch.nn.init.constant_(isp.gamma, 1.7)
+    weights |= {f"processor.{k}": v for k, v in isp.state_dict().items()}
+    path = tmp_path / "both.safetensors"
+    save_file(weights, path)
+    parts = open_parts(small(state_dict_uri=str(path)), corpus, print)
+    assert parts.processor.gamma.item() == pytest.approx(1.7)
+    assert torch.equal(
+        parts.model.state_dict()["network.0.weight"], weights["model.network.0.weight"]
+    )
+    with pytest.raises(ValueError, match="no weights for these models"):
+        open_parts(small(state_dict_uri=str(path), classifier_network="ResNet18"), corpus, print)
+
+
+def test_what_is_loaded_is_checked_against_the_data(small, static_run, tmp_path):
+    outcome, _, _ = static_run
+    nine = str(outcome.folder / "fold_0" / "model")
+    drone = small(dataset="SyntheticDrone", classifier_uri=nine)
+    with pytest.raises(ValueError, match="needs 2 outputs"):
+        open_parts(drone, open_corpus(drone), print)
+    save_isp(StaticISP(MICROSCOPE), tmp_path / "isp")
+    attack = small(adv_training=True, processor_uri=str(tmp_path / "isp"))
+    with pytest.raises(ValueError, match="needs a parametrized processor"):
+        open_parts(attack, open_corpus(attack), print)
+    with pytest.raises(ValueError, match="no such folder or file"):
+        open_parts(small(processor_uri="nowhere"), open_corpus(small()), print)
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+def same_results(a, b):
+    pd.testing.assert_frame_equal(a.predictions, b.predictions)
+    for fold in ("fold_0", "fold_1"):
+        for part in ("model", "processor"):
+            one, two = (load_file(o.folder / fold / part / "weights.safetensors") for o in (a, b))
+            assert one.keys() == two.keys()
+            assert all(torch.equal(one[k], two[k]) for k in one), f"{fold} {part}"
+
+
+KILLED = """
+import json, os, signal, sys
+from r2l.training import fit
+from r2l.training.experiment import experiment
+from r2l.training.fold_scores import summary
+from r2l.training.module import RawToLogits
+from r2l.training.options import Options
+
+steps, last, step = 0, int(sys.argv[2]), RawToLogits.training_step
+
+def killing(self, batch):
+    global steps
+    steps += 1
+    if steps == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+
+RawToLogits.training_step = killing
+experiment(Options(**json.loads(sys.argv[1])), progress=False)
+"""
+
+
+def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_result(small, tmp_path, monkeypatch):
+    options = small(save_locally=True, augmentation="weak", run_name="killed", epochs=3)
+    steps = sum(-(-len(f.train) // 6) for f in make_folds(open_corpus(options), options))
+    # In the second epoch of the second fold.
+    last = 3 * steps // 2 + steps // 2 + 1
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(asdict(options)), str(last)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    trained = []
+    run = FoldTrainer.run
+    monkeypatch.setattr(
+        FoldTrainer, "run", lambda self, n, *a: trained.append(n) or run(self, n, *a)
+    )
+    resumed, lines = quietly(options)
+    assert trained == [1], "a finished fold is not trained again"
+    assert any("going on with the run" in line and "1 of 2 folds" in line for line in lines)
+    records = Records(options.tracking_uri)
+    folds = records.children(resumed.run_id)
+    assert list(folds) == ["fold 0", "fold 1"], "the records go on too"
+    assert records.call("get_run", resumed.run_id).info.status == "FINISHED"
+    assert list(records.history(folds["fold 1"]).index) == [0, 1, 2]
+    whole, _ = quietly(small(save_locally=True, augmentation="weak", run_name="whole", epochs=3))
+    same_results(resumed, whole)
+
+
+def test_ctrl_c_marks_the_run_and_keeps_the_checkpoint(small, monkeypatch):
+    options = small(run_name="interrupted", save_locally=True)
+    step, steps = RawToLogits.training_step, []
+
+    def interrupting(self, batch):
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RawToLogits, "training_step", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(options)
+    records = Records(options.tracking_uri)
+    run = records.find("interrupted")
+    for name in (run, list(records.children(run).values())[-1]):
+        assert records.call("get_run", name).info.status == "KILLED"
+    resumed, lines = quietly(options)
+    assert resumed.run_id == run
+    assert any("going on" in line for line in lines)
+    same_results(resumed, quietly(small(run_name="undisturbed", save_locally=True))[0])
+
+
+def test_other_options_data_or_no_resume_begin_anew_and_a_finished_run_is_repeated(small):
+    def opened(options, data="d", finish=False):
+        try:
+            with run_folder(options, data) as folder:
+                if not finish:
+                    raise InterruptedError
+        except InterruptedError:
+            pass
+        return folder
+
+    first = opened(small())
+    assert not first.resumed
+    assert opened(small()).path == first.path
+    assert opened(small(num_workers=1)).path == first.path, "which changes nothing in the result"
+    for other in (
+        opened(small(lr=2e-3)),
+        opened(small(), "other data"),
+        opened(small(resume=False)),
+    ):
+        assert not other.resumed
+        assert other.path != first.path
+    assert opened(small(), finish=True).resumed
+    again = opened(small())
+    assert not again.resumed
+
+
+def test_two_processes_do_not_work_on_the_same_run(small):
+    with (
+        run_folder(small(), "d"),
+        pytest.raises(ValueError, match="another process"),
+        run_folder(small(), "d"),
+    ):
+        pass
+
+
+# --- the benchmark --------------------------------------------------------------------------------
+
+
+def test_the_benchmark_times_epochs_of_equal_work():
+    (work,) = epoch_workloads(quick=True)
+    group = contenders(work, quick=True)
+    assert group[0].name == READY
+    assert all("x images ready" in c.against for c in group[1:])
+    seconds = [c.clock(c.setup(), 1) for c in group]
+    assert all(s > 0 for s in seconds)
+    frames = work.frames("raw")
+    assert frames.images.shape == (4, 1, 64, 64)
+    assert work.frames("image", 3).images.shape == (4, 3, 64, 64)
+    work.close()

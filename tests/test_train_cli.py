@@ -1,0 +1,215 @@
+"""The command `r2l train`: the published lines as they stand, flags, help, and errors before the work."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torchvision
+from typer.testing import CliRunner
+
+from r2l.cli import app
+from r2l.cli.train_options import GROUPS
+from r2l.training import experiment as experiment_module
+from r2l.training.module import RawToLogits
+from r2l.training.tracking import Records
+from tests.fixtures_data import KEPT, write_microscopy
+
+# As published, after `python train.py`; long lines are continued by backslashes there.
+COMMON = r"""train --experiment_name X --run_name Y --dataset Microscopy --lr 1e-5 --n_splits 5 --epochs 5 \
+ --classifier_pretrained %s --augmentation weak --log_model True --iso 0.01 --freeze_processor \
+ --processor_uri "$processor_uri" --track_processing --track_every_epoch --track_predictions \
+ --track_processing_gradients --track_save_tensors"""
+LINES = {
+    "synthesis": COMMON % "--processing_mode static",
+    "forensics": COMMON % "--adv_training --processing_mode parametrized",
+    "adjustment": COMMON % "--processing_mode parametrized",
+}
+# Two folds and one epoch in the place of five of each: of an option given twice the last counts.
+SHORTER = " --n_splits 2 --epochs 1"
+TWIN = ["--dataset", "SyntheticMicroscopy", "--n_images", "12", "--image_size", "32"]
+TWIN += ["--classifier_network", "SmallResNet", "--accelerator", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder with data in the real layout, and what stands in for pretrained weights."""
+    place = tmp_path_factory.mktemp("published")
+    write_microscopy(place / "data", intensities=(1.0, 0.01))
+    weights = place / "torch" / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    weights.parent.mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    return place
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def train(*arguments):
+    """Run `r2l train` in this process."""
+    result = CliRunner().invoke(app, ["train", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_published_lines_run_as_they_stand(published, tmp_path, name):
+    own = {"R2L_DATA": published / "data", "TORCH_HOME": published / "torch"}
+    own |= {"OMP_NUM_THREADS": "1", "R2L": f"{sys.executable} -m r2l.cli"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("processor_uri", "R2L_CACHE")}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(
+        ["sh", "-c", f"$R2L {LINES[name]}{SHORTER}"],
+        cwd=tmp_path,
+        env=environment | {k: str(v) for k, v in own.items()},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no processor given (--processor_uri is empty): made afresh" in done.stdout
+    assert (
+        f"Microscopy: {KEPT} images of 32 x 32, classification, 9 classes; 2 folds" in done.stdout
+    )
+    assert ("--freeze_processor False" in done.stdout) == (name == "forensics")
+    records = Records(tmp_path)
+    folds = records.children(records.find("Y"))
+    assert list(folds) == ["fold 0", "fold 1"]
+    for fold in folds.values():
+        files = set(records.files(fold))
+        assert {"processor/isp.json", "model/weights.safetensors", "predictions.csv"} <= files
+        assert {"stages/gamma/epoch_000.png", "gradients/gamma/epoch_000.png"} <= files
+        assert {"tensors/epoch_000.npz", "predictions/epoch_000.csv"} <= files
+    params = records.call("get_run", records.find("Y")).data.params
+    assert (params["iso"], params["lr"], params["augmentation"]) == ("0.01", "1e-05", "weak")
+
+
+def parsed(monkeypatch, *arguments):
+    """Return the options that a command line comes to."""
+    seen = []
+    monkeypatch.setattr(experiment_module, "experiment", lambda options, say: seen.append(options))
+    result = train(*arguments)
+    assert result.exit_code == 0, result.output
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("", True),
+        ("--log_model", True),
+        ("--log_model True", True),
+        ("--log_model=yes", True),
+        ("--log_model False", False),
+        ("--log_model=false", False),
+        ("--no_log_model", False),
+        ("--log_model False --log_model", True),
+        ("--log_model --epochs 3 --log_model 0", False),
+    ],
+)
+def test_flags_stand_alone_or_take_a_value(monkeypatch, words, value):
+    options = parsed(monkeypatch, *words.split(), "--run_name", "True")
+    assert options.log_model is value
+    assert options.run_name == "True"
+
+
+def test_every_flag_takes_a_value_and_the_last_counts(monkeypatch):
+    flags = [o.name for group in GROUPS.values() for o in group if o.type is bool]
+    harmless = [n for n in flags if n != "freeze_classifier"]
+    for value in (True, False):
+        words = [w for n in harmless for w in (f"--{n}", str(value))]
+        options = parsed(monkeypatch, *words, "--epochs", "7", "--epochs", "3")
+        assert {n: getattr(options, n) for n in harmless} == dict.fromkeys(harmless, value)
+        assert options.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--log_model maybe", "--log_model takes True or False"),
+        ("--epochs many", "--epochs"),
+        ("--epoch_count 3", "--epoch_count"),
+        ("--epochs", "--epochs"),
+        ("--dataset Telescope", "unknown dataset 'Telescope'; choose from Microscopy, Drone"),
+        (
+            "--processing_mode static --freeze_classifier True --classifier_uri x",
+            "nothing to train",
+        ),
+        ("--dataset Microscopy --root nowhere", "r2l data fetch microscopy"),
+        ("--classifier_uri runs:/none", "is no address"),
+        ("--classifier_pretrained", "does not exist"),
+        ("--tracking_uri http://127.0.0.1:9", "store can't be opened"),
+    ],
+)
+def test_errors_come_before_the_work_in_a_line_or_two(
+    in_tmp_path, monkeypatch, tmp_path, words, message
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    # As where there is no network.
+    monkeypatch.setattr(socket, "getaddrinfo", _no_network)
+    twin = TWIN if "--dataset" not in words else []
+    if "pretrained" in words:
+        twin = [w.replace("SmallResNet", "ResNet18") for w in TWIN]
+    result = train(*twin, *words.split())
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) < 10
+    assert not (tmp_path / "runs").exists()
+
+
+def _no_network(host, *rest, **options):
+    if host in ("127.0.0.1", b"127.0.0.1"):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, rest[0]))]
+    raise socket.gaierror("no network")
+
+
+def test_help_comes_quickly_in_groups_and_names_every_option():
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "r2l.cli", "train", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert time.perf_counter() - start < 10
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "lightning", "mlflow", "numpy"}
+    for group, options in GROUPS.items():
+        assert f"\n{group}:\n" in done.stdout
+        for option in options:
+            assert f"--{option.name}" in done.stdout
+
+
+def test_a_test_run_is_short_and_ctrl_c_ends_in_one_line(in_tmp_path, tmp_path, monkeypatch):
+    step = RawToLogits.training_step
+
+    def interrupting(self, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch)
+
+    # Of a relative address, mlflow remembers the file of the first working folder in a process.
+    words = [*TWIN, "--test_run", "--run_name", "R", "--tracking_uri", str(tmp_path / "mlflow.db")]
+    with monkeypatch.context() as patch:
+        patch.setattr(RawToLogits, "training_step", interrupting)
+        result = train(*words)
+    assert result.exit_code == 130
+    lines = [s for s in result.stderr.replace("\r", "\n").splitlines() if "interrupted" in s]
+    assert len(lines) == 1
+    records = Records(tmp_path)
+    assert records.call("get_run", records.find("R")).info.status == "KILLED"
+    result = train(*words)
+    assert result.exit_code == 0, result.output
+    assert "going on with the run" in result.stdout
+    assert "test run, few images: --epochs 1" in result.stdout
+    assert "accuracy" in result.stdout
+    assert records.call("get_run", records.find("R")).info.status == "FINISHED"
+    again = train(*words)
+    assert "going on" not in again.stdout, "a finished run is repeated"
