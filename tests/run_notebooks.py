@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -15,13 +16,15 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 LARGEST = 600 * 1024
 # Where a run was made, when, and how its widgets stood: nothing that a reader needs.
 PRIVATE = {"papermill", "widgets", "execution", "ExecuteTime"}
+# A picture with alternative text (`r2l.viz.with_alt`).
+IN_PAGE = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
 
 
 def with_palette(png: str) -> str:
     """Return a base64 PNG with 256 colours: less than half the size, and nobody sees it."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     buffer = io.BytesIO()
-    picture.quantize(256).save(buffer, "PNG", optimize=True)
+    picture.quantize(256, kmeans=1).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -31,8 +34,11 @@ def slim(notebook: nbformat.NotebookNode) -> None:
         for key in PRIVATE & set(part.metadata):
             del part.metadata[key]
         for output in part.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                output["data"]["image/png"] = with_palette(output["data"]["image/png"])
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = with_palette(data["image/png"])
+            if "text/html" in data:
+                data["text/html"] = IN_PAGE.sub(lambda m: with_palette(m[0]), data["text/html"])
 
 
 def run(path: Path, work: Path) -> None:
@@ -52,9 +58,20 @@ def run(path: Path, work: Path) -> None:
         )
 
 
+def find(name: str) -> Path:
+    """Return the notebook at a path, or the one whose name begins so: 02, 02_differentiable."""
+    if Path(name).is_file():
+        return Path(name)
+    found = sorted(NOTEBOOKS.glob(f"{name}*.ipynb")) if name else []
+    if len(found) != 1:
+        known = ", ".join(p.stem for p in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")))
+        raise SystemExit(f"no notebook, or several, of the name {name!r}; there are {known}")
+    return found[0]
+
+
 def main() -> None:
-    """Run the notebooks named on the command line, or all."""
-    chosen = [Path(a) for a in sys.argv[1:]] or sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    """Run the notebooks named on the command line, by path or by name, or all."""
+    chosen = [find(a) for a in sys.argv[1:]] or sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     with tempfile.TemporaryDirectory() as work:
         for path in chosen:
             run(path, Path(work))

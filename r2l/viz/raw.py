@@ -1,0 +1,117 @@
+"""Figures of raw data: the sites of a mosaic, its levels, its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from r2l.camera import CFA, Camera
+from r2l.sensor import CONTAINER_MAX
+from r2l.viz.pictures import show
+from r2l.viz.style import CYCLE, INK, SOFT, ink
+
+#: Lines of the four planes, told apart by dashes too: red, green beside red, green beside blue, blue.
+PLANE_STYLES = {
+    "red": (CYCLE[1], "-"),
+    "green 1": (CYCLE[2], "-"),
+    "green 2": (CYCLE[2], "--"),
+    "blue": (CYCLE[0], "-"),
+}
+
+
+def name_planes(cfa: CFA) -> dict[str, int]:
+    """Return the position in the 2x2 tile of each plane: red, green 1, green 2, blue."""
+    (red,), (first, second), (blue,) = (cfa.positions(colour) for colour in range(3))
+    return {"red": red, "green 1": first, "green 2": second, "blue": blue}
+
+
+def split_planes(mosaic: np.ndarray, cfa: CFA) -> dict[str, np.ndarray]:
+    """Return the four planes (H/2, W/2) of a mosaic (H, W), any domain; views, by name."""
+    return {name: mosaic[p // 2 :: 2, p % 2 :: 2] for name, p in name_planes(cfa).items()}
+
+
+def colour_sites(mosaic: np.ndarray, cfa: CFA) -> np.ndarray:
+    """Return a mosaic (H, W) as (H, W, 3), each site in the colour of its filter; any domain."""
+    height, width = mosaic.shape
+    colours = np.tile(np.reshape(cfa.value, (2, 2)), ((height + 1) // 2, (width + 1) // 2))
+    return mosaic[..., None] * (colours[:height, :width, None] == np.arange(3))
+
+
+def plot_sites(mosaic: np.ndarray, cfa: CFA, *, title: str = "", gain: float = 1.0) -> Figure:
+    """Draw a few sites of a mosaic, each in the colour of its filter and with its number.
+
+    Args:
+        mosaic: (H, W), raw domain; some 8x8 sites can be read.
+        cfa: layout, top-left of ``mosaic`` first.
+        title: above the sites.
+        gain: how much brighter to draw than the data are; the numbers stay.
+    """
+    height, width = mosaic.shape
+    shown = (gain * colour_sites(mosaic, cfa)).clip(0, 1) ** (1 / 2.2)
+    figure = Figure(figsize=(0.56 * width + 0.3, 0.56 * height + 0.5), layout="constrained")
+    ax = figure.subplots()
+    show(ax, shown)
+    for (row, column), value in np.ndenumerate(mosaic):
+        number = f"{round(float(value) * CONTAINER_MAX)}"
+        colour = ink(shown[row, column])
+        ax.text(column, row, number, ha="center", va="center", fontsize=8, color=colour)
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=10, color=INK)
+    return figure
+
+
+def plot_levels(frames: Mapping[str, tuple[np.ndarray, Camera]]) -> Figure:
+    """Draw the histogram of the four planes of each mosaic (H, W), raw domain, with its levels.
+
+    Args:
+        frames: mosaic and camera by title.
+    """
+    figure = Figure(figsize=(4.4 * len(frames), 2.9), layout="constrained")
+    axes = figure.subplots(1, len(frames), squeeze=False)[0]
+    for ax, (title, (mosaic, camera)) in zip(axes, frames.items(), strict=True):
+        bins = np.linspace(0, 1, 129)
+        for name, plane in split_planes(mosaic, camera.cfa).items():
+            colour, dashes = PLANE_STYLES[name]
+            counts = np.histogram(plane, bins)[0]
+            ax.step(bins[:-1], counts, where="post", color=colour, linestyle=dashes, label=name)
+        for level in (np.mean(camera.black_level), camera.white_level):
+            ax.axvline(level, color=INK, linewidth=0.8, linestyle=":")
+        ax.set_yscale("symlog", linthresh=1)
+        ax.set_ylim(bottom=0)
+        _label(ax, title, "raw value (fraction of full scale)", "sites in a bin of 1/128")
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def plot_transfer(measured: Mapping[str, tuple[np.ndarray, np.ndarray, float, float]]) -> Figure:
+    """Draw photon transfer curves: the variance of the noise against the signal, with a line.
+
+    Both axes are logarithmic, so that the read noise shows: there the line turns level.
+
+    Args:
+        measured: mean and variance (N,) of positive digital numbers, slope and intercept of the line, by
+            title.
+    """
+    figure = Figure(figsize=(4.4 * len(measured), 3.1), layout="constrained")
+    axes = figure.subplots(1, len(measured), squeeze=False)[0]
+    for ax, (title, (mean, variance, slope, intercept)) in zip(axes, measured.items(), strict=True):
+        ax.plot(mean, variance, "o", color=CYCLE[0], markersize=5, label="measured")
+        line = np.geomspace(mean.min(), mean.max(), 100)
+        label = f"{slope:.3g} DN x signal + {intercept:.2g} DN²"
+        ax.plot(line, slope * line + intercept, color=CYCLE[1], label=label)
+        ax.legend(fontsize=8, frameon=False)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        _label(ax, title, "signal above black (DN)", "variance of the noise (DN²)")
+    return figure
+
+
+def _label(ax: Axes, title: str, x: str, y: str) -> None:
+    ax.set_title(title, loc="left", fontsize=10, color=INK)
+    ax.set_xlabel(x, fontsize=9, color=SOFT)
+    ax.set_ylabel(y, fontsize=9, color=SOFT)
+    ax.tick_params(labelsize=8, labelcolor=INK)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,203 @@
+"""The explorer of raw data: any part of a mosaic, at any zoom, its planes and its histogram."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from r2l.rawfile import RawFrame
+from r2l.sensor import CONTAINER_MAX
+from r2l.viz.raw import PLANE_STYLES, colour_sites, split_planes
+from r2l.widgets.live import Live, picture_html, to_pixels
+from r2l.widgets.upload import raw_upload
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+SITES, GREY = "all sites, in their filter's colour", "all sites, grey"
+VIEWS = (SITES, GREY, *PLANE_STYLES)
+SIDES = (8, 16, 32, 64, 128, 256)
+PICTURE, OVERVIEW, CHART = 480, 200, 380
+
+
+@dataclass(frozen=True)
+class Look:
+    """Which part of a frame to look at, and how.
+
+    Attributes:
+        row, column: first site; odd ones are taken back by one, so that the layout stays.
+        side: how many sites, along both sides.
+        view: one of `VIEWS`.
+        stretch: spread the range that the frame uses over the range of the display.
+    """
+
+    row: int = 0
+    column: int = 0
+    side: int = 64
+    view: str = SITES
+    stretch: bool = True
+
+
+def cut(mosaic: np.ndarray, look: Look) -> np.ndarray:
+    """Return the part of a mosaic (H, W) that is looked at, moved inside if it reaches beyond."""
+    rows, columns = (
+        max(0, min(start, n - look.side)) // 2 * 2
+        for start, n in zip((look.row, look.column), mosaic.shape, strict=True)
+    )
+    return mosaic[rows : rows + look.side, columns : columns + look.side]
+
+
+def used_range(mosaic: np.ndarray) -> tuple[float, float]:
+    """Return the 0.1 and the 99.9 percentile of a mosaic, from every so many sites of a large one."""
+    step = max(1, max(mosaic.shape) // 512) | 1  # odd, so that all four positions are met
+    low, high = np.percentile(mosaic[::step, ::step], (0.1, 99.9))
+    return float(low), float(max(high, low + 1 / CONTAINER_MAX))
+
+
+def paint(frame: RawFrame, look: Look, levels: tuple[float, float]) -> np.ndarray:
+    """Return what is looked at as a picture (h, w) or (h, w, 3), *display* domain.
+
+    Args:
+        frame: raw domain.
+        look: where and how.
+        levels: what is black and what is white if stretched; see `used_range`.
+    """
+    part = cut(frame.mosaic, look)
+    low, high = levels if look.stretch else (0.0, 1.0)
+    part = ((part - low) / (high - low)).clip(0, 1)
+    if look.view == SITES:
+        return colour_sites(part, frame.camera.cfa)
+    return part if look.view == GREY else split_planes(part, frame.camera.cfa)[look.view]
+
+
+def overview(frame: RawFrame, levels: tuple[float, float], side: int = OVERVIEW) -> np.ndarray:
+    """Return a whole frame, one green site in so many, as uint8 (h, w, 3) of at most ``side``."""
+    green = split_planes(frame.mosaic, frame.camera.cfa)["green 1"]
+    step = -(-max(green.shape) // side)
+    low, high = levels
+    pixels = to_pixels((green[::step, ::step] - low) / (high - low))
+    return np.repeat(pixels[..., None], 3, axis=2)
+
+
+def mark(small: np.ndarray, look: Look, shape: tuple[int, int]) -> np.ndarray:
+    """Return an overview (uint8) with a frame around what is looked at in a mosaic of ``shape``."""
+    small = small.copy()
+    edges = []
+    for start, n, pixels in zip((look.row, look.column), shape, small.shape[:2], strict=True):
+        start = max(0, min(start, n - look.side))
+        first = start * pixels // n
+        edges.append((first, max(first + 1, min((start + look.side) * pixels // n, pixels) - 1)))
+    (top, bottom), (left, right) = edges
+    bottom, right = min(bottom, small.shape[0] - 1), min(right, small.shape[1] - 1)
+    for line in (np.s_[top, left : right + 1], np.s_[bottom, left : right + 1]):
+        small[line] = (255, 160, 0)
+    for line in (np.s_[top : bottom + 1, left], np.s_[top : bottom + 1, right]):
+        small[line] = (255, 160, 0)
+    return small
+
+
+def histogram_svg(frame: RawFrame, look: Look, levels: tuple[float, float]) -> str:
+    """Return the histogram of the four planes of what is looked at, as an SVG with a legend.
+
+    Square roots of counts, so that rare values show; the axis is digital numbers of 16 bits.
+    """
+    planes = split_planes(cut(frame.mosaic, look), frame.camera.cfa)
+    low, high = levels if look.stretch else (0.0, 1.0)
+    bins = np.linspace(low, high, 65)
+    counts = {n: np.sqrt(np.histogram(p.clip(low, high), bins)[0]) for n, p in planes.items()}
+    top = max(1.0, max(c.max() for c in counts.values()))
+    lines, legend = [], []
+    for number, (name, heights) in enumerate(counts.items()):
+        colour, dashes = PLANE_STYLES[name]
+        look_of_line = f'stroke="{colour}" stroke-width="1.5" fill="none"'
+        look_of_line += ' stroke-dasharray="4 3"' if dashes == "--" else ""
+        y = 130 - 110 * heights / top
+        x = np.linspace(10, CHART - 10, len(y))
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        lines.append(f'<polyline points="{points}" {look_of_line}/>')
+        at = 14 + 90 * number
+        legend.append(f'<line x1="{at}" x2="{at + 22}" y1="9" y2="9" {look_of_line}/>')
+        mean = planes[name].mean() * CONTAINER_MAX
+        legend.append(f'<text x="{at + 26}" y="13">{name}</text>')
+        legend.append(f'<text x="{at + 26}" y="26" opacity=".7">mean {mean:.0f}</text>')
+    ends = [f"{end * CONTAINER_MAX:.0f}" for end in (low, high)]
+    label = f"Histogram of the four planes from {ends[0]} to {ends[1]} digital numbers"
+    return (
+        f'<svg role="img" aria-label="{label}" width="{CHART}" height="165" font-size="11" '
+        f'fill="currentColor">{"".join(lines)}{"".join(legend)}'
+        f'<line x1="10" x2="{CHART - 10}" y1="131" y2="131" stroke="currentColor"/>'
+        f'<text x="10" y="146">{ends[0]}</text>'
+        f'<text x="{CHART - 10}" y="146" text-anchor="end">{ends[1]}</text>'
+        f'<text x="{CHART / 2}" y="160" text-anchor="middle">raw value (DN of 16 bits); height: '
+        "square root of the count</text></svg>"
+    )
+
+
+def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> ipywidgets.Widget:
+    """Return menus and sliders beside a part of a mosaic, an overview and a histogram.
+
+    Args:
+        frames: what can be looked at, by name.
+        uploads: whether readers may add raw files of their own.
+
+    Raises:
+        ValueError: no frames.
+    """
+    import ipywidgets as widgets
+
+    if not frames:
+        raise ValueError("no frames to explore")
+    frames, ranges, smalls = dict(frames), {}, {}
+    style = {"style": {"description_width": "90px"}, "layout": {"width": "380px"}}
+    name = widgets.Dropdown(options=list(frames), description="frame", **style)
+    view = widgets.Dropdown(options=VIEWS, description="show", **style)
+    side = widgets.SelectionSlider(options=SIDES, value=64, description="zoom, sites", **style)
+    row = widgets.IntSlider(0, 0, 2, 2, description="row", **style)
+    column = widgets.IntSlider(0, 0, 2, 2, description="column", **style)
+    stretch = widgets.Checkbox(value=True, description="stretch to the range used", indent=False)
+    picture, small, chart, note = (widgets.HTML() for _ in range(4))
+
+    def fit(_change: object = None) -> None:
+        """Let the sliders reach to the edge of the frame, at any zoom."""
+        height, width = frames[name.value].mosaic.shape
+        row.max, column.max = max(2, height - side.value), max(2, width - side.value)
+
+    def draw() -> None:
+        frame = frames[name.value]
+        if name.value not in ranges:
+            ranges[name.value] = used_range(frame.mosaic)
+            smalls[name.value] = overview(frame, ranges[name.value])
+        levels = ranges[name.value]
+        look = Look(row.value, column.value, side.value, view.value, stretch.value)
+        alt = f"{name.value}: {look.side} sites from row {look.row}, column {look.column}"
+        pixels = to_pixels(paint(frame, look, levels))
+        picture.value = picture_html(pixels, f"{alt}; {look.view}", PICTURE)
+        marked = mark(smalls[name.value], look, frame.mosaic.shape)
+        small.value = picture_html(
+            marked, "The whole frame, with a frame around the part", OVERVIEW
+        )
+        chart.value = histogram_svg(frame, look, levels)
+        note.value = f"{html.escape(frame.camera.name)}, layout {frame.camera.cfa.name}"
+
+    def receive(file: str, frame: RawFrame) -> None:
+        frames[file] = frame
+        ranges.pop(file, None)
+        name.options = list(frames)
+        name.value = file
+        live()  # another file of the same name changes no control
+
+    live = Live(draw, note)
+    for control in (name, side):
+        control.observe(fit, names="value")
+    live.watch(name, view, side, row, column, stretch)
+    fit()
+    row.value, column.value = row.max // 4 * 2, column.max // 4 * 2
+    draw()
+    left = widgets.VBox([name, view, side, row, column, stretch, chart, small])
+    box = [widgets.HBox([left, widgets.VBox([picture, note])])]
+    box += [raw_upload(receive)] if uploads else []
+    return widgets.VBox(box).add_class("r2l-raw-explorer")

@@ -1,0 +1,417 @@
+"""The explorers of notebooks 01 and 02: what they draw, every control at its ends, and the throttle."""
+
+import asyncio
+import base64
+import io
+import re
+import time
+from datetime import UTC, datetime
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from r2l.camera import DRONE, MICROSCOPE
+from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
+from r2l.isp import PIPELINES, StaticISP
+from r2l.rawfile import RawFileError, RawFrame, write_dng
+from r2l.widgets import Settings, develop_with, processing_explorer, raw_explorer, read_upload
+from r2l.widgets import raw as looking
+from r2l.widgets.live import Live, picture_html, to_pixels
+from r2l.widgets.processing import SHOWN
+from r2l.widgets.raw import SIDES, VIEWS, Look
+from r2l.widgets.settings import (
+    KNOBS,
+    clipped_shares,
+    middle_tile,
+    mix_matrix,
+    shown,
+    strip,
+)
+from r2l.widgets.upload import raw_upload
+
+
+@pytest.fixture(scope="module")
+def frames():
+    aerial = SyntheticDrone(1, seed=0, size=64)[0]["raw"][0].numpy()
+    smear = SyntheticMicroscopy(1, seed=0, size=64)[0]["raw"][0].numpy()
+    return {"drone": RawFrame(aerial, DRONE), "microscope": RawFrame(smear, MICROSCOPE)}
+
+
+def controls(box):
+    """Return an explorer's controls by their description."""
+    found, todo = {}, [box]
+    while todo:
+        widget = todo.pop()
+        todo.extend(getattr(widget, "children", ()))
+        if getattr(widget, "description", ""):
+            found[widget.description] = widget
+    return found
+
+
+def pages(box):
+    """Return the HTML that an explorer shows, joined."""
+    if isinstance(box, ipywidgets.HTML):
+        return box.value
+    return "".join(pages(child) for child in getattr(box, "children", ()))
+
+
+def pictures(box):
+    return re.findall(r'<img alt="([^"]*)" .*?base64,([A-Za-z0-9+/=]+)', pages(box))
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+# Settings: the pipeline with knobs.
+
+
+@pytest.mark.parametrize("code", PIPELINES)
+def test_untouched_knobs_are_the_static_pipeline(frames, code):
+    for frame in frames.values():
+        raw = frame.tensor()
+        stages = develop_with(raw, frame.camera, Settings(code))
+        expected = StaticISP.from_code(code, frame.camera).stages(raw)
+        assert list(stages) == list(expected)
+        for name, image in expected.items():
+            torch.testing.assert_close(stages[name], image, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_knobs_do_what_they_say(frames):
+    raw, camera = frames["drone"].tensor(), DRONE
+
+    def develop(**knobs):
+        return develop_with(raw, camera, Settings(**knobs))
+
+    plain = develop()
+    brighter = develop(exposure=1.0)["colour_matrix"]
+    torch.testing.assert_close(brighter, 2 * plain["colour_matrix"])
+    grey = develop(saturation=0.0)["colour_matrix"]
+    torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        grey[:, :1],
+        develop()["colour_matrix"]
+        .mul(torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1))
+        .sum(1, keepdim=True),
+    )
+    balanced = develop(red=2.0, blue=0.5)["white_balance"]
+    factors = torch.tensor([2.0, 1.0, 0.5]).view(1, 3, 1, 1)
+    torch.testing.assert_close(balanced, plain["white_balance"] * factors)
+    torch.testing.assert_close(develop(matrix=0.0)["colour_matrix"], plain["white_balance"])
+    unsharpened = develop(sharpening=0.0)
+    torch.testing.assert_close(unsharpened["sharpening"], plain["colour_matrix"])
+    torch.testing.assert_close(develop(blur=0.0)["denoising"], plain["sharpening"])
+    torch.testing.assert_close(develop(gamma=1.0)["gamma"], plain["clip"], atol=1e-6, rtol=0)
+    # A camera's own black, a tenth of the range higher: what read a tenth now reads none.
+    shifted = develop(black_level=10.0)["black_level"]
+    torch.testing.assert_close(shifted, (plain["black_level"] - 0.1) / 0.9)
+
+
+def test_a_negative_gain_is_turned_back_where_the_matrix_is_mixed_out(frames):
+    raw = frames["microscope"].tensor()
+    plain = develop_with(raw, MICROSCOPE, Settings(matrix=0.0))
+    assert plain["white_balance"][:, 0].max() < 0 < plain["colour_matrix"][:, 0].min()
+    np.testing.assert_allclose(mix_matrix(MICROSCOPE, 1, 1), MICROSCOPE.colour_matrix)
+
+
+@pytest.mark.parametrize("name", KNOBS)
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_every_knob_at_its_ends_gives_a_picture(frames, name, end):
+    for frame in frames.values():
+        settings = Settings(**{name: getattr(KNOBS[name], end)})
+        image = develop_with(frame.tensor(), frame.camera, settings)["gamma"]
+        assert torch.isfinite(image).all()
+        assert image.min() >= 0
+        assert image.max() <= 1
+
+
+def test_an_unknown_pipeline_is_refused(frames):
+    with pytest.raises(ValueError, match="bi, ma, me"):
+        develop_with(frames["drone"].tensor(), DRONE, Settings("no,s,ga"))
+
+
+def test_the_strip_shows_the_middle_of_every_stage():
+    stages = {
+        "raw": torch.full((1, 1, 40, 60), 0.25),
+        "denoising": torch.full((1, 3, 40, 60), 2.0),
+        "gamma": torch.zeros(1, 3, 40, 60),
+    }
+    stages["gamma"][..., 12:28, 22:38] = 0.25  # the middle 16 pixels
+    row = strip(stages, 16)
+    assert row.shape == (16, 3 * 16 + 2 * 4, 3)
+    assert row[:, :16] == pytest.approx(0.25 ** (1 / 2.2))
+    assert (row[:, 16:20] == 1).all()
+    assert (row[:, 20:36] == 1).all()
+    assert row[:, 40:] == pytest.approx(0.25), "the display image is not brightened"
+    assert strip(stages, 16, brighten=False)[:, :16] == pytest.approx(0.25)
+    assert clipped_shares(stages) == (0.0, 1.0)
+    assert shown(stages["raw"], False).shape == (40, 60, 3)
+
+
+def test_the_middle_of_a_large_frame_keeps_the_layout():
+    mosaic = np.arange(30 * 42, dtype=np.float32).reshape(30, 42)
+    tile = middle_tile(mosaic, 16)[0, 0].numpy()
+    row, column = np.argwhere(mosaic == tile[0, 0])[0]
+    assert row % 2 == column % 2 == 0
+    np.testing.assert_array_equal(tile, mosaic[row : row + 16, column : column + 16])
+    assert middle_tile(mosaic, 256).shape == (1, 1, 30, 42)
+
+
+# The explorer of processing.
+
+
+def ends(control):
+    """Return the values of a control to try: all of a menu, both ends and the default of a slider."""
+    if isinstance(control, ipywidgets.Dropdown | ipywidgets.SelectionSlider):
+        options = [o[1] if isinstance(o, tuple) else o for o in control.options]
+        return [*options, control.value]
+    if isinstance(control, ipywidgets.Checkbox):
+        return [not control.value, control.value]
+    return [control.min, control.max, control.value]
+
+
+def test_processing_explorer_at_every_value(frames):
+    box = processing_explorer(frames)
+    assert "r2l-processing-explorer" in box._dom_classes
+    found = controls(box)
+    assert {knob.label for knob in KNOBS.values()} < set(found)
+    for name in ("drone", "microscope"):
+        found["frame"].value = name
+        for label, control in found.items():
+            if isinstance(control, ipywidgets.Button):
+                continue
+            before = pictures(box)
+            seen = set()
+            for value in ends(control):
+                control.value = value
+                (alt, large), (_, row) = pictures(box)
+                assert alt.startswith(found["frame"].value)
+                seen.add((large, row))
+            assert len(seen) > 1, f"{label} changes the picture"
+            if label != "frame":
+                assert pictures(box) == before, f"{label} back at its value gives the same picture"
+
+
+def test_the_explorer_shows_what_the_pipeline_makes(frames):
+    box = processing_explorer(frames)
+    found = controls(box)
+    found["pipeline"].value = "me,u,me"
+    expected = StaticISP.from_code("me,u,me", DRONE)(frames["drone"].tensor())[0]
+    shown_now = pixels(pictures(box)[0][1]).astype(int)
+    wanted = to_pixels(expected.permute(1, 2, 0).numpy()).astype(int)
+    assert abs(shown_now - wanted).max() <= 1
+    assert found[KNOBS["blur"].label].disabled
+    found["picture after"].value = "raw"
+    assert pictures(box)[0][0] == "drone, pipeline me,u,me, after raw"
+    assert [label for _, label in SHOWN.items() if label not in pages(box)] == []
+
+
+def test_drawing_leaves_the_number_of_threads_as_it_was(frames):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        controls(processing_explorer(frames))["gamma"].value = 3.0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_reset_goes_back_to_the_camera(frames):
+    box = processing_explorer(frames)
+    found, before = controls(box), pictures(box)
+    for knob in KNOBS.values():
+        found[knob.label].value = knob.high
+    assert pictures(box) != before
+    found["back to the camera's values"].click()
+    assert pictures(box) == before
+    with pytest.raises(ValueError, match="no frames"):
+        processing_explorer({})
+
+
+# The explorer of raw data.
+
+
+def test_raw_explorer_at_every_value(frames):
+    box = raw_explorer(frames)
+    assert "r2l-raw-explorer" in box._dom_classes
+    found = controls(box)
+    for name in frames:
+        found["frame"].value = name
+        for label in ("show", "zoom, sites", "row", "column"):
+            seen = set()
+            for value in ends(found[label]):
+                found[label].value = value
+                seen.add(pages(box))
+            assert len(seen) > 1, label
+    assert "<svg" in pages(box)
+    stretch = found["stretch to the range used"]
+    before = pages(box)
+    stretch.value = False
+    assert pages(box) != before
+    with pytest.raises(ValueError, match="no frames"):
+        raw_explorer({})
+
+
+def test_a_part_of_a_frame_is_painted_as_it_lies():
+    mosaic = np.random.default_rng(0).random((40, 60)).astype(np.float32)
+    frame = RawFrame(mosaic, DRONE)
+    look = Look(row=5, column=60, side=8, view=VIEWS[1], stretch=False)
+    part = mosaic[4:12, 52:60]  # odd rows would change the layout; beyond the edge there is nothing
+    np.testing.assert_array_equal(looking.cut(mosaic, look), part)
+    np.testing.assert_allclose(looking.paint(frame, look, (0, 1)), part)
+    for view, y, x in (("red", 0, 0), ("green 1", 0, 1), ("green 2", 1, 0), ("blue", 1, 1)):
+        plane = looking.paint(frame, Look(5, 60, 8, view, False), (0, 1))
+        np.testing.assert_allclose(plane, part[y::2, x::2])
+    stretched = looking.paint(frame, Look(5, 60, 8, VIEWS[1], True), (0.25, 0.75))
+    np.testing.assert_allclose(stretched, ((part - 0.25) * 2).clip(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(22, 22), (64, 64), (1000, 1400)])
+@pytest.mark.parametrize("side", SIDES)
+def test_any_size_of_frame_can_be_looked_at(shape, side):
+    frame = RawFrame(np.full(shape, 0.5, np.float32), MICROSCOPE)
+    levels = looking.used_range(frame.mosaic)
+    assert levels[0] < levels[1], "also a flat one"
+    small = looking.overview(frame, levels)
+    assert max(small.shape) <= 200
+    for row, column in ((0, 0), (10_000, 10_000)):
+        look = Look(row, column, side)
+        marked = looking.mark(small, look, shape)
+        assert (marked == (255, 160, 0)).all(-1).any()
+        assert (small == small[0, 0]).all(), "the overview itself stays"
+        assert "mean 32768" in looking.histogram_svg(frame, look, levels)
+
+
+# Uploads.
+
+
+def dng(tmp_path, value=0.5):
+    sites = np.full((24, 32), value, np.float32)
+    return write_dng(tmp_path / "mine.dng", sites, DRONE).read_bytes()
+
+
+def upload(button, name, content):
+    """Hand a file to the button, as a browser does."""
+    facts = {"name": name, "type": "", "size": len(content), "content": memoryview(content)}
+    button.value = ({**facts, "last_modified": datetime.now(UTC)},)
+
+
+def test_an_upload_is_read_and_named(tmp_path):
+    frame = read_upload("../holiday/mine.dng", dng(tmp_path))
+    assert frame.camera == DRONE
+    assert frame.mosaic.shape == (24, 32)
+    with pytest.raises(RawFileError) as caught:
+        read_upload("song.dng", b"no raw file")
+    assert str(caught.value).startswith("song.dng: ")
+
+
+def test_an_upload_joins_the_explorer(frames, tmp_path):
+    box = raw_explorer(frames)
+    found = controls(box)
+    upload(found["raw file"], "mine.dng", dng(tmp_path))
+    assert found["frame"].value == "mine.dng"
+    assert found["frame"].options == ("drone", "microscope", "mine.dng")
+    before = pages(box)
+    upload(found["raw file"], "mine.dng", dng(tmp_path, 0.25))
+    assert pages(box) != before, "another file of the same name"
+
+
+def test_a_bad_upload_says_so_and_changes_nothing(tmp_path):
+    received = []
+    row = raw_upload(lambda name, frame: received.append((name, frame)))
+    button, camera, note = row.children
+    upload(button, "song.mp3", b"no raw file")
+    assert note.value.startswith("song.mp3: ")
+    picture = io.BytesIO()
+    Image.fromarray(np.full((24, 32), 77, np.uint8)).save(picture, "PNG")
+    upload(button, "grey.png", picture.getvalue())
+    assert "does not say which camera" in note.value
+    assert received == []
+    camera.value = "drone"
+    assert received[0][0] == "grey.png"
+    assert received[0][1].camera == DRONE
+    assert note.value == "grey.png: 32 x 24"
+
+
+# Drawing while a slider moves.
+
+
+class Drawer:
+    """Counts its pictures and remembers what the slider said."""
+
+    def __init__(self, seconds=0.0):
+        self.slider, self.note = ipywidgets.IntSlider(0, 0, 1000), ipywidgets.HTML()
+        self.drawn, self.seconds = [], seconds
+        self.live = Live(self.draw, self.note)
+        self.live.watch(self.slider)
+
+    def draw(self):
+        time.sleep(self.seconds)
+        if self.slider.value == 666:
+            raise ValueError("no <picture>")
+        self.drawn.append(self.slider.value)
+
+
+def test_without_a_loop_a_change_draws_at_once():
+    drawer = Drawer()
+    drawer.slider.value = 7
+    assert drawer.drawn == [7]
+    with pytest.raises(ValueError, match="no <picture>"):
+        drawer.slider.value = 666
+
+
+def test_while_one_picture_is_drawn_changes_replace_each_other():
+    drawer = Drawer(seconds=0.02)
+
+    async def drag():
+        for value in range(1, 101):  # a message every millisecond, a picture every 20
+            drawer.slider.value = value
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(drag())
+    assert drawer.drawn[-1] == 100, "the last value is drawn"
+    assert 2 <= len(drawer.drawn) < 50, "and not every one before it"
+    assert drawer.drawn == sorted(set(drawer.drawn))
+
+
+def test_changes_that_come_together_are_one_picture():
+    drawer = Drawer()
+
+    async def jump():
+        for value in (1, 2, 3):
+            drawer.slider.value = value
+        assert drawer.drawn == [], "the message's handler is not held up"
+        await asyncio.sleep(0.05)
+        assert drawer.drawn == [3]
+        drawer.slider.value = 4
+        await asyncio.sleep(0.05)
+
+    asyncio.run(jump())
+    assert drawer.drawn == [3, 4]
+
+
+def test_an_error_is_shown_and_the_next_change_drawn():
+    drawer = Drawer()
+
+    async def fail():
+        drawer.slider.value = 666
+        await asyncio.sleep(0.05)
+        assert drawer.note.value == "ValueError: no &lt;picture&gt;"
+        drawer.slider.value = 8
+        await asyncio.sleep(0.05)
+
+    asyncio.run(fail())
+    assert drawer.drawn == [8]
+
+
+def test_a_picture_is_a_png_with_words():
+    picture = np.random.default_rng(0).random((6, 9, 3))
+    page = picture_html(to_pixels(picture), 'a "tile"', 90)
+    assert 'alt="a &quot;tile&quot;" width="90" height="60"' in page
+    data = re.search(r"base64,([^\"]+)", page)[1]
+    np.testing.assert_array_equal(pixels(data), np.rint(picture * 255).astype(np.uint8))
+    np.testing.assert_array_equal(to_pixels(np.array([-1.0, 2.0])), [0, 255])
