@@ -1,13 +1,30 @@
-"""Records of runs: what went in comes out of the store."""
+"""Records of runs: what went in comes out of the store, whatever happens to the store."""
 
+import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from r2l.training.tracking import track
+from r2l.camera import DRONE, MICROSCOPE
+from r2l.isp import ParametrizedISP
+from r2l.isp.saving import load_isp
+from r2l.rawfile import load_camera
+from r2l.training.models import make_classifier, make_segmenter
+from r2l.training.saving import load_model, save_model
+from r2l.training.tracking import Records, TrackingError, resolve, serve, track, upload
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +91,7 @@ with track("x") as run:
 """
 
 
+@pytest.mark.slow
 def test_a_new_store_in_the_working_folder_is_made_in_silence(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(
@@ -87,3 +105,292 @@ def test_a_new_store_in_the_working_folder_is_made_in_silence(tmp_path):
     assert done.stdout == "sqlite:///mlflow.db\n"
     assert done.stderr == ""
     assert (tmp_path / "mlflow.db").is_file()
+
+
+def test_pictures_tensors_camera_and_split_come_back(store, tmp_path):
+    picture = torch.tensor([[[0.0, 1.0], [0.5, 2.0]]]).repeat(3, 1, 1)
+    tensors = {"stages/gamma": torch.rand(2, 3, 4, 4), "whole": np.arange(3)}
+    with track("artefacts", store=store) as run:
+        run.image(picture, "stages/gamma.png")
+        run.image(torch.tensor([[7, 8]], dtype=torch.uint8), "grey.png")
+        run.tensors(tensors, "tensors/epoch_000.npz")
+        run.tensors(tensors, "t.safetensors")
+        run.camera(DRONE)
+        run.split({"train": np.array([0, 2]), "test": [1]})
+        for wrong in ("../out.png", "/out.png", ""):
+            with pytest.raises(ValueError, match="no name of an artefact"):
+                run.image(picture, wrong)
+        with pytest.raises(ValueError, match="expected"):
+            run.image(torch.zeros(2, 4, 4), "two.png")
+        with pytest.raises(ValueError, match=r"npz or \.safetensors"):
+            run.tensors(tensors, "t.pt")
+    folder = resolve(f"runs:/{run.run_id}", store)
+    kept = np.asarray(Image.open(folder / "stages" / "gamma.png"))
+    np.testing.assert_array_equal(kept[..., 0], [[0, 255], [128, 255]])
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "grey.png")), [[7, 8]])
+    zipped = np.load(folder / "tensors" / "epoch_000.npz", allow_pickle=False)
+    safe = load_file(folder / "t.safetensors")
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(zipped[name], np.asarray(value))
+        np.testing.assert_array_equal(safe[name].numpy(), np.asarray(value))
+    assert load_camera(folder / "camera.json") == DRONE
+    assert json.loads((folder / "split.json").read_text()) == {"train": [0, 2], "test": [1]}
+    assert not (folder / "two.png").exists()
+
+
+CLASSIFIER = {
+    "maker": "make_classifier",
+    "arguments": {"name": "SmallResNet", "n_classes": 3, "mean": [0.5] * 3, "std": [0.1] * 3},
+}
+
+
+def small_classifier(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return make_classifier(**CLASSIFIER["arguments"])
+
+
+def equal_weights(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_models_are_found_by_run_by_alias_and_by_version(store):
+    first, second, isp = small_classifier(1), small_classifier(2), ParametrizedISP(MICROSCOPE)
+    with torch.no_grad():
+        isp.gamma.fill_(1.7)
+    with track("models", store=store) as run:
+        uri = run.model(first, description=CLASSIFIER, register="cells", alias="best")
+        run.model(second, "later", description=CLASSIFIER, register="cells")
+        run.model(isp, "isp", register="camera", alias="learned")
+    assert uri == f"runs:/{run.run_id}/model"
+    assert equal_weights(load_model(resolve(uri, store)), first)
+    assert equal_weights(load_model(resolve("models:/cells@best", store)), first)
+    assert equal_weights(load_model(resolve("models:/cells/2", store)), second)
+    assert load_isp(resolve("models:/camera@learned", store)).gamma.item() == pytest.approx(1.7)
+    folder = resolve("models:/cells@best", store)
+    assert {path.name for path in folder.iterdir()} == {"model.json", "weights.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/nothing@best", "no model 'nothing'.*there are: .*asked"),
+        ("models:/asked@worst", "no alias 'worst'; it has: best"),
+        ("models:/asked/99", "no version 99"),
+        ("models:/asked", "expected models:/name@alias"),
+        ("runs:/" + "0" * 32 + "/model", "no run 0000"),
+        ("runs:/short/model", "32 hex digits"),
+        ("runs:/{run}/modle", "no 'modle'; there are: model"),
+        ("runs:/{run}/model/weights", "there are: model/model.json, model/weights.safetensors"),
+        ("runs:/{run}/../../../etc", "leads out of its folder"),
+        ("no/such/folder", "no such folder or file"),
+    ],
+)
+def test_addresses_that_mean_nothing_say_what_there_is(store, uri, message):
+    with track("addresses", store=store) as run:
+        run.model(small_classifier(), description=CLASSIFIER, register="asked", alias="best")
+    with pytest.raises(ValueError, match=message):
+        resolve(uri.format(run=run.run_id), store)
+
+
+def test_paths_are_their_own_address(tmp_path):
+    (tmp_path / "weights").touch()
+    assert resolve(tmp_path) == tmp_path
+    assert resolve(str(tmp_path / "weights")) == tmp_path / "weights"
+
+
+SEGMENTER = {
+    "maker": "make_segmenter",
+    "arguments": {"architecture": "unet", "encoder": "resnet18"},
+}
+
+
+def test_task_models_load_again_and_draw_nothing(tmp_path):
+    model = make_segmenter("unet", "resnet18").eval()
+    save_model(SEGMENTER, model, tmp_path / "segmenter")
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    again = load_model(tmp_path / "segmenter").eval()
+    assert torch.equal(torch.rand(2), expected)
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(image), model(image))
+    # Weights that would be fetched only to be overwritten.
+    assert (
+        json.loads((tmp_path / "segmenter" / "model.json").read_text())["arguments"]["pretrained"]
+        is False
+    )
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"maker": "os.system", "arguments": {}}, "unknown maker 'os.system'; choose from make_cl"),
+        ({"maker": "make_classifier"}, "expected"),
+        ({"maker": "make_classifier", "arguments": {"depth": 3}}, "takes the arguments name, n_cl"),
+        ({**CLASSIFIER, "arguments": {"name": "SmallResNet", "n_classes": 4}}, "weights differ"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused_when_saving(tmp_path, description, message):
+    with pytest.raises(ValueError, match=message):
+        save_model(description, small_classifier(), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_damaged_model_folders_say_which_file(tmp_path):
+    save_model(CLASSIFIER, small_classifier(), tmp_path)
+    weights = load_file(tmp_path / "weights.safetensors")
+    save_file({"other": weights.popitem()[1]}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"weights\.safetensors: no weights for this model"):
+        load_model(tmp_path)
+    (tmp_path / "model.json").write_text('{"maker": "eval", "arguments": {}}')
+    with pytest.raises(ValueError, match=r"model.json: no description .*unknown maker 'eval'"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match="save_model writes one"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_mistakes_are_told_as_such(store):
+    with track("mistakes", store=store) as run:
+        run.params({"lr": 1})
+        with pytest.raises(ValueError, match="Changing param values"):
+            run.params({"lr": 2})
+        run.params({f"p{i}": i for i in range(150)})  # more than mlflow takes in one call
+    assert len(Records(store).call("get_run", run.run_id).data.params) == 151
+
+
+@pytest.mark.parametrize("content", [b"no database", None])
+def test_a_store_that_is_none_is_noticed_at_once(tmp_path, content):
+    path = tmp_path / "runs.db"
+    path.write_bytes(content) if content else path.mkdir()
+    start = time.monotonic()
+    with pytest.raises(TrackingError, match=r"runs.db"), track("x", store=path):
+        pass
+    assert time.monotonic() - start < 5
+
+
+WRITER = """
+import sys
+from r2l.training.tracking import track
+store, name = sys.argv[1:]
+with track("parallel", name, store=store) as run:
+    for step in range(15):
+        run.metrics({"loss": step}, step)
+        run.params({f"p{step}": step})
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_to_one_store(tmp_path):
+    store = f"sqlite:///{tmp_path}/mlflow.db"  # which neither finds there
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, store, name], stderr=subprocess.PIPE)
+        for name in "ab"
+    ]
+    errors = [writer.communicate(timeout=200)[1].decode() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0], errors
+    records = Records(store)
+    for name in "ab":
+        run_id = records.find(name)
+        assert len(records.history(run_id)) == 15
+        assert len(records.call("get_run", run_id).data.params) == 15
+    assert records.table()["experiment"].tolist() == ["parallel"] * 2
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_is_not_there_is_noticed_before_training():
+    address = f"http://127.0.0.1:{free_port()}"
+    before = dict(os.environ)
+    start = time.monotonic()
+    with (
+        pytest.raises(
+            TrackingError, match=rf"{address}: no answer \(Connection refused\)"
+        ) as caught,
+        track("x", store=address),
+    ):
+        pytest.fail("the block was entered")
+    assert time.monotonic() - start < 15
+    assert "Start the server" in str(caught.value)
+    before.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    assert dict(os.environ) == before, "mlflow's patience is bounded for the call alone"
+
+
+def test_a_server_that_is_silent_is_noticed_before_training():
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        start = time.monotonic()
+        with (
+            pytest.raises(TrackingError, match=r"no answer .*timed out"),
+            track("x", store=address),
+        ):
+            pytest.fail("the block was entered")
+        assert time.monotonic() - start < 25
+
+
+def write_fold(run, epochs, fold):
+    for epoch in epochs:
+        run.metrics({"val_loss": 10 * fold + epoch}, epoch)
+        run.image(torch.full((3, 2, 2), epoch / 10), f"stages/gamma/epoch_{epoch:03d}.png")
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_the_server_dies(tmp_path, monkeypatch):
+    """Two folds; the server is killed in the first; then it is back, and the rest is sent."""
+    monkeypatch.chdir(tmp_path)
+    database, port = tmp_path / "server" / "runs.db", free_port()
+    with (
+        serve(database, port=port, make=True) as server,
+        track("trains", "run", {"lr": 1}, store=server.address) as run,
+    ):
+        with run.nested("fold 0") as first:
+            write_fold(first, [0, 1], 0)
+            first.model(small_classifier(1), description=CLASSIFIER, register="net", alias="a")
+            # What lies on a server is fetched once, whole.
+            cached = resolve("models:/net@a", server.address, cache=tmp_path / "cache")
+            assert equal_weights(load_model(cached), small_classifier(1))
+            assert cached.is_relative_to(tmp_path / "cache")
+            os.killpg(server.process.pid, signal.SIGKILL)
+            server.process.wait()
+            with pytest.warns(UserWarning, match=r"goes on in runs_kept.*r2l lab upload runs_kept"):
+                write_fold(first, [2, 3], 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # told once
+            with run.nested("fold 1", {"fold": 1}) as second:
+                write_fold(second, [0, 1], 1)
+                second.model(small_classifier(2), description=CLASSIFIER, register="net", alias="b")
+            run.metrics({"mean": 0.5})
+    assert run.kept == "sqlite:///runs_kept/mlflow.db"
+    again = resolve(f"runs:/{first.run_id}/model", server.address, cache=tmp_path / "cache")
+    assert again == cached, "without the server"
+
+    with serve(database, port=port) as server:
+        lines = []
+        sent = upload("runs_kept", server.address, progress=lines.append)
+        assert len(sent) == len(lines) == 3
+        assert upload("runs_kept", server.address) == {}, "sent already"
+        records = Records(server.address)
+        folds = records.children(run.run_id)
+        assert list(folds) == ["fold 0", "fold 1"]
+        assert folds["fold 0"] == first.run_id
+        for number, (name, count) in enumerate({"fold 0": 4, "fold 1": 2}.items()):
+            losses = records.history(folds[name])["val_loss"]
+            assert losses.tolist() == [10 * number + epoch for epoch in range(count)]
+            assert len(records.files(folds[name], "stages/gamma")) == count
+        parent = records.call("get_run", run.run_id)
+        assert parent.data.params == {"lr": "1"}
+        assert parent.data.metrics == {"mean": 0.5}
+        assert records.call("get_run", folds["fold 1"]).data.params == {"fold": "1"}
+        assert {r.info.status for r in records.all()} == {"FINISHED"}
+        assert len(list(records.all())) == 3
+        late = resolve("models:/net@b", server.address, cache=tmp_path / "cache")
+        assert equal_weights(load_model(late), small_classifier(2))
+    with pytest.raises(ValueError, match="to itself"):
+        upload("runs_kept", "runs_kept")

@@ -11,8 +11,12 @@ import logging
 import typer
 
 from r2l.cli.bench import bench
+from r2l.cli.check import check
 from r2l.cli.data import data
 from r2l.cli.develop import develop
+from r2l.cli.flags import GroupedCommand
+from r2l.cli.lab import lab
+from r2l.cli.train import train
 
 app = typer.Typer(
     name="r2l",
@@ -32,7 +36,10 @@ def root() -> None:
 
 app.command()(develop)
 app.command()(bench)
+app.command()(check)
+app.command(cls=GroupedCommand)(train)
 app.add_typer(data, name="data")
+app.add_typer(lab, name="lab")
 
 
 def main() -> None:

@@ -1,0 +1,371 @@
+"""The virtual lab: what a training tracks, and what is drawn from it."""
+
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Subset
+from typer.testing import CliRunner
+
+from r2l.camera import MICROSCOPE
+from r2l.cli import app
+from r2l.datasets import SyntheticMicroscopy
+from r2l.isp import ParametrizedISP, StaticISP
+from r2l.training import fit, make_classifier
+from r2l.training.lab import curves, export_gif, query
+from r2l.training.stages import SCALE, MetricTracker, StageTracker, save_strip
+from r2l.training.tracking import Records, resolve, track
+from r2l.viz.lab import plot_curves
+
+DATA = SyntheticMicroscopy(16, size=32)
+EPOCHS = 2
+STAGES = list(ParametrizedISP(MICROSCOPE).stages(DATA[0]["raw"][None]))
+
+
+class Dropping(nn.Module):
+    """A classifier with all that tracking could disturb: batch normalisation and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = make_classifier("SmallResNet", len(DATA.classes))
+
+    def forward(self, image):
+        return self.network(F.dropout2d(image, 0.2, self.training))
+
+
+def train(callbacks=(), **options):
+    settings = {"epochs": EPOCHS, "batch_size": 8, "progress": False}
+    isp = ParametrizedISP(MICROSCOPE)
+    return fit(
+        Dropping,
+        DATA,
+        processor=isp,
+        validation=Subset(DATA, range(4)),
+        callbacks=[*callbacks],
+        **settings,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('lab')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def tracked(store):
+    """A run with two folds whose stages were tracked after each epoch, and the last fold's module."""
+    with track("lab", "tracked", store=store) as run:
+        for fold in range(2):
+            with run.nested(f"fold {fold}") as nested:
+                stages = StageTracker(
+                    nested,
+                    DATA,
+                    n_images=3,
+                    every_epoch=True,
+                    gradients=True,
+                    tensors=True,
+                    predictions=True,
+                )
+                module = train([stages, MetricTracker(nested)])
+    return nested.run_id, module
+
+
+def test_tracking_changes_nothing_in_training(tracked):
+    _, module = tracked
+    ours, plain = module.state_dict(), train().state_dict()
+    assert any("running_mean" in name for name in plain)
+    assert ours.keys() == plain.keys()
+    assert all(torch.equal(ours[name], plain[name]) for name in ours)
+
+
+def test_tracking_gives_everything_back(store):
+    module = train()
+    module.train()
+    module.model.network.eval()  # a part that is frozen, whatever the rest does
+    modes = {name: part.training for name, part in module.named_modules()}
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    with track("lab", "gives back", store=store) as run:
+        StageTracker(run, DATA, gradients=True, predictions=True).write(module, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {name: part.training for name, part in module.named_modules()} == modes
+    assert all((p.grad == 3).all() for p in module.parameters())
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in weights.items())
+
+
+def test_artefacts_have_their_published_names(store, tracked):
+    run_id, _ = tracked
+    files = set(Records(store).files(run_id))
+    epochs = [f"epoch_{epoch:03d}" for epoch in range(EPOCHS)]
+    pictures = {f"{k}/{s}/{e}.png" for k in ("stages", "gradients") for s in STAGES for e in epochs}
+    others = {f"tensors/{e}.npz" for e in epochs} | {f"predictions/{e}.csv" for e in epochs}
+    assert files == pictures | others
+
+
+def test_the_last_epoch_alone_unless_every_one_is_asked_for(store):
+    with track("lab", "last", store=store) as run:
+        train([StageTracker(run, DATA)])
+    assert Records(store).files(run.run_id) == sorted(f"stages/{s}/epoch_001.png" for s in STAGES)
+
+
+def test_tensors_are_stages_and_gradients_of_each_image_by_itself(store, tracked):
+    """Against autograd through the whole module, one image at a time."""
+    run_id, module = tracked
+    tensors = np.load(resolve(f"runs:/{run_id}/tensors/epoch_001.npz", store), allow_pickle=False)
+    for index in range(3):
+        item = DATA[index]
+        raw = item["raw"][None].clone().requires_grad_()
+        image = module.processor(raw)
+        loss = F.cross_entropy(module.model(image), torch.tensor([item["label"]]))
+        by_image, by_raw = torch.autograd.grad(loss, [image, raw])
+        found = {name: torch.from_numpy(tensors[name][index]) for name in tensors}
+        torch.testing.assert_close(found["stages/raw"], item["raw"])
+        torch.testing.assert_close(found["stages/gamma"], image[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found["gradients/gamma"], by_image[0], atol=1e-5, rtol=1e-3)
+        scale = by_raw.abs().max().item()
+        difference = (found["gradients/raw"] - by_raw[0]).abs().max().item()
+        assert difference < 1e-3 * scale
+
+
+def test_pictures_show_the_tensors(store, tracked):
+    run_id, _ = tracked
+    folder = resolve(f"runs:/{run_id}", store)
+    tensors = np.load(folder / "tensors" / "epoch_001.npz", allow_pickle=False)
+    image = np.asarray(Image.open(folder / "stages/gamma/epoch_001.png")) / 255
+    width = DATA.size
+    expected = tensors["stages/gamma"][1].transpose(1, 2, 0).clip(0, 1)
+    np.testing.assert_allclose(image[:, width + 2 : 2 * width + 2], expected, atol=0.5 / 255 + 1e-6)
+    with Image.open(folder / "gradients/gamma/epoch_001.png") as picture:
+        scale = float(picture.info[SCALE])
+        drawn = (np.asarray(picture) / 127.5 - 1) * scale
+    gradient = tensors["gradients/gamma"][0].transpose(1, 2, 0).clip(-scale, scale)
+    np.testing.assert_allclose(drawn[:, :width], gradient, atol=0.51 / 127.5 * scale)
+    assert np.abs(tensors["gradients/gamma"]).max() >= scale > 0
+
+
+def test_predictions_are_the_models_answers(store, tracked):
+    run_id, module = tracked
+    table = pd.read_csv(resolve(f"runs:/{run_id}/predictions/epoch_001.csv", store))
+    with torch.no_grad():
+        logits = module(torch.stack([DATA[i]["raw"] for i in range(3)]))
+    assert table["prediction"].tolist() == logits.argmax(1).tolist()
+    assert table["label"].tolist() == DATA.labels[:3].tolist()
+
+
+def test_a_pipeline_outside_the_module_is_looked_into(store):
+    """Training on images that were developed once: the pipeline is told apart."""
+    isp = StaticISP.from_code("bi,s,ga", MICROSCOPE)
+    developed = [
+        {"image": isp(i["raw"][None])[0], "label": i["label"]}
+        for i in map(DATA.__getitem__, range(16))
+    ]
+    with track("lab", "static", store=store) as run:
+        tracker = StageTracker(run, DATA, gradients=True, predictions=True, processor=isp)
+        module = fit(
+            Dropping, developed, epochs=1, batch_size=8, progress=False, callbacks=[tracker]
+        )
+        plain = StageTracker(run, developed, tensors=True, images=False)
+        plain.write(module, 5)
+    files = Records(store).files(run.run_id)
+    names = list(isp.stages(DATA[0]["raw"][None]))
+    assert {f for f in files if f.startswith("gradients")} == {
+        f"gradients/{n}/epoch_000.png" for n in names
+    }
+    assert "predictions/epoch_000.csv" in files
+
+
+def test_nothing_to_track_is_refused(store):
+    with pytest.raises(ValueError, match="nothing to track: 0 images"):
+        StageTracker(None, DATA, n_images=0)
+
+
+def test_metrics_of_each_epoch_and_none_where_nothing_was_validated(store):
+    with track("lab", "metrics", store=store) as run:
+        module = train([MetricTracker(run)], validate_every=2)
+    found = curves(run.run_id, store)["metrics"]
+    np.testing.assert_allclose(found["train_loss"], module.history["train_loss"])
+    assert found["val_loss"].isna().tolist() == [True, False]
+
+
+# What is drawn from it.
+
+
+def frames(path):
+    with Image.open(path) as animation:
+        return [
+            np.asarray((animation.seek(i), animation.convert("RGB"))[1])
+            for i in range(animation.n_frames)
+        ]
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_gif_of_each_fold_with_a_frame_an_epoch(store, tracked, tmp_path, gradient):
+    written = export_gif("tracked", "gamma", tmp_path / "out.gif", gradient=gradient, store=store)
+    assert [path.name for path in written] == ["out_fold_0.gif", "out_fold_1.gif"]
+    drawn = frames(written[1])
+    assert len(drawn) == EPOCHS
+    width = 3 * DATA.size + 2 * 2
+    times = -(-480 // width)
+    assert drawn[0].shape == (DATA.size * times + 22, width * times, 3)
+    # Equal values have equal colours in all frames: the gap between the images does.
+    gap = [frame[30:, DATA.size * times + 1] for frame in drawn]
+    assert (gap[0] == gap[1]).all()
+    kind = "gradients" if gradient else "stages"
+    folder = resolve(f"runs:/{tracked[0]}/{kind}/gamma", store)
+    with Image.open(folder / "epoch_001.png") as picture:
+        source = np.asarray(
+            picture.resize((width * times, DATA.size * times), Image.Resampling.NEAREST)
+        )
+    if not gradient:
+        assert np.abs(drawn[1][22:].astype(float) - source).mean() < 3, "a palette of 256"
+
+
+def test_gradients_of_all_epochs_stand_on_one_scale(store, tmp_path):
+    """A gradient of half the size is drawn half as far from grey."""
+    with track("lab", "scales", store=store) as run:
+        for epoch, size in enumerate((1.0, 0.5)):
+            with run.files() as folder:
+                place = folder / "gradients" / "raw"
+                place.mkdir(parents=True)
+                values = torch.tensor([-1.0, 1.0]).repeat_interleave(8).repeat(16, 1)
+                save_strip(size * values[None, None], place / f"epoch_{epoch:03d}.png", signed=True)
+    (path,) = export_gif("scales", "raw", tmp_path / "g.gif", gradient=True, store=store)
+    whole, half = (frame[22:].astype(float) for frame in frames(path))
+    assert sorted(set(whole.ravel())) == [0, 255]
+    np.testing.assert_allclose(sorted(set(half.ravel())), [64, 191], atol=1)
+
+
+def test_curves_are_the_history_of_each_fold(store, tracked):
+    found = curves("tracked", store)
+    assert list(found) == ["fold 0", "fold 1"]
+    history = tracked[1].history
+    for column in history:
+        np.testing.assert_allclose(found["fold 1"][column], history[column])
+
+
+def test_the_figure_holds_the_losses():
+    tables = {f: pd.DataFrame({"train_loss": [2.0, 1.0], "val_loss": [3.0, 1 + f]}) for f in (0, 1)}
+    ax = plot_curves(tables).axes[0]
+    drawn = [line.get_ydata().tolist() for line in ax.lines]
+    assert drawn == [[2, 1], [2, 1], [2, 1], [3, 1], [3, 2], [3, 1.5]]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "training (mean of 2)",
+        "validation (mean of 2)",
+    ]
+    with pytest.raises(ValueError, match="no train_iou or val_iou; there are train_loss, val_loss"):
+        plot_curves(tables, "iou")
+
+
+def test_sql_finds_what_was_written_and_changes_nothing(store, tracked):
+    table = query(
+        f"select value from latest_metrics where key = 'val_loss' and run_uuid = '{tracked[0]}'",
+        store,
+    )
+    assert table["value"].tolist() == pytest.approx([tracked[1].history["val_loss"].iloc[-1]])
+    for wrong in ("delete from runs", "select nothing from runs", "drop table runs"):
+        with pytest.raises(ValueError, match="the main tables are runs"):
+            query(wrong, store)
+    assert query("select count(*) as n from runs", store)["n"].item() > 0
+
+
+# The command line.
+
+
+def lab(*arguments):
+    return CliRunner().invoke(app, ["lab", *map(str, arguments)])
+
+
+def test_the_command_line_lists_asks_and_draws(store, tracked, tmp_path):
+    listed = lab("runs", "--store", store)
+    assert listed.exit_code == 0, listed.output
+    assert tracked[0] in listed.output
+    asked = lab("sql", "select name from runs where name like 'fold%'", "--csv", "--store", store)
+    assert asked.output.split() == ["name", "fold", "0", "fold", "1"]
+    drawn = lab("export", "tracked", "--gif", "demosaic", "-o", tmp_path / "d.gif",
+                "--curves", tmp_path / "c.png", "--store", store)  # fmt: skip
+    assert drawn.exit_code == 0, drawn.output
+    assert {p.name for p in tmp_path.iterdir()} == {"d_fold_0.gif", "d_fold_1.gif", "c.png"}
+    with Image.open(tmp_path / "c.png") as picture:
+        picture.verify()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "nobody", "--gif", "gamma"), "no run 'nobody' in .*there are: .*tracked"),
+        (("export", "tracked", "--gif", "sharpen"), "no stages 'sharpen'; it has: .*demosaic"),
+        (("export", "last", "--gif", "gamma", "--gradient"), "--track_processing_gradients"),
+        (("export", "last", "--curves", "x.png"), "holds no train_loss"),
+        (("export", "tracked"), "give --gif STAGE, --curves FILE"),
+        (("sql", "selekt"), "syntax error"),
+    ],
+)
+def test_mistakes_end_in_one_line(store, tracked, arguments, message):
+    done = lab(*arguments, "--store", store)
+    assert done.exit_code == 2
+    assert re.search(f"^error: .*{message}", done.stderr, re.DOTALL)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_store_that_does_not_exist_is_not_made(tmp_path):
+    for arguments in ((), ("runs",), ("sql", "select 1"), ("export", "latest", "--gif", "gamma")):
+        done = lab("--store", tmp_path / "none.db", *arguments)
+        assert done.exit_code == 2
+        assert "no store of runs at" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_page_opens_and_ctrl_c_ends_it(store, tracked):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "r2l.cli",
+        "lab",
+        "--store",
+        store,
+        "--port",
+        str(port),
+        "--no-browser",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        line = io.TextIOWrapper(process.stdout).readline()
+        assert f"http://127.0.0.1:{port}" in line
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:
+            assert b"MLflow" in page.read()
+        in_use = lab("--store", store, "--port", port, "--no-browser")
+        assert in_use.exit_code == 2
+        assert "choose another --port" in in_use.stderr
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(process.pid)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == b""
+    assert children
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(child), 0)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "nobody listens any more"
