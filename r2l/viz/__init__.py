@@ -15,6 +15,7 @@ from r2l.viz.forensics import (
     plot_scans,
     plot_tolerances,
 )
+from r2l.viz.lab import plot_curves
 from r2l.viz.matrix import plot_flips, plot_matrix
 from r2l.viz.pictures import plot_samples, plot_stages, plot_views
 from r2l.viz.processing import plot_gradients
@@ -29,6 +30,7 @@ __all__ = [
     "plot_attack",
     "plot_attacks",
     "plot_corruptions",
+    "plot_curves",
     "plot_effects",
     "plot_flips",
     "plot_gradients",

@@ -61,7 +61,8 @@ def plot_matrix(
         _draw_cells(ax, frame, shade, scale, summary)
         name = textwrap.fill(name, int(9.5 * width))
         ax.set_title(name, loc="left", fontsize=10, fontweight="bold", color=INK)
-    label = "difference to the row's diagonal" if colour == "difference" else "score"
+    name = matrix.metric if isinstance(matrix, MatrixSummary) else "score"
+    label = f"difference of {name} to the row's diagonal" if colour == "difference" else name
     # panchor: a colour bar would otherwise move the panels off the upper edge they share.
     bar = figure.colorbar(scale, ax=axes, fraction=0.04, aspect=30, panchor=False, label=label)
     bar.outline.set_visible(False)

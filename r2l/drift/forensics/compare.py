@@ -1,0 +1,230 @@
+"""Does an attack beat chance? Fresh images, the same for all, and a paired test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from r2l.drift.forensics.attack import Attack, bounded_attack
+from r2l.drift.forensics.black_box import random_points, random_search
+from r2l.drift.forensics.objective import Frames, score_images, task_model
+from r2l.drift.statistics import bootstrap_means, holm, sign_flip_test
+from r2l.isp.parametrized import ParametrizedISP
+from r2l.training.distance import image_distance
+from r2l.training.quiet import progress_bar
+
+_ROWS = ("unchanged", "random, typical", "random, worst of as many", "attack")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """An attack beside random perturbations of its size, on images that no search has seen.
+
+    Attributes:
+        table: rows "unchanged", "random, typical" (mean over several draws), "random, worst of as many"
+            (of as many draws as the attack had evaluations, picked on the search's images) and "attack";
+            ``score`` with ``low`` and ``high``; ``change`` to unchanged with ``change_low``,
+            ``change_high``; ``psnr`` (dB) and ``ssim`` of the pictures beside the unchanged ones, means.
+        scores: (N, 4) of each image, in the order of the rows.
+        difference: mean of attack less the worst random one (negative: the attack does more harm).
+        low, high: bounds of it.
+        p: of the sign-flip test of that difference over groups.
+        p_typical: the same against typical draws.
+        level: confidence of the bounds.
+    """
+
+    table: pd.DataFrame
+    scores: np.ndarray
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_typical: float
+    level: float
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether the attack does significantly more harm than the worst of as many random draws."""
+        return self.difference < 0 and self.p <= 1 - self.level + 1e-12
+
+    def __str__(self) -> str:
+        verdict = "beats" if self.beats_random else "does not beat"
+        return (
+            f"{self.table.to_string(float_format='{:.3f}'.format)}\n"
+            f"attack - worst random: {self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f}), "
+            f"p = {self.p:.4f}: it {verdict} random perturbations of its size"
+        )
+
+
+def compare_to_random(
+    model: nn.Module,
+    fresh: Frames,
+    attack: Attack,
+    random: Attack,
+    *,
+    metric: str = "accuracy",
+    typical: int = 8,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Show fresh images to the model under an attack and under random perturbations of its size.
+
+    Args:
+        model: as in `bounded_attack`.
+        fresh: frames that neither search nor training has seen.
+        attack: what a search found.
+        random: what `random_search` found in the same box with as many evaluations.
+        metric: one of `METRICS`.
+        typical: over how many draws the typical random perturbation is averaged.
+        level: confidence.
+        draws: bootstrap samples.
+        seed: of draws, bootstrap and test.
+
+    Raises:
+        ValueError: the two searched different boxes or had unequal numbers of evaluations.
+    """
+    if (attack.space.coordinates, attack.evaluations) != (
+        random.space.coordinates,
+        random.evaluations,
+    ):
+        raise ValueError(
+            f"no fair comparison: {attack.evaluations} evaluations over {attack.space.names} against "
+            f"{random.evaluations} over {random.space.names}"
+        )
+    task = task_model(model, fresh.raw.device)
+    size = attack.point if np.abs(attack.point).max(initial=0) > 1 + 1e-6 else None
+    # Not the draws that were picked from.
+    loose = random_points(attack.space, typical, seed + 1, size)
+    groups = [[None], [*loose], [random.point], [attack.point]]
+    columns, distances = [], []
+    for points in groups:
+        found = [_render(task, fresh, attack, point, metric) for point in points]
+        columns.append(np.mean([score for score, _ in found], axis=0))
+        distances.append(np.mean([distance for _, distance in found], axis=0))
+    kwargs = {"level": level, "draws": draws, "seed": seed}
+    return compare_scores(np.stack(columns, 1), np.array(distances), fresh.groups, **kwargs)
+
+
+def compare_scores(
+    values: np.ndarray,
+    distances: np.ndarray,
+    groups: np.ndarray,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare scores that were measured already.
+
+    Args:
+        values: (N, 4), unchanged, typical and worst random, attack; one row an image.
+        distances: (4, 2), l2 and 1 - SSIM to unchanged.
+        groups: (N,).
+        level, draws, seed: as in `compare_to_random`.
+    """
+    kwargs = {"level": level, "draws": draws, "seed": seed}
+    table = pd.DataFrame(index=pd.Index(_ROWS, name="pipeline"))
+    table[["score", "low", "high"]] = np.stack(bootstrap_means(values, groups, **kwargs), 1)
+    changes = bootstrap_means(values - values[:, :1], groups, **kwargs)
+    table[["change", "change_low", "change_high"]] = np.stack(changes, 1)
+    with np.errstate(divide="ignore"):
+        table["psnr"] = -10 * np.log10(distances[:, 0])
+    table["ssim"] = 1 - distances[:, 1]
+    # Against the worst random draw, and against a typical one.
+    ahead = values[:, 3:] - values[:, [2, 1]]
+    bounds = bootstrap_means(ahead[:, :1], groups, **kwargs)
+    p = sign_flip_test(ahead, groups, seed=seed)
+    difference, low, high = (float(b[0]) for b in bounds)
+    return Comparison(table, values, difference, low, high, float(p[0]), float(p[1]), level)
+
+
+def _render(
+    task: nn.Module, frames: Frames, attack: Attack, point: np.ndarray | None, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores (N,) at a point (None: unchanged), and l2 and 1 - SSIM to unchanged, averaged."""
+    reference = attack.space.reference()
+    pipeline = reference if point is None else attack.space.pipeline(point)
+    score = score_images(task, frames, pipeline, metric)
+    if point is None:
+        return score, np.zeros(2)
+    apart = np.zeros(2)
+    with torch.inference_mode():
+        for step in frames.steps():
+            pair = pipeline(frames.raw[step]), reference(frames.raw[step])
+            kinds = ("l2", "ssim") if min(pair[0].shape[-2:]) >= 11 else ("l2",)
+            sums = [float(image_distance(*pair, kind).sum()) for kind in kinds]
+            apart += np.array([*sums, np.nan][:2])
+    return score, apart / len(frames)
+
+
+def attack_parameters(
+    model: nn.Module,
+    frames: Frames,
+    fresh: Frames,
+    isp: ParametrizedISP,
+    parameters: Sequence[str] = ("all",),
+    *,
+    fraction: float = 0.1,
+    steps: int = 20,
+    restarts: int = 2,
+    metric: str = "accuracy",
+    level: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[pd.DataFrame, dict[str, Attack]]:
+    """Attack by all parameters together or by each alone, each beside random ones of its size.
+
+    Args:
+        model: as in `bounded_attack`.
+        frames: for the searches.
+        fresh: for the judgement.
+        isp: the pipeline at the centre.
+        parameters: names of `ParametrizedISP`, or "all", one search each.
+        fraction, steps, restarts, seed: as in `bounded_attack`.
+        metric, level: as in `compare_to_random`.
+        progress: whether to show a bar.
+
+    Returns:
+        One row a search: ``unchanged``, ``random`` (worst of as many) and ``attack`` scores on the fresh
+        images, ``difference`` of the last two with ``low`` and ``high``, ``p``, ``p_holm`` (for the number
+        of searches) and ``beats_random``, ``psnr``; and the attacks by name.
+    """
+    rows, attacks = {}, {}
+    for name in progress_bar(iterable=parameters, desc="attacks", disable=not progress):
+        attack = attacks[name] = bounded_attack(
+            model,
+            frames,
+            isp,
+            parameters=name,
+            fraction=fraction,
+            steps=steps,
+            restarts=restarts,
+            seed=seed,
+        )
+        random = random_search(
+            model, frames, attack.space, evaluations=attack.evaluations, seed=seed
+        )
+        found = compare_to_random(
+            model, fresh, attack, random, metric=metric, level=level, seed=seed, typical=1
+        )
+        score = found.table["score"]
+        rows[name] = {
+            "unchanged": score["unchanged"],
+            "random": score["random, worst of as many"],
+            "attack": score["attack"],
+            "difference": found.difference,
+            "low": found.low,
+            "high": found.high,
+            "p": found.p,
+            "psnr": found.table.loc["attack", "psnr"],
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameters")
+    table["p_holm"] = holm(table["p"])
+    table["beats_random"] = (table["p_holm"] <= 1 - level + 1e-12) & (table["difference"] < 0)
+    return table, attacks

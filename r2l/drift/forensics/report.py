@@ -1,0 +1,247 @@
+"""The acceptable data environment of a model: written down, checked on fresh images, asked of a camera."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from r2l.camera import Camera
+from r2l.drift.forensics.objective import Frames
+from r2l.drift.forensics.settings import Setting, camera_settings
+from r2l.drift.forensics.tolerance import Prober, Scan, scan, tolerated
+from r2l.rawfile import atomic_path
+from r2l.training.quiet import progress_bar
+
+_FORMAT, _VERSION = "r2l tolerances", 1
+_EDGES = ("low", "high", "safe_low", "safe_high")
+_COLUMNS: dict[str, type] = {"label": str, "unit": str, "value": float}
+for _edge in _EDGES:
+    _COLUMNS |= {_edge: float, f"{_edge}_open": bool}
+_HEAD = {"model": str, "pipeline": str, "metric": str, "drop": float, "level": float}
+_HEAD |= {"score": float, "images": int, "groups": int}
+
+
+@dataclass(frozen=True, eq=False)
+class ToleranceReport:
+    """For each setting the interval in which a model's metric falls by less than ``drop``.
+
+    Each interval is for one setting with the others unchanged; two at their edges together may do more
+    harm (`landscape`).
+
+    Attributes:
+        model: its name.
+        camera: whose frames were measured.
+        pipeline: how they were developed.
+        metric: what must not fall.
+        drop: by how much it may.
+        level: confidence of the safe intervals.
+        score: the metric under the unchanged pipeline.
+        images, groups: how many were measured.
+        table: one row a setting: ``label``, ``unit``, ``value`` (unchanged), ``low`` and ``high`` by the
+            estimate, ``safe_low`` and ``safe_high`` by the lower band, and for each of the four whether
+            the edge is only that of the scan (``low_open`` ...).
+        scans: by setting; empty when read from a file.
+    """
+
+    model: str
+    camera: Camera
+    pipeline: str
+    metric: str
+    drop: float
+    level: float
+    score: float
+    images: int
+    groups: int
+    table: pd.DataFrame
+    scans: dict[str, Scan] = field(default_factory=dict, repr=False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as JSON, whole or not at all."""
+        path = Path(path)
+        settings = self.table.reset_index(names="name").to_dict(orient="records")
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            **{name: getattr(self, name) for name in _HEAD},
+            "camera": self.camera.to_dict(),
+            "settings": settings,
+        }
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ToleranceReport:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: no such report; says what is wrong with it.
+            OSError: the file can't be read.
+        """
+        try:
+            content = json.loads(Path(path).read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: no JSON ({error})") from None
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"{path}: no tolerance report; r2l's forensics write one")
+        if content.get("version") != _VERSION:
+            raise ValueError(
+                f"{path}: written in version {content.get('version')} of the format, this r2l reads "
+                f"{_VERSION}"
+            )
+        try:
+            head = {name: kind(content[name]) for name, kind in _HEAD.items()}
+            rows = [_read_row(row) for row in content["settings"]]
+            table = pd.DataFrame(rows).set_index("name").rename_axis("setting")
+            return cls(camera=Camera.from_dict(content["camera"]), table=table, **head)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: damaged tolerance report ({error!r})") from None
+
+    def check(self, camera: Camera) -> pd.DataFrame:
+        """Say for each setting whether a camera's value lies in the safe interval.
+
+        What is compared are the numbers that a camera's frames are developed with, one at a time; not its
+        optics, its noise, or its colour filters.
+
+        Returns:
+            One row a setting: ``value`` of the camera (nan where it tells none, as of sharpening),
+            ``safe_low``, ``safe_high``, ``unit``, ``verdict``: "inside", "outside", or "unknown".
+
+        Raises:
+            ValueError: a camera whose colours can't be compared.
+        """
+        told = camera_settings(camera, self.camera)
+        table = self.table[["unit", "safe_low", "safe_high"]].copy()
+        table.insert(0, "value", [told.get(name, np.nan) for name in table.index])
+        # Forgives the rounding of a DNG's tags.
+        slack = 1e-5 + 1e-4 * table["value"].abs()
+        inside = (table["value"] >= table["safe_low"] - slack) & (
+            table["value"] <= table["safe_high"] + slack
+        )
+        table["verdict"] = np.where(
+            table["value"].isna(), "unknown", np.where(inside, "inside", "outside")
+        )
+        return table
+
+
+def _read_row(row: dict) -> dict:
+    read = {"name": str(row["name"])} | {name: kind(row[name]) for name, kind in _COLUMNS.items()}
+    if not all(np.isfinite(read[name]) for name in ("value", *_EDGES)):
+        raise ValueError(f"a number of {read['name']} is not finite")
+    return read
+
+
+def tolerance_report(
+    model: nn.Module,
+    frames: Frames,
+    pipeline: str | nn.Module = "bi,s,ga",
+    *,
+    settings: Sequence[str] | None = None,
+    drop: float = 0.05,
+    points: int = 21,
+    refine: int = 4,
+    metric: str = "accuracy",
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+    name: str = "",
+    progress: bool = True,
+) -> ToleranceReport:
+    """Scan each setting and find where the metric falls by ``drop``.
+
+    Args:
+        model: a `RawToLogits`, or any module from display images to logits; stays as it is.
+        frames: of one camera; not those it was trained on.
+        pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`.
+        settings: names, see `settings_of`; all unless given.
+        drop: the allowed fall of the metric.
+        points: values a scan.
+        refine: how often the step at an edge is halved.
+        metric: one of `METRICS`.
+        level: confidence of the safe intervals, from a bootstrap over groups.
+        draws: bootstrap samples.
+        seed: of the bootstrap.
+        name: of the model, for the record; its class unless given.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: a drop that is not above 0, or as `scan`.
+    """
+    if not drop > 0:
+        raise ValueError(f"drop is {drop}, expected more than 0")
+    prober = Prober(model, frames, pipeline, metric=metric, level=level, draws=draws, seed=seed)
+    names = list(prober.settings) if settings is None else list(settings)
+    scans, rows = {}, {}
+    for setting in progress_bar(iterable=names, desc="scanning", disable=not progress):
+        found = scans[setting] = scan(prober, setting, points)
+        rows[setting] = _described(found.setting) | tolerated(prober, found, drop, refine)
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")[list(_COLUMNS)]
+    return ToleranceReport(
+        model=name or type(model).__name__,
+        camera=prober.base.camera,
+        pipeline=prober.base.name,
+        metric=metric,
+        drop=drop,
+        level=level,
+        score=float(prober.scores().mean()),
+        images=len(frames),
+        groups=len(np.unique(frames.groups)),
+        table=table,
+        scans=scans,
+    )
+
+
+def _described(setting: Setting) -> dict[str, str | float]:
+    return {"label": setting.label, "unit": setting.unit, "value": setting.value}
+
+
+def verify_tolerances(
+    report: ToleranceReport,
+    model: nn.Module,
+    fresh: Frames,
+    pipeline: str | nn.Module = "bi,s,ga",
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure the model at every edge of a report, on images that the report has not seen.
+
+    Args:
+        report: what `tolerance_report` found.
+        model: the model it is about.
+        fresh: frames of the same camera.
+        pipeline: as it was given to `tolerance_report`.
+        draws: bootstrap samples.
+        seed: of the bootstrap.
+
+    Returns:
+        One row a setting and edge (``low``, ``high``, ``safe_low``, ``safe_high``): ``value``; ``fall`` of
+        the metric there with ``fall_low`` and ``fall_high``; ``holds``: the estimate is at most the
+        report's drop; ``refuted``: even the lower bound is more than that.
+
+    Raises:
+        ValueError: another camera or pipeline than the report's.
+    """
+    kwargs = {"metric": report.metric, "level": report.level, "draws": draws, "seed": seed}
+    prober = Prober(model, fresh, pipeline, **kwargs)
+    if (prober.base.camera, prober.base.name) != (report.camera, report.pipeline):
+        raise ValueError(
+            f"the report is about {report.camera.name}, {report.pipeline}; these frames are of "
+            f"{prober.base.camera.name}, {prober.base.name}"
+        )
+    parts = []
+    for name, row in report.table.iterrows():
+        part = prober.measure(name, [row[edge] for edge in _EDGES])
+        part.insert(0, "setting", name)
+        part.insert(1, "edge", _EDGES)
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True).drop(columns=["score", "low", "high"])
+    table["holds"] = table["fall"] <= report.drop + 1e-9
+    table["refuted"] = table["fall_low"] > report.drop + 1e-9
+    return table

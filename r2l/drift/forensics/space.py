@@ -1,0 +1,186 @@
+"""Boxes of processing to search in: a point of [-1, 1]^d is one way to develop.
+
+0 is the pipeline as given, -1 and 1 are the ends of the tolerance of a number. All searches, and the
+random perturbations that they are compared with, move in such a box.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from r2l.camera import Camera
+from r2l.drift.forensics.adjusted import AdjustedISP
+from r2l.drift.forensics.settings import Base, settings_of
+from r2l.isp.parametrized import ParametrizedISP
+
+# Reach of the additive layer, in display units, at 100 % tolerance.
+_ADDITIVE_REACH = 0.1
+_KERNELS = ("sharpening_kernel", "blur_kernel")
+
+
+class Space(Protocol):
+    """What a search asks of a box.
+
+    Attributes:
+        names: of the parameters or settings that may move.
+        coordinates: name of each of the d numbers.
+    """
+
+    names: tuple[str, ...]
+    coordinates: tuple[str, ...]
+
+    def pipeline(self, point: np.ndarray) -> nn.Module:
+        """Return the pipeline at ``point`` (d,), a new module."""
+
+    def reference(self) -> nn.Module:
+        """Return the pipeline at the centre."""
+
+
+class ParameterSpace:
+    """Parameters of a `ParametrizedISP` around their present values; gradients pass.
+
+    Args:
+        isp: the pipeline at the centre; it stays as it is.
+        parameters: names, or "all".
+        fraction: of tolerance, see `ParametrizedISP.tolerance_bounds`, whose half width is taken around
+            the present values. An additive layer may reach ``fraction`` of a tenth of the range.
+
+    Kernels keep unit sum: the same is taken off all entries, which may then leave the box by as much.
+    Beyond the box (where a search without bounds may go) values stop at the `physical_bounds`.
+
+    Raises:
+        ValueError: an unknown parameter (lists those that exist), none, or a fraction outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        isp: ParametrizedISP,
+        parameters: str | Sequence[str] = "all",
+        fraction: float = 0.1,
+    ) -> None:
+        self.isp = copy.deepcopy(isp).requires_grad_(False)
+        known = dict(self.isp.named_parameters())
+        names = [parameters] if isinstance(parameters, str) else list(parameters)
+        names = list(known) if names == ["all"] else names
+        if not names or (unknown := set(names) - set(known)):
+            unknown = sorted(unknown) if names else "given"
+            raise ValueError(f"no parameters {unknown}; choose from all, {', '.join(known)}")
+        self.names = tuple(name for name in known if name in names)
+        self.centre = {name: known[name].detach().clone() for name in self.names}
+        bounds = self.isp.tolerance_bounds(fraction)
+        self.reach = {
+            name: (bounds[name][1] - bounds[name][0]) / 2
+            if name in bounds
+            else torch.full_like(self.centre[name], fraction * _ADDITIVE_REACH)
+            for name in self.names
+        }
+        physical = self.isp.physical_bounds()
+        self.limits = {
+            name: (
+                torch.minimum(physical[name][0], self.centre[name] - self.reach[name]),
+                torch.maximum(physical[name][1], self.centre[name] + self.reach[name]),
+            )
+            for name in self.names
+            if name in physical
+        }
+        self.sizes = [self.centre[name].numel() for name in self.names]
+        self.coordinates = tuple(
+            name if size == 1 else f"{name}[{i}]"
+            for name, size in zip(self.names, self.sizes, strict=True)
+            for i in range(size)
+        )
+
+    def values(self, point: Tensor) -> dict[str, Tensor]:
+        """Return the parameters at ``point`` (d,), by name; differentiable."""
+        found = {}
+        for name, part in zip(self.names, point.split(self.sizes), strict=True):
+            centre = self.centre[name]
+            value = centre + self.reach[name] * part.to(centre).reshape(centre.shape)
+            if name in self.limits:
+                value = value.clamp(*self.limits[name])
+            if name in _KERNELS:
+                value = value + (1 - value.sum()) / value.numel()
+            found[name] = value
+        return found
+
+    def point(self, values: Mapping[str, Tensor]) -> np.ndarray:
+        """Return the point (d,) of parameters by name; beyond the box it leaves [-1, 1]."""
+        parts = [
+            ((values[n].detach() - self.centre[n]) / self.reach[n]).flatten() for n in self.names
+        ]
+        return torch.cat(parts).double().cpu().numpy()
+
+    def develop(self, raw: Tensor, point: Tensor) -> Tensor:
+        """Develop ``raw`` (B, 1, H, W) at ``point`` (d,): (B, 3, H, W), display; differentiable."""
+        return functional_call(self.isp, self.values(point), (raw,))
+
+    def pipeline(self, point: np.ndarray) -> ParametrizedISP:
+        """Return the pipeline at ``point`` (d,), a new module."""
+        isp = copy.deepcopy(self.isp)
+        # In double, so that the centre comes back to the bit.
+        for name, value in self.values(torch.as_tensor(point)).items():
+            isp.get_parameter(name).copy_(value)
+        return isp
+
+    def reference(self) -> ParametrizedISP:
+        """Return the pipeline at the centre."""
+        return copy.deepcopy(self.isp)
+
+
+class SettingSpace:
+    """Settings of a static pipeline (`AdjustedISP`) around their present values; no gradients needed.
+
+    Args:
+        pipeline: what `AdjustedISP` takes.
+        camera: whose frames are developed.
+        settings: names, or "all", which leaves out the black levels of single positions.
+        fraction: of each setting's ``reach``: 0.1 lets gains be off by 10 %, exposure by 0.1 stops,
+            levels by a thousandth of the range.
+
+    Raises:
+        ValueError: an unknown setting (lists those that exist), none, or a fraction outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        pipeline: str | nn.Module,
+        camera: Camera,
+        settings: str | Sequence[str] = "all",
+        fraction: float = 0.1,
+    ) -> None:
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
+        self.base = Base.of(pipeline, camera)
+        known = settings_of(self.base)
+        names = [settings] if isinstance(settings, str) else list(settings)
+        if names == ["all"]:
+            names = [n for n in known if not n.startswith("black_level_")]
+        if not names or (unknown := [n for n in names if n not in known]):
+            unknown = unknown if names else "given"
+            raise ValueError(f"no settings {unknown}; choose from all, {', '.join(known)}")
+        self.settings = {name: known[name] for name in names}
+        self.names = self.coordinates = tuple(names)
+        self.fraction = fraction
+
+    def values(self, point: np.ndarray) -> dict[str, float]:
+        """Return the settings at ``point`` (d,), by name; widths stop at 0."""
+        found = {}
+        for setting, part in zip(self.settings.values(), point, strict=True):
+            value = setting.value + self.fraction * setting.reach * float(part)
+            found[setting.name] = max(value, 0.0) if setting.name == "blur" else value
+        return found
+
+    def pipeline(self, point: np.ndarray) -> AdjustedISP:
+        """Return the pipeline at ``point`` (d,), a new module."""
+        return AdjustedISP(self.base, self.base.camera, **self.values(point))
+
+    def reference(self) -> AdjustedISP:
+        """Return the pipeline at the centre."""
+        return AdjustedISP(self.base, self.base.camera)

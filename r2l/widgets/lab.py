@@ -1,0 +1,134 @@
+"""Moving through what runs have tracked: a stage or its gradient, epoch by epoch, beside the losses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from r2l.training.stages import SCALE
+from r2l.training.tracking import Records, resolve
+from r2l.viz.lab import plot_curves
+from r2l.widgets.live import Live, picture_html
+from r2l.widgets.matrix import to_png
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+_PICTURE = re.compile(r"(stages|gradients)/([^/]+)/epoch_(\d+)\.png$")
+PICTURE = 600
+
+
+class Tracked(NamedTuple):
+    """The pictures of a run.
+
+    Attributes:
+        run_id: of the run, or of the fold.
+        pictures: artefacts by what they show ("demosaic", "gradient at demosaic") and epoch.
+    """
+
+    run_id: str
+    pictures: dict[str, dict[int, str]]
+
+
+def tracked(store: str | Path | None = None) -> dict[str, Tracked]:
+    """Return the runs of a store that hold pictures of stages, the newest first, by name and fold.
+
+    Raises:
+        TrackingError: the store can't be opened.
+    """
+    records = Records(store)
+    table = records.table()
+    names = dict(zip(table["run_id"], table["name"], strict=True)) if len(table) else {}
+    found: dict[str, Tracked] = {}
+    for row in table.itertuples():
+        pictures: dict[str, dict[int, str]] = {}
+        for path in [
+            p for kind in ("stages", "gradients") for p in records.files(row.run_id, kind)
+        ]:
+            if match := _PICTURE.match(path):
+                kind, stage, epoch = match.groups()
+                what = stage if kind == "stages" else f"gradient at {stage}"
+                pictures.setdefault(what, {})[int(epoch)] = path
+        if pictures:
+            above = f"{names[row.parent]}, " if row.parent in names else ""
+            name = f"{above}{row.name}"
+            name = f"{name} ({row.run_id[:8]})" if name in found else name
+            found[name] = Tracked(row.run_id, pictures)
+    return found
+
+
+def picture_of(run: Tracked, what: str, epoch: int, store: str | Path | None = None) -> Image.Image:
+    """Return what was tracked at an epoch, as it was written; a gradient's ``info`` holds its scale.
+
+    Raises:
+        ValueError: no such picture.
+        TrackingError: the store can't be opened.
+    """
+    path = run.pictures.get(what, {}).get(epoch)
+    if path is None:
+        raise ValueError(f"no {what!r} of epoch {epoch}; there are {', '.join(run.pictures)}")
+    with Image.open(resolve(f"runs:/{run.run_id}/{path}", store)) as picture:
+        picture.load()
+        return picture
+
+
+def lab_explorer(store: str | Path | None = None) -> ipywidgets.Widget:
+    """Return menus of runs and stages and a slider over epochs, above the picture and the losses.
+
+    Args:
+        store: see `r2l.training.tracking.store_address`.
+
+    Raises:
+        ValueError: no run with tracked stages.
+        TrackingError: the store can't be opened.
+    """
+    import ipywidgets as widgets
+
+    runs = tracked(store)
+    if not runs:
+        raise ValueError("no run with tracked stages; train with --track_processing")
+    records = Records(store)
+    style = {"style": {"description_width": "60px"}, "layout": {"width": "300px"}}
+    run = widgets.Dropdown(options=list(runs), description="run", **style)
+    what = widgets.Dropdown(description="picture", **style)
+    epoch = widgets.SelectionSlider(options=[0], description="epoch", **style)
+    picture, note = widgets.HTML(), widgets.HTML()
+    curves = widgets.Image(format="png", layout={"width": "400px"})
+
+    def fit(_change: object = None) -> None:
+        """Offer what the run holds; keep the choices that it has too."""
+        pictures = runs[run.value].pictures
+        kept = what.value if what.value in pictures else next(iter(pictures))
+        what.options = list(pictures)
+        what.value = kept
+        epochs = list(pictures[kept])
+        kept_epoch = epoch.value if epoch.value in epochs else epochs[-1]
+        epoch.options = epochs
+        epoch.value = kept_epoch
+
+    def draw() -> None:
+        shown = runs[run.value]
+        image = picture_of(shown, what.value, epoch.value, store)
+        alt = f"{what.value} of {run.value} after epoch {epoch.value}, a few images side by side"
+        picture.value = picture_html(np.asarray(image), alt, PICTURE)
+        scale = image.info.get(SCALE)
+        note.value = f"grey is 0, white and black ±{float(scale):.2g}" if scale else "&nbsp;"
+
+    def draw_curves(_change: object = None) -> None:
+        history = records.history(runs[run.value].run_id)
+        curves.value = to_png(plot_curves({run.value: history}), dpi=80)
+
+    live = Live(draw, note)
+    for control in (run, what):
+        control.observe(fit, names="value")
+    run.observe(draw_curves, names="value")
+    fit()
+    live.watch(run, what, epoch)
+    draw()
+    draw_curves()
+    box = widgets.VBox([widgets.HBox([run, what, epoch]), picture, note, curves])
+    return box.add_class("r2l-lab-explorer")

@@ -1,0 +1,98 @@
+"""r2l check: cameras against a report of tolerances; exit status 0 inside, 1 outside, 2 error."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from r2l.camera import CFA, DRONE
+from r2l.cli import app
+from r2l.drift.forensics import ToleranceReport, tolerance_report
+from r2l.rawfile import write_dng
+from tests.test_forensics import Bright, flat_frames
+
+
+def check(*arguments):
+    return CliRunner().invoke(app, ["check", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    frames = flat_frames(np.linspace(0.3, 0.9, 20), DRONE)
+    found = tolerance_report(
+        Bright(0.45), frames, points=9, refine=1, draws=100, name="brightness", progress=False
+    )
+    return found.save(tmp_path_factory.mktemp("report") / "tolerances.json")
+
+
+def camera_file(folder, camera, name="camera"):
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(camera.to_dict()))
+    return path
+
+
+def test_the_camera_itself_is_inside(report):
+    result = check("--tolerances", report, "--camera", "drone")
+    assert result.exit_code == 0, result.output
+    assert "drone: inside" in result.output
+    for word in ("brightness", "red_gain", "2.867", "of full scale", "unknown"):
+        assert word in result.output
+
+
+@pytest.mark.parametrize("cfa", [CFA.RGGB, CFA.BGGR])
+def test_a_dng_of_the_camera_is_inside(report, tmp_path, cfa):
+    # Turned by half a turn, each level goes with its colour.
+    levels = DRONE.black_level if cfa is CFA.RGGB else DRONE.black_level[::-1]
+    camera = replace(DRONE, cfa=cfa, black_level=levels)
+    mosaic = np.full((32, 32), 0.3, dtype=np.float32)
+    path = write_dng(tmp_path / "photo.dng", mosaic, camera)
+    result = check("--tolerances", report, "--camera", path)
+    assert result.exit_code == 0, result.output
+
+
+def test_another_camera_is_outside_and_is_told_where(report, tmp_path):
+    dark = camera_file(tmp_path, replace(DRONE, black_level=(0.3,) * 4), "dark")
+    result = check("--tolerances", report, "--camera", "drone", "--camera", dark)
+    assert result.exit_code == 1
+    assert "drone: inside" in result.output
+    assert f"{dark}: outside" in result.output
+    row = next(
+        line
+        for line in result.output.split(str(dark))[1].splitlines()
+        if line.startswith("black_level ")
+    )
+    assert "0.3" in row
+    assert row.endswith("outside")
+
+
+def test_errors_are_one_line_and_status_2(report, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    broken = tmp_path / "broken.dng"
+    broken.write_bytes(b"II*\0nothing")
+    grey = camera_file(tmp_path, replace(DRONE, colour_matrix=((1.0, 1.0, 1.0),) * 3), "grey")
+    cases = [
+        ((tmp_path / "none.json", "drone"), "none.json"),
+        ((other, "drone"), "no tolerance report"),
+        ((report, "phone"), "choose from microscope, drone"),
+        ((report, broken), "broken.dng"),
+        ((report, grey), "no inverse"),
+        ((report, tmp_path / "none.dng"), "none.dng"),
+    ]
+    for (file, camera), message in cases:
+        result = check("--tolerances", file, "--camera", camera)
+        assert result.exit_code == 2, result.output
+        assert message in result.output
+        assert "Traceback" not in result.output
+    # An error and a camera outside: the error counts.
+    dark = camera_file(tmp_path, replace(DRONE, black_level=(0.3,) * 4), "dark")
+    both = check("--tolerances", report, "--camera", dark, "--camera", "phone")
+    assert both.exit_code == 2
+    assert "outside" in both.output
+    assert check("--tolerances", report).exit_code == 2
+
+
+def test_what_is_read_is_what_was_written(report):
+    assert ToleranceReport.load(report).camera == DRONE

@@ -1,0 +1,479 @@
+"""Drift forensics: searches find the worst corner that is known, and only what beats chance counts."""
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
+from r2l.datasets import SyntheticMicroscopy
+from r2l.dng import standard_form
+from r2l.drift.forensics import (
+    AdjustedISP,
+    Attack,
+    Frames,
+    ParameterSpace,
+    SettingSpace,
+    attack_parameters,
+    bounded_attack,
+    camera_settings,
+    compare_to_random,
+    penalised_attack,
+    random_points,
+    random_search,
+    settings_of,
+    static_attack,
+    task_model,
+)
+from r2l.drift.forensics.attack import margin_gradient
+from r2l.drift.forensics.compare import compare_scores
+from r2l.drift.forensics.objective import margins, mean_margin, score_images, scores
+from r2l.isp import PIPELINES, ParametrizedISP, StaticISP
+from r2l.training import RawToLogits, evaluate, make_classifier, seeded
+from r2l.training.adversarial import Adversary
+
+EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+PLAIN = Camera("plain", CFA.RGGB, (0.1,) * 4, 1.0, (2.0, 1.0, 1.5), EYE)
+
+
+class Bright(nn.Module):
+    """Class 1 if the mean of the chosen channels is above a threshold, else class 0."""
+
+    def __init__(self, threshold, channels=(0, 1, 2)):
+        super().__init__()
+        self.threshold, self.channels = threshold, list(channels)
+
+    def forward(self, image):
+        above = 20 * (image[:, self.channels].mean((1, 2, 3)) - self.threshold)
+        return torch.stack([-above, above], 1)
+
+
+class Blind(nn.Module):
+    def forward(self, image):
+        return torch.tensor([0.0, 1.0]).repeat(len(image), 1)
+
+
+def flat_frames(levels, camera=PLAIN, side=8, truth=1, per_group=1):
+    """Frames of grey: linear value ``levels[i]`` in all three colours after white balance."""
+    gains = [camera.white_balance[c] for c in camera.cfa.value]
+    tile = torch.tensor(gains).reciprocal().reshape(1, 1, 2, 2).repeat(1, 1, side // 2, side // 2)
+    levels = torch.as_tensor(levels, dtype=torch.float32)[:, None, None, None]
+    black = torch.tensor(camera.black_level).reshape(1, 1, 2, 2).repeat(1, 1, side // 2, side // 2)
+    raw = black + (camera.white_level - black) * levels * tile
+    groups = np.arange(len(levels)) // per_group
+    return Frames(raw, torch.full((len(levels),), truth), groups, camera)
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """Frames with texture, and an untrained classifier: every parameter matters to it."""
+    frames = Frames.of(SyntheticMicroscopy(24, seed=3, size=16, crops_per_zone=2))
+    with seeded(0):
+        model = make_classifier("SmallResNet", 9, (0.9, 0.8, 0.9), (0.08, 0.12, 0.05))
+    return model.eval(), frames
+
+
+# --- pipelines turned by settings -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
+@pytest.mark.parametrize("code", PIPELINES)
+def test_untouched_settings_change_nothing(code, camera):
+    raw = 0.07 + 0.5 * torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(0))
+    expected = StaticISP.from_code(code, camera)(raw)
+    torch.testing.assert_close(AdjustedISP(code, camera)(raw), expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("code", ["bi,s,ga", "ma,u,me", "me,u,ga"])
+def test_the_quick_way_equals_the_stages_with_everything_turned(code):
+    raw = 0.07 + 0.5 * torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(1))
+    values = {
+        "exposure": 0.4,
+        "black_level": 0.05,
+        "black_level_red": 0.07,
+        "red_gain": 2.5,
+        "blue_gain": 2.0,
+        "saturation": 0.6,
+        "sharpening": 1.7,
+        "blur": 0.9,
+        "gamma": 1.9,
+    }
+    isp = AdjustedISP(code, DRONE, **values)
+    torch.testing.assert_close(isp(raw), isp.stages(raw)["gamma"], atol=2e-4, rtol=0)
+    assert not list(isp.parameters())
+
+
+def test_settings_are_what_a_camera_of_these_numbers_does():
+    raw = 0.07 + 0.5 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    red, green, blue = DRONE.white_balance
+    base = settings_of("bi,s,ga", DRONE)
+    other = replace(
+        DRONE,
+        black_level=tuple(level + 0.002 for level in DRONE.black_level),
+        white_balance=(1.1 * red, green, 0.8 * blue),
+    )
+    turned = AdjustedISP(
+        "bi,s,ga",
+        DRONE,
+        black_level=base["black_level"].value + 0.002,
+        red_gain=1.1 * base["red_gain"].value,
+        blue_gain=0.8 * base["blue_gain"].value,
+    )
+    expected = StaticISP.from_code("bi,s,ga", other)(raw)
+    torch.testing.assert_close(turned(raw), expected, atol=2e-4, rtol=0)
+    told = camera_settings(other, DRONE)
+    for name in ("black_level", "red_gain", "blue_gain"):
+        # The matrix's rows do not quite sum to 1, so white is not quite that of the gains.
+        assert told[name] == pytest.approx(turned.values[name], rel=1e-6)
+
+
+def test_saturation_and_exposure_do_what_they_say():
+    raw = 0.2 + 0.2 * torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(3))
+    grey = AdjustedISP("bi,s,ga", DRONE, saturation=0.0)(raw)
+    assert float((grey - grey.mean(1, keepdim=True)).abs().max()) < 1e-5
+    linear, doubled = (
+        AdjustedISP("bi,s,ga", DRONE, exposure=e).stages(raw)["denoising"] for e in (0.0, 1.0)
+    )
+    torch.testing.assert_close(doubled, 2 * linear)
+
+
+def test_a_learned_pipeline_can_be_turned_too():
+    isp = ParametrizedISP(DRONE)
+    with torch.no_grad():
+        for number, parameter in enumerate(isp.parameters()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter.mul_(1 + 0.05 * noise)
+    raw = 0.07 + 0.5 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(AdjustedISP(isp, DRONE)(raw), isp(raw).detach(), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
+def test_cameras_compare_by_what_they_do_not_by_how_they_write_it(camera):
+    factors = np.array([-1.7, 0.5, 3.0])
+    other = replace(
+        camera,
+        white_balance=tuple(camera.white_balance / factors),
+        colour_matrix=tuple(map(tuple, np.array(camera.colour_matrix) * factors)),
+    )
+    assert camera_settings(other, camera) == pytest.approx(camera_settings(camera, camera))
+    # An independent way to the same gains.
+    gains = standard_form(camera).white_balance
+    told = camera_settings(camera, camera)
+    assert (told["red_gain"], 1.0, told["blue_gain"]) == pytest.approx(gains)
+    assert told["exposure"] == 0
+    assert told["saturation"] == pytest.approx(1)
+
+
+def test_black_levels_go_by_colour_whatever_the_layout():
+    levels = {0: 0.01, 1: 0.02, 2: 0.03}
+    told = [
+        camera_settings(replace(PLAIN, cfa=cfa, black_level=[levels[c] for c in cfa.value]), PLAIN)
+        for cfa in CFA
+    ]
+    assert all(t["black_level_red"] == 0.01 and t["black_level_blue"] == 0.03 for t in told)
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match=r"no settings \['tint'\]; choose from exposure"):
+        AdjustedISP("bi,s,ga", DRONE, tint=1.0)
+    with pytest.raises(ValueError, match="negative"):
+        AdjustedISP("bi,s,ga", DRONE, blur=-1.0)
+    with pytest.raises(ValueError, match="fft_denoising"):
+        AdjustedISP("bi,s,fft", DRONE)
+    with pytest.raises(ValueError, match="settings to turn"):
+        AdjustedISP(StaticISP(DRONE, variant="paper"), DRONE)
+    with pytest.raises(ValueError, match="no settings"):
+        SettingSpace("bi,s,ga", DRONE, ["tint"])
+    with pytest.raises(ValueError, match="choose from all, black_level"):
+        ParameterSpace(ParametrizedISP(DRONE), ["tint"])
+
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+def test_scores_and_margins_of_known_answers():
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 5.0, 1.0]])
+    truth = torch.tensor([0, 2])
+    assert scores(logits, truth).tolist() == [1, 0]
+    assert margins(logits, truth).tolist() == [1, -1]  # 1 - 5 = -4 is lost like any other
+    p = math.exp(2) / (math.exp(2) + math.e + 1)
+    assert float(scores(logits, truth, "p_true")[0]) == pytest.approx(p)
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., :2, :] = 1
+    found = torch.where(torch.arange(4)[None, None, :, None] < 1, 1.0, -1.0).expand(1, 1, 4, 4)
+    assert float(scores(found, mask, "iou")) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="does not fit"):
+        scores(logits, truth, "iou")
+    with pytest.raises(ValueError, match="choose from accuracy"):
+        scores(logits, truth, "f1")
+
+
+def test_masks_are_attacked_like_classes():
+    """Foreground is what is bright: a darker picture loses it, and the unchanged one has all of it."""
+
+    class BrightPixels(nn.Module):
+        def forward(self, image):
+            return 20 * (image.mean(1, keepdim=True) - 0.3 ** (1 / 2.2) + 0.02)
+
+    flat = flat_frames([0.3] * 4, side=12)
+    frames = Frames(flat.raw, torch.ones(4, 1, 12, 12), flat.groups, flat.camera)
+    task, isp = task_model(BrightPixels()), ParametrizedISP(PLAIN)
+    assert score_images(task, frames, isp, "iou").tolist() == [1] * 4
+    assert margins(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2)).tolist() == [-1]
+    attack = bounded_attack(BrightPixels(), frames, isp, parameters="white_balance", steps=8)
+    assert attack.point == pytest.approx([-1, -1, -1])
+    assert score_images(task, frames, attack.pipeline(), "iou").max() < 0.5
+    assert "mask" in frames[0]
+
+
+def test_frames_split_by_groups():
+    frames = flat_frames(np.linspace(0.1, 0.5, 20), per_group=2)
+    first, second = frames.split(0.3, seed=1)
+    assert (len(first), len(second)) == (6, 14)
+    assert not set(first.groups) & set(second.groups)
+    with pytest.raises(ValueError, match="can't be parted"):
+        frames.split(0.0)
+
+
+def test_frames_are_a_data_set():
+    frames = flat_frames([0.1, 0.2, 0.3], per_group=2)
+    item = frames[-1]
+    assert torch.equal(item["raw"], frames.raw[2])
+    assert (item["label"], item["meta"]) == (1, {"image": 2, "group": 1})
+    with pytest.raises(IndexError):
+        frames[3]
+    model = RawToLogits(Bright(0.4), ParametrizedISP(PLAIN))
+    table = evaluate(model, {"own": frames})
+    # 0.1 ** (1 / 2.2) is 0.35, 0.2 gives 0.48.
+    assert table["correct"].to_list() == [False, True, True]
+
+
+# --- searches -------------------------------------------------------------------------------------
+
+DARKER = {"black_level": 1.0, "white_balance": -1.0, "gamma": -1.0}
+
+
+def test_projected_gradient_finds_the_known_worst_corner():
+    """Grey frames answered by brightness: highest black, lowest gains and gamma are worst."""
+    frames = flat_frames([0.2, 0.3, 0.4, 0.5])
+    isp = ParametrizedISP(PLAIN)
+    attack = bounded_attack(Bright(0.2), frames, isp, parameters=list(DARKER), steps=12, restarts=2)
+    for name, worst in DARKER.items():
+        assert attack.table().filter(like=name).to_list() == pytest.approx(
+            [worst] * isp.get_parameter(name).numel()
+        )
+    corners = [
+        mean_margin(task_model(Bright(0.2)), frames, attack.space.pipeline(np.array(corner)))
+        for corner in product([-1.0, 1.0], repeat=8)
+    ]
+    assert attack.margin == pytest.approx(min(corners), abs=1e-5)
+    assert attack.evaluations == 24
+    assert (attack.trace["best"].diff().dropna() <= 0).all()
+
+
+def test_cma_finds_the_known_worst_corner():
+    frames = flat_frames([0.2, 0.3, 0.4, 0.5])
+    names = ["exposure", "blue_gain", "gamma"]
+    attack = static_attack(Bright(0.2), frames, settings=names, evaluations=150)
+    assert attack.point == pytest.approx([-1, -1, -1], abs=0.05)
+    assert attack.evaluations <= 150
+    one = static_attack(Bright(0.2), frames, settings="exposure", evaluations=8)
+    assert one.point.tolist() == [-1]
+
+
+def test_the_published_search_pays_for_distance():
+    """Without a price the search darkens; a high price keeps it at the reference."""
+    frames = flat_frames([0.2, 0.3, 0.4, 0.5])
+    isp = ParametrizedISP(PLAIN)
+    free, held = (
+        penalised_attack(
+            Bright(0.2),
+            frames,
+            isp,
+            Adversary(weight, parameters="white_balance"),
+            epochs=15,
+            lr=0.02,
+        )
+        for weight in (0.0, 1e6)
+    )
+    assert (free.point < -1).all(), "darker than any tolerance"
+    assert np.abs(held.point).max() < 0.21, "no further than the first step of Adam"
+    assert free.margin < held.margin
+
+
+def test_the_gradient_is_that_of_the_margin(noisy):
+    model, frames = noisy
+    frames = Frames(frames.raw.double(), frames.truth, frames.groups, frames.camera)
+    space = ParameterSpace(ParametrizedISP(frames.camera).double(), fraction=0.05)
+    task = task_model(model).double()
+    rng = np.random.default_rng(0)
+    point = rng.uniform(-0.3, 0.3, len(space.coordinates))
+    _, gradient = margin_gradient(task, frames, space, point)
+    way = rng.normal(size=len(point))
+    ends = [margin_gradient(task, frames, space, point + s * 1e-3 * way)[0] for s in (-1, 1)]
+    assert (ends[1] - ends[0]) / 2e-3 == pytest.approx(float(gradient @ way), rel=0.05)
+
+
+def test_the_search_is_bounded_and_beats_its_start(noisy):
+    model, frames = noisy
+    isp = ParametrizedISP(frames.camera)
+    attack = bounded_attack(model, frames, isp, steps=6, restarts=2)
+    assert np.abs(attack.point).max() <= 1
+    assert attack.margin < attack.trace["margin"].iloc[0]
+    assert attack.margin == pytest.approx(
+        mean_margin(task_model(model), frames, attack.pipeline()), abs=1e-4
+    )
+    found = dict(attack.pipeline().named_parameters())
+    for name, (low, high) in isp.tolerance_bounds(0.1).items():
+        slack = 1e-4 + (found[name] - found[name].clamp(low, high)).abs().max()
+        limit = 0.05 * float(high.max() - low.min()) if "kernel" in name else 0.0
+        assert float(slack) <= 2e-4 + limit, name
+    for name in ("sharpening_kernel", "blur_kernel"):
+        assert float(found[name].sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_points_and_values_are_ways_to_the_same():
+    space = ParameterSpace(ParametrizedISP(DRONE), ["gamma", "white_balance"], 0.2)
+    assert space.coordinates == (
+        "white_balance[0]",
+        "white_balance[1]",
+        "white_balance[2]",
+        "gamma",
+    )
+    point = np.array([0.5, -1.0, 1.0, -0.25])
+    isp = space.pipeline(point)
+    assert float(isp.gamma.detach()) == pytest.approx(2.2 * (1 - 0.2 * 0.25))
+    assert space.point(dict(isp.named_parameters())) == pytest.approx(point, abs=1e-5)
+
+
+@pytest.mark.parametrize("which", ["gradient", "published", "evolution", "random"])
+def test_same_seed_same_result_and_nothing_given_is_changed(noisy, which):
+    model, frames = noisy
+    model.train()
+    isp = ParametrizedISP(frames.camera)
+    before = {k: v.clone() for k, v in (model.state_dict() | isp.state_dict()).items()}
+    raw, state, other = frames.raw.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+
+    def search(seed):
+        if which == "gradient":
+            return bounded_attack(model, frames, isp, steps=3, restarts=2, seed=seed)
+        if which == "published":
+            return penalised_attack(
+                model, frames, isp, Adversary(1.0), epochs=2, batch_size=8, seed=seed
+            )
+        if which == "evolution":
+            return static_attack(model, frames, evaluations=20, seed=seed)
+        return random_search(
+            model, frames, SettingSpace("ma,u,me", frames.camera), evaluations=4, seed=seed
+        )
+
+    first, again, third = search(5), search(5), search(6)
+    assert np.array_equal(first.point, again.point)
+    assert first.trace.equals(again.trace)
+    assert not first.trace.equals(third.trace)
+    after = model.state_dict() | isp.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in [*model.parameters(), *isp.parameters()])
+    assert torch.equal(frames.raw, raw)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], other)  # noqa: NPY002
+    model.eval()
+
+
+def test_a_whole_model_is_asked_without_its_processor(noisy):
+    model, frames = noisy
+    isp = ParametrizedISP(frames.camera)
+    module = RawToLogits(model, isp).eval()
+    assert mean_margin(task_model(module), frames, isp) == pytest.approx(
+        mean_margin(task_model(model), frames, isp)
+    )
+
+
+# --- against chance -------------------------------------------------------------------------------
+
+
+def test_random_perturbations_are_as_large_as_the_box_allows():
+    space = SettingSpace("bi,s,ga", PLAIN)
+    points = random_points(space, 200, seed=1)
+    assert np.abs(points).max(axis=1) == pytest.approx(np.ones(200))
+    assert (np.abs(points[::2]) == 1).all(), "every other one is a corner"
+    size = np.linspace(0, 5, len(space.coordinates))
+    same = random_points(space, 10, seed=1, size=size)
+    assert np.abs(same) == pytest.approx(np.tile(size, (10, 1)))
+    assert abs(points.mean()) < 0.1, "no direction is preferred"
+
+
+def test_an_attack_on_what_matters_beats_chance():
+    """One direction of 25 darkens the picture; random signs hardly ever agree with it."""
+    search, fresh = flat_frames([0.3] * 10), flat_frames(np.linspace(0.28, 0.32, 40), per_group=2)
+    isp, model = ParametrizedISP(PLAIN), Bright(0.3 ** (1 / 2.2) - 0.04)
+    attack = bounded_attack(model, search, isp, steps=10, restarts=1, fraction=0.05)
+    random = random_search(model, search, attack.space, evaluations=attack.evaluations, seed=1)
+    found = compare_to_random(model, fresh, attack, random)
+    assert found.table.loc["unchanged", "score"] == 1
+    assert found.table.loc["attack", "score"] == 0
+    assert found.beats_random
+    assert found.table.loc["unchanged", "psnr"] == math.inf
+    assert "it beats random" in str(found)
+
+
+def test_a_model_that_ignores_the_image_is_not_attacked():
+    frames = flat_frames(np.linspace(0.2, 0.4, 20), side=12)
+    table, attacks = attack_parameters(
+        Blind(), frames, frames, ParametrizedISP(PLAIN), ("all", "gamma"), steps=2, progress=False
+    )
+    assert not table["beats_random"].any()
+    assert table["p"].to_list() == [1, 1]
+    assert list(attacks) == ["all", "gamma"]
+
+
+def simulated(rng, effect, n_groups=30, per_group=5):
+    """Scores of images in groups; the attack's differ from the random ones' by ``effect`` on average."""
+    base = np.repeat(rng.uniform(0.3, 0.8, n_groups), per_group)
+    groups = np.repeat(np.arange(n_groups), per_group)
+    columns = [rng.random(len(base)) < base - shift for shift in (0, 0, 0, effect)]
+    return np.stack(columns, 1).astype(float), groups
+
+
+def test_chance_is_called_an_attack_in_at_most_5_percent():
+    rng = np.random.default_rng(0)
+    calls = [
+        compare_scores(values, np.zeros((4, 2)), groups, draws=50).beats_random
+        for values, groups in (simulated(rng, 0.0) for _ in range(400))
+    ]
+    assert sum(calls) <= stats.binom.ppf(0.99, 400, 0.05)
+
+
+def test_an_attack_of_given_size_is_found():
+    rng = np.random.default_rng(1)
+    found = [
+        compare_scores(values, np.zeros((4, 2)), groups, draws=200)
+        for values, groups in (simulated(rng, 0.25) for _ in range(40))
+    ]
+    assert np.mean([f.beats_random for f in found]) > 0.9
+    assert np.mean([f.low <= -0.25 <= f.high for f in found]) > 0.8
+
+
+def test_unequal_effort_is_no_comparison(noisy):
+    model, frames = noisy
+    space = SettingSpace("bi,s,ga", frames.camera)
+    few, many = (random_search(model, frames, space, evaluations=n) for n in (2, 3))
+    with pytest.raises(ValueError, match="no fair comparison"):
+        compare_to_random(model, frames, many, few)
+    with pytest.raises(ValueError, match="find nothing"):
+        random_search(model, frames, space, evaluations=0)
+    assert isinstance(few, Attack)
+
+
+def test_scores_do_not_depend_on_how_frames_are_cut(noisy, monkeypatch):
+    model, frames = noisy
+    isp, task = AdjustedISP("bi,s,ga", frames.camera), task_model(model)
+    whole = score_images(task, frames, isp, "p_true")
+    monkeypatch.setattr("r2l.drift.forensics.objective._STEP_PIXELS", 16 * 16 * 5)
+    assert score_images(task, frames, isp, "p_true") == pytest.approx(whole, abs=1e-5)

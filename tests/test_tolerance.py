@@ -1,0 +1,327 @@
+"""Tolerances: a model of known thresholds gets its known intervals, and edges hold on fresh images."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from r2l.camera import CFA, DRONE, Camera
+from r2l.drift.forensics import (
+    AdjustedISP,
+    Frames,
+    Prober,
+    ToleranceReport,
+    attack_parameters,
+    landscape,
+    scan,
+    settings_of,
+    tolerance_report,
+    verify_tolerances,
+)
+from r2l.isp import ParametrizedISP
+from r2l.viz import (
+    plot_attack,
+    plot_attacks,
+    plot_landscape,
+    plot_scan,
+    plot_scans,
+    plot_tolerances,
+)
+from r2l.widgets import landscape_explorer
+from tests.test_forensics import EYE, PLAIN, Blind, Bright, flat_frames
+
+PNG = b"\x89PNG\r\n\x1a\n"
+LEVEL, THRESHOLD = 0.4, 0.5
+UNIT_GAINS = Camera("unit gains", CFA.RGGB, (0.1,) * 4, 1.0, (1.0, 1.0, 1.0), EYE)
+# Linear value at which display brightness is the threshold.
+LIMIT = THRESHOLD**2.2
+
+
+def report_of(frames, settings, **options):
+    options = {"points": 21, "refine": 6, "progress": False, "draws": 200} | options
+    return tolerance_report(Bright(THRESHOLD), frames, settings=settings, **options)
+
+
+def steps(name, camera, points=21, refine=6):
+    """Width of what stays between two values at the edge: the error that is allowed."""
+    return np.diff(settings_of("bi,s,ga", camera)[name].grid(points)).max() / 2**refine
+
+
+# --- known intervals ------------------------------------------------------------------------------
+
+
+def test_known_thresholds_give_known_intervals():
+    """Grey of one value is answered rightly as long as its display value is above the threshold."""
+    frames = flat_frames([LEVEL] * 12, UNIT_GAINS, per_group=2)
+    raw = 0.1 + 0.9 * LEVEL
+    table = report_of(frames, ["exposure", "black_level", "gamma"]).table
+    exact = {
+        "exposure": ("low", math.log2(LIMIT / LEVEL)),
+        "black_level": (None, (raw - LIMIT) / (1 - LIMIT)),
+        "gamma": ("low", math.log(LEVEL) / math.log(THRESHOLD)),
+    }
+    for name, (side, edge) in exact.items():
+        if side is None:  # it lies beyond the scan
+            assert edge > settings_of("bi,s,ga", UNIT_GAINS)[name].high
+            assert table.loc[name, "high_open"]
+            continue
+        found = table.loc[name, side]
+        assert edge <= found <= edge + steps(name, UNIT_GAINS), name
+        assert table.loc[name, f"safe_{side}"] == found, "all frames are alike: no doubt"
+        assert not table.loc[name, f"{side}_open"]
+        assert table.loc[name, "high_open"], "brighter is always right"
+
+
+def test_a_known_gain_and_level_of_one_colour():
+    """By redness: red's gain and red's black level have edges, those of the others have none."""
+    frames = flat_frames([LEVEL] * 6, PLAIN)
+    names = ["red_gain", "blue_gain", "black_level_red", "black_level_blue"]
+    found = tolerance_report(
+        Bright((LEVEL * 0.97) ** (1 / 2.2), [0]), frames, settings=names, refine=6, progress=False
+    ).table
+    # Red is recorded at half the value, its gain being 2: (raw - b) / (1 - b) * 2 = 0.97 * LEVEL.
+    gain = 2 * 0.97
+    assert gain <= found.loc["red_gain", "low"] <= gain + steps("red_gain", PLAIN)
+    raw, limit = 0.1 + 0.9 * LEVEL / 2, 0.97 * LEVEL / 2
+    level = (raw - limit) / (1 - limit)
+    edge = found.loc["black_level_red", "high"]
+    assert level - steps("black_level_red", PLAIN) <= edge <= level
+    others = found.loc[["blue_gain", "black_level_blue"]]
+    assert others[["low_open", "high_open", "safe_low_open", "safe_high_open"]].all(axis=None)
+
+
+def test_the_estimated_edge_is_the_known_quantile_and_the_safe_one_lies_inside():
+    """Frames fall one after the other; a fall of 0.2 is allowed, so the edge is that of the 0.2 quantile."""
+    levels = np.linspace(LIMIT * 1.02, LIMIT * 2.5, 100)
+    frames = flat_frames(np.random.default_rng(0).permutation(levels))
+    row = report_of(frames, ["exposure"], drop=0.2).table.loc["exposure"]
+    exact = math.log2(LIMIT / np.sort(levels)[20])
+    assert exact <= row["low"] <= exact + steps("exposure", PLAIN)
+    assert row["low"] < row["safe_low"] < 0
+
+
+def test_a_blind_model_stands_everything():
+    frames = flat_frames([0.3] * 4)
+    table = tolerance_report(
+        Blind(), frames, settings=["gamma", "blur"], points=5, progress=False
+    ).table
+    settings = settings_of("bi,s,ga", PLAIN)
+    for name in ("gamma", "blur"):
+        assert table.loc[name, ["safe_low", "safe_high"]].to_list() == [
+            settings[name].low,
+            settings[name].high,
+        ]
+
+
+def test_the_band_covers_the_truth():
+    """Accuracy over frames of random brightness: how often does the band hold the known mean?"""
+    rng = np.random.default_rng(1)
+    hits = []
+    for _ in range(60):
+        levels = rng.uniform(LIMIT, 2 * LIMIT, 60)
+        prober = Prober(Bright(THRESHOLD), flat_frames(levels, side=4), draws=300)
+        row = prober.measure("exposure", [-0.5]).iloc[0]
+        truth = 1 - (2**0.5 - 1)  # share of levels above LIMIT * 2 ** 0.5
+        hits.append(row["low"] <= truth <= row["high"])
+    assert np.mean(hits) > 0.87
+
+
+# --- edges on fresh images ------------------------------------------------------------------------
+
+
+def test_edges_hold_on_fresh_images_of_the_same_kind_and_not_on_others():
+    rng = np.random.default_rng(2)
+    draw = lambda n, low: flat_frames(rng.uniform(low, 2 * LIMIT, n), side=4)  # noqa: E731
+    report = report_of(draw(200, 1.1 * LIMIT), ["exposure", "gamma"], drop=0.1, draws=1000)
+    same = verify_tolerances(report, Bright(THRESHOLD), draw(400, 1.1 * LIMIT))
+    safe = same[same["edge"].str.startswith("safe")]
+    assert safe["holds"].all()
+    assert not same["refuted"].any()
+    darker = verify_tolerances(report, Bright(THRESHOLD), draw(400, 0.5 * LIMIT))
+    assert darker["refuted"].any()
+    other = flat_frames([0.3] * 4, UNIT_GAINS)
+    with pytest.raises(ValueError, match="the report is about plain"):
+        verify_tolerances(report, Bright(THRESHOLD), other)
+
+
+def test_same_seed_same_report_and_nothing_is_changed():
+    frames = flat_frames(np.linspace(LIMIT, 2 * LIMIT, 20), per_group=2)
+    raw, model = frames.raw.clone(), Bright(THRESHOLD)
+    first, again = (report_of(frames, ["exposure"], seed=4) for _ in "12")
+    assert first.table.equals(again.table)
+    assert torch.equal(frames.raw, raw)
+    assert model.training
+    other = report_of(frames, ["exposure"], seed=5)
+    assert not first.scans["exposure"].table.equals(other.scans["exposure"].table)
+
+
+# --- scans and landscapes -------------------------------------------------------------------------
+
+
+def test_grids_hold_the_present_value_exactly():
+    for setting in settings_of("bi,u,me", DRONE).values():
+        for points in (3, 8, 21):
+            grid = setting.grid(points)
+            assert len(grid) == points
+            assert setting.value in grid
+            assert (np.diff(grid) > 0).all()
+            assert grid[[0, -1]] == pytest.approx([setting.low, setting.high])
+
+
+def test_a_landscape_agrees_with_scans_and_with_arithmetic():
+    frames = flat_frames([LEVEL, 0.3], UNIT_GAINS)
+    prober = Prober(Bright(THRESHOLD), frames)
+    found = landscape(prober, "exposure", "gamma", points=5)
+    assert found.scores.shape == (5, 5)
+    for exposure in found.scores.index:
+        for gamma in found.scores.columns:
+            shown = [min(level * 2**exposure, 1) ** (1 / gamma) for level in (LEVEL, 0.3)]
+            expected = np.mean([value > THRESHOLD for value in shown])
+            assert found.scores.loc[exposure, gamma] == expected
+    along = scan(prober, "exposure", 5).table
+    assert along["score"].to_list() == found.scores[2.2].to_list()
+    with pytest.raises(ValueError, match="twice"):
+        landscape(prober, "gamma", "gamma")
+    with pytest.raises(ValueError, match="choose from exposure"):
+        scan(prober, "tint")
+    with pytest.raises(ValueError, match="no scan"):
+        scan(prober, "gamma", 2)
+    with pytest.raises(ValueError, match="drop is 0"):
+        report_of(frames, ["gamma"], drop=0)
+
+
+def test_any_pipeline_can_be_scanned():
+    frames = flat_frames([LEVEL] * 4)
+    for pipeline in ("me,u,me", ParametrizedISP(PLAIN)):
+        table = tolerance_report(
+            Bright(THRESHOLD), frames, pipeline, settings=["exposure"], progress=False
+        ).table
+        exact = math.log2(LIMIT / LEVEL)
+        assert table.loc["exposure", "low"] == pytest.approx(exact, abs=0.02)
+
+
+# --- written down ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report():
+    frames = flat_frames(np.linspace(LIMIT, 3 * LIMIT, 40), per_group=2)
+    names = ["exposure", "black_level", "red_gain", "saturation", "blur", "gamma"]
+    return report_of(frames, names, points=7, refine=2, name="brightness")
+
+
+def test_a_report_comes_back_from_its_file(report, tmp_path):
+    path = report.save(tmp_path / "report.json")
+    back = ToleranceReport.load(path)
+    pd.testing.assert_frame_equal(back.table, report.table, check_dtype=False)
+    assert (back.model, back.camera, back.drop, back.images) == ("brightness", PLAIN, 0.05, 40)
+    content = json.loads(path.read_text("utf-8"))
+    assert content["version"] == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "else"}, "no tolerance report"),
+        ({"version": 99}, "version 99"),
+        ({"camera": {}}, "damaged"),
+        ({"drop": None}, "damaged"),
+        ({"settings": [{"name": "gamma"}]}, "damaged"),
+        ({"settings": 3}, "damaged"),
+    ],
+)
+def test_damaged_reports_are_told(report, tmp_path, change, message):
+    path = report.save(tmp_path / "report.json")
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change))
+    with pytest.raises(ValueError, match=message):
+        ToleranceReport.load(path)
+
+
+def test_cameras_are_placed(report):
+    own = report.check(PLAIN)
+    assert own["verdict"].to_dict() == {
+        "exposure": "inside",
+        "black_level": "inside",
+        "red_gain": "inside",
+        "saturation": "inside",
+        "blur": "unknown",
+        "gamma": "unknown",
+    }
+    assert own.loc["red_gain", "value"] == pytest.approx(2)
+    far = report.check(replace(PLAIN, black_level=(0.4,) * 4))
+    assert far.loc["black_level", "verdict"] == "outside"
+    assert far.loc["red_gain", "verdict"] == "inside"
+
+
+# --- pictures and the explorer --------------------------------------------------------------------
+
+
+def drawn(figure: Figure) -> int:
+    figure.canvas.draw()
+    return len(figure.axes)
+
+
+def test_figures_are_drawn(report, tmp_path):
+    prober = Prober(Bright(THRESHOLD), flat_frames([LEVEL] * 4))
+    assert drawn(plot_scan(report.scans["gamma"], report.drop)) == 1
+    assert drawn(plot_scans(report)) == 8
+    rows = plot_tolerances(report, {"drone": DRONE, "own": PLAIN})
+    assert drawn(rows) == len(report.table)
+    assert drawn(plot_landscape(landscape(prober, "exposure", "gamma", points=3), (0.0, 2.2))) == 2
+    kept = ToleranceReport.load(report.save(tmp_path / "r.json"))
+    with pytest.raises(ValueError, match="no scans"):
+        plot_scans(kept)
+
+
+def test_an_attack_is_drawn():
+    frames = flat_frames([0.3] * 4, side=12)
+    isp = ParametrizedISP(PLAIN)
+    table, attacks = attack_parameters(
+        Bright(0.5), frames, frames, isp, ("gamma",), steps=2, progress=False
+    )
+    assert drawn(plot_attacks(table)) == 1
+    figure = plot_attack(
+        frames.raw[:1], isp, attacks["gamma"].pipeline(), lambda image: image.mean() * 3
+    )
+    assert drawn(figure) == 30
+
+
+def test_landscape_explorer_at_every_value():
+    frames = flat_frames([LEVEL, 0.3])
+    prober = Prober(Bright(THRESHOLD), frames)
+    pairs = [
+        landscape(prober, *names, points=3) for names in (("exposure", "gamma"), ("blur", "gamma"))
+    ]
+    explorer = landscape_explorer(pairs, prober, frames.raw[:1])
+    assert "r2l-landscape-explorer" in explorer._dom_classes
+    (menu, note), sliders, picture = (
+        explorer.children[0].children,
+        explorer.children[1].children,
+        explorer.children[2],
+    )
+    for option, item in zip(menu.options, pairs, strict=True):
+        menu.value = option
+        assert [slider.value for slider in sliders] == [item.first.value, item.second.value]
+    seen = set()
+    for row in item.scores.index:
+        for column in item.scores.columns:
+            sliders[0].value, sliders[1].value = row, column
+            assert note.value == f"accuracy {item.scores.loc[row, column]:.3f}"
+            assert bytes(picture.value).startswith(PNG)
+            seen.add(bytes(picture.value))
+    assert len(seen) == item.scores.size
+    with pytest.raises(ValueError, match="no landscapes"):
+        landscape_explorer([], prober, frames.raw[:1])
+
+
+def test_a_frame_at_a_spot_is_the_pipeline_turned():
+    isp = AdjustedISP("bi,s,ga", PLAIN, exposure=-1.0)
+    frames = flat_frames([LEVEL])
+    assert isinstance(frames, Frames)
+    assert float(isp(frames.raw).mean()) == pytest.approx((LEVEL / 2) ** (1 / 2.2), rel=1e-3)
