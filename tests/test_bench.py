@@ -175,6 +175,7 @@ def test_names_are_unique_and_peers_exist():
 # --- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quick_run_writes_every_group(tmp_path):
     target, page = tmp_path / "bench.json", tmp_path / "bench.md"
     result = bench(

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from r2l.drift.statistics import bootstrap_means, group_totals, holm, sign_flip_test
+from r2l.drift.statistics import (
+    bootstrap_means,
+    bootstrap_ratios,
+    exchange_test,
+    group_totals,
+    holm,
+    sign_flip_test,
+    smallest_p,
+)
 
 GROUPS = np.repeat(np.arange(40), 6)
 
@@ -86,6 +94,79 @@ def test_p_values_do_not_depend_on_sign_and_have_a_floor():
     p = sign_flip_test(differences, np.arange(40), draws=99)
     np.testing.assert_array_equal(p, [0.01, 0.01])
     assert sign_flip_test(np.zeros((40, 1)), np.arange(40), draws=99)[0] == 1
+
+
+# --- ratios of sums -------------------------------------------------------------------------------
+
+
+def overlaps(rng, columns, found=0.7):
+    """Pixels in intersection and union of 240 images whose sizes vary much; IoU is ``found``."""
+    union = rng.integers(5, 400, (len(GROUPS), columns)).astype(float)
+    share = found + rng.normal(0, 0.08, (40, columns))[GROUPS]
+    return rng.binomial(union.astype(int), share.clip(0, 1)).astype(float), union
+
+
+def test_ratio_is_that_of_the_sums_and_not_the_mean_of_ratios():
+    sampled = bootstrap_ratios([[1.0], [90.0]], [[10.0], [100.0]], [0, 1], draws=50)
+    assert sampled.estimate[0] == pytest.approx(91 / 110)
+    possible = {91 / 110, 0.1, 0.9}
+    assert all(min(abs(v - p) for p in possible) < 1e-12 for v in sampled.samples[:, 0])
+    with pytest.raises(ValueError, match="divide"):
+        bootstrap_ratios([[0.0], [0.0]], [[0.0], [0.0]], [0, 1])
+
+
+def test_empty_images_count_nothing_and_an_empty_sample_does_no_harm():
+    above, below = np.array([[0.0], [4.0], [0.0]]), np.array([[0.0], [8.0], [0.0]])
+    sampled = bootstrap_ratios(above, below, [0, 1, 2], draws=200)
+    assert sampled.estimate[0] == 0.5
+    assert np.isfinite(sampled.samples).all()
+
+
+def test_interval_of_a_ratio_covers_as_often_as_it_says():
+    above, below = overlaps(np.random.default_rng(11), 600)
+    result = bootstrap_ratios(above, below, GROUPS, draws=1000).interval()
+    coverage = np.mean((result.low <= 0.7) & (result.high >= 0.7))
+    assert 0.92 <= coverage <= 0.98
+
+
+def test_null_difference_of_ratios_is_flagged_in_five_per_cent():
+    rng = np.random.default_rng(12)
+    p = exchange_test(overlaps(rng, 400), overlaps(rng, 400), GROUPS, draws=499)
+    assert 0.02 <= np.mean(p <= 0.05) <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_real_difference_of_ratios_is_found():
+    rng = np.random.default_rng(13)
+    p = exchange_test(overlaps(rng, 100), overlaps(rng, 100, found=0.63), GROUPS, draws=499)
+    assert np.mean(p <= 0.05) >= 0.9
+
+
+def test_exchanging_means_is_flipping_signs():
+    rng = np.random.default_rng(14)
+    one, two = (rng.random((len(GROUPS), 5)) for _ in range(2))
+    ones = np.ones_like(one)
+    exchanged = exchange_test((one, ones), (two, ones), GROUPS, draws=999, seed=3)
+    np.testing.assert_allclose(exchanged, sign_flip_test(one - two, GROUPS, draws=999, seed=3))
+
+
+def test_few_groups_have_a_floor_that_no_correction_passes():
+    assert smallest_p(12) == pytest.approx(2 / 2**12)
+    differences = np.ones((12, 1))
+    p = sign_flip_test(differences, np.arange(12), draws=40_000)
+    assert p[0] == pytest.approx(smallest_p(12), rel=0.5)
+
+
+def test_ratios_without_a_bound_have_none():
+    sampled = bootstrap_ratios(
+        np.random.default_rng(15).normal(0, 1, (40, 2)), np.ones((40, 1)), np.arange(40)
+    )
+
+    def ratio(means):
+        return np.where(means[..., 1:] > 0, 1.0, np.inf)
+
+    assert np.isinf(sampled.interval(ratio).high[0])
+    with pytest.raises(ValueError, match="level"):
+        sampled.interval(level=95)
 
 
 def test_holm_on_a_worked_example():

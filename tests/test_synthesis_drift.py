@@ -6,12 +6,29 @@ import pytest
 import torch
 from torch import nn
 
-from r2l.datasets import SyntheticMicroscopy
-from r2l.drift import develop_views, published_matrix, summarise, train_test_matrix
+from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
+from r2l.drift import (
+    PUBLISHED_CORRUPTIONS,
+    Trained,
+    ask_models,
+    corrupt,
+    corruption_table,
+    develop_views,
+    drop_table,
+    fair_comparison,
+    published_matrix,
+    sensor_table,
+    summarise,
+    train_models,
+    train_test_matrix,
+)
 from r2l.drift import synthesis as synthesis_module
-from r2l.isp import StaticISP
-from r2l.training import group_folds
+from r2l.drift import views as views_module
+from r2l.drift.matching import mean_distance
+from r2l.isp import PIPELINES, StaticISP
+from r2l.training import RawToLogits, evaluate, group_folds, make_classifier, seeded
 from r2l.training.tracking import track
+from r2l.viz import plot_corruptions
 
 CODES = ("bi,s,me", "me,u,ga")
 SETTINGS = {"n_splits": 2, "epochs": 1, "batch_size": 8, "progress": False}
@@ -42,13 +59,13 @@ def test_views_are_what_the_isp_makes_of_each_frame(views):
 
 def test_frames_are_developed_once_and_not_per_cell(monkeypatch):
     developed = []
-    original = synthesis_module.develop_all
+    original = views_module.develop_all
 
     def counted(raw, *arguments):
         developed.append(len(raw))
         return original(raw, *arguments)
 
-    monkeypatch.setattr(synthesis_module, "develop_all", counted)
+    monkeypatch.setattr(views_module, "develop_all", counted)
     train_test_matrix(SyntheticMicroscopy(24, 0, size=16), CODES, **SETTINGS)
     assert sum(developed) == 24
 
@@ -108,6 +125,7 @@ def test_seeds_are_repetitions(views):
     assert summarise(table).n_seeds == 2
 
 
+@pytest.mark.slow
 def test_models_are_logged_below_the_run(views, tmp_path):
     from mlflow import MlflowClient
 
@@ -215,3 +233,231 @@ def test_published_matrices_give_the_published_drop(name, metric, drop, worst):
 def test_unknown_published_matrix_lists_those_that_exist():
     with pytest.raises(ValueError, match="microscopy, drone"):
         published_matrix("tumours")
+
+
+def test_twelve_by_twelve_can_be_summarised():
+    rates = {(a, b): 0.9 - 0.3 * (b == "ma,s,me" != a) for a in PIPELINES for b in PIPELINES}
+    summary = summarise(simulated(rates, n=240), draws=200)
+    assert summary.worst_column == "ma,s,me"
+    marked = summary.cells.query("significant")
+    assert set(marked["test"]) == {"ma,s,me"}
+    assert len(marked) == 11
+    assert summary.testable
+
+
+def test_too_few_groups_are_told():
+    table = simulated({(a, b): 0.9 - 0.4 * (a != b) for a in "abc" for b in "abc"})
+    few = table.assign(group=table["group"] % 6)
+    summary = summarise(few)
+    assert not summary.testable
+    assert not summary.cells["significant"].any()
+    assert "too few" in str(summary)
+
+
+# --- models that are kept -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(views):
+    return train_models(views, CODES, **SETTINGS)
+
+
+def test_kept_models_give_the_same_matrix(views, results, models):
+    assert [(m.code, m.fold) for m in models] == [(c, f) for f in range(2) for c in CODES]
+    pd.testing.assert_frame_equal(ask_models(models, views, CODES, progress=False), results)
+
+
+def test_asking_from_memory_is_evaluating(views, models):
+    trained = models[1]
+    shuffled = Trained(trained.module, trained.code, np.random.default_rng(0).permutation(24))
+    got = ask_models([shuffled], views, CODES, batch_size=7, progress=False)
+    held_out = {code: views.dataset(code, shuffled.test) for code in CODES}
+    want = evaluate(trained.module, held_out, by="test")
+    assert set(want.columns) <= set(got.columns)
+    exact = ["image", "group", "label", "prediction", "correct", "test"]
+    for name in exact:
+        assert list(got[name]) == list(want[name]), name
+    np.testing.assert_allclose(got[["p_true", "loss"]], want[["p_true", "loss"]], rtol=1e-4)
+
+
+def test_asking_leaves_the_model_as_it_was(views, models):
+    module = models[0].module.train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    ask_models(models[:1], views, CODES, progress=False)
+    assert module.training
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    module.eval()
+    with pytest.raises(ValueError, match="no models"):
+        ask_models([], views)
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+class Threshold(nn.Module):
+    """Calls a car what is brighter than a learned level."""
+
+    def __init__(self):
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, image):
+        return 20 * (image.mean(1, keepdim=True) - self.level)
+
+
+@pytest.fixture(scope="module")
+def cars():
+    return develop_views(SyntheticDrone(12, 0, size=32), CODES, progress=False)
+
+
+def test_masks_are_kept_beside_the_views(cars):
+    dataset = SyntheticDrone(12, 0, size=32)
+    item = cars.dataset(CODES[1], [2, 7])[1]
+    assert torch.equal(item["mask"], dataset[7]["mask"])
+    assert "label" not in item
+
+
+def test_cells_of_a_matrix_of_masks_are_data_set_ious(cars):
+    table = train_test_matrix(cars, CODES, model=lambda n, mean, std: Threshold(), **SETTINGS)
+    assert len(table) == 12 * 4
+    assert (table["intersection"] <= table["union"]).all()
+    module = RawToLogits(Threshold(), task="segmentation").eval()
+    answers = ask_models([Trained(module, CODES[0], np.arange(12))], cars, CODES, progress=False)
+    for code in CODES:
+        found = cars.images[code].mean(1) > 0.5
+        there = cars.masks.reshape(found.shape) > 0
+        part = answers[answers["test"] == code]
+        np.testing.assert_array_equal(part["union"], (found | there).flatten(1).sum(1))
+        np.testing.assert_array_equal(part["pixels"], 32 * 32)
+    summary = summarise(table)
+    sums = table.groupby(["train", "test"])[["intersection", "union"]].sum()
+    cells = summary.cells.set_index(["train", "test"])["score"]
+    for cell, row in sums.iterrows():
+        assert cells[cell] == pytest.approx(row["intersection"] / row["union"])
+    assert summary.metric == "IoU"
+    assert summary.chance["all foreground"] == pytest.approx(cars.masks.float().mean().item())
+
+
+def test_a_segmenter_is_made_by_name(cars):
+    with seeded(0):
+        table = train_test_matrix(
+            cars,
+            CODES[:1],
+            model="unet/resnet18",
+            n_splits=2,
+            epochs=1,
+            batch_size=6,
+            progress=False,
+        )
+    assert len(table) == 12
+    assert {"iou", "union", "false_positives"} <= set(table)
+
+
+# --- corruptions and sensors ----------------------------------------------------------------------
+
+
+def test_corrupted_answers_are_those_to_corrupted_images(views, models):
+    table = corruption_table(models, views, ["shot_noise"], (2, 5), seed=3, progress=False)
+    assert len(table) == 24 * 2 * 2
+    part = table.query("train == 'me,u,ga' and severity == 5 and fold == 1").set_index("image")
+    changed = corrupt(views.images["me,u,ga"], "shot_noise", 5, seed=3)
+    module = next(m.module for m in models if m.code == "me,u,ga" and m.fold == 1)
+    with torch.no_grad():
+        answers = module(changed[part.index.to_list()]).argmax(1)
+    np.testing.assert_array_equal(part["prediction"], answers)
+    clean = views.images["me,u,ga"]
+    every = table.query("train == 'me,u,ga' and severity == 5")["distance"].mean()
+    assert every == pytest.approx(mean_distance(changed, clean), rel=1e-4)
+
+
+def test_matched_corruptions_are_as_far_as_the_other_pipelines(views, models):
+    table = corruption_table(
+        models, views, ["gaussian_noise"], scale="matched", distance="l2", progress=False
+    )
+    for code, part in table.groupby("train"):
+        other = next(c for c in CODES if c != code)
+        want = mean_distance(views.images[other], views.images[code], "l2")
+        assert part["distance"].mean() == pytest.approx(want, rel=0.05)
+        assert part["reached"].all()
+
+
+def test_sensor_drift_goes_through_the_models_own_pipeline(views, models):
+    dataset = SyntheticMicroscopy(24, 0, size=16)
+    table = sensor_table(models, views, dataset, ["exposure"], (1, 5), progress=False)
+    assert len(table) == 24 * 2 * 2
+    far = table.groupby("severity")["distance"].mean()
+    assert far[5] < far[1] < 60, "less PSNR, further away"
+    with pytest.raises(ValueError, match="frames"):
+        sensor_table(models, views, SyntheticMicroscopy(6, 0, size=16), progress=False)
+
+
+def corrupted(rates, n=200, scale="published"):
+    """Answers under corruptions with the luck of `simulated`: {(train, kind): rate}."""
+    luck = np.random.default_rng(0).random(n)
+    tables = [
+        pd.DataFrame({"image": np.arange(n), "group": np.arange(n) // 5, "correct": luck < rate})
+        .assign(train=train, test=f"{scale}: {kind}", scale=scale, kind=kind, severity=3)
+        .assign(distance=20.0, seed=0)
+        for (train, kind), rate in rates.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_drops_are_measured_from_each_models_diagonal():
+    pipelines = {("a", "a"): 0.9, ("a", "b"): 0.8, ("b", "a"): 0.7, ("b", "b"): 0.8}
+    results = simulated(pipelines)
+    others = corrupted(
+        {("a", "dust"): 0.5, ("b", "dust"): 0.6, ("a", "fog"): 0.9, ("b", "fog"): 0.8}
+    )
+    drops = drop_table(results, others).set_index("kind")
+    hits = {k: v["correct"].mean() for k, v in others.groupby(["train", "kind"])}
+    own = {k: results.query("train == @k and test == @k")["correct"].mean() for k in "ab"}
+    want = np.mean([own[k] - hits[k, "dust"] for k in "ab"])
+    assert drops.loc["dust", "drop"] == pytest.approx(want)
+    assert drops.loc["dust", "low"] < want < drops.loc["dust", "high"]
+    assert drops.loc["fog", "drop"] == pytest.approx(0)
+
+
+def test_fair_comparison_tells_three_sizes(views, models, results):
+    some = (*PUBLISHED_CORRUPTIONS[:2], "brightness")
+    fair = fair_comparison(models, views, some, results=results, draws=200, progress=False)
+    assert list(fair.table.index) == ["pipelines", "published", "image", "matched"]
+    row = fair.table.loc["pipelines"]
+    assert row["ratio"] in (1.0, 0.0)
+    drop = summarise(results).totals.loc["drop", "estimate"]
+    assert row["drop"] == pytest.approx(drop)
+    matched = fair.table.loc["matched", "distance"]
+    assert matched == pytest.approx(row["distance"], abs=0.3)
+    assert "times that of" in str(fair)
+    table = drop_table(results, fair.answers, draws=200)
+    figure = plot_corruptions(table, summarise(results, draws=200), views)
+    figure.canvas.draw()
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert len(labels) == 4
+
+
+def test_ratio_to_pipelines_is_the_known_one_and_unbounded_without_a_drop():
+    from r2l.drift.fair import _mean_drops
+
+    pipelines = {("a", "a"): 0.9, ("a", "b"): 0.8, ("b", "a"): 0.8, ("b", "b"): 0.9}
+    results = simulated(pipelines, n=2000)
+    others = corrupted({("a", "dust"): 0.5, ("b", "dust"): 0.5}, n=2000)
+    rows = {"published": others["scale"] == "published"}
+    drops, ratios, name = _mean_drops(results, others, rows, None, 0.95, 500, 0)
+    assert name == "accuracy"
+    assert drops.estimate == pytest.approx([0.1, 0.4], abs=0.03)
+    assert ratios.low[1] < 4 < ratios.high[1]
+    assert ratios.high[1] - ratios.low[1] < 2
+    same = simulated(dict.fromkeys(pipelines, 0.9), n=2000)
+    _, ratios, _ = _mean_drops(same, others, rows, None, 0.95, 500, 0)
+    assert np.isinf(ratios.high[1])
+
+
+def test_models_and_views_that_do_not_fit_are_named(views):
+    with seeded(0):
+        module = RawToLogits(make_classifier("SmallResNet", 9))
+    stranger = Trained(module, "ma,s,me", np.arange(4))
+    with pytest.raises(ValueError, match="ma,s,me"):
+        corruption_table([stranger], views, progress=False)
+    with pytest.raises(ValueError, match="no models"):
+        corruption_table([], views, progress=False)

@@ -1,14 +1,78 @@
 """Dataset drift under control: one thing on the way from raw data to logits changes at a time."""
 
-from r2l.drift.matrix import MatrixSummary, flips, published_matrix, summarise
-from r2l.drift.synthesis import Views, develop_views, train_test_matrix
+from r2l.drift.adjustment import (
+    Condition,
+    Learning,
+    adapt,
+    adaptation_experiment,
+    compare_adaptations,
+    compare_processing,
+    load_frames,
+    source_statistics,
+    summarise_adaptations,
+)
+from r2l.drift.alarm import Alarm, AlarmResult
+from r2l.drift.comparison import corruption_table, sensor_table
+from r2l.drift.corruptions import CORRUPTIONS, PUBLISHED_CORRUPTIONS, corrupt
+from r2l.drift.effects import effects
+from r2l.drift.fair import FairComparison, drop_table, fair_comparison
+from r2l.drift.forensics import (
+    bounded_attack,
+    compare_to_random,
+    penalised_attack,
+    static_attack,
+    tolerance_report,
+    verify_tolerances,
+)
+from r2l.drift.matching import match_amount, pipeline_distance
+from r2l.drift.matrix import MatrixSummary, flips, summarise
+from r2l.drift.published import published_corruptions, published_matrix
+from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
+from r2l.drift.synthesis import Trained, ask_models, train_models, train_test_matrix
+from r2l.drift.views import Views, develop_views
+from r2l.drift.watching import alarm_on_matrix
 
 __all__ = [
+    "CORRUPTIONS",
+    "PUBLISHED_CORRUPTIONS",
+    "SENSOR_DRIFTS",
+    "Alarm",
+    "AlarmResult",
+    "Condition",
+    "FairComparison",
+    "Learning",
     "MatrixSummary",
+    "Trained",
     "Views",
+    "adapt",
+    "adaptation_experiment",
+    "alarm_on_matrix",
+    "ask_models",
+    "bounded_attack",
+    "compare_adaptations",
+    "compare_processing",
+    "compare_to_random",
+    "corrupt",
+    "corruption_table",
     "develop_views",
+    "drift_sensor",
+    "drop_table",
+    "effects",
+    "fair_comparison",
     "flips",
+    "load_frames",
+    "match_amount",
+    "penalised_attack",
+    "pipeline_distance",
+    "published_corruptions",
     "published_matrix",
+    "sensor_table",
+    "source_statistics",
+    "static_attack",
     "summarise",
+    "summarise_adaptations",
+    "tolerance_report",
+    "train_models",
     "train_test_matrix",
+    "verify_tolerances",
 ]

@@ -1,15 +1,22 @@
-"""What a train x test matrix says, and how surely; and the published matrices beside it."""
+"""What a train x test matrix says, and how surely."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from r2l.drift.statistics import Interval, bootstrap_means, holm, sign_flip_test
+from r2l.drift.paired import SCORE_NAMES, PairedScores, paired_scores
+from r2l.drift.statistics import (
+    Draws,
+    Interval,
+    exchange_test,
+    holm,
+    sign_flip_test,
+    smallest_p,
+)
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,12 @@ class MatrixSummary:
         columns: mean ``drop`` of each test pipeline's off-diagonal cells, with ``low``, ``high``.
             The worst is picked by looking, which its interval does not account for.
         chance: score of blind answers: ``majority`` (always the most frequent class) and
-            ``uniform`` (any class equally likely).
+            ``uniform`` (any class equally likely); for masks ``all foreground``.
         n_images: number of images.
         n_groups: number of groups.
         n_seeds: number of repetitions that the scores are averaged over.
         level: of the intervals, also 1 - level for ``significant``.
+        metric: what the score is called.
     """
 
     cells: pd.DataFrame
@@ -44,6 +52,7 @@ class MatrixSummary:
     n_groups: int
     n_seeds: int
     level: float
+    metric: str = "score"
 
     def matrix(self, column: str = "score") -> pd.DataFrame:
         """Return one column of ``cells`` as a matrix, training (rows) by test pipeline."""
@@ -55,15 +64,23 @@ class MatrixSummary:
         """Test pipeline under which the models of the others lose most."""
         return self.columns["drop"].idxmax()
 
+    @property
+    def testable(self) -> bool:
+        """Whether there are groups enough for any cell to pass the correction for many tests."""
+        n_tests = int(self.cells["p"].notna().sum())
+        return smallest_p(self.n_groups) * n_tests <= 1 - self.level
+
     def __str__(self) -> str:
         half = (self.matrix("high") - self.matrix("low")) / 2
         marks = self.matrix("significant").map({True: "*", False: " "}.get)
         cells = self.matrix().map("{:.2f}".format) + " ±" + half.map("{:.2f}".format) + marks
         totals = self.totals.map("{:+.3f}".format)
         lines = [f"{name}: {e} ({low} to {high})" for name, e, low, high in totals.itertuples()]
+        if not self.testable:
+            lines.append(f"{self.n_groups} groups are too few for any cell to pass the correction")
         return "\n".join(
             [
-                f"score, rows: trained under, columns: tested under ({self.n_images} images, "
+                f"{self.metric}, rows: trained under, columns: tested under ({self.n_images} images, "
                 f"{self.n_groups} groups, {self.n_seeds} seed(s))",
                 cells.to_string(index_names=False),
                 f"* differs from its row's diagonal (Holm, {1 - self.level:.0%})",
@@ -78,7 +95,7 @@ class MatrixSummary:
 def summarise(
     results: pd.DataFrame,
     *,
-    value: str = "correct",
+    value: str | None = None,
     n_classes: int | None = None,
     level: float = 0.95,
     draws: int = 2000,
@@ -87,9 +104,10 @@ def summarise(
     """Average the results of `train_test_matrix` by cell and say how sure each number is.
 
     Args:
-        results: one row for each image, ``train``, ``test`` and ``seed``, with ``group``,
-            ``label`` and ``value``. Seeds are averaged image by image before anything else.
-        value: the per-image number that is averaged, better if higher.
+        results: one row for each image, ``train``, ``test`` and ``seed``, with ``group`` and what the
+            score is made of. Seeds are averaged image by image before anything else.
+        value: what is scored, better if higher: "correct", "iou" (its cells are data-set IoUs, the sum of
+            intersections by the sum of unions) or any column of numbers; by default what is there.
         n_classes: for the uniform chance level; the number of labels that occur, if not given.
         level: of the intervals.
         draws: bootstrap samples.
@@ -104,82 +122,124 @@ def summarise(
         raise ValueError(f"nothing to compare: tested under {list(tests)} only")
     if missing := set(trains) - set(tests):
         raise ValueError(f"no diagonal: trained but not tested under {sorted(missing)}")
-    wide = results.astype({value: float}).pivot_table(
-        index="image", columns=["train", "test"], values=value, aggfunc="mean", sort=False
-    )
-    wide = wide.reindex(columns=pd.MultiIndex.from_product([trains, tests]))
-    if wide.isna().any(axis=None):
-        raise ValueError("some cell of the matrix lacks some image; pairs need all of them")
-    images = results.drop_duplicates("image").set_index("image").loc[wide.index]
-    groups, shares = images["group"].to_numpy(), images["label"].value_counts(normalize=True)
-    scores = wide.to_numpy().reshape(len(wide), len(trains), len(tests))
-    diagonal = scores[:, np.arange(len(trains)), [list(tests).index(t) for t in trains]]
-    differences = scores - diagonal[:, :, None]
+    paired = _square(paired_scores(results, ["train", "test"], value), trains, tests)
+    own = np.array([list(tests).index(train) for train in trains])
     off = trains[:, None] != tests[None, :]
-
-    kwargs = {"level": level, "draws": draws, "seed": seed}
-    cells = _cells(trains, tests, scores, differences, off, groups, kwargs)
-    columns, totals = _drops(tests, diagonal, differences, off, groups, kwargs)
+    sampled = paired.draws(draws, seed)
+    columns, totals = _drops(tests, own, off, sampled, level)
+    images = results.drop_duplicates("image")
     return MatrixSummary(
-        cells=cells,
+        cells=_cells(trains, tests, own, off, sampled, paired, level, seed),
         totals=totals,
         columns=columns,
-        chance={
-            "majority": float(shares.max()),
-            "uniform": 1 / (n_classes or len(shares)),
-        },
+        chance=_chance(images, n_classes),
         n_images=len(images),
-        n_groups=len(np.unique(groups)),
+        n_groups=sampled.n_groups,
         n_seeds=results["seed"].nunique(),
         level=level,
+        metric=SCORE_NAMES.get(paired.value, paired.value),
     )
+
+
+def _square(paired: PairedScores, trains: np.ndarray, tests: np.ndarray) -> PairedScores:
+    """Put the cells in the order of the matrix, row by row."""
+    order = pd.MultiIndex.from_product([trains, tests], names=["train", "test"])
+    places = paired.cells.get_indexer(order)
+    if (places < 0).any():
+        raise ValueError("some cell of the matrix lacks some image; pairs need all of them")
+    return replace(
+        paired,
+        cells=order,
+        numerators=paired.numerators[:, places],
+        denominators=paired.denominators[:, places],
+    )
+
+
+def _chance(images: pd.DataFrame, n_classes: int | None) -> dict[str, float]:
+    if "label" in images:
+        shares = images["label"].value_counts(normalize=True)
+        return {"majority": float(shares.max()), "uniform": 1 / (n_classes or len(shares))}
+    if {"union", "false_positives", "pixels"} <= set(images.columns):
+        # All that is not falsely found is foreground: found or missed.
+        foreground = (images["union"] - images["false_positives"]).sum()
+        return {"all foreground": float(foreground / images["pixels"].sum())}
+    return {}
+
+
+def to_diagonal(own: np.ndarray, n_tests: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what turns the scores of a matrix, (..., rows x tests), into differences to the diagonal.
+
+    Args:
+        own: column of each row's own pipeline.
+        n_tests: number of columns.
+    """
+
+    def differences(scores: np.ndarray) -> np.ndarray:
+        square = scores.reshape(*scores.shape[:-1], len(own), n_tests)
+        diagonal = np.take_along_axis(square, own.reshape(*[1] * (square.ndim - 2), -1, 1), axis=-1)
+        return (square - diagonal).reshape(scores.shape)
+
+    return differences
 
 
 def _cells(
     trains: np.ndarray,
     tests: np.ndarray,
-    scores: np.ndarray,
-    differences: np.ndarray,
+    own: np.ndarray,
     off: np.ndarray,
-    groups: np.ndarray,
-    kwargs: dict[str, float],
+    sampled: Draws,
+    paired: PairedScores,
+    level: float,
+    seed: int,
 ) -> pd.DataFrame:
-    n = len(scores)
     cells = pd.MultiIndex.from_product([trains, tests], names=["train", "test"]).to_frame(False)
-    score = bootstrap_means(scores.reshape(n, -1), groups, **kwargs)
-    paired = bootstrap_means(differences.reshape(n, -1), groups, **kwargs)
+    score = sampled.interval(level=level)
+    difference = sampled.interval(to_diagonal(own, len(tests)), level)
     cells[["score", "low", "high"]] = np.stack(score, axis=1)
-    cells[["difference", "difference_low", "difference_high"]] = np.stack(paired, axis=1)
+    cells[["difference", "difference_low", "difference_high"]] = np.stack(difference, axis=1)
     flat = off.ravel()
     # 20 draws for each test and more, or Holm's correction could never be passed.
-    draws = max(9999, 100 * flat.sum() - 1)
-    p = sign_flip_test(differences[:, off], groups, draws=draws, seed=kwargs["seed"])
+    draws = max(9999, 100 * int(flat.sum()) - 1)
+    diagonal = np.repeat(np.arange(len(trains)) * len(tests) + own, len(tests))[flat]
+    above, below = paired.numerators, paired.denominators
+    if (below == 1).all():
+        flips = above[:, flat] - above[:, diagonal]
+        p = sign_flip_test(flips, paired.groups, draws=draws, seed=seed)
+    else:
+        cell, base = ((above[:, k], below[:, k]) for k in (flat, diagonal))
+        p = exchange_test(cell, base, paired.groups, draws=draws, seed=seed)
     cells.loc[flat, "p"] = p
     cells.loc[flat, "p_holm"] = holm(p)
-    cells["significant"] = cells["p_holm"] <= 1 - kwargs["level"] + 1e-12
+    cells["significant"] = cells["p_holm"] <= 1 - level + 1e-12
     return cells
 
 
 def _drops(
-    tests: np.ndarray,
-    diagonal: np.ndarray,
-    differences: np.ndarray,
-    off: np.ndarray,
-    groups: np.ndarray,
-    kwargs: dict[str, float],
+    tests: np.ndarray, own: np.ndarray, off: np.ndarray, sampled: Draws, level: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Mean drops of each column that has cells off the diagonal, and of all."""
     shown = off.any(axis=0)
-    by_column = -(differences * off).sum(axis=1)[:, shown] / off.sum(axis=0)[shown]
-    columns = _frame(bootstrap_means(by_column, groups, **kwargs), tests[shown])
+    differences = to_diagonal(own, len(tests))
+
+    def mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return values[..., chosen.ravel()].mean(axis=-1)
+
+    def by_column(scores: np.ndarray) -> np.ndarray:
+        moved = -differences(scores)
+        alone = [off & (np.arange(len(tests)) == k) for k in np.flatnonzero(shown)]
+        return np.stack([mean(moved, chosen) for chosen in alone], axis=-1)
+
+    columns = _frame(sampled.interval(by_column, level), tests[shown])
     columns = columns.rename(columns={"estimate": "drop"}).rename_axis("test")
     spared = off & (tests != columns["drop"].idxmax())
-    means = {"diagonal": diagonal.mean(axis=1)}
-    for name, chosen in (("drop", off), ("drop without worst column", spared)):
-        if chosen.any():
-            means[name] = -differences[:, chosen].mean(axis=1)
-    values = np.stack([*means.values()], axis=1)
-    return columns, _frame(bootstrap_means(values, groups, **kwargs), [*means])
+    chosen = {"drop": off} | ({"drop without worst column": spared} if spared.any() else {})
+
+    def totals(scores: np.ndarray) -> np.ndarray:
+        moved = -differences(scores)
+        diagonal = mean(scores, own[:, None] == np.arange(len(tests)))
+        return np.stack([diagonal, *(mean(moved, cells) for cells in chosen.values())], axis=-1)
+
+    return columns, _frame(sampled.interval(totals, level), ["diagonal", *chosen])
 
 
 def _frame(interval: Interval, index: list[str] | np.ndarray) -> pd.DataFrame:
@@ -211,34 +271,3 @@ def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
     table = before[["label"]].assign(before=before["prediction"], after=after["prediction"])
     table["change"] = np.where(before["correct"], "lost", "gained")
     return table[before["correct"] != after["correct"]].reset_index()
-
-
-def published_matrix(name: str) -> pd.DataFrame:
-    """Return a published train (rows) x test (columns) matrix of the twelve static pipelines.
-
-    Source: project page of "From Lens to Logit", the 2021 submission of Oala et al., "Data Models
-    for Dataset Drift Controls in Machine Learning With Optical Images", TMLR 2023; means of 5 folds
-    read off the figure, 2 decimals. It came without intervals; the standard error of one accuracy
-    is about .028.
-
-    Args:
-        name: "microscopy" (accuracy on Raw-Microscopy) or "drone" (IoU on Raw-Drone).
-
-    Returns:
-        A 12 x 12 frame in [0, 1] whose ``attrs`` hold ``metric`` and ``source``.
-
-    Raises:
-        ValueError: no such matrix.
-    """
-    published = json.loads(files("r2l").joinpath("data/published_matrices.json").read_text("utf-8"))
-    names = [key for key, entry in published.items() if isinstance(entry, dict)]
-    if name not in names:
-        raise ValueError(f"unknown published matrix {name!r}; choose from {', '.join(names)}")
-    codes = published["pipelines"]
-    frame = pd.DataFrame(
-        published[name]["train_x_test"],
-        index=pd.Index(codes, name="train"),
-        columns=pd.Index(codes, name="test"),
-    )
-    frame.attrs = {"metric": published[name]["metric"], "source": published["source"]}
-    return frame

@@ -4,6 +4,9 @@ The experiment of Oala et al., "Data Models for Dataset Drift Controls in Machin
 Optical Images", TMLR 2023, with what makes its cells comparable: folds that keep groups whole, the
 same folds, initial weights and order of images for every pipeline, and the answer to every image
 kept, so that two cells are compared image by image (`r2l.drift.matrix.summarise`).
+
+`train_test_matrix` does all of it; `train_models` and `ask_models` are its halves, for those who want
+to test the same models under something else too.
 """
 
 from __future__ import annotations
@@ -13,117 +16,44 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
-from r2l.camera import Camera
 from r2l.datasets import RawDataset
-from r2l.isp import PIPELINES, develop_all
-from r2l.training import (
-    Fold,
-    RawToLogits,
-    channel_statistics,
-    evaluate,
-    fit,
-    group_folds,
-    make_classifier,
-)
+from r2l.drift.asking import as_table, ask, ready
+from r2l.drift.paired import SCORE_NAMES, paired_scores
+from r2l.drift.views import Views, develop_views
+from r2l.isp import PIPELINES
+from r2l.training import Fold, RawToLogits, channel_statistics, fit, group_folds
 from r2l.training.quiet import progress_bar
-from r2l.training.tracking import Run
+
+if TYPE_CHECKING:
+    from r2l.training.tracking import Run
 
 # (n_classes, mean, std) to a task model; mean and std are those of the images it is trained on.
 ModelFactory = Callable[[int, Sequence[float], Sequence[float]], nn.Module]
 
 
 @dataclass(frozen=True)
-class Views:
-    """A whole data set developed by several pipelines, in memory.
+class Trained:
+    """A trained model, and which images it may be asked about.
 
     Attributes:
-        images: display RGB (N, 3, H, W) float32 of each pipeline, by its code, in one order.
-        labels: class of each image (N,).
-        groups: group of each image (N,).
-        classes: names of the classes.
-        camera: whose frames they were.
+        module: from images to answers, in eval mode.
+        code: pipeline that it was trained under.
+        test: indices of the images that it has not seen.
+        seed: of the repetition.
+        fold: number of the fold.
     """
 
-    images: dict[str, Tensor]
-    labels: np.ndarray
-    groups: np.ndarray
-    classes: tuple[str, ...]
-    camera: Camera
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def dataset(self, code: str, indices: Sequence[int] | np.ndarray) -> Dataset:
-        """Return the images ``indices`` as pipeline ``code`` develops them, as a data set."""
-        return _View(self, code, np.asarray(indices))
-
-
-class _View(Dataset):
-    """Items ``dict(image=(3, H, W), label=int, meta=dict(image, group, pipeline))``."""
-
-    def __init__(self, views: Views, code: str, indices: np.ndarray) -> None:
-        self.views, self.code, self.indices = views, code, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        index = int(self.indices[position])
-        return {
-            "image": self.views.images[self.code][index],
-            "label": int(self.views.labels[index]),
-            "meta": {
-                "image": index,
-                "group": int(self.views.groups[index]),
-                "pipeline": self.code,
-            },
-        }
-
-
-def develop_views(
-    dataset: RawDataset,
-    codes: Sequence[str] = PIPELINES,
-    *,
-    variant: str = "corrected",
-    batch_size: int = 64,
-    progress: bool = True,
-) -> Views:
-    """Develop every frame of ``dataset`` once by each of the pipelines ``codes``.
-
-    Memory: 12 bytes a pixel and pipeline (300 tiles of 64x64 by 4 pipelines: 59 MB).
-
-    Args:
-        dataset: frames of one size, with ``camera``, ``labels``, ``groups`` and ``classes``.
-        codes: pipelines such as "ma,s,ga".
-        variant: "corrected" or "paper", see `StaticISP`.
-        batch_size: frames developed at once.
-        progress: whether to show a bar.
-
-    Raises:
-        ValueError: no frames, no codes, a code named twice, or one that does not exist.
-    """
-    codes = list(codes)
-    if not codes or len(set(codes)) < len(codes) or len(dataset) == 0:
-        raise ValueError(f"nothing to develop, or twice: {len(dataset)} frames by {codes}")
-    images: dict[str, Tensor] = {}
-    with progress_bar(total=len(dataset), desc="developing", disable=not progress) as bar:
-        for start in range(0, len(dataset), batch_size):
-            indices = range(start, min(start + batch_size, len(dataset)))
-            raw = torch.stack([dataset[i]["raw"] for i in indices])
-            for code, view in develop_all(raw, dataset.camera, codes, variant).items():
-                if code not in images:
-                    images[code] = view.new_empty(len(dataset), *view.shape[1:])
-                images[code][indices.start : indices.stop] = view
-            bar.update(len(indices))
-    return Views(images, dataset.labels, dataset.groups, tuple(dataset.classes), dataset.camera)
+    module: RawToLogits
+    code: str
+    test: np.ndarray
+    seed: int = 0
+    fold: int = 0
 
 
 def train_test_matrix(
@@ -144,10 +74,12 @@ def train_test_matrix(
     images in the same order, so that the pipeline is all that differs.
 
     Args:
-        data: raw frames, or `Views` of them (which then must hold all ``codes``).
+        data: raw frames, or `Views` of them (which then must hold all ``codes``). With masks the task is
+            segmentation, else classification.
         codes: pipelines, in the order of the matrix.
-        model: a name for `make_classifier`, or a function of number of classes, channel means and
-            channel standard deviations that returns a fresh model.
+        model: a name for `make_classifier` (for segmentation architecture and encoder for
+            `make_segmenter`, such as "unet/resnet18"), or a function of number of classes, channel means
+            and channel standard deviations that returns a fresh model.
         n_splits: number of folds; every image is tested in one of them.
         seeds: of folds, initial weights and order; with several, everything is repeated.
         variant: "corrected" or "paper", see `StaticISP`; not used with `Views`.
@@ -157,40 +89,118 @@ def train_test_matrix(
 
     Returns:
         One row for each image, training pipeline, test pipeline and seed: ``train``, ``test``,
-        ``seed``, ``fold``, and what `evaluate` tells: ``image``, ``group``, ``label``,
-        ``prediction``, ``correct``, ``p_true``, ``loss``.
+        ``seed``, ``fold``, and what `r2l.training.evaluate` tells, for classes: ``image``, ``group``,
+        ``label``, ``prediction``, ``correct``, ``p_true``, ``loss``; for masks: ``image``, ``group``,
+        ``iou``, ``intersection``, ``union``, ... and ``pixels`` (of the image).
 
     Raises:
         ValueError: as `develop_views` and `group_folds`; or views that lack a code.
     """
-    codes = list(codes)
-    views = (
-        data
-        if isinstance(data, Views)
-        else develop_views(data, codes, variant=variant, progress=progress)
-    )
-    if missing := [code for code in codes if code not in views.images]:
-        raise ValueError(f"views lack {missing}; they hold {list(views.images)}")
-    jobs = list(_jobs(views, codes, n_splits, seeds))
+    views = _views(data, codes, variant, progress)
     tables = []
+    for trained, nested in _trained(views, codes, model, n_splits, seeds, run, progress, settings):
+        tables.append(ask_models([trained], views, codes, progress=False))
+        if nested:
+            _log(nested, trained.module, tables[-1])
+    return pd.concat(tables, ignore_index=True)
+
+
+def train_models(
+    data: RawDataset | Views,
+    codes: Sequence[str] = PIPELINES,
+    *,
+    model: str | ModelFactory = "SmallResNet",
+    n_splits: int = 5,
+    seeds: Sequence[int] = (0,),
+    variant: str = "corrected",
+    progress: bool = True,
+    **settings: Any,
+) -> list[Trained]:
+    """Train one model for each pipeline, fold and seed, and keep them; arguments as `train_test_matrix`.
+
+    Memory: twelve pipelines and five folds of a ResNet18 take 2.7 GB.
+    """
+    views = _views(data, codes, variant, progress)
+    jobs = _trained(views, codes, model, n_splits, seeds, None, progress, settings)
+    return [trained for trained, _ in jobs]
+
+
+def ask_models(
+    models: Sequence[Trained],
+    data: RawDataset | Views,
+    codes: Sequence[str] = PIPELINES,
+    *,
+    variant: str = "corrected",
+    batch_size: int = 128,
+    device: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Ask each model about the images that it has not seen, as each of the pipelines develops them.
+
+    Every frame is developed once by each pipeline, however many models there are, and batches are
+    slices of what was developed, so that little is done but ask the models.
+
+    Args:
+        models: what `train_models` returned, or `Trained` made by hand.
+        data: raw frames, or `Views` of them.
+        codes: pipelines, in the order of the matrix.
+        variant: "corrected" or "paper", see `StaticISP`; not used with `Views`.
+        batch_size: images a step.
+        device: where to ask, such as "cuda"; by default where each model is.
+        progress: whether to show a bar.
+
+    Returns:
+        As `train_test_matrix`.
+
+    Raises:
+        ValueError: no models, or as `develop_views`.
+    """
+    if not models:
+        raise ValueError("no models to test")
+    views = _views(data, codes, variant, progress)
+    parts = []
+    with progress_bar(total=len(models), desc="testing", disable=not progress) as bar:
+        for trained in models:
+            with ready(trained.module, device) as place:
+                for code in codes:
+                    cell = {"train": trained.code, "test": code}
+                    cell |= {"seed": trained.seed, "fold": trained.fold}
+                    images = views.images[code]
+                    answers = ask(trained.module, images, views, trained.test, batch_size, place)
+                    parts.append((cell, answers))
+            bar.update()
+    return as_table(parts)
+
+
+def _views(data: RawDataset | Views, codes: Sequence[str], variant: str, progress: bool) -> Views:
+    if not isinstance(data, Views):
+        return develop_views(data, codes, variant=variant, progress=progress)
+    if missing := [code for code in codes if code not in data.images]:
+        raise ValueError(f"views lack {missing}; they hold {list(data.images)}")
+    return data
+
+
+def _trained(
+    views: Views,
+    codes: Sequence[str],
+    model: str | ModelFactory,
+    n_splits: int,
+    seeds: Sequence[int],
+    run: Run | None,
+    progress: bool,
+    settings: dict[str, Any],
+) -> Iterator[tuple[Trained, Run | None]]:
+    """Train one model after the other; each with the run to log it to, open until the next is asked for."""
+    jobs = list(_jobs(views, codes, n_splits, seeds))
     with progress_bar(total=len(jobs), desc="training", disable=not progress) as bar:
         for code, seed, number, fold in jobs:
             name = f"{code}, fold {number}, seed {seed}"
             place = {"pipeline": code, "fold": number, "seed": seed}
             with run.nested(name, place) if run else nullcontext() as nested:
-                trained = _train(views, code, fold, (seed, number), model, settings)
-                held_out = {test: views.dataset(test, fold.test) for test in codes}
-                table = evaluate(trained, held_out, by="test").assign(
-                    train=code, fold=number, seed=seed
-                )
-                if nested:
-                    _log(nested, trained, table)
-            tables.append(table)
+                module = _train(views, code, fold, (seed, number), model, settings)
+                yield Trained(module, code, fold.test, seed, number), nested
             bar.set_postfix_str(name, refresh=False)
             bar.update()
-    first = ["train", "test", "seed", "fold"]
-    results = pd.concat(tables, ignore_index=True)
-    return results[first + [c for c in results.columns if c not in first]]
 
 
 def _jobs(
@@ -210,19 +220,35 @@ def _train(
     model: str | ModelFactory,
     settings: dict[str, Any],
 ) -> RawToLogits:
-    factory = partial(make_classifier, model) if isinstance(model, str) else model
     mean, std = channel_statistics(views.images[code][fold.train])
+    task = {} if views.masks is None else {"task": "segmentation"}
     return fit(
-        partial(factory, len(views.classes), mean, std),
+        _factory(model, views, mean, std),
         views.dataset(code, fold.train),
         # Mixed, so that fold 1 of seed 0 does not share its draws with fold 0 of seed 1.
         seed=int(np.random.SeedSequence(place).generate_state(1)[0]),
         progress=False,
-        **settings,
+        **{**task, **settings},
     )
+
+
+def _factory(
+    model: str | ModelFactory, views: Views, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[], nn.Module]:
+    from r2l.training import models
+
+    if not isinstance(model, str):
+        return partial(model, len(views.classes), mean, std)
+    if views.masks is None:
+        return partial(models.make_classifier, model, len(views.classes), mean, std)
+    architecture, _, encoder = model.partition("/")
+    return partial(models.make_segmenter, architecture, encoder or "resnet34", mean, std)
 
 
 def _log(run: Run, trained: RawToLogits, table: pd.DataFrame) -> None:
     for epoch, row in trained.history.iterrows():
         run.metrics(row.to_dict(), step=epoch)
-    run.metrics({f"accuracy on {t}": v for t, v in table.groupby("test")["correct"].mean().items()})
+    paired = paired_scores(table, "test")
+    name = SCORE_NAMES.get(paired.value, paired.value)
+    shares = paired.numerators.sum(axis=0) / paired.denominators.sum(axis=0)
+    run.metrics({f"{name} on {t}": v for t, v in zip(paired.cells, shares, strict=True)})

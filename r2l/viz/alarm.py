@@ -72,7 +72,7 @@ def _draw_cell(ax: Axes, row: int, column: int, cell: pd.Series) -> None:
 
 
 def plot_statistics(result: AlarmResult, *, most: int = 12) -> Figure:
-    """Draw which numbers moved, in standard deviations of the reference.
+    """Draw which numbers moved, in standard deviations.
 
     Args:
         result: of `r2l.drift.Alarm.test`.
@@ -89,7 +89,7 @@ def plot_statistics(result: AlarmResult, *, most: int = 12) -> Figure:
     ax.axvline(0, color=SOFT, linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=7.5, labelcolor=INK)
-    ax.set_xlabel("shift of the mean, in standard deviations of the reference", fontsize=8)
+    ax.set_xlabel("shift of the mean, in standard deviations of both together", fontsize=8)
     word = "alarm" if result.raised else "no alarm"
     title = f"{word}, p = {result.p_value:.3f}; coloured: Kolmogorov-Smirnov, Holm, 5 %"
     ax.set_title(title, loc="left", fontsize=9, color=INK)

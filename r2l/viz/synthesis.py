@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -73,7 +75,7 @@ def plot_corruptions(
     views: Views | None = None,
     *,
     distance: str = "psnr",
-    names: bool = True,
+    names: Sequence[str] = ("matched", "sensor"),
 ) -> Figure:
     """Draw how much is lost against how far the images moved: pipelines, corruptions and sensors.
 
@@ -82,7 +84,7 @@ def plot_corruptions(
         summary: the matrix, whose cells off the diagonal are drawn too; needs ``views``.
         views: developed images, of which the cells' distances are taken.
         distance: in which ``drops`` were measured: "psnr", "ssim" or "l2".
-        names: whether to write the names of corruptions beside their marks.
+        names: scales whose marks have the name of what was done beside them.
     """
     figure = Figure(figsize=(8.4, 5.0), layout="constrained")
     ax = figure.subplots()
@@ -93,11 +95,13 @@ def plot_corruptions(
         bars = [part["drop"] - part["low"], part["high"] - part["drop"]]
         style = {"fmt": _MARKS.get(scale, "s"), "color": colour, "markersize": 5, "elinewidth": 0.7}
         label = _LABELS.get(scale, scale)
+        part = part.assign(distance=part["distance"].clip(upper=60)) if distance == "psnr" else part
         ax.errorbar(part["distance"], part["drop"], np.clip(bars, 0, None), label=label, **style)
-        if names:
+        if scale in names:
             _name(ax, part, colour)
     if distance == "psnr":
-        ax.invert_xaxis()
+        # What has hardly changed stands at the edge.
+        ax.set_xlim(min(60.0, ax.get_xlim()[1]), ax.get_xlim()[0])
         ax.set_xlabel("PSNR to the model's own pipeline in dB (right: further away)", color=INK)
     else:
         ax.set_xlabel(f"distance to the model's own pipeline, {distance}", color=INK)

@@ -1,0 +1,35 @@
+"""Drift adjustment: learning the processing with the task, and adapting to a camera that has changed."""
+
+from r2l.drift.adjustment.comparison import (
+    adaptation_experiment,
+    compare_adaptations,
+    summarise_adaptations,
+    train_on_pipelines,
+)
+from r2l.drift.adjustment.crossed import crossed_means, paired_summary
+from r2l.drift.adjustment.frames import Condition, Frames, RandomPipeline, load_frames
+from r2l.drift.adjustment.learning import Learning, compare_processing
+from r2l.drift.adjustment.methods import METHODS, adapt
+from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
+from r2l.drift.adjustment.physical import PhysicalAdjustment, describe_isp
+
+__all__ = [
+    "METHODS",
+    "Condition",
+    "Frames",
+    "Learning",
+    "PhysicalAdjustment",
+    "RandomPipeline",
+    "SourceStatistics",
+    "adapt",
+    "adaptation_experiment",
+    "compare_adaptations",
+    "compare_processing",
+    "crossed_means",
+    "describe_isp",
+    "load_frames",
+    "paired_summary",
+    "source_statistics",
+    "summarise_adaptations",
+    "train_on_pipelines",
+]

@@ -1,0 +1,228 @@
+"""Which adaptation helps, under which change, and how surely."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch.utils.data import Dataset
+
+from r2l.drift.adjustment.crossed import paired_summary
+from r2l.drift.adjustment.frames import (
+    Condition,
+    ModelFactory,
+    RandomPipeline,
+    check_conditions,
+    develop,
+    mixed_seed,
+    model_factory,
+)
+from r2l.drift.adjustment.methods import LABELLED, METHODS, adapt
+from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
+from r2l.isp import PIPELINES
+from r2l.training import RawToLogits, channel_statistics, evaluate, fit, group_folds, seeded
+from r2l.training.quiet import progress_bar
+
+
+def compare_adaptations(
+    trained: RawToLogits,
+    targets: Mapping[str, Condition],
+    adapt_on: Sequence[int] | np.ndarray,
+    test_on: Sequence[int] | np.ndarray,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    statistics: SourceStatistics | None = None,
+    generalist: RawToLogits | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Adapt one trained model to each target by each method, and ask it about other images.
+
+    Args:
+        trained: task model with the ISP it was trained with; it is not changed.
+        targets: by name; each brings its frames and the ISP that develops them there.
+        adapt_on: frames that methods adapt to.
+        test_on: frames that they are tested on; of other groups.
+        methods: of `METHODS`.
+        statistics: see `adapt`.
+        generalist: see `adapt`.
+        **settings: further arguments of `adapt` (``steps``, ``batch_size``, ``seed``).
+
+    Returns:
+        One row for each target, method and image: ``target``, ``method``, what `evaluate` tells, and of
+        the adaptation ``steps``, ``seconds`` and ``labelled`` (whether it saw labels of the target).
+
+    Raises:
+        ValueError: a group on both sides, an unknown method, or as `adapt`.
+    """
+    if unknown := set(methods) - set(METHODS):
+        raise ValueError(f"unknown methods {sorted(unknown)}; choose from {', '.join(METHODS)}")
+    adapt_on, test_on = np.asarray(adapt_on), np.asarray(test_on)
+    check_conditions([*targets.values()])
+    tables = []
+    for name, target in targets.items():
+        groups = target.frames.groups
+        if shared := set(groups[adapt_on]) & set(groups[test_on]):
+            raise ValueError(
+                f"groups {sorted(shared)[:5]} are adapted to and tested on; take other groups to test"
+            )
+        moved = copy.deepcopy(trained)
+        moved.processor = copy.deepcopy(target.processor)
+        for method in methods:
+            adapted = adapt(
+                method,
+                moved,
+                target.frames.dataset(adapt_on),
+                statistics=statistics,
+                generalist=generalist,
+                **settings,
+            )
+            table = evaluate(adapted, {name: target.frames.dataset(test_on)}, by="target")
+            record = {key: adapted.adaptation[key] for key in ("steps", "seconds")}
+            for key, value in adapted.adaptation.get("settings", {}).items():
+                record[f"isp_{key}"] = value
+            tables.append(table.assign(method=method, labelled=method in LABELLED, **record))
+    return pd.concat(tables, ignore_index=True)
+
+
+def train_on_pipelines(
+    source: Condition,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    codes: Sequence[str] = PIPELINES,
+    model: str | ModelFactory = "SmallResNet",
+    seed: int = 0,
+    **settings: Any,
+) -> RawToLogits:
+    """Train a task model on all pipelines: each image is developed by one drawn at random, each epoch.
+
+    Args:
+        source: its frames and their camera are used; its ISP is not.
+        indices: the training images.
+        codes: the pipelines.
+        model: a name for `make_classifier`, or a function of number of classes, means and stds.
+        seed: of weights, order and pipelines.
+        **settings: further arguments of `fit`.
+    """
+    processor = RandomPipeline(source.frames.camera, codes)
+    with seeded(seed):
+        images = develop(processor, source.frames.raw[np.asarray(indices)])
+    mean, std = channel_statistics(images)
+    return fit(
+        partial(model_factory(model, settings), len(source.frames.classes), mean, std),
+        source.frames.dataset(indices),
+        processor=processor,
+        seed=seed,
+        progress=False,
+        **settings,
+    )
+
+
+def adaptation_experiment(
+    source: Condition,
+    targets: Mapping[str, Condition],
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    model: str | ModelFactory = "SmallResNet",
+    n_splits: int = 4,
+    seeds: Sequence[int] = (0,),
+    codes: Sequence[str] = PIPELINES,
+    adaptation: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Train on the source, adapt to each target by each method, test on groups that neither has seen.
+
+    The folds take turns: one is tested, the next is adapted to, the others are trained on. So every image
+    is tested once for each seed. The task model is trained with the source's ISP frozen.
+
+    Args:
+        source: what models are trained on; its normalisation is that of its training images, fixed.
+        targets: by name, see `compare_adaptations`; the source among them shows what a method does
+            where nothing has changed. All hold the source's scenes, in its order.
+        methods: of `METHODS`; "none" has to be among them for `summarise_adaptations`.
+        model: a name for `make_classifier`, or a function of number of classes, means and stds.
+        n_splits: number of folds, at least 3.
+        seeds: of folds, weights and order; with several, everything is repeated.
+        codes: pipelines that the generalist is trained on.
+        adaptation: arguments of `adapt` (``steps``, ``batch_size``).
+        progress: whether to show a bar.
+        **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ...).
+
+    Returns:
+        What `compare_adaptations` returns, with ``seed`` and ``fold``.
+
+    Raises:
+        ValueError: fewer than three folds, different scenes, or as `compare_adaptations`.
+    """
+    if n_splits < 3:
+        raise ValueError(f"n_splits is {n_splits}; to train, to adapt and to test takes 3 or more")
+    check_conditions([source, *targets.values()])
+    frames = source.frames
+    tables = []
+    with progress_bar(total=n_splits * len(seeds), desc="folds", disable=not progress) as bar:
+        for seed in seeds:
+            folds = [f.test for f in group_folds(frames.labels, frames.groups, n_splits, seed)]
+            for number, test_on in enumerate(folds):
+                adapt_on = folds[(number + 1) % n_splits]
+                kept_out = np.concatenate([test_on, adapt_on])
+                training = np.setdiff1d(np.arange(len(frames)), kept_out)
+                place = mixed_seed(seed, number)
+                trained = _train_source(source, training, model, place, settings)
+                generalist = None
+                if "all_pipelines" in methods:
+                    generalist = train_on_pipelines(
+                        source, training, codes=codes, model=model, seed=place, **settings
+                    )
+                table = compare_adaptations(
+                    trained,
+                    targets,
+                    adapt_on,
+                    test_on,
+                    methods=methods,
+                    statistics=source_statistics(trained, frames.dataset(training)),
+                    generalist=generalist,
+                    seed=place,
+                    **(adaptation or {}),
+                )
+                tables.append(table.assign(seed=seed, fold=number))
+                bar.update()
+    return pd.concat(tables, ignore_index=True)
+
+
+def _train_source(
+    source: Condition,
+    training: np.ndarray,
+    model: str | ModelFactory,
+    seed: int,
+    settings: dict[str, Any],
+) -> RawToLogits:
+    mean, std = source.statistics(training)
+    data: Dataset = source.frames.dataset(training)
+    return fit(
+        partial(model_factory(model, settings), len(source.frames.classes), mean, std),
+        data,
+        processor=source.processor,
+        freeze_processor=True,
+        seed=seed,
+        progress=False,
+        **settings,
+    )
+
+
+def summarise_adaptations(
+    answers: pd.DataFrame, *, value: str = "correct", level: float = 0.95
+) -> pd.DataFrame:
+    """Return score and paired difference to "none" of each target and method, see `paired_summary`.
+
+    Further columns: ``seconds`` (mean of an adaptation), ``steps``, ``labelled``.
+    """
+    table = paired_summary(
+        answers, arm="method", baseline="none", by="target", value=value, level=level
+    )
+    costs = answers.groupby(["target", "method"])[["seconds", "steps", "labelled"]].first()
+    costs["seconds"] = answers.groupby(["target", "method"])["seconds"].mean()
+    return table.join(costs, on=["target", "method"])

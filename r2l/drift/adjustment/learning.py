@@ -1,0 +1,234 @@
+"""Learned against frozen processing: does it help to train the ISP together with the task model?
+
+The experiment of Oala et al., TMLR 2023, section on drift adjustment, with what makes the two arms
+comparable: equal folds (groups kept whole), initial weights, order of images and normalisation; every
+answer kept; several seeds; and no choice of an epoch by looking at the held-out images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from r2l.drift.adjustment.crossed import crossed_means, paired_summary
+from r2l.drift.adjustment.frames import (
+    Condition,
+    ModelFactory,
+    check_conditions,
+    mixed_seed,
+    model_factory,
+)
+from r2l.drift.adjustment.physical import describe_isp
+from r2l.drift.adjustment.recording import Recorder, State
+from r2l.isp import ParametrizedISP
+from r2l.training import Fold, RawToLogits, evaluate, fit, group_folds
+from r2l.training.quiet import progress_bar
+from r2l.training.tracking import Run
+
+ARMS = ("frozen", "learned")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What `compare_processing` found.
+
+    Attributes:
+        curves: one row for each condition, arm, seed, fold and epoch (from 1): ``train_loss``,
+            ``train_accuracy``, ``val_loss``, ``val_accuracy`` and so on, as `fit` logs them. Validation is
+            on the held-out fold; nothing was chosen by it.
+        answers: one row for each condition, arm, seed and image: what `evaluate` tells of the model of the
+            last epoch, and ``fold``.
+        initial: the ISP that each condition started from.
+        states: the ISP's parameters before the first epoch and after each, by (condition, arm, seed, fold).
+    """
+
+    curves: pd.DataFrame
+    answers: pd.DataFrame
+    initial: dict[str, nn.Module]
+    states: dict[tuple[str, str, int, int], list[State]] = field(repr=False)
+
+    def processor(
+        self,
+        condition: str,
+        epoch: int = -1,
+        *,
+        arm: str = "learned",
+        seed: int | None = None,
+        fold: int = 0,
+    ) -> nn.Module:
+        """Return the ISP of one training as it stood after ``epoch`` (0: before the first; -1: the last).
+
+        Args:
+            condition: which.
+            epoch: see above.
+            arm: "learned" or "frozen".
+            seed: the first, if None.
+            fold: which.
+
+        Raises:
+            ValueError: no such training, or epoch.
+        """
+        seed = next(iter(self.states))[2] if seed is None else seed
+        states = self.states.get((condition, arm, seed, fold))
+        if states is None:
+            raise ValueError(
+                f"no training {(condition, arm, seed, fold)}; there are {list(self.states)[:8]} ..."
+            )
+        if not -len(states) <= epoch < len(states):
+            raise ValueError(f"epoch {epoch}; choose from 0 to {len(states) - 1}, or -1")
+        isp = copy.deepcopy(self.initial[condition])
+        isp.load_state_dict(states[epoch])
+        return isp.requires_grad_(False)
+
+    def parameters(self, condition: str) -> pd.DataFrame:
+        """Return what was learned in physical terms (`describe_isp`), over all seeds and folds.
+
+        Returns:
+            One row a quantity: ``initial``, and of the learned ISPs the ``mean``, ``lowest``, ``highest``.
+
+        Raises:
+            ValueError: the ISP is no `ParametrizedISP`, or nothing was learned.
+        """
+        places = [key for key in self.states if key[:2] == (condition, "learned")]
+        if not places or not isinstance(self.initial[condition], ParametrizedISP):
+            raise ValueError(f"no ParametrizedISP was learned under {condition!r}")
+        learned = pd.DataFrame(
+            [
+                describe_isp(self.processor(condition, seed=seed, fold=fold))
+                for _, _, seed, fold in places
+            ]
+        )
+        columns = {"mean": learned.mean(), "lowest": learned.min(), "highest": learned.max()}
+        return pd.DataFrame({"initial": describe_isp(self.initial[condition]), **columns})
+
+    def summary(self, value: str = "correct", level: float = 0.95) -> pd.DataFrame:
+        """Return score and paired difference to frozen of each condition, see `paired_summary`."""
+        return paired_summary(
+            self.answers, arm="arm", baseline="frozen", by="condition", value=value, level=level
+        )
+
+    def bands(self, column: str = "val_accuracy", level: float = 0.95) -> pd.DataFrame:
+        """Return mean and interval of a learning curve at each epoch.
+
+        Folds are averaged within a seed; the interval is Student's t over the seeds. With one seed there is
+        none, and its bounds are the mean.
+
+        Raises:
+            ValueError: no such column.
+        """
+        if column not in self.curves:
+            raise ValueError(f"no column {column!r}; choose from {', '.join(self.curves.columns)}")
+        keys = ["condition", "arm", "epoch"]
+        means = self.curves.groupby([*keys, "seed"], sort=False)[column].mean().unstack("seed")
+        rows = means.mean(axis=1).rename("mean").to_frame()
+        rows["low"] = rows["high"] = rows["mean"]
+        if means.shape[1] > 1:
+            # Each seed is a unit of its own: the columns of crossed_means are the epochs.
+            bands = crossed_means(means.T.to_numpy()[None], np.arange(means.shape[1]), level=level)
+            rows["low"], rows["high"] = bands.low, bands.high
+        return rows.reset_index()
+
+
+def compare_processing(
+    conditions: Mapping[str, Condition],
+    *,
+    arms: Sequence[str] = ARMS,
+    model: str | ModelFactory = "SmallResNet",
+    n_splits: int = 5,
+    seeds: Sequence[int] = (0,),
+    run: Run | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Learning:
+    """Train task models with the ISP learned along and with the ISP frozen at its initial values.
+
+    Within a condition, fold and seed both arms start from the same weights and the same ISP, see the
+    images in the same order and normalise by the same numbers (`Condition.normalisation`).
+
+    Args:
+        conditions: by name; such as the same scenes at several intensities, or a pipeline whose initial
+            values are off. Processors are `ParametrizedISP` or other modules with parameters.
+        arms: "frozen", "learned".
+        model: a name for `make_classifier`, or a function of number of classes, means and stds.
+        n_splits: number of folds; every image is tested in one of them.
+        seeds: of folds, initial weights and order; with several, everything is repeated.
+        run: a run (`r2l.training.tracking.track`) to log each training below, as a nested run.
+        progress: whether to show a bar.
+        **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ``task``, ...).
+
+    Raises:
+        ValueError: an unknown arm, different scenes, or a processor without parameters that is to be learned.
+    """
+    if not arms or (unknown := set(arms) - set(ARMS)):
+        raise ValueError(f"unknown arms {sorted(unknown or [])}; choose from {', '.join(ARMS)}")
+    check_conditions([*conditions.values()])
+    for name, condition in conditions.items():
+        if "learned" in arms and not [*condition.processor.parameters()]:
+            raise ValueError(
+                f"{name}: {type(condition.processor).__name__} has nothing to learn; "
+                "take a ParametrizedISP"
+            )
+    frames = next(iter(conditions.values())).frames
+    folds = {seed: group_folds(frames.labels, frames.groups, n_splits, seed) for seed in seeds}
+    jobs = [*product(seeds, range(n_splits), conditions, arms)]
+    curves, answers, states = [], [], {}
+    with progress_bar(total=len(jobs), desc="training", disable=not progress) as bar:
+        for seed, number, name, arm in jobs:
+            place = {"condition": name, "arm": arm, "seed": seed, "fold": number}
+            bar.set_postfix_str(", ".join(map(str, place.values())), refresh=False)
+            with (
+                run.nested(" ".join(map(str, place.values())), place) if run else nullcontext() as r
+            ):
+                fold = folds[seed][number]
+                recorder = Recorder()
+                trained = _train(
+                    conditions[name], arm, fold, (seed, number), model, recorder, settings
+                )
+                table = evaluate(
+                    trained, {name: conditions[name].frames.dataset(fold.test)}, by="condition"
+                )
+                for epoch, row in trained.history.iterrows() if r else ():
+                    r.metrics(row.to_dict(), step=epoch)
+            curves.append(trained.history.reset_index(drop=True).assign(**place))
+            curves[-1].insert(0, "epoch", np.arange(1, len(curves[-1]) + 1))
+            answers.append(table.assign(**place))
+            states[name, arm, seed, number] = recorder.states
+            bar.update()
+    return Learning(
+        pd.concat(curves, ignore_index=True),
+        pd.concat(answers, ignore_index=True),
+        {name: copy.deepcopy(condition.processor) for name, condition in conditions.items()},
+        states,
+    )
+
+
+def _train(
+    condition: Condition,
+    arm: str,
+    fold: Fold,
+    place: tuple[int, int],
+    model: str | ModelFactory,
+    recorder: Recorder,
+    settings: dict[str, Any],
+) -> RawToLogits:
+    mean, std = condition.statistics(fold.train)
+    return fit(
+        partial(model_factory(model, settings), len(condition.frames.classes), mean, std),
+        condition.frames.dataset(fold.train),
+        processor=condition.processor,
+        freeze_processor=arm == "frozen",
+        validation=condition.frames.dataset(fold.test),
+        seed=mixed_seed(*place),
+        progress=False,
+        callbacks=[recorder],
+        **settings,
+    )

@@ -1,0 +1,230 @@
+"""An alarm without labels: does a stream of images come from the pipeline that a model was trained on?
+
+Each image is described by a few numbers, either statistics of the picture or what the model answers to it
+(Lipton et al., "Detecting and Correcting for Label Shift with Black Box Predictors", ICML 2018; Rabanser et
+al., "Failing Loudly: An Empirical Study of Methods for Detecting Dataset Shift", NeurIPS 2019, finds these
+the best of many). Two samples of them are compared by their energy distance (Szekely and Rizzo, "Testing for
+Equal Distributions in High Dimension", InterStat 2004), whose p-value comes from permuting whole groups:
+images of one slide zone or photograph hang together, and a test that took them for independent would cry
+wolf. Under no drift groups are exchangeable, so that the rate of false alarms is what was asked for,
+whatever the numbers are. Which of them moved is told by Kolmogorov-Smirnov tests on the groups' means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.spatial.distance import cdist
+from torch import Tensor, nn
+
+from r2l.drift.describing import describe
+from r2l.drift.statistics import holm
+
+
+@dataclass(frozen=True)
+class AlarmResult:
+    """What the alarm says of a stream.
+
+    Attributes:
+        p_value: probability of as large a distance if the stream came from the same source, (0, 1].
+        raised: whether it is at most the level asked for.
+        distance: energy distance of the standardised numbers, from 0.
+        statistics: one row a number: mean of the ``reference`` and of the ``stream``, ``ks`` (largest
+            distance of the distributions of group means, 0 to 1), ``p``, ``p_holm`` (adjusted for how
+            many there are), ``shift`` of the mean in standard deviations of both together; the most
+            telling first.
+        n_images: in the stream.
+        n_groups: in the stream.
+    """
+
+    p_value: float
+    raised: bool
+    distance: float
+    statistics: pd.DataFrame
+    n_images: int
+    n_groups: int
+
+    def __str__(self) -> str:
+        verdict = "ALARM: another source" if self.raised else "no alarm"
+        first = self.statistics.iloc[0]
+        return (
+            f"{verdict} (p = {self.p_value:.3f}, {self.n_images} images in {self.n_groups} groups); "
+            f"moved most: {first.name}, {first['reference']:.3g} to {first['stream']:.3g}"
+        )
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Remembers what images looked like; `fit` makes it, `test` asks.
+
+    Attributes:
+        reference: numbers of the reference images (N, F).
+        groups: group of each, (N,).
+        model: whose answers are compared; None compares pictures.
+    """
+
+    reference: pd.DataFrame
+    groups: np.ndarray
+    model: nn.Module | None = None
+
+    @classmethod
+    def fit(
+        cls, images: Tensor, model: nn.Module | None = None, groups: np.ndarray | None = None
+    ) -> Alarm:
+        """Remember reference images.
+
+        Args:
+            images: (N, 3, H, W), display domain, as the pipeline develops them; with a model, images that
+                it was *not* trained on: its answers to those that it was are another thing.
+            model: what `fit` returned or any module from images to logits (B, C) or (B, 1, H, W).
+            groups: group of each image, (N,); every image by itself, if not given, which assumes that
+                images are independent.
+
+        Raises:
+            ValueError: fewer than two groups, or another number of groups than of images.
+        """
+        return cls(describe(images, model), _checked(groups, len(images)), model)
+
+    def test(
+        self,
+        images: Tensor,
+        groups: np.ndarray | None = None,
+        *,
+        alpha: float = 0.05,
+        draws: int = 999,
+        seed: int = 0,
+    ) -> AlarmResult:
+        """Say whether a stream of images comes from another source than the reference.
+
+        Args:
+            images: (M, 3, H, W), display domain.
+            groups: group of each image, (M,), other groups than the reference's.
+            alpha: rate of false alarms that is accepted.
+            draws: permutations; the p-value is at least 1 / (draws + 1).
+            seed: of the permutations.
+
+        Raises:
+            ValueError: too few groups for any p-value at most ``alpha``, or groups that do not fit.
+        """
+        stream, groups = describe(images, self.model), _checked(groups, len(images), least=1)
+        distance, p_value = energy_test(
+            self.reference.to_numpy(), stream.to_numpy(), self.groups, groups, alpha, draws, seed
+        )
+        table = _which(self.reference, stream, self.groups, groups)
+        raised = p_value <= alpha + 1e-12
+        return AlarmResult(p_value, raised, distance, table, len(images), len(np.unique(groups)))
+
+
+def _checked(groups: np.ndarray | None, n_images: int, least: int = 2) -> np.ndarray:
+    groups = np.arange(n_images) if groups is None else np.asarray(groups)
+    if groups.shape != (n_images,) or len(np.unique(groups)) < least:
+        raise ValueError(
+            f"expected a group for each of {n_images} images and {least} groups or more, "
+            f"got {groups.shape} in {len(np.unique(groups))} groups"
+        )
+    return groups
+
+
+def energy_test(
+    reference: np.ndarray,
+    stream: np.ndarray,
+    reference_groups: np.ndarray,
+    stream_groups: np.ndarray,
+    alpha: float = 0.05,
+    draws: int = 999,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return energy distance and its p-value under permutation of whole groups.
+
+    Numbers are standardised over both samples together, so that the permutation test stays exact.
+
+    Args:
+        reference: (N, F).
+        stream: (M, F).
+        reference_groups: (N,).
+        stream_groups: (M,); a group of the same name as one of the reference is another group.
+        alpha: level that has to be within reach.
+        draws: permutations.
+        seed: of the permutations.
+
+    Raises:
+        ValueError: so few groups that no p-value is at most ``alpha``.
+    """
+    names, members = np.unique(
+        np.concatenate([[f"0 {g}" for g in reference_groups], [f"1 {g}" for g in stream_groups]]),
+        return_inverse=True,
+    )
+    belongs = np.eye(len(names))[members]
+    within = np.unique(members[len(reference) :])
+    n_stream = len(within)
+    # All ways to deal the groups out, or as many as are drawn.
+    least = 1 / min(comb(len(names), n_stream), draws + 1)
+    if least > alpha:
+        raise ValueError(
+            f"{len(names) - n_stream} and {n_stream} groups with {draws} permutations give no p-value "
+            f"below {least:.2g}; more groups, more permutations, or a level above it"
+        )
+    both = np.concatenate([reference, stream])
+    spread = both.std(axis=0)
+    scaled = (both - both.mean(axis=0)) / np.where(spread > 1e-12, spread, 1)
+    sums = belongs.T @ cdist(scaled, scaled) @ belongs
+    sizes = belongs.sum(axis=0)
+
+    def statistic(chosen: np.ndarray, rest: np.ndarray, axis: int = -1) -> np.ndarray:
+        inside = np.zeros((*chosen.shape[:-1], len(names)))
+        np.put_along_axis(inside, chosen.astype(int), 1.0, axis=-1)
+        return _energy(inside, sums, sizes)
+
+    outside = np.setdiff1d(np.arange(len(names)), within)
+    found = stats.permutation_test(
+        (within, outside),
+        statistic,
+        permutation_type="independent",
+        alternative="greater",
+        n_resamples=draws,
+        vectorized=True,
+        axis=-1,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.statistic), float(found.pvalue)
+
+
+def _energy(inside: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the energy distance of the groups marked 1 in ``inside`` (..., G) to the others.
+
+    Args:
+        inside: 1 for groups of the one sample, 0 for those of the other.
+        sums: of distances between the images of two groups, (G, G).
+        sizes: images in each group, (G,).
+    """
+    outside = 1 - inside
+    one, two = inside @ sizes, outside @ sizes
+    across = np.einsum("...g,...g->...", inside @ sums, outside) / (one * two)
+    within = np.einsum("...g,...g->...", inside @ sums, inside) / one**2
+    without = np.einsum("...g,...g->...", outside @ sums, outside) / two**2
+    return 2 * across - within - without
+
+
+def _which(
+    reference: pd.DataFrame, stream: pd.DataFrame, groups: np.ndarray, stream_groups: np.ndarray
+) -> pd.DataFrame:
+    """Tell which numbers moved, by Kolmogorov-Smirnov tests on the means of the groups."""
+    before, after = reference.groupby(groups).mean(), stream.groupby(stream_groups).mean()
+    rows = [stats.ks_2samp(before[name], after[name]) for name in reference]
+    table = pd.DataFrame(
+        {
+            "reference": reference.mean(),
+            "stream": stream.mean(),
+            "ks": [row.statistic for row in rows],
+            "p": [row.pvalue for row in rows],
+        }
+    )
+    table["p_holm"] = holm(np.clip(table["p"], 0, 1))
+    # Of both together: a number that never varies in the reference still has a spread to count in.
+    spread = pd.concat([reference, stream]).std().clip(lower=1e-12)
+    shift = (table["stream"] - table["reference"]).abs() / spread
+    return table.assign(shift=shift).sort_values(["p", "shift"], ascending=[True, False])

@@ -1,0 +1,194 @@
+"""Post-hoc corruptions: what is done to a finished picture, as robustness benchmarks do it.
+
+The ten of the published comparison (Oala et al., TMLR 2023), and JPEG. Definitions and constants are those
+of Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", ICLR 2019, in its version for images of 32 x 32 pixels (CIFAR-10-C), which is what the
+published comparison used, on images of 256 x 256. A blur of one pixel, or a shift of two, is much on the
+one and nothing on the other: ``scale="image"`` lets lengths grow with the image.
+
+Chance is drawn for each image by itself from (seed, corruption, image), so that an image's corruption
+depends on neither batch nor order, and the same numbers serve all severities: an image changes more, not
+otherwise, as severity rises. Differences to the benchmark: values are not rounded to 8 bit (but by JPEG),
+and zoom blur enlarges continuously, where the benchmark cuts out whole pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from r2l.drift import distortions
+from r2l.drift.distortions import Constants, Generators
+
+SCALES = ("published", "image")
+SIDE = 32  # pixels; of the images that the published constants were made for
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One kind of corruption.
+
+    Attributes:
+        constants: of severities 1 to 5.
+        apply: of images (N, 3, H, W), constants, and a generator for each image.
+        weaken: of constants and an amount: the constants of that share of the change; 0 leaves the image.
+        lengths: which of the constants are in pixels.
+    """
+
+    constants: tuple[Constants, Constants, Constants, Constants, Constants]
+    apply: Callable[[Tensor, Constants, Generators], Tensor]
+    weaken: Callable[[Constants, float], Constants]
+    lengths: tuple[int, ...] = ()
+
+
+def _times(constants: Constants, amount: float) -> Constants:
+    return (constants[0] * amount,)
+
+
+def _weaken_shot(constants: Constants, amount: float) -> Constants:
+    # The noise goes with the root of the photons.
+    return (constants[0] / amount**2 if amount > 0 else np.inf,)
+
+
+def _weaken_zoom(constants: Constants, amount: float) -> Constants:
+    return (1 + (constants[0] - 1) * amount, constants[1])
+
+
+def _weaken_contrast(constants: Constants, amount: float) -> Constants:
+    return (max(0.0, 1 - (1 - constants[0]) * amount),)
+
+
+def _weaken_saturate(constants: Constants, amount: float) -> Constants:
+    return (max(0.0, 1 + (constants[0] - 1) * amount), constants[1] * amount)
+
+
+def _weaken_elastic(constants: Constants, amount: float) -> Constants:
+    return (constants[0] * amount, constants[1], constants[2] * amount)
+
+
+def _weaken_jpeg(constants: Constants, amount: float) -> Constants:
+    """Scale the table of quantisation, which libjpeg makes of a quality."""
+    quality = constants[0]
+    percent = amount * (5000 / quality if quality < 50 else 200 - 2 * quality)
+    return (100 - percent / 2 if percent <= 100 else 5000 / percent,)
+
+
+def _single(*values: float) -> tuple[Constants, ...]:
+    return tuple((value,) for value in values)
+
+
+_ELASTIC = (
+    (0, 0, 0.08),
+    (0.05, 0.2, 0.07),
+    (0.08, 0.06, 0.06),
+    (0.1, 0.04, 0.05),
+    (0.1, 0.03, 0.03),
+)
+_ZOOM = tuple((1 + 0.01 * (steps - 1), steps) for steps in (6, 11, 16, 21, 26))
+
+KINDS: dict[str, Corruption] = {
+    "gaussian_noise": Corruption(
+        _single(0.04, 0.06, 0.08, 0.09, 0.10), distortions.gaussian_noise, _times
+    ),
+    "shot_noise": Corruption(_single(500, 250, 100, 75, 50), distortions.shot_noise, _weaken_shot),
+    "impulse_noise": Corruption(
+        _single(0.01, 0.02, 0.03, 0.05, 0.07), distortions.impulse_noise, _times
+    ),
+    "speckle_noise": Corruption(
+        _single(0.06, 0.10, 0.12, 0.16, 0.20), distortions.speckle_noise, _times
+    ),
+    "gaussian_blur": Corruption(
+        _single(0.4, 0.6, 0.7, 0.8, 1.0), distortions.gaussian_blur, _times, (0,)
+    ),
+    "zoom_blur": Corruption(_ZOOM, distortions.zoom_blur, _weaken_zoom),
+    "contrast": Corruption(
+        _single(0.75, 0.5, 0.4, 0.3, 0.15), distortions.contrast, _weaken_contrast
+    ),
+    "brightness": Corruption(_single(0.05, 0.1, 0.15, 0.2, 0.3), distortions.brightness, _times),
+    "saturate": Corruption(
+        ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)), distortions.saturate, _weaken_saturate
+    ),
+    "elastic_transform": Corruption(
+        tuple(tuple(SIDE * share for share in shares) for shares in _ELASTIC),
+        distortions.elastic_transform,
+        _weaken_elastic,
+        (0, 1, 2),
+    ),
+    "jpeg_compression": Corruption(
+        _single(80, 65, 58, 50, 40), distortions.jpeg_compression, _weaken_jpeg
+    ),
+}
+CORRUPTIONS = tuple(KINDS)
+#: The ten of the published comparison, in its order.
+PUBLISHED_CORRUPTIONS = CORRUPTIONS[:10]
+
+
+def corrupt(
+    images: Tensor,
+    kind: str,
+    severity: int = 3,
+    *,
+    amount: float = 1.0,
+    scale: str = "published",
+    seed: int = 0,
+    ids: Sequence[int] | np.ndarray | None = None,
+) -> Tensor:
+    """Return corrupted copies of images.
+
+    Args:
+        images: (N, 3, H, W), display domain, [0, 1].
+        kind: one of `CORRUPTIONS`.
+        severity: 1 to 5.
+        amount: how much of the severity's change; 0 leaves the images, 2 is twice the noise, length,
+            contrast lost, or quantisation. Between and beyond the five severities it is continuous, but
+            for JPEG, whose quality is a whole number.
+        scale: "published": constants as made for 32 x 32 pixels, whatever the images' size; "image": those
+            that are lengths (blur, elastic) grow with the shorter side of the image. A noise has no length.
+        seed: of all chance.
+        ids: identity of each image (N,), from which its chance is drawn; its place, if not given.
+
+    Returns:
+        (N, 3, H, W), display domain, [0, 1].
+
+    Raises:
+        ValueError: an unknown kind or scale, a severity that is not 1 to 5, a negative amount, or images
+            of another shape.
+    """
+    constants = constants_of(kind, severity, _side(images), scale)
+    if not amount >= 0:
+        raise ValueError(f"amount is {amount}, expected 0 or more")
+    places = range(len(images)) if ids is None else ids
+    number = CORRUPTIONS.index(kind)
+    rngs = [np.random.default_rng((seed, number, int(place))) for place in places]
+    chosen = KINDS[kind]
+    if amount == 0 or len(images) == 0:
+        return images.clone()
+    weakened = chosen.weaken(constants, amount) if amount != 1 else constants
+    return chosen.apply(images, weakened, rngs).clamp(0, 1)
+
+
+def constants_of(kind: str, severity: int, side: int, scale: str = "published") -> Constants:
+    """Return the numbers that a severity of a corruption stands for, at images of ``side`` pixels.
+
+    Raises:
+        ValueError: as `corrupt`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown corruption {kind!r}; choose from {', '.join(KINDS)}")
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(SCALES)}")
+    if severity not in range(1, 6):
+        raise ValueError(f"severity is {severity}, expected 1, 2, 3, 4 or 5")
+    growth = side / SIDE if scale == "image" else 1.0
+    chosen = KINDS[kind]
+    values = chosen.constants[severity - 1]
+    return tuple(v * growth if i in chosen.lengths else v for i, v in enumerate(values))
+
+
+def _side(images: Tensor) -> int:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
+    return min(images.shape[2:])

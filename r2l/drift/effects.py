@@ -1,0 +1,172 @@
+"""What it is about a pipeline: main effects and interactions of its choices on the drop.
+
+The twelve pipelines are all combinations of three factors, demosaicing, sharpening and denoising, so that a
+matrix is a factorial experiment, twice: by what models were trained under, and by what they are tested
+under. Three questions are asked of the drop (a row's diagonal less the cell):
+
+- ``test``, ``train``: by how much do choices of the tested (or trained) pipeline raise the drop above its
+  mean? Effects sum to zero over a factor's levels; the effect of ``ma x s`` is what the two do together
+  beyond what each does alone. ``train and test``: what a trained and a tested choice of one
+  factor do together, such as ``bi x me``.
+- ``change``: by how much does it raise the drop that the two pipelines *differ* in demosaicing, averaged
+  over whether they differ in the others; and that they differ in two factors, beyond the two alone?
+
+Least squares in sum-to-zero coding (for a full cross: differences of marginal means), made of the same
+bootstrap samples as all else (Montgomery, "Design and Analysis of Experiments", chapter 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from r2l.drift.paired import paired_scores
+
+FACTORS = ("demosaic", "sharpening", "denoising")
+Term = tuple[tuple[str, str], ...]  # of (side, factor)
+
+
+def effects(
+    results: pd.DataFrame,
+    *,
+    value: str | None = None,
+    order: int = 2,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return main effects and interactions of the pipelines' choices on the drop, with intervals.
+
+    Args:
+        results: what `train_test_matrix` returned, for pipelines that cross their choices.
+        value: see `r2l.drift.summarise`.
+        order: most factors that interact, 1 to 3.
+        level: of the intervals.
+        draws: bootstrap samples (over groups).
+        seed: of the bootstrap.
+
+    Returns:
+        One row an effect: ``side`` ("test", "train", "train and test", "change"), ``term`` (the factors),
+        ``level`` (their values, such as "ma x s"), ``estimate``, ``low``, ``high``, in units of the score;
+        positive raises the drop.
+
+    Raises:
+        ValueError: as `paired_scores`; codes that are not three choices; or choices that are not crossed
+            enough to tell such effects apart.
+    """
+    paired = paired_scores(results, ["train", "test"], value)
+    names, contrasts = effect_contrasts(paired.cells.to_frame(index=False), order)
+    interval = paired.draws(draws, seed).interval(lambda scores: scores @ contrasts.T, level)
+    return names.assign(**interval._asdict())
+
+
+def effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the effects as weights of the cells' scores: what `effects` takes the intervals of.
+
+    Args:
+        cells: ``train`` and ``test`` of each of K cells.
+        order: most factors that interact, 1 to 3.
+
+    Returns:
+        ``side``, ``term`` and ``level`` of each of M effects, and the weights (M, K).
+
+    Raises:
+        ValueError: as `effects`.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"order is {order}, expected 1, 2 or 3")
+    lost = _to_drops(cells)
+    sides = {side: _choices(cells[side]) for side in ("train", "test")}
+    tables = [_level_effects(sides, order), _change_effects(sides, order)]
+    names = [name for rows, _ in tables for name in rows]
+    weights = np.concatenate([matrix for _, matrix in tables]) @ lost
+    return pd.DataFrame(names, columns=["side", "term", "level"]), weights
+
+
+def _choices(codes: Iterable[str]) -> pd.DataFrame:
+    rows = [str(code).split(",") for code in codes]
+    if odd := sorted({",".join(row) for row in rows if len(row) != len(FACTORS)}):
+        raise ValueError(f"expected pipelines such as 'bi,s,me', got {odd}")
+    return pd.DataFrame(rows, columns=list(FACTORS))
+
+
+def _to_drops(cells: pd.DataFrame) -> np.ndarray:
+    """Return the matrix (K, K) that turns scores into drops: the row's diagonal less the cell."""
+    own = {
+        train: i for i, (train, test) in enumerate(cells.itertuples(index=False)) if train == test
+    }
+    if missing := set(cells["train"]) - set(own):
+        raise ValueError(f"no diagonal: trained but not tested under {sorted(missing)}")
+    matrix = -np.eye(len(cells))
+    matrix[np.arange(len(cells)), [own[train] for train in cells["train"]]] += 1
+    return matrix
+
+
+def _sum_coding(values: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Return the levels and their codes (levels, levels - 1), whose columns sum to zero."""
+    levels = list(dict.fromkeys(values))
+    return levels, np.vstack([np.eye(len(levels) - 1), -np.ones(len(levels) - 1)])
+
+
+def _level_effects(
+    sides: dict[str, pd.DataFrame], order: int
+) -> tuple[list[tuple[str, str, str]], np.ndarray]:
+    """Return names and contrasts (effects, K) of the choices on either side."""
+    varied = [f for f in FACTORS if all(side[f].nunique() > 1 for side in sides.values())]
+    terms: list[Term] = []
+    for side in ("test", "train"):
+        for size in range(1, order + 1):
+            terms += [tuple((side, f) for f in some) for some in combinations(varied, size)]
+    if order > 1:
+        terms += [(("train", factor), ("test", factor)) for factor in varied]
+    columns, codings = [np.ones((len(sides["test"]), 1))], []
+    for term in terms:
+        coded = [_sum_coding(sides[side][factor]) for side, factor in term]
+        rows = [
+            codes[[levels.index(v) for v in sides[side][factor]]]
+            for (side, factor), (levels, codes) in zip(term, coded, strict=True)
+        ]
+        columns.append(reduce(_row_products, rows))
+        codings.append(coded)
+    solution = _solve(np.hstack(columns))
+    names, contrasts, start = [], [], 1
+    for term, coded, block in zip(terms, codings, columns[1:], strict=True):
+        back = reduce(np.kron, [codes for _, codes in coded])
+        contrasts.append(back @ solution[start : start + block.shape[1]])
+        start += block.shape[1]
+        levels = reduce(lambda a, b: [f"{x} x {y}" for x in a for y in b], [c[0] for c in coded])
+        label = " and ".join(dict.fromkeys(side for side, _ in term))
+        title = " x ".join(dict.fromkeys(factor for _, factor in term))
+        names += [(label, title, one) for one in levels]
+    return names, np.concatenate(contrasts) if contrasts else np.empty((0, len(sides["test"])))
+
+
+def _change_effects(
+    sides: dict[str, pd.DataFrame], order: int
+) -> tuple[list[tuple[str, str, str]], np.ndarray]:
+    """Return names and contrasts of whether train and test differ in a factor, coded -1/2 and 1/2."""
+    differs = {f: (sides["train"][f] != sides["test"][f]).to_numpy() - 0.5 for f in FACTORS}
+    varied = [f for f in FACTORS if np.ptp(differs[f]) > 0]
+    terms = [t for size in range(1, order + 1) for t in combinations(varied, size)]
+    # Twice the product: the effect of a change where the other is there, less where it is not, halved.
+    columns = [np.prod([differs[f] for f in t], axis=0) * 2 ** (len(t) - 1) for t in terms]
+    design = np.stack([np.ones(len(sides["test"])), *columns], axis=1)
+    names = [("change", " x ".join(t), "differs" if len(t) == 1 else "all differ") for t in terms]
+    return names, _solve(design)[1:]
+
+
+def _row_products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return (first[:, :, None] * second[:, None, :]).reshape(len(first), -1)
+
+
+def _solve(design: np.ndarray) -> np.ndarray:
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        raise ValueError(
+            "these pipelines don't cross their choices enough to tell the effects apart; "
+            "use all combinations of some choices, or a lower order"
+        )
+    return np.linalg.pinv(design)

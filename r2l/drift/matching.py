@@ -1,0 +1,131 @@
+"""Making changes of equal size: how much of a corruption moves the images as far as a pipeline does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from r2l.drift.corruptions import corrupt
+from r2l.drift.views import Views
+from r2l.training.distance import DISTANCES, image_distance
+
+LEAST, MOST = 1e-3, 64.0  # amounts that are tried
+SAME = 100.0  # dB; less than the steps of float32 at white
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Match:
+    """How much of a corruption has the wanted distance.
+
+    Attributes:
+        amount: for `corrupt`.
+        distance: that it has, mean over the images.
+        target: that was wanted.
+        reached: whether the two agree to 2 % (PSNR: .1 dB); a corruption can be unable to move images so
+            far, or, like JPEG, know only steps.
+    """
+
+    amount: float
+    distance: float
+    target: float
+    reached: bool
+
+
+def mean_distance(images: Tensor, references: Tensor, kind: str = "psnr") -> float:
+    """Return the mean of `r2l.training.distance.image_distance` over images (N, 3, H, W)."""
+    return float(distances(images, references, kind).mean())
+
+
+def distances(images: Tensor, references: Tensor, kind: str = "psnr") -> Tensor:
+    """Return the distance of each image to its reference, (N,), in batches; at most 100 dB of PSNR.
+
+    An image that has not changed would otherwise have hundreds, and lead every mean.
+    """
+    if kind not in DISTANCES:
+        raise ValueError(f"unknown distance {kind!r}; choose from {', '.join(DISTANCES)}")
+    pairs = zip(images.split(BATCH), references.split(BATCH), strict=True)
+    with torch.no_grad():
+        found = torch.cat([image_distance(a, b, kind) for a, b in pairs])
+    return found.clamp_max(SAME) if kind == "psnr" else found
+
+
+def pipeline_distance(
+    views: Views,
+    code: str,
+    others: Sequence[str] | None = None,
+    kind: str = "psnr",
+    *,
+    indices: Sequence[int] | np.ndarray | None = None,
+) -> float:
+    """Return how far other pipelines lie from ``code``: the mean over images and pipelines.
+
+    Args:
+        views: developed images.
+        code: the pipeline that a model was trained under.
+        others: the others; all that ``views`` hold, unless given.
+        kind: one of "l2", "ssim", "psnr".
+        indices: of the images that are compared; all, unless given.
+
+    Raises:
+        ValueError: no others.
+    """
+    others = [other for other in others or views.images if other != code]
+    if not others:
+        raise ValueError(f"no other pipeline to compare {code} with")
+    some = slice(None) if indices is None else indices
+    base = views.images[code][some]
+    found = [mean_distance(views.images[other][some], base, kind) for other in others]
+    return float(np.mean(found))
+
+
+def match_amount(
+    images: Tensor,
+    kind: str,
+    target: float,
+    *,
+    distance: str = "psnr",
+    severity: int = 3,
+    scale: str = "published",
+    seed: int = 0,
+    ids: Sequence[int] | np.ndarray | None = None,
+) -> Match:
+    """Find how much of a corruption moves images as far as ``target``, on average.
+
+    A root is bracketed (Brent's method) on a logarithmic scale, on which PSNR is nearly a line. Where the
+    corruption can't move the images so far, or not so little, the nearest end is returned as not reached.
+
+    Args:
+        images: (N, 3, H, W), display domain.
+        kind: one of `CORRUPTIONS`.
+        target: mean distance, such as `pipeline_distance` returns.
+        distance: one of "l2", "ssim", "psnr".
+        severity: whose change is taken more or less of.
+        scale, seed, ids: see `corrupt`.
+
+    Raises:
+        ValueError: an unknown kind, distance or scale; a target that is not positive.
+    """
+    if not (np.isfinite(target) and target > 0):
+        raise ValueError(f"target is {target}; expected a positive distance")
+    tried: dict[float, float] = {}
+
+    def excess(log_amount: float) -> float:
+        amount = float(np.exp(log_amount))
+        changed = corrupt(images, kind, severity, amount=amount, scale=scale, seed=seed, ids=ids)
+        tried[amount] = mean_distance(changed, images, distance)
+        if distance == "psnr":
+            return target - tried[amount]
+        return float(np.log(max(tried[amount], 1e-30) / target))
+
+    low, high = np.log(LEAST), np.log(MOST)
+    if excess(low) < 0 < excess(high):
+        brentq(excess, low, high, xtol=1e-3, rtol=1e-6)
+    amount, found = min(tried.items(), key=lambda pair: abs(pair[1] - target))
+    near = abs(found - target) <= (0.1 if distance == "psnr" else 0.02 * target)
+    return Match(amount, found, target, near)

@@ -1,0 +1,89 @@
+"""Per-image answers of several cells, side by side: what every comparison of this package starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from r2l.drift.statistics import Draws, bootstrap_ratios
+
+#: Scores that are a ratio of sums over images, not a mean of ratios.
+RATIOS = {"iou": ("intersection", "union")}
+SCORE_NAMES = {"correct": "accuracy", "iou": "IoU"}
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """Scores of N images in K cells; a cell's score is the ratio of its sums.
+
+    Attributes:
+        cells: what each column is, (K,).
+        numerators: (N, K); hits, or pixels in the intersection.
+        denominators: (N, K); ones, or pixels in the union.
+        images: identity of each row, (N,).
+        groups: group of each row, (N,).
+        value: the column that the scores came from.
+    """
+
+    cells: pd.Index
+    numerators: np.ndarray
+    denominators: np.ndarray
+    images: np.ndarray
+    groups: np.ndarray
+    value: str
+
+    def draws(self, draws: int = 2000, seed: int = 0) -> Draws:
+        """Return scores and bootstrap samples of them, the same groups for every cell."""
+        return bootstrap_ratios(
+            self.numerators, self.denominators, self.groups, draws=draws, seed=seed
+        )
+
+
+def score_column(results: pd.DataFrame) -> str:
+    """Return what the answers are scored by: "iou" for masks, "correct" for classes.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if set(RATIOS["iou"]) <= set(results.columns):
+        return "iou"
+    if "correct" in results:
+        return "correct"
+    raise ValueError(f"no score among the columns {list(results.columns)}; name one by value=")
+
+
+def paired_scores(
+    results: pd.DataFrame, by: str | Sequence[str], value: str | None = None
+) -> PairedScores:
+    """Lay the answers of all cells side by side, image by image.
+
+    Repetitions (seeds) of an image in a cell are averaged first; for a ratio of sums its two parts are.
+
+    Args:
+        results: one row an image and cell (and seed), with ``image``, ``group``, ``by`` and ``value``.
+        by: column or columns that tell the cell.
+        value: "correct" or any number, better if higher, whose mean is the score; "iou", whose score is
+            the sum of ``intersection`` by the sum of ``union``; by default what `score_column` finds.
+
+    Raises:
+        ValueError: a cell lacks some image, there are no rows, or no such column.
+    """
+    value = value or score_column(results)
+    by = [by] if isinstance(by, str) else list(by)
+    parts = list(RATIOS.get(value, (value,)))
+    if missing := sorted({*parts, *by, "image", "group"} - set(results.columns)):
+        raise ValueError(f"the answers have no column {', '.join(missing)}")
+    wide = results.astype(dict.fromkeys(parts, float)).pivot_table(
+        index="image", columns=by, values=parts, aggfunc="mean", sort=False
+    )
+    if wide.isna().any(axis=None) or wide.empty:
+        raise ValueError("some cell of the matrix lacks some image; pairs need all of them")
+    groups = results.drop_duplicates("image").set_index("image").loc[wide.index, "group"]
+    above = wide[parts[0]]
+    below = wide[parts[1]][above.columns].to_numpy() if len(parts) > 1 else np.ones(above.shape)
+    return PairedScores(
+        above.columns, above.to_numpy(), below, wide.index.to_numpy(), groups.to_numpy(), value
+    )

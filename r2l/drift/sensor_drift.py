@@ -1,0 +1,151 @@
+"""Drift of the sensor, on the same axis as that of the pipeline: raw frames as another sensor, or another
+lamp, would have given them.
+
+Each change takes raw frames to raw frames, so that the pipeline and the model stay what they were:
+
+- ``exposure``: a share of the light. Electrons are thinned (each arrives with that probability), which
+  turns a Poisson number into a Poisson number of that share: the noise is that of a real shorter exposure.
+- ``noise``: more read noise, a standard deviation in shares of the range from black to white.
+- ``bit_depth``: a coarser converter.
+- ``white_balance``: light of another colour than the camera was balanced for: red gains a factor, blue
+  loses it.
+- ``black_level``: the dark signal lies higher than the camera says, by a share of the range.
+- ``white_level``: the sensor saturates earlier than the camera says, by a share of the range.
+
+The noise model and its sources are those of `r2l.sensor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from r2l.camera import DRONE, MICROSCOPE, Camera
+from r2l.sensor import (
+    DRONE_NOISE,
+    MICROSCOPE_NOISE,
+    NoiseModel,
+    apply_levels,
+    quantise,
+    saturate,
+)
+
+NOISE_MODELS = {MICROSCOPE.name: MICROSCOPE_NOISE, DRONE.name: DRONE_NOISE}
+
+
+@dataclass(frozen=True)
+class _Sensor:
+    """What a change needs to know: the camera, its noise, and a generator for each frame."""
+
+    camera: Camera
+    noise: NoiseModel
+    rngs: Sequence[np.random.Generator]
+
+
+def _exposure(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
+    well = sensor.noise.full_well(sensor.camera)
+    electrons = (light.cpu().double() * well).round().clamp_min(0).numpy().astype(np.int64)
+    # Read noise has been recorded with the light and shrinks with it: what is missing is added.
+    lost = sensor.noise.read_noise * (1 - share**2) ** 0.5
+    thinned = [
+        rng.binomial(frame, share) + lost * rng.standard_normal(frame.shape)
+        for rng, frame in zip(sensor.rngs, electrons, strict=True)
+    ]
+    return torch.from_numpy(np.stack(thinned) / well).to(light)
+
+
+def _noise(light: Tensor, deviation: float, sensor: _Sensor) -> Tensor:
+    shape = light.shape[1:]
+    drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in sensor.rngs])
+    return light + deviation * torch.from_numpy(drawn).to(light)
+
+
+def _bit_depth(light: Tensor, bits: float, sensor: _Sensor) -> Tensor:
+    return light  # the converter follows the levels, see `drift_sensor`
+
+
+def _white_balance(light: Tensor, shift: float, sensor: _Sensor) -> Tensor:
+    gains = (1 + shift, 1.0, 1 / (1 + shift))
+    shifted = light.clone()
+    for position, colour in enumerate(sensor.camera.cfa.value):
+        y, x = divmod(position, 2)
+        shifted[..., y::2, x::2] *= gains[colour]
+    return shifted
+
+
+def _black_level(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
+    return light + share
+
+
+def _white_level(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
+    return light.clamp_max(1 - share)
+
+
+#: What each kind does to light (linear), and its constants at severities 1 to 5.
+SENSOR_KINDS: dict[str, tuple[Callable[[Tensor, float, _Sensor], Tensor], tuple[float, ...]]] = {
+    "exposure": (_exposure, (0.75, 0.5, 0.25, 0.1, 0.05)),
+    "noise": (_noise, (0.002, 0.005, 0.01, 0.02, 0.05)),
+    "bit_depth": (_bit_depth, (10, 8, 6, 5, 4)),
+    "white_balance": (_white_balance, (0.02, 0.05, 0.1, 0.2, 0.4)),
+    "black_level": (_black_level, (0.002, 0.005, 0.01, 0.02, 0.05)),
+    "white_level": (_white_level, (0.1, 0.2, 0.3, 0.4, 0.5)),
+}
+SENSOR_DRIFTS = tuple(SENSOR_KINDS)
+
+
+def drift_sensor(
+    raw: Tensor,
+    camera: Camera,
+    kind: str,
+    severity: int = 3,
+    *,
+    noise: NoiseModel | None = None,
+    seed: int = 0,
+    ids: Sequence[int] | np.ndarray | None = None,
+) -> Tensor:
+    """Return raw frames as a changed sensor would have given them; see above for the kinds.
+
+    Args:
+        raw: (N, 1, H, W), raw domain.
+        camera: layout and levels.
+        kind: one of `SENSOR_DRIFTS`.
+        severity: 1 to 5.
+        noise: of the sensor; that of `MICROSCOPE` and `DRONE` is known.
+        seed: of all chance.
+        ids: identity of each frame (N,), from which its chance is drawn; its place, if not given.
+
+    Returns:
+        (N, 1, H, W), raw domain, on the camera's levels and rounded to its bits.
+
+    Raises:
+        ValueError: an unknown kind, a severity that is not 1 to 5, frames of another shape, or a camera
+            whose noise is not known.
+    """
+    if kind not in SENSOR_KINDS:
+        raise ValueError(f"unknown sensor drift {kind!r}; choose from {', '.join(SENSOR_KINDS)}")
+    if severity not in range(1, 6):
+        raise ValueError(f"severity is {severity}, expected 1, 2, 3, 4 or 5")
+    if raw.ndim != 4 or raw.shape[1] != 1:
+        raise ValueError(f"expected raw frames (N, 1, H, W), got {tuple(raw.shape)}")
+    noise = noise or NOISE_MODELS.get(camera.name)
+    if noise is None:
+        raise ValueError(f"the noise of {camera.name!r} is not known; pass noise=NoiseModel(...)")
+    change, constants = SENSOR_KINDS[kind]
+    places = range(len(raw)) if ids is None else ids
+    number = SENSOR_DRIFTS.index(kind)
+    rngs = [np.random.default_rng((seed, number, int(place))) for place in places]
+    constant = constants[severity - 1]
+    light = change(_light(raw, camera), constant, _Sensor(camera, noise, rngs))
+    bits = min(noise.bits, int(constant)) if kind == "bit_depth" else noise.bits
+    return quantise(saturate(apply_levels(light, camera), camera), bits)
+
+
+def _light(raw: Tensor, camera: Camera) -> Tensor:
+    """Undo `apply_levels`: raw (..., H, W) to linear, below 0 where noise dips under the black level."""
+    dark = apply_levels(torch.zeros_like(raw), camera)
+    bright = apply_levels(torch.ones_like(raw), camera)
+    return (raw - dark) / (bright - dark)

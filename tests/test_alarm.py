@@ -1,0 +1,179 @@
+"""The alarm: rate of false alarms over groups, power, agreement with scipy, and what it says."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from r2l.datasets import SyntheticMicroscopy
+from r2l.drift import Alarm, Trained, alarm_on_matrix, develop_views
+from r2l.drift.alarm import energy_test
+from r2l.drift.describing import describe
+from r2l.drift.matrix import summarise
+from r2l.training import RawToLogits, make_classifier, seeded
+from r2l.viz import plot_alarm, plot_statistics
+
+CODES = ("bi,s,me", "me,u,ga")
+
+
+@pytest.fixture(scope="module")
+def views():
+    return develop_views(SyntheticMicroscopy(80, 0, size=32), CODES, progress=False)
+
+
+def grouped(rng, groups, columns=3, spread=1.0):
+    """Numbers that share most of their spread within a group."""
+    names = np.unique(groups)
+    shift = rng.normal(0, spread, (len(names), columns))
+    return shift[np.searchsorted(names, groups)] + rng.normal(0, 0.3, (len(groups), columns))
+
+
+def test_false_alarms_are_as_rare_as_asked_for_although_images_hang_together():
+    groups = np.repeat(np.arange(30), 4)
+    raised, naive = [], []
+    for seed in range(400):
+        numbers = grouped(np.random.default_rng(seed), groups)
+        parts = numbers[:80], numbers[80:], groups[:80], groups[80:]
+        raised.append(energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
+        if seed < 100:
+            alone = np.arange(80), np.arange(80, 120)
+            naive.append(energy_test(*parts[:2], *alone, draws=99, seed=seed)[1] <= 0.05)
+    assert np.mean(raised) <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 400)
+    assert np.mean(raised) >= 0.02
+    assert np.mean(naive) > 0.2, "taking images for independent would cry wolf"
+
+
+def test_unequal_groups_and_standardising_do_not_change_that():
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(24), rng.integers(1, 9, 24))
+    raised = []
+    for seed in range(300):
+        numbers = grouped(np.random.default_rng(seed), groups) * [1, 100, 0.01]
+        first = np.isin(groups, np.random.default_rng(seed).permutation(24)[:16])
+        parts = numbers[first], numbers[~first], groups[first], groups[~first]
+        raised.append(energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
+    assert np.mean(raised) <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_a_shift_and_a_change_of_spread_are_found():
+    groups = np.repeat(np.arange(40), 3)
+    found = {"shift": [], "spread": []}
+    for seed in range(40):
+        numbers = grouped(np.random.default_rng(seed), groups, spread=0.5)
+        for name, changed in (("shift", numbers[60:] + 0.6), ("spread", numbers[60:] * 3)):
+            p = energy_test(numbers[:60], changed, groups[:60], groups[60:], draws=99, seed=seed)[1]
+            found[name].append(p <= 0.05)
+    assert np.mean(found["shift"]) >= 0.8
+    assert np.mean(found["spread"]) >= 0.8
+
+
+def test_energy_distance_is_that_of_scipy_in_one_dimension():
+    rng = np.random.default_rng(2)
+    one, two = rng.normal(size=40), rng.normal(0.5, 1.5, 30)
+    distance, _ = energy_test(one[:, None], two[:, None], np.arange(40), np.arange(30), draws=19)
+    scale = np.concatenate([one, two]).std()
+    # scipy's is the root of half of it.
+    want = stats.energy_distance(one / scale, two / scale) ** 2
+    assert distance == pytest.approx(want)
+
+
+def test_another_pipeline_is_noticed_and_the_same_is_not(views):
+    first, rest = views.groups < np.median(views.groups), views.groups >= np.median(views.groups)
+    own, other = (views.images[code] for code in CODES)
+    alarm = Alarm.fit(own[first], groups=views.groups[first])
+    same = alarm.test(own[rest], views.groups[rest], seed=1)
+    moved = alarm.test(other[rest], views.groups[rest], seed=1)
+    assert not same.raised
+    assert moved.raised
+    assert moved.p_value <= 0.05 < same.p_value
+    assert moved.distance > same.distance
+    assert moved.statistics["p_holm"].iloc[0] < 0.05
+    assert "ALARM" in str(moved)
+    assert "no alarm" in str(same)
+    assert alarm.test(other[rest], views.groups[rest], seed=1).p_value == moved.p_value
+    figure = plot_statistics(moved)
+    figure.canvas.draw()
+
+
+def test_statistics_of_known_pictures():
+    grey = torch.full((1, 3, 16, 16), 0.5)
+    grey[:, 1] = torch.linspace(0, 1, 16)
+    grey[:, 2] = 1 - grey[:, 1]
+    row = describe(grey).iloc[0]
+    assert row["mean, red"] == pytest.approx(0.5)
+    assert row["deviation, red"] == pytest.approx(0, abs=1e-6)
+    assert row["white, green"] == pytest.approx(1 / 16)
+    assert row["black, blue"] == pytest.approx(1 / 16)
+    assert row["correlation, green and blue"] == pytest.approx(-1, abs=1e-5)
+    assert row["detail, green"] < np.log(1e-4), "a ramp has no Laplacian"
+
+
+def model():
+    with seeded(0):
+        return RawToLogits(make_classifier("SmallResNet", 9)).eval()
+
+
+def test_answers_of_a_model_can_be_watched_and_the_model_stays(views):
+    network = model().train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    table = describe(views.images[CODES[0]][:5], network)
+    assert list(table) == [f"class {i}" for i in range(9)]
+    np.testing.assert_allclose(np.exp(table).sum(axis=1), 1, rtol=1e-5)
+    assert network.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    masks = torch.nn.Conv2d(3, 1, 1)
+    assert list(describe(views.images[CODES[0]][:5], masks)) == ["foreground", "unsure", "largest"]
+
+
+def summary_of(views):
+    rows = []
+    luck = np.random.default_rng(0).random(len(views))
+    for train in CODES:
+        for test in CODES:
+            hit = luck < (0.9 if train == test else 0.5)
+            frame = {"image": np.arange(len(views)), "group": views.groups, "label": views.labels}
+            rows.append(pd.DataFrame(frame).assign(train=train, test=test, seed=0, correct=hit))
+    return summarise(pd.concat(rows))
+
+
+def test_matrix_tells_what_is_noticed_before_the_score_falls(views):
+    summary = summary_of(views)
+    table = alarm_on_matrix(views, summary, (8, 24, 500), repeats=6, draws=59, progress=False)
+    assert set(table["verdict"]) <= {
+        "noticed",
+        "missed",
+        "early warning",
+        "quiet",
+        "stream too short",
+    }
+    long, own = table["n_images"] == 24, table["train"] == table["test"]
+    assert (table[long & ~own]["raised"] == 1).all()
+    assert (table[long & own]["raised"] <= 0.5).all()
+    assert (table[long & ~own]["verdict"] == "noticed").all()
+    assert table[table["n_images"] == 500]["raised"].isna().all()
+    again = alarm_on_matrix(views, summary, (8, 24, 500), repeats=6, draws=59, progress=False)
+    pd.testing.assert_frame_equal(table, again)
+    figure = plot_alarm(table)
+    figure.canvas.draw()
+    watched = [Trained(model(), code, np.arange(len(views))) for code in CODES]
+    by_model = alarm_on_matrix(
+        views, summary, (24,), models=watched, repeats=2, draws=59, progress=False
+    )
+    assert len(by_model) == 4
+
+
+def test_mistakes_are_named(views):
+    images = views.images[CODES[0]]
+    with pytest.raises(ValueError, match="groups"):
+        Alarm.fit(images, groups=np.zeros(len(images)))
+    with pytest.raises(ValueError, match="N, 3, H, W"):
+        Alarm.fit(images[:, :1])
+    with pytest.raises(ValueError, match="more groups"):
+        Alarm.fit(images[:4]).test(images[:1])
+    with pytest.raises(ValueError, match="no model of"):
+        alarm_on_matrix(views, summary_of(views), (8,), models=[], progress=False)
+    with pytest.raises(ValueError, match="2 images"):
+        alarm_on_matrix(views, summary_of(views), (), progress=False)
+    with pytest.raises(ValueError, match="no cells"):
+        plot_alarm(pd.DataFrame())

@@ -1,0 +1,272 @@
+"""Corruptions and sensor drift: definitions against independent code, chance, sizes, matching."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import color, filters
+
+from r2l.camera import DRONE, MICROSCOPE, Camera
+from r2l.drift import (
+    CORRUPTIONS,
+    PUBLISHED_CORRUPTIONS,
+    SENSOR_DRIFTS,
+    corrupt,
+    drift_sensor,
+    match_amount,
+    pipeline_distance,
+    published_corruptions,
+)
+from r2l.drift.corruptions import KINDS, constants_of
+from r2l.drift.matching import mean_distance
+from r2l.sensor import DRONE_NOISE, NoiseModel, apply_levels, noise_variance
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Smooth colours with a grey, a black and a white corner: (6, 3, 48, 48)."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((6, 3, 6, 6), dtype=np.float32))
+    fine = torch.nn.functional.interpolate(coarse, (48, 48), mode="bilinear")
+    fine[:, :, :6, :6], fine[:, :, -6:, -6:], fine[:, :, :6, -6:] = 0.5, 0.0, 1.0
+    return fine
+
+
+def hsv(images):
+    return np.stack([color.rgb2hsv(i) for i in images.permute(0, 2, 3, 1).double().numpy()])
+
+
+def rgb(planes):
+    return torch.from_numpy(np.stack([color.hsv2rgb(p) for p in planes])).permute(0, 3, 1, 2)
+
+
+def test_the_published_ten_are_those_of_the_published_table():
+    assert ("identity", *PUBLISHED_CORRUPTIONS) == tuple(published_corruptions("drone").columns)
+    for name, ratio in (("microscopy", 10.3), ("drone", 3.9)):
+        table = published_corruptions(name)
+        drop = (table["identity"].to_numpy()[:, None] - table.iloc[:, 1:]).to_numpy().mean()
+        assert drop / {"microscopy": 0.0236, "drone": 0.0461}[name] == pytest.approx(
+            ratio, abs=0.05
+        )
+
+
+@pytest.mark.parametrize("severity", range(1, 6))
+def test_brightness_and_saturation_are_those_of_hsv(images, severity):
+    planes = hsv(images)
+    planes[..., 2] = np.clip(planes[..., 2] + constants_of("brightness", severity, 48)[0], 0, 1)
+    got = corrupt(images, "brightness", severity)
+    torch.testing.assert_close(got.double(), rgb(planes), atol=1e-5, rtol=0)
+    planes = hsv(images)
+    factor, offset = constants_of("saturate", severity, 48)
+    planes[..., 1] = np.clip(planes[..., 1] * factor + offset, 0, 1)
+    got = corrupt(images, "saturate", severity)
+    torch.testing.assert_close(got.double(), rgb(planes), atol=1e-5, rtol=0)
+
+
+def test_blur_contrast_and_jpeg_agree_with_other_libraries(images):
+    rows = images.permute(0, 2, 3, 1).numpy()
+    blurred = np.stack([filters.gaussian(i, sigma=0.7, channel_axis=-1) for i in rows])
+    got = corrupt(images, "gaussian_blur", 3).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(got, blurred, atol=1e-5)
+    means = rows.mean(axis=(1, 2), keepdims=True)
+    got = corrupt(images, "contrast", 5).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(got, (rows - means) * 0.15 + means, atol=1e-5)
+    file = io.BytesIO()
+    Image.fromarray((rows[0] * 255).round().astype(np.uint8)).save(file, "JPEG", quality=58)
+    theirs = np.asarray(Image.open(file)) / 255
+    got = corrupt(images[:1], "jpeg_compression", 3)[0].permute(1, 2, 0).numpy()
+    assert np.abs(got - theirs).max() <= 3 / 255
+
+
+def test_noises_have_the_moments_of_their_definition():
+    grey = torch.full((4, 3, 64, 64), 0.4)
+    expected = {
+        "gaussian_noise": 0.08**2,
+        "speckle_noise": (0.4 * 0.12) ** 2,
+        "shot_noise": 0.4 / 100,
+        # .015 of black and of white each
+        "impulse_noise": 0.015 * (0.4**2 + 0.6**2),
+    }
+    for kind, variance in expected.items():
+        change = corrupt(grey, kind, 3) - grey
+        assert change.square().mean().item() == pytest.approx(variance, rel=0.06), kind
+        assert abs(change.mean().item()) < 0.005, kind
+
+
+def test_zoom_keeps_the_centre_and_elastic_keeps_what_is_flat(images):
+    cross = torch.zeros(1, 3, 49, 49)
+    cross[..., 24, 24] = 1
+    moved = corrupt(cross, "zoom_blur", 5)
+    assert moved[0, 0].argmax() == 24 * 49 + 24
+    ramp = torch.linspace(0, 1, 65).expand(1, 3, 65, 65)
+    got = corrupt(ramp, "zoom_blur", 5)[0, 0, 32]
+    zooms = np.linspace(1, 1.25, 26)
+    want = 0.5 + (ramp[0, 0, 0].numpy() - 0.5) * (1 + (1 / zooms).sum()) / 27
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    flat = torch.full((2, 3, 40, 40), 0.3)
+    torch.testing.assert_close(corrupt(flat, "elastic_transform", 1), flat)
+    assert (corrupt(images, "elastic_transform", 1) - images).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_chance_belongs_to_the_image_and_inputs_stay(images, kind):
+    before, state = images.clone(), torch.random.get_rng_state()
+    together = corrupt(images, kind, 3, seed=4)
+    alone = corrupt(images[[5, 2]], kind, 3, seed=4, ids=[5, 2])
+    torch.testing.assert_close(alone, together[[5, 2]])
+    assert torch.equal(images, before)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert together.dtype == torch.float32
+    assert 0 <= together.min() <= together.max() <= 1
+    assert not torch.equal(together, images)
+    assert torch.equal(corrupt(images, kind, 3, amount=0), images)
+    if "noise" in kind or kind == "elastic_transform":
+        assert not torch.equal(corrupt(images, kind, 3, seed=5), together)
+
+
+def test_more_of_a_corruption_moves_images_further(images):
+    for kind in CORRUPTIONS:
+        steps = [
+            mean_distance(corrupt(images, kind, 3, amount=a), images, "l2") for a in (0.25, 1, 2)
+        ]
+        assert steps == sorted(steps), kind
+        assert steps[0] < steps[-1], kind
+
+
+def test_only_lengths_grow_with_the_image():
+    for kind in CORRUPTIONS:
+        small, large = (constants_of(kind, 3, side, "image") for side in (32, 256))
+        assert small == pytest.approx(KINDS[kind].constants[2])
+        for place, (a, b) in enumerate(zip(small, large, strict=True)):
+            assert b == pytest.approx(8 * a if place in KINDS[kind].lengths else a)
+        assert constants_of(kind, 3, 256) == KINDS[kind].constants[2]
+
+
+@pytest.mark.parametrize("distance", ["psnr", "ssim", "l2"])
+def test_matched_corruptions_have_the_distance_that_was_asked_for(images, distance):
+    target = {"psnr": 30.0, "ssim": 0.05, "l2": 1e-3}[distance]
+    for kind in ("gaussian_noise", "gaussian_blur", "contrast", "elastic_transform", "shot_noise"):
+        match = match_amount(images, kind, target, distance=distance, scale="image")
+        again = corrupt(images, kind, 3, amount=match.amount, scale="image")
+        assert match.reached, kind
+        assert mean_distance(again, images, distance) == pytest.approx(match.distance, rel=1e-6)
+        assert match.distance == pytest.approx(target, rel=0.02), kind
+
+
+def test_images_that_have_not_changed_do_not_lead_a_mean(images):
+    changed = images.clone()
+    changed[0] = changed[0] * 0.9
+    assert mean_distance(images, images) == 100
+    assert mean_distance(changed, images) < 100
+
+
+def test_a_distance_out_of_reach_is_told(images):
+    white = torch.ones_like(images)
+    match = match_amount(white, "brightness", 20.0)
+    assert not match.reached
+
+
+def test_mistakes_in_corruptions_are_named(images):
+    with pytest.raises(ValueError, match="jpeg_compression"):
+        corrupt(images, "snow")
+    with pytest.raises(ValueError, match="published, image"):
+        corrupt(images, "contrast", scale="large")
+    with pytest.raises(ValueError, match="1, 2, 3, 4 or 5"):
+        corrupt(images, "contrast", 6)
+    with pytest.raises(ValueError, match="amount"):
+        corrupt(images, "contrast", amount=-1)
+    with pytest.raises(ValueError, match="N, 3, H, W"):
+        corrupt(images[:, :1], "contrast")
+    with pytest.raises(ValueError, match="unknown distance"):
+        match_amount(images, "contrast", 30, distance="lpips")
+    with pytest.raises(ValueError, match="positive"):
+        match_amount(images, "contrast", 0.0)
+
+
+def test_pipeline_distance_averages_the_others():
+    from r2l.datasets import SyntheticMicroscopy
+    from r2l.drift import develop_views
+
+    codes = ("bi,s,me", "me,u,ga", "ma,s,me")
+    views = develop_views(SyntheticMicroscopy(3, 0, size=16), codes, progress=False)
+    own = views.images[codes[0]]
+    want = [(views.images[c] - own).square().mean().item() for c in codes[1:]]
+    assert pipeline_distance(views, codes[0], kind="l2") == pytest.approx(np.mean(want))
+    with pytest.raises(ValueError, match="no other"):
+        pipeline_distance(views, codes[0], codes[:1])
+
+
+# --- the sensor -----------------------------------------------------------------------------------
+
+
+def flat(level, camera=DRONE, n=2, side=64):
+    return apply_levels(torch.full((n, 1, side, side), level), camera)
+
+
+def light_of(raw, camera=DRONE):
+    dark, bright = (apply_levels(torch.full_like(raw, v), camera) for v in (0.0, 1.0))
+    return (raw - dark) / (bright - dark)
+
+
+def recorded(level, camera=DRONE, noise=DRONE_NOISE):
+    from r2l.sensor import record
+
+    scene = torch.full((8, 3, 64, 64), level)
+    return record(scene, camera, noise, rng=np.random.default_rng(3))
+
+
+@pytest.mark.parametrize(("severity", "share"), [(2, 0.5), (4, 0.1)])
+def test_less_exposure_has_the_mean_and_noise_of_a_real_one(severity, share):
+    dim = light_of(drift_sensor(recorded(0.5), DRONE, "exposure", severity))
+    real = noise_variance(torch.tensor(0.5 * share), DRONE_NOISE, DRONE).item()
+    assert dim.mean().item() == pytest.approx(0.5 * share, rel=0.005)
+    assert dim.var().item() == pytest.approx(real, rel=0.06)
+
+
+def test_noise_bits_and_levels_do_what_their_name_says():
+    noisy = light_of(drift_sensor(flat(0.4), DRONE, "noise", 4))
+    assert noisy.std().item() == pytest.approx(0.02, rel=0.05)
+    ramp = apply_levels(torch.linspace(0, 1, 4096).reshape(1, 1, 64, 64), DRONE)
+    coarse = drift_sensor(ramp, DRONE, "bit_depth", 5)
+    assert len(coarse.unique()) <= 16
+    black = light_of(drift_sensor(flat(0.4), DRONE, "black_level", 5))
+    assert black.mean().item() == pytest.approx(0.45, abs=1e-3)
+    white = light_of(drift_sensor(ramp, DRONE, "white_level", 5))
+    assert white.max().item() == pytest.approx(0.5, abs=1e-3)
+    below = light_of(ramp) < 0.49
+    torch.testing.assert_close(white[below], light_of(ramp)[below], atol=1e-3, rtol=0)
+
+
+def test_white_balance_moves_red_and_blue_apart_by_position():
+    warm = light_of(drift_sensor(flat(0.4, MICROSCOPE), MICROSCOPE, "white_balance", 5), MICROSCOPE)
+    red, green, blue = warm[..., ::2, ::2], warm[..., ::2, 1::2], warm[..., 1::2, 1::2]
+    assert MICROSCOPE.cfa.value == (0, 1, 1, 2)
+    for plane, want in ((red, 0.56), (green, 0.4), (blue, 0.4 / 1.4)):
+        torch.testing.assert_close(plane, torch.full_like(plane, want), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", SENSOR_DRIFTS)
+def test_sensor_chance_belongs_to_the_frame_and_frames_stay(kind):
+    raw = recorded(0.4)[:3]
+    before = raw.clone()
+    together = drift_sensor(raw, DRONE, kind, 4, seed=2)
+    alone = drift_sensor(raw[[2]], DRONE, kind, 4, seed=2, ids=[2])
+    assert torch.equal(alone, together[[2]])
+    assert torch.equal(raw, before)
+    assert 0 <= together.min() <= together.max() <= DRONE.white_level
+
+
+def test_mistakes_in_sensor_drift_are_named():
+    raw = flat(0.4)
+    with pytest.raises(ValueError, match="white_balance"):
+        drift_sensor(raw, DRONE, "dust")
+    with pytest.raises(ValueError, match="1, 2, 3, 4 or 5"):
+        drift_sensor(raw, DRONE, "noise", 0)
+    with pytest.raises(ValueError, match="N, 1, H, W"):
+        drift_sensor(raw[0], DRONE, "noise")
+    own = Camera("own", DRONE.cfa, DRONE.black_level, 1.0, DRONE.white_balance, DRONE.colour_matrix)
+    with pytest.raises(ValueError, match="NoiseModel"):
+        drift_sensor(raw, own, "noise")
+    assert drift_sensor(raw, own, "noise", noise=NoiseModel(1.0, 2.0, 12)).shape == raw.shape

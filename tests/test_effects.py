@@ -1,0 +1,133 @@
+"""Effects on designs with known answers, against least squares done another way, and their error rates."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from r2l.drift import effects
+from r2l.drift.effects import FACTORS, effect_contrasts
+from r2l.drift.statistics import bootstrap_ratios
+from r2l.isp import PIPELINES
+from r2l.viz import plot_effects
+
+N, GROUPS = 120, np.arange(120) // 4
+
+
+def answers(score, codes=PIPELINES, noise=0.0, seed=0, n=N):
+    """Per-image numbers whose mean in each cell is ``score(train, test)``, plus noise shared by groups."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for train in codes:
+        for test in codes:
+            shift = rng.normal(0, noise, GROUPS.max() + 1)[GROUPS] if noise else np.zeros(n)
+            rows.append(
+                pd.DataFrame({"image": np.arange(n), "group": GROUPS, "correct": score(train, test) + shift})
+                .assign(train=train, test=test, seed=0)
+            )  # fmt: skip
+    return pd.concat(rows, ignore_index=True)
+
+
+def pick(table, side, term, level):
+    found = table.query("side == @side and term == @term and level == @level")
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_a_tested_choice_that_costs_is_found_and_nothing_else():
+    table = effects(answers(lambda a, b: 0.9 - 0.12 * b.startswith("ma")))
+    # The diagonal of a row under ma is low already: the drop is measured from there.
+    assert pick(table, "test", "demosaic", "ma")["estimate"] == pytest.approx(0.08)
+    assert pick(table, "test", "demosaic", "bi")["estimate"] == pytest.approx(-0.04)
+    assert pick(table, "train", "demosaic", "ma")["estimate"] == pytest.approx(-0.08)
+    rest = table[~((table["side"] != "change") & (table["term"] == "demosaic"))]
+    np.testing.assert_allclose(rest["estimate"], 0, atol=1e-10)
+
+
+def test_an_interaction_is_told_from_its_main_effects():
+    table = effects(answers(lambda a, b: 0.9 - 0.2 * (b.split(",")[1:] == ["s", "me"])))
+    both = pick(table, "test", "sharpening x denoising", "s x me")["estimate"]
+    assert both == pytest.approx(0.05)
+    assert pick(table, "test", "sharpening", "s")["estimate"] == pytest.approx(0.05)
+    assert pick(table, "test", "denoising", "ga")["estimate"] == pytest.approx(-0.05)
+
+
+def test_a_loss_by_changing_is_an_effect_of_change():
+    def score(train, test):
+        one, two = train.split(","), test.split(",")
+        return 0.9 - 0.1 * (one[0] != two[0]) - 0.03 * (one[1] != two[1])
+
+    table = effects(answers(score))
+    assert pick(table, "change", "demosaic", "differs")["estimate"] == pytest.approx(0.1)
+    assert pick(table, "change", "sharpening", "differs")["estimate"] == pytest.approx(0.03)
+    assert pick(table, "change", "denoising", "differs")["estimate"] == pytest.approx(0, abs=1e-10)
+    both = pick(table, "change", "demosaic x sharpening", "all differ")["estimate"]
+    assert both == pytest.approx(0, abs=1e-10)
+    same = pick(table, "train and test", "demosaic", "ma x ma")["estimate"]
+    assert same == pytest.approx(-0.1 * (1 - 1 / 3), abs=1e-9)
+
+
+def test_effects_agree_with_marginal_means_and_with_least_squares_on_dummies():
+    results = answers(lambda a, b: 0.8, noise=0.2, seed=3)
+    cells = results.groupby(["train", "test"], sort=False)["correct"].mean().unstack()
+    cells = cells.loc[list(PIPELINES), list(PIPELINES)]
+    drop = np.diag(cells)[:, None] - cells.to_numpy()
+    table = effects(results)
+    choices = np.array([code.split(",") for code in PIPELINES])
+    for place, factor in enumerate(FACTORS):
+        for level in np.unique(choices[:, place]):
+            want = drop[:, choices[:, place] == level].mean() - drop.mean()
+            assert pick(table, "test", factor, level)["estimate"] == pytest.approx(want)
+    # Treatment dummies of all cells of the tested 3 x 2 x 2 cross, by lstsq.
+    design = np.array([[1.0] + [float(b == code) for code in PIPELINES[1:]] for b in PIPELINES])
+    fitted, *_ = np.linalg.lstsq(np.tile(design, (12, 1)), drop.ravel(), rcond=None)
+    means = np.array([fitted[0], *(fitted[0] + fitted[1:])])
+    pair = (choices[:, 0] == "me") & (choices[:, 1] == "u")
+    one, two = (choices[:, 0] == "me"), (choices[:, 1] == "u")
+    want = means[pair].mean() - means[one].mean() - means[two].mean() + means.mean()
+    got = pick(table, "test", "demosaic x sharpening", "me x u")["estimate"]
+    assert got == pytest.approx(want)
+
+
+def test_a_null_effect_is_flagged_in_five_per_cent_and_a_real_one_found():
+    # 400 matrices at once, their cells side by side: 80 images in 40 groups that share some luck.
+    codes = ["bi,s,me", "bi,u,me", "ma,s,me", "ma,u,me"]
+    cells = pd.MultiIndex.from_product([codes, codes], names=["train", "test"]).to_frame(False)
+    rng, groups = np.random.default_rng(8), np.arange(80) // 2
+    luck = rng.normal(0, 0.1, (40, 400 * 16))[groups] + rng.normal(0, 0.2, (80, 400 * 16))
+    base = np.where(cells["test"].str.startswith("ma"), 0.7, 0.8)
+    sampled = bootstrap_ratios(luck + np.tile(base, 400), np.ones((80, 1)), groups, draws=500)
+    names, contrasts = effect_contrasts(cells, order=1)
+    by_matrix = sampled.interval(lambda s: s.reshape(*s.shape[:-1], 400, 16) @ contrasts.T)
+    clear = (by_matrix.low > 0) | (by_matrix.high < 0)
+    null = names.query("side == 'test' and term == 'sharpening'").index[0]
+    real = names.query("side == 'test' and term == 'demosaic'").index[0]
+    assert clear[:, null].mean() <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 400)
+    assert clear[:, null].mean() >= 0.02
+    assert clear[:, real].mean() >= 0.9
+
+
+def test_same_seed_same_intervals_and_they_hold_the_estimate():
+    results = answers(lambda a, b: 0.8, noise=0.2)
+    table = effects(results, draws=200, seed=5)
+    pd.testing.assert_frame_equal(table, effects(results, draws=200, seed=5))
+    assert ((table["low"] <= table["estimate"]) & (table["estimate"] <= table["high"])).all()
+
+
+def test_designs_that_can_not_tell_are_refused():
+    codes = ["bi,s,me", "ma,u,me", "me,s,ga"]
+    with pytest.raises(ValueError, match="cross"):
+        effects(answers(lambda a, b: 0.8, codes))
+    with pytest.raises(ValueError, match="bi,s,me"):
+        effects(answers(lambda a, b: 0.8, ["x", "y"]))
+    with pytest.raises(ValueError, match="order"):
+        effects(answers(lambda a, b: 0.8, ["bi,s,me", "ma,s,me"]), order=0)
+    one = effects(answers(lambda a, b: 0.8 - 0.1 * (a != b), ["bi,s,me", "ma,s,me"]))
+    assert pick(one, "change", "demosaic", "differs")["estimate"] == pytest.approx(0.1)
+
+
+def test_figure_has_a_panel_for_each_side():
+    figure = plot_effects(effects(answers(lambda a, b: 0.8, noise=0.1), draws=100))
+    figure.canvas.draw()
+    assert len(figure.axes) == 4
+    with pytest.raises(ValueError, match="no effects"):
+        plot_effects(pd.DataFrame({"side": []}))
