@@ -2,17 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
+# What `make explorer` serves, and where.
+NOTEBOOK ?= 02_differentiable_processing
+IP ?= 127.0.0.1
+PORT ?= 8866
+# What `make experiments` runs.
+EXPERIMENTS ?= $(sort $(wildcard notebooks/experiments/*paper_*.yaml))
+# Two processes where pytest-xdist is there; asked when a recipe runs, since it may be installed by then.
+TWO = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo '-n 2')
 
 # Threads that wait should sleep: on few cores, waiting in circles costs other work several times its time.
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test lab lint notebooks clean-env help
+.PHONY: demo test check unit tiny nbval memory browser lab explorer lint notebooks index experiments help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-demo: .venv/base  ## run the first notebook on embedded data; print the matrix and where everything lies
+demo: .venv/base  ## run the third notebook on embedded data; print the matrix and where everything lies
 	@mkdir -p $(DEMO)
 	$(BIN)/papermill notebooks/03_drift_synthesis.ipynb $(DEMO)/03_drift_synthesis.ipynb -p OUTPUT $(DEMO) --no-log-output
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to html $(DEMO)/03_drift_synthesis.ipynb
@@ -23,17 +31,44 @@ demo: .venv/base  ## run the first notebook on embedded data; print the matrix a
 	@echo "executed notebook       $(CURDIR)/$(DEMO)/03_drift_synthesis.ipynb"
 	@echo "the same as a page      $(CURDIR)/$(DEMO)/03_drift_synthesis.html"
 
-test: .venv/test  ## lint, and run every test
+test: check unit tiny nbval browser  ## lint, and run every test and every notebook
+
+check: .venv/test  ## lint, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60 notebooks
+
+# One thread a process: two processes have the two cores.
+unit: .venv/test  ## the quick tests: no notebooks, no browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not slow and not notebook and not browser"
+
+tiny: .venv/test  ## the slow tests, and each notebook through papermill at tiny parameters
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "slow or notebook"
+
+nbval: .venv/test  ## each notebook at its defaults on two cores; what it took; 2 GB at most
+	$(BIN)/python -m pytest -p tools.budget --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60 notebooks
+
+memory: nbval
+
+browser: .venv/test  ## the notebooks in JupyterLab and Voila, driven in Chromium; keeps screenshots
+	$(BIN)/python -m pytest -m browser
 
 lab: .venv/base  ## open JupyterLab
 	$(BIN)/jupyter lab notebooks
 
+explorer: .venv/explorer  ## serve a notebook as a page without code: make explorer NOTEBOOK=03_drift_synthesis
+	@echo "http://$(IP):$(PORT)/ shows $(NOTEBOOK) once its cells have run; Ctrl-C ends it"
+	@$(BIN)/voila notebooks/$(NOTEBOOK).ipynb --no-browser --Voila.ip=$(IP) --port=$(PORT) \
+		--MappingKernelManager.cull_idle_timeout=1200 --Voila.log_level=WARN
+
 notebooks: .venv/test  ## run every notebook at its defaults and keep the outputs
 	$(BIN)/python tests/run_notebooks.py
+	$(BIN)/python -m tools.index
+
+index: .venv/test  ## bring the index in notebooks/README.md up to date
+	$(BIN)/python -m tools.index
+
+experiments: .venv/base  ## run the full experiments, notebooks/experiments/*paper_*.yaml: hours, a GPU, the real data
+	$(BIN)/python -m tools.experiment $(EXPERIMENTS)
 
 lint: .venv/test  ## format and lint
 	$(BIN)/ruff format .
@@ -49,6 +84,10 @@ lint: .venv/test  ## format and lint
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
+.venv/explorer: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[explorer]'
+	@touch $@ .venv/base
+
 .venv/test: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	@touch $@ .venv/base
+	@touch $@ .venv/base .venv/explorer

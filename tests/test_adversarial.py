@@ -14,6 +14,8 @@ from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import Adversary, channel_statistics, evaluate, fit, make_classifier
 from r2l.training.distance import image_distance
 
+pytestmark = pytest.mark.slow  # it trains
+
 SEARCH = {"epochs": 6, "batch_size": 12, "lr": 0.05, "progress": False}
 
 

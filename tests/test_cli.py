@@ -83,6 +83,7 @@ def run_program(*arguments, **options):
 # --- as a program ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_program_develops_a_photo(tmp_path):
     photo = write_photo(tmp_path / "photo.dng")
 
@@ -92,6 +93,7 @@ def test_the_program_develops_a_photo(tmp_path):
     np.testing.assert_array_equal(pixels("photo.png"), expected_picture(photo, "ma,s,ga"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"), [("missing.dng", "No such file"), ("damaged.tif", "no readable TIFF")]
 )

@@ -216,6 +216,7 @@ def test_answers_that_are_no_record(server, tmp_path):
         fetch("drone", tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_a_killed_download_goes_on(server, tmp_path, published):
     whole = len(published["Raw-Microscopy.zip"])
     server.delay = 0.2
@@ -238,6 +239,7 @@ def test_a_killed_download_goes_on(server, tmp_path, published):
     assert server.requests_of("Raw-Microscopy.zip") == [None, f"bytes={came}-"]
 
 
+@pytest.mark.slow
 def test_a_killed_unpacking_goes_on(server, tmp_path):
     script = (
         "import os, sys, r2l.datasets.archive as a, r2l.datasets.download as d\n"
@@ -531,6 +533,7 @@ def test_full_disk_of_the_cache(small_disk, tmp_path, monkeypatch):
     assert {p.name for p in small_disk.iterdir() if p.suffix != ".lock"} == {"mine.txt"}
 
 
+@pytest.mark.slow
 def test_limit_on_file_sizes(server, tmp_path):
     server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
     environment = {**os.environ, "R2L_ZENODO_API": server.api}

@@ -441,6 +441,7 @@ def simulated(rng, effect, n_groups=30, per_group=5):
     return np.stack(columns, 1).astype(float), groups
 
 
+@pytest.mark.slow
 def test_chance_is_called_an_attack_in_at_most_5_percent():
     rng = np.random.default_rng(0)
     calls = [

@@ -29,6 +29,8 @@ from r2l.training.stages import SCALE, MetricTracker, StageTracker, save_strip
 from r2l.training.tracking import Records, resolve, track
 from r2l.viz.lab import plot_curves
 
+pytestmark = pytest.mark.slow  # it trains
+
 DATA = SyntheticMicroscopy(16, size=32)
 EPOCHS = 2
 STAGES = list(ParametrizedISP(MICROSCOPE).stages(DATA[0]["raw"][None]))

@@ -1,46 +1,66 @@
-"""Each notebook through papermill at tiny parameters, and its widgets' callbacks at every value.
+"""Each notebook through papermill at tiny parameters.
 
-The defaults are run by nbval (`make test`); here it is shown that parameters reach the notebook.
+The defaults are run by nbval (`make nbval`); here it is shown that parameters reach the notebook.
+The values stand in notebooks/experiments/tiny_*.yaml, one file a notebook.
 """
 
 from pathlib import Path
 
 import nbformat
 import pandas as pd
-import papermill
 import pytest
 
 from r2l.datasets import SyntheticMicroscopy
 from r2l.drift import develop_views, flips, train_test_matrix
-from r2l.widgets import matrix_explorer
+from tools.experiment import EXPERIMENTS, NOTEBOOKS, defaults, read_experiment, run
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PNG = b"\x89PNG\r\n\x1a\n"
+TINY = {e.notebook.stem: e for e in map(read_experiment, sorted(EXPERIMENTS.glob("tiny_*.yaml")))}
+STEMS = [path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))]
 
 
-def test_drift_synthesis_with_tiny_parameters(tmp_path):
-    tiny = {
-        "PIPELINES": ["bi,s,ga", "ma,s,me"],
-        "N_IMAGES": 60,
-        "TILE": 32,
-        "FOLDS": 2,
-        "EPOCHS": 1,
-        "CHECK_CLAIMS": False,
-        "OUTPUT": "out",
-    }
-    done = tmp_path / "done.ipynb"
-    papermill.execute_notebook(
-        str(NOTEBOOKS / "03_drift_synthesis.ipynb"),
-        str(done),
-        parameters=tiny,
-        cwd=str(tmp_path),
-        progress_bar=False,
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """Return a function that runs a notebook at its tiny parameters, once, and says where it lies."""
+    done: dict[str, Path] = {}
+
+    def run_once(stem: str) -> Path:
+        if stem not in done:
+            folder = tmp_path_factory.mktemp(stem)
+            tiny = TINY[stem]
+            done[stem] = run(tiny.notebook, tiny.parameters, folder, cwd=folder, progress=False)
+        return done[stem]
+
+    return run_once
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("stem", STEMS)
+def test_notebook_with_tiny_parameters(tiny_run, stem):
+    assert stem in TINY, (
+        f"{EXPERIMENTS}/tiny_*.yaml: one whose first line names {stem}.ipynb, please"
     )
-    notebook = nbformat.read(done, as_version=4)
-    assert any("injected-parameters" in c.metadata.get("tags", []) for c in notebook.cells)
-    out = tmp_path / "out"
+    path = tiny_run(stem)
+    notebook = nbformat.read(path, as_version=4)
+    injected = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert len(injected) == 1
+    values: dict[str, object] = {}
+    exec(injected[0].source, values)
+    for name, value in TINY[stem].parameters.items():
+        assert values[name] == value
+        assert value != defaults(TINY[stem].notebook)[name], f"{name} is the default anyway"
+    if "OUTPUT" in defaults(TINY[stem].notebook):
+        assert Path(str(values["OUTPUT"])) == path.parent
+    kept = {p.relative_to(path.parent).parts[0] for p in path.parent.rglob("*") if p.is_file()}
+    assert not kept & {"runs", "notebooks"}, "what it writes goes to OUTPUT, not where it runs"
+
+
+@pytest.mark.notebook
+def test_drift_synthesis_writes_its_answers(tiny_run):
+    out = tiny_run("03_drift_synthesis").parent
+    tiny = TINY["03_drift_synthesis"].parameters
     answers = pd.read_csv(out / "answers.csv")
-    assert len(answers) == 60 * 2 * 2
+    assert len(answers) == tiny["N_IMAGES"] * len(tiny["PIPELINES"]) ** 2
     assert set(answers["test"]) == set(tiny["PIPELINES"])
     assert (out / "matrix.png").read_bytes().startswith(PNG)
     assert "ma,s,me" in (out / "matrix.txt").read_text("utf-8")
@@ -66,20 +86,3 @@ def test_flips_are_the_answers_that_changed(experiment):
     assert len(flips(answers, "bi,s,ga", "bi,s,ga")) == 0
     with pytest.raises(ValueError, match=r"me,u,me"):
         flips(answers, "bi,s,ga", "ma,s,ga")
-
-
-def test_matrix_explorer_at_every_value(experiment):
-    views, answers = experiment
-    explorer = matrix_explorer(views, answers)
-    menus, picture = explorer.children
-    train, test, note = menus.children
-    seen = set()
-    for first in train.options:
-        for second in test.options:
-            train.value, test.value = first, second
-            shown = bytes(picture.value)
-            assert shown.startswith(PNG)
-            seen.add(shown)
-            counts = flips(answers, first, second)["change"].value_counts()
-            assert note.value.startswith(f"{counts.get('lost', 0)} answers lost")
-    assert len(seen) >= 2

@@ -314,6 +314,7 @@ def test_torch_export():
     torch.testing.assert_close(program.module()(raw), isp(raw), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_onnx(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="install r2l[test]")
     isp, raw = ParametrizedISP(DRONE).eval(), exported_input()

@@ -91,6 +91,7 @@ def assert_same(a, b):
     pd.testing.assert_frame_equal(a.history, b.history, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_weights(tmp_path, undisturbed):
     call = f"from tests.test_resume import *; train_and_be_killed({str(tmp_path)!r}, 0)"
     killed = subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=False, timeout=120)
@@ -225,6 +226,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

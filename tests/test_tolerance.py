@@ -292,6 +292,7 @@ def test_an_attack_is_drawn():
     assert drawn(figure) == 30
 
 
+@pytest.mark.slow
 def test_landscape_explorer_at_every_value():
     frames = flat_frames([LEVEL, 0.3])
     prober = Prober(Bright(THRESHOLD), frames)

@@ -321,6 +321,7 @@ def test_a_server_that_is_not_there_is_noticed_before_training():
     assert dict(os.environ) == before, "mlflow's patience is bounded for the call alone"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_silent_is_noticed_before_training():
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))

@@ -36,6 +36,8 @@ from r2l.training.settling import settle
 from r2l.training.tracking import Records
 from tests.fixtures_data import KEPT, write_drone_photos, write_microscopy
 
+pytestmark = pytest.mark.slow  # it trains
+
 PUBLISHED = """
     tracking_uri processor_uri classifier_uri state_dict_uri experiment_name run_name log_model save_locally
     track_processing track_processing_gradients track_save_tensors track_predictions track_n_images

@@ -60,6 +60,7 @@ def train(*arguments):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINES)
 def test_the_published_lines_run_as_they_stand(published, tmp_path, name):
     own = {"R2L_DATA": published / "data", "TORCH_HOME": published / "torch"}

@@ -326,6 +326,7 @@ class Threshold(nn.Module):
         return 20 * (image.mean(1, keepdim=True) - self.level)
 
 
+@pytest.mark.slow
 def test_a_segmenter_learns_masks():
     data = Squares()
     settings = {"task": "segmentation", "validation": data, "epochs": 6, "batch_size": 6}

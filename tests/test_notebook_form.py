@@ -1,0 +1,188 @@
+"""The notebooks' form: the skeleton, lengths and sizes, what stands beside each widget, who can read it."""
+
+import ast
+import itertools
+import json
+import re
+import subprocess
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from tools.experiment import NOTEBOOKS, ROOT
+from tools.index import row
+
+PATHS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+SKELETON = ("What you need", "Parameters", "What you saw", "Try it", "Next")
+REPOSITORY = "raw2logit/r2l"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+EXPLORER = re.compile(r"\b\w+_explorer\(")
+IMAGE = re.compile(r"<img\b[^>]*>")
+ALT = re.compile(r"""\balt=(["'])\s*\S.*?\1""", re.DOTALL)
+ELSEWHERE = re.compile(r"(?<![\w.])/(?:root|home|tmp|Users|work|usr)/")
+
+
+class Notebook:
+    """A notebook with its cells by kind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content = json.loads(path.read_text("utf-8"))
+        self.cells = self.content["cells"]
+        for cell in self.cells:
+            cell["source"] = "".join(cell["source"])
+        self.code = [c for c in self.cells if c["cell_type"] == "code"]
+        self.markdown = [c["source"] for c in self.cells if c["cell_type"] == "markdown"]
+        self.prose = "\n\n".join(self.markdown)
+
+    def headings(self) -> list[tuple[int, str]]:
+        found = re.findall(r"^(#+) (.+?)\s*$", self.prose, re.MULTILINE)
+        return [(len(marks), text) for marks, text in found]
+
+    def sections(self) -> list[list[dict]]:
+        """The cells from one second-level heading to the next."""
+        parts: list[list[dict]] = [[]]
+        for cell in self.cells:
+            if cell["cell_type"] == "markdown" and re.search(r"^## ", cell["source"], re.MULTILINE):
+                parts.append([])
+            parts[-1].append(cell)
+        return parts
+
+
+@pytest.fixture(params=PATHS, ids=lambda p: p.stem)
+def notebook(request):
+    return Notebook(request.param)
+
+
+def outputs(cell: dict) -> list[dict]:
+    return cell.get("outputs", [])
+
+
+def html_of(output: dict) -> str:
+    return "".join(output.get("data", {}).get("text/html", ""))
+
+
+def has_figure(cell: dict) -> bool:
+    return any("image/png" in o.get("data", {}) or IMAGE.search(html_of(o)) for o in outputs(cell))
+
+
+def test_it_begins_with_title_promise_and_badges(notebook):
+    number = notebook.path.stem[:2]
+    first = notebook.markdown[0]
+    assert notebook.cells[0]["cell_type"] == "markdown"
+    assert re.match(rf"# {number} · \S", first)
+    promise = re.search(r"^\*\*(.+)\*\*$", first, re.MULTILINE)
+    assert promise, "one sentence in bold: what the reader will do"
+    assert promise[1].endswith(".")
+    assert not re.search(r"[.!?] [A-Z]", promise[1]), "one sentence"
+    place = f"notebooks/{notebook.path.name}"
+    assert f"https://mybinder.org/v2/gh/{REPOSITORY}/HEAD?labpath={quote(place, safe='')}" in first
+    assert f"https://colab.research.google.com/github/{REPOSITORY}/blob/HEAD/{place}" in first
+    assert row(notebook.path), "the index can be made of it"
+
+
+def test_its_sections_stand_in_order(notebook):
+    headings = notebook.headings()
+    assert [level for level, _ in headings].count(1) == 1
+    second = [text for level, text in headings if level == 2]
+    assert [t for t in second if t in SKELETON] == list(SKELETON)
+    assert second[0] == SKELETON[0]
+    assert tuple(second[-3:]) == SKELETON[-3:]
+    assert len(second) >= 7, "sections of its own"
+    for (before, _), (after, text) in itertools.pairwise(headings):
+        assert after <= before + 1, f"the heading {text!r} skips a level"
+
+
+def test_parameters_come_first_and_are_literals(notebook):
+    tagged = [c for c in notebook.code if "parameters" in c["metadata"].get("tags", [])]
+    assert tagged == notebook.code[:1]
+    for statement in ast.parse(tagged[0]["source"]).body:
+        assert isinstance(statement, ast.Assign)
+        assert all(isinstance(t, ast.Name) and t.id.isupper() for t in statement.targets)
+        ast.literal_eval(statement.value)
+
+
+def test_it_runs_on_colab(notebook):
+    cell = notebook.code[1]["source"]
+    for part in (
+        'if "google.colab" in sys.modules:',
+        f"%pip install --quiet git+https://github.com/{REPOSITORY}",
+        "from google.colab import output",
+        "output.enable_custom_widget_manager()",
+    ):
+        assert part in cell
+    assert "r2l" not in notebook.code[0]["source"].replace(REPOSITORY, ""), (
+        "nothing imported before"
+    )
+    assert notebook.content["metadata"]["kernelspec"]["name"] == "python3"
+
+
+def test_it_is_of_a_length_that_people_read(notebook):
+    assert len(notebook.code) <= 20
+    for cell in notebook.code:
+        assert len(cell["source"].splitlines()) <= 25, cell["source"][:200]
+    words = re.sub(r"\(https?:[^)]*\)", "", notebook.prose).split()
+    assert 600 <= len(words) <= 2000
+    assert 100 * 1024 < notebook.path.stat().st_size < 600 * 1024, "with outputs, and not too many"
+
+
+def test_its_outputs_are_those_of_one_clean_run(notebook):
+    counts = [c["execution_count"] for c in notebook.code]
+    assert counts == list(range(1, len(counts) + 1))
+    assert "widgets" not in notebook.content["metadata"], "widget state is stripped"
+    for cell in notebook.code:
+        for output in outputs(cell):
+            assert output["output_type"] != "error"
+            text = json.dumps({k: v for k, v in output.items() if k != "metadata"})
+            text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
+            text = re.sub(r'"image/png": "[^"]*"', "", text)
+            assert not ELSEWHERE.search(text), f"a path of the machine it ran on: {text[:300]}"
+
+
+def test_its_claims_are_asserted(notebook):
+    assert any("assert " in c["source"] for c in notebook.code)
+
+
+def test_exercises_have_folded_answers(notebook):
+    exercises = notebook.prose[notebook.prose.index("## Try it") : notebook.prose.index("## Next")]
+    asked = re.findall(r"^\d+\. ", exercises, re.MULTILINE)
+    folded = re.findall(
+        r"<details>\s*<summary>.*?</summary>\n\n.+?</details>", exercises, re.DOTALL
+    )
+    assert len(asked) >= 2
+    assert len(asked) == len(folded)
+
+
+def test_figures_have_alternative_text(notebook):
+    for cell in notebook.code:
+        for output in outputs(cell):
+            bare = "image/png" in output.get("data", {}) and "text/html" not in output["data"]
+            assert not bare, f"r2l.viz.with_alt(figure, text) is missing: {cell['source'][:200]}"
+            for image in IMAGE.findall(html_of(output)):
+                assert ALT.search(image), image[:200]
+    for alternative in re.findall(r"!\[(.*?)\]\(", notebook.prose):
+        assert alternative.strip()
+
+
+def test_a_static_figure_stands_beside_each_widget(notebook):
+    with_widget = [s for s in notebook.sections() if any(EXPLORER.search(c["source"]) for c in s)]
+    assert with_widget, "a widget or two"
+    for section in with_widget:
+        assert any(map(has_figure, section)), (
+            f"a reader on the web sees no widget: a static figure, please, in the section\n"
+            f"{section[0]['source'][:200]}"
+        )
+
+
+def test_links_to_files_lead_somewhere(notebook):
+    for target in re.findall(r"\]\(((?!https?:|#|mailto:)[^)#]+)", notebook.prose):
+        assert (notebook.path.parent / target).exists(), target
+
+
+def test_nothing_that_notebooks_write_would_be_committed():
+    paths = ["runs/x/y.png", "notebooks/runs/x/y.png", "data/x.tif", "notebooks/data/x.tif"]
+    if subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True).returncode:
+        pytest.skip("not a git checkout")
+    done = subprocess.run(["git", "check-ignore", *paths], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == paths

@@ -1,0 +1,211 @@
+"""The tools around the notebooks: parameter files, budgets of memory, the index."""
+
+import subprocess
+import sys
+import textwrap
+
+import nbformat
+import pytest
+from papermill.exceptions import PapermillExecutionError
+from typer import Typer
+from typer.testing import CliRunner
+
+from tools import experiment, index
+from tools.experiment import ParameterError, check_parameters, read_experiment, run
+from tools.memory import Watch
+
+
+def notebook_of(cells, path):
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    notebook.cells = [nbformat.v4.new_code_cell(textwrap.dedent(c)) for c in cells]
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """A folder with one notebook in place of the project's."""
+    monkeypatch.setattr(experiment, "NOTEBOOKS", tmp_path)
+    parameters = "SIZE = 4\nSCALE = 1.0\nSEEDS = [0]\nCHECK = True\nOUTPUT = 'runs/x'"
+    work = """
+        from pathlib import Path
+        if SIZE < 0:
+            raise ArithmeticError("too small")
+        Path(OUTPUT, "size.txt").write_text(str(SIZE * SCALE))
+    """
+    notebook_of([parameters, work], tmp_path / "01_one.ipynb")
+    return tmp_path
+
+
+def written(folder, text, name="paper_one.yaml"):
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_parameter_file_names_its_notebook_and_says_what_it_is(notebooks):
+    path = written(notebooks, "# Parameters for 01_one.ipynb\n# Large,\n# twice.\nSIZE: 9\n")
+    read = read_experiment(path)
+    assert (read.notebook, read.about) == (notebooks / "01_one.ipynb", "Large, twice.")
+    assert read.parameters == {"SIZE": 9}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the first line must read"),
+        ("SIZE: 9\n", "the first line must read"),
+        ("# Parameters for 09_none.ipynb\n", r"no notebook 09_none.ipynb; there are 01_one.ipynb"),
+        ("# Parameters for 01_one.ipynb\n[1, 2\n", "no readable YAML"),
+        ("# Parameters for 01_one.ipynb\n- SIZE\n", "NAME: value"),
+    ],
+)
+def test_a_parameter_file_that_is_none(notebooks, text, message):
+    with pytest.raises(ParameterError, match=message):
+        read_experiment(written(notebooks, text))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"SIEZ": 9}, "no parameter SIEZ; it has SIZE, SCALE, SEEDS, CHECK, OUTPUT"),
+        ({"SEEDS": 0}, r"SEEDS is 0, but the default is \[0\]"),
+        ({"SIZE": "9"}, "SIZE is '9'"),
+        ({"SIZE": True}, "SIZE is True"),
+        ({"CHECK": 1}, "CHECK is 1"),
+    ],
+)
+def test_parameters_that_the_notebook_lacks_or_of_another_type(notebooks, values, message):
+    with pytest.raises(ParameterError, match=message):
+        check_parameters(notebooks / "01_one.ipynb", values)
+
+
+def test_values_of_the_same_kind_pass(notebooks):
+    good = {"SIZE": 9, "SCALE": 2, "SEEDS": [1, 2], "CHECK": False, "OUTPUT": "x"}
+    check_parameters(notebooks / "01_one.ipynb", good)
+
+
+@pytest.mark.notebook
+def test_run_writes_into_its_folder_and_leaves_the_notebook(notebooks, tmp_path):
+    source = notebooks / "01_one.ipynb"
+    before = source.read_bytes()
+    folder = tmp_path / "new" / "folder"
+    done = run(source, {"SIZE": 3, "SCALE": 2}, folder, cwd=tmp_path, progress=False)
+    assert done == folder / "01_one.ipynb"
+    assert (folder / "size.txt").read_text("utf-8") == "6"
+    assert source.read_bytes() == before
+
+
+@pytest.mark.notebook
+def test_a_notebook_that_fails_is_kept_with_its_error(notebooks, tmp_path):
+    with pytest.raises(PapermillExecutionError, match="too small"):
+        run(notebooks / "01_one.ipynb", {"SIZE": -1}, tmp_path / "out", progress=False)
+    kept = nbformat.read(tmp_path / "out" / "01_one.ipynb", as_version=4)
+    assert any(
+        o.get("ename") == "ArithmeticError" for c in kept.cells for o in c.get("outputs", [])
+    )
+
+
+@pytest.mark.notebook
+def test_the_command_goes_on_after_a_failure_and_ends_with_1(notebooks, tmp_path):
+    head = "# Parameters for 01_one.ipynb\n"
+    files = [
+        written(notebooks, head + "SIZE: -1\n", "paper_fails.yaml"),
+        written(notebooks, head + "SIEZ: 1\n", "paper_unknown.yaml"),
+        written(notebooks, head + "SIZE: 5\n", "paper_good.yaml"),
+    ]
+    app = Typer()
+    app.command()(experiment.main)
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, [*map(str, files), "-o", str(out), "-p", "SCALE=3"])
+    assert result.exit_code == 1
+    assert "paper_fails: failed" in result.stderr
+    assert "ArithmeticError: too small" in result.stderr
+    assert "no parameter SIEZ" in result.stderr
+    assert not (out / "paper_unknown").exists(), (
+        "an unknown parameter is found before anything runs"
+    )
+    assert (out / "paper_good" / "size.txt").read_text("utf-8") == "15"
+    assert "failed: paper_fails.yaml, paper_unknown.yaml" in result.stderr
+
+
+def test_watch_sees_the_children_at_their_highest():
+    hold = "import sys; a = bytearray(%d * 10**6); print(flush=True); sys.stdin.read(1)"
+    with Watch(every=0.01) as watch:
+        for name, size in (("small", 20), ("large", 220)):
+            watch.at = name
+            child = subprocess.Popen(
+                [sys.executable, "-c", hold % size], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            child.stdout.readline()
+            for _ in range(200):
+                if watch.peaks.get(name, 0) > size:
+                    break
+                watch._ended.wait(0.01)
+            child.communicate(b"x")
+    assert 20 < watch.peaks["small"] < 60
+    assert 180 < watch.peaks["large"] - watch.peaks["small"] < 220
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(("mb", "ends"), [(400, 0), (100, 1)])
+def test_a_notebook_above_its_budget_fails_the_run(tmp_path, mb, ends):
+    notebook_of(["import time", "a = bytearray(90 * 10**6); time.sleep(1)"], tmp_path / "big.ipynb")
+    command = [sys.executable, "-m", "pytest", "-p", "tools.budget", "--nbval-lax", "-q"]
+    done = subprocess.run(
+        [*command, f"--notebook-mb={mb}", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=experiment.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == ends, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+    assert (f"OVER {mb} MB" in done.stdout) == bool(ends)
+
+
+def page(tmp_path, text):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    nbformat.write(notebook, tmp_path / "01_a.ipynb")
+    return tmp_path / "01_a.ipynb"
+
+
+@pytest.mark.parametrize(
+    ("needs", "minutes", "mb"),
+    [
+        ("About two minutes on two cores, 1.5 GB of memory.", "2", "1500"),
+        ("Half a minute on two cores, 700 MB of memory.", "0.5", "700"),
+        ("About a minute and 2 GB", "1", "2000"),
+        ("45 seconds, 900 MB", "0.75", "900"),
+    ],
+)
+def test_index_says_what_the_notebook_says(tmp_path, needs, minutes, mb):
+    path = page(tmp_path, f"# 01 · Title\n\n**You will see.**\n\n## What you need\n\n{needs}")
+    assert index.row(path) == f"| [01 · Title](01_a.ipynb) | You will see. | {minutes} | {mb} |"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("## What you need\n\nTwo minutes, 1 GB", "no title"),
+        ("# T\n\nYou will", "no promise"),
+        ("# T\n\n**You will**\n\n## What you need\n\nTime.", "begins with"),
+        ("# T\n\n**You will**", "What you need"),
+    ],
+)
+def test_index_says_what_a_notebook_lacks(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        index.row(page(tmp_path, text))
+
+
+def test_only_what_is_between_the_marks_is_written():
+    text = f"before\n{index.BEGIN}\nold\n{index.END}\nafter\n"
+    assert index.with_index(text, "new") == text.replace("old", "new")
+    with pytest.raises(ValueError, match="once each"):
+        index.with_index("no marks", "new")
+
+
+def test_the_index_is_up_to_date():
+    text = index.README.read_text("utf-8")
+    assert text == index.with_index(text, index.index()), "run `make index`"

@@ -1,0 +1,177 @@
+"""The explorers of notebooks 06 and 07: what they show, every control at its ends, and an upload."""
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+
+from r2l.camera import CFA, DRONE, MICROSCOPE
+from r2l.drift.forensics import tolerance_report
+from r2l.drift.forensics.settings import camera_settings
+from r2l.isp import PIPELINES, StaticISP
+from r2l.rawfile import RawFrame, write_dng
+from r2l.training.stages import save_strip
+from r2l.training.tracking import TrackingError, track
+from r2l.widgets import camera as own
+from r2l.widgets import lab
+from r2l.widgets.upload import OWN_CAMERA
+from tests.test_forensics import Bright, flat_frames
+from tests.test_widgets import controls, pages, pictures, pixels
+
+
+@pytest.fixture(scope="module")
+def report():
+    frames = flat_frames(np.linspace(0.3, 0.9, 20), DRONE)
+    settings = ["black_level", "red_gain", "blue_gain", "gamma"]
+    return tolerance_report(
+        Bright(0.45), frames, settings=settings, points=5, refine=1, draws=50, progress=False
+    )
+
+
+@pytest.fixture
+def frames():
+    rng = np.random.default_rng(0)
+    mosaic = (0.1 + 0.5 * rng.random((64, 48))).astype(np.float32)
+    turned = replace(DRONE, name="<turned>", cfa=CFA.GBRG)
+    return {"own": RawFrame(mosaic, turned), "other": RawFrame(mosaic, MICROSCOPE)}
+
+
+@pytest.mark.parametrize("cfa", CFA)
+def test_numbers_go_with_their_colours(cfa):
+    levels = replace(DRONE, black_level=(0.01, 0.02, 0.03, 0.04))
+    moved = own.on_layout_of(levels, replace(MICROSCOPE, cfa=cfa))
+    assert moved.cfa is cfa
+    assert (moved.white_balance, moved.colour_matrix) == (DRONE.white_balance, DRONE.colour_matrix)
+    # By name of the colour all settings are those of the camera the numbers are from.
+    assert camera_settings(moved, levels) == pytest.approx(camera_settings(levels, levels))
+
+
+def test_the_verdict_says_where(report):
+    assert own.verdict(report, DRONE).startswith("inside")
+    dark = replace(DRONE, black_level=(0.3,) * 4)
+    assert own.verdict(report, dark) == "outside: black level"
+    table = own.verdict_table(report, dark)
+    assert table.count("<tr>") == 1 + len(report.table)
+    assert re.search(r"black level</td>.*?0\.3</td>.*?✗ outside", table)
+    assert "? unknown" in table  # a camera tells no gamma
+
+
+def test_camera_explorer_at_every_value(report, frames):
+    box = own.camera_explorer(frames, report, uploads=False)
+    menus = controls(box)
+    seen = set()
+    for name in menus["frame"].options:
+        for numbers in menus["numbers"].options:
+            for code in PIPELINES:
+                menus["frame"].value, menus["numbers"].value = name, numbers
+                menus["pipeline"].value = code
+                ((alt, data),) = pictures(box)
+                assert all(part in alt for part in (name, code))
+                camera = frames[name].camera
+                if numbers != OWN_CAMERA:
+                    camera = own.on_layout_of(DRONE, camera)
+                tile = torch.tensor(frames[name].mosaic)[None, None]
+                expected = StaticISP.from_code(code, camera)(tile)[0].permute(1, 2, 0)
+                difference = pixels(data) / 255 - expected.numpy()
+                assert abs(difference).max() <= 0.5 / 255 + 1e-5
+                seen.add(data)
+    # Of the turned drone both numbers are the same; the microscope looks otherwise by the drone's.
+    assert len(seen) == 3 * len(PIPELINES)
+    assert "&lt;turned&gt;" in pages(own.camera_explorer(frames, report))
+
+
+def test_a_file_can_be_added(report, frames, tmp_path):
+    box = own.camera_explorer(frames, report)
+    path = write_dng(tmp_path / "new.dng", frames["own"].mosaic, replace(DRONE, name="new"))
+    file = {
+        "name": "photo.dng",
+        "type": "",
+        "size": path.stat().st_size,
+        "content": memoryview(path.read_bytes()),
+        "last_modified": datetime.now(UTC),
+    }
+    menus = controls(box)
+    menus["raw file"].value = (file,)
+    assert menus["frame"].value == "photo.dng"
+    assert "new, RGGB, 48 x 64" in pages(box)
+    assert "<b>inside, in all" in pages(box)
+
+
+def test_no_frames_is_an_error(report):
+    with pytest.raises(ValueError, match="no frames"):
+        own.camera_explorer({}, report)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Two runs, one with two folds, whose pictures are flat: their value says what they are."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name, epochs in (("first", 2), ("second", 3)):
+        with track("widgets", name, store=folder) as run:
+            for fold in range(2 if name == "first" else 1):
+                with run.nested(f"fold {fold}") as child, child.files() as out:
+                    for epoch in range(epochs):
+                        child.metrics({"train_loss": 1.0, "val_loss": 2.0 - epoch}, step=epoch)
+                        for kind in ("stages", "gradients"):
+                            path = out / kind / "demosaic" / f"epoch_{epoch:03d}.png"
+                            path.parent.mkdir(parents=True, exist_ok=True)
+                            value = (100 * fold + 10 * epoch) / 255
+                            save_strip(
+                                torch.full((1, 3, 8, 8), value), path, signed=kind == "gradients"
+                            )
+    with track("widgets", "bare", store=folder):
+        pass
+    return folder
+
+
+def test_what_runs_have_tracked(store):
+    found = lab.tracked(store)
+    assert set(found) == {"first, fold 0", "first, fold 1", "second, fold 0"}
+    for name, run in found.items():
+        epochs = 3 if "second" in name else 2
+        assert set(run.pictures) == {"demosaic", "gradient at demosaic"}
+        assert all(list(pictures) == list(range(epochs)) for pictures in run.pictures.values())
+    picture = lab.picture_of(found["first, fold 1"], "demosaic", 1, store)
+    assert np.all(np.asarray(picture) == 110)
+    with pytest.raises(ValueError, match="demosaic"):
+        lab.picture_of(found["first, fold 1"], "gamma", 1, store)
+
+
+def test_lab_explorer_at_every_value(store):
+    box = lab.lab_explorer(store)
+    menus = controls(box)
+    curves = set()
+    for name in menus["run"].options:
+        menus["run"].value = name
+        curves.add(bytes(box.children[-1].value))
+        for what in menus["picture"].options:
+            menus["picture"].value = what
+            assert menus["epoch"].options == ((0, 1, 2) if "second" in name else (0, 1))
+            for epoch in menus["epoch"].options:
+                menus["epoch"].value = epoch
+                ((alt, data),) = pictures(box)
+                assert alt.startswith(f"{what} of {name} after epoch {epoch}")
+                if what == "demosaic":
+                    assert np.all(pixels(data) == 100 * ("fold 1" in name) + 10 * epoch)
+                assert ("white and black" in pages(box)) == what.startswith("gradient")
+    assert len(curves) >= 2
+
+
+def test_the_epoch_stays_inside_another_run(store):
+    menus = controls(lab.lab_explorer(store))
+    menus["run"].value = "second, fold 0"
+    menus["epoch"].value = 2
+    menus["run"].value = "first, fold 0"
+    assert menus["epoch"].value == 1
+
+
+def test_a_store_without_pictures_is_an_error(tmp_path):
+    with pytest.raises(TrackingError, match="no store"):
+        lab.lab_explorer(tmp_path)
+    with track("widgets", "bare", store=tmp_path):
+        pass
+    with pytest.raises(ValueError, match="track_processing"):
+        lab.lab_explorer(tmp_path)

@@ -1,0 +1,1 @@
+"""What keeps the notebooks in order: run them, measure them, list them. No part of the package."""

@@ -1,0 +1,81 @@
+"""A pytest plugin: two cores and 2 GB for each notebook, and a table of what it took.
+
+`pytest -p tools.budget --nbval-lax notebooks` runs every notebook at its defaults, on two cores of
+those that there are, adds up the memory of its kernel and the kernel's children, and fails when a
+notebook takes more than ``--notebook-mb``. Where it runs, torch may be a build with CUDA, which
+takes about 300 MB more than the CPU build on Binder; Jupyter's server, about 130 MB, is not in it.
+Seconds depend on the machine: they are shown, and marked above ``--notebook-seconds``, no more.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tools.memory import Watch
+
+CORES = 2
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the two limits."""
+    group = parser.getgroup("notebooks' budget")
+    group.addoption("--notebook-mb", type=float, default=2000.0, help="fail above (2000)")
+    group.addoption("--notebook-seconds", type=float, default=180.0, help="mark above (180)")
+
+
+class Budget:
+    """Book the time and the memory of each notebook."""
+
+    def __init__(self, mb: float, seconds: float) -> None:
+        self.mb = mb
+        self.seconds = seconds
+        self.watch = Watch()
+        self.times: dict[str, float] = {}
+
+    def over(self) -> list[str]:
+        """Return the notebooks that took too much memory."""
+        return [name for name, peak in self.watch.peaks.items() if peak > self.mb]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Iterator[None]:
+        """Watch while the tests run."""
+        with self.watch:
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Book a cell's time, the kernel's start and end included, under its notebook."""
+        name = self.watch.at = item.path.name
+        start = time.perf_counter()
+        try:
+            return (yield)
+        finally:
+            self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail the whole run if a notebook took too much."""
+        if self.over() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the table."""
+        terminalreporter.section("notebooks: seconds and peak MB")
+        for name, seconds in self.times.items():
+            slow = f"  over {self.seconds:.0f} s" if seconds > self.seconds else ""
+            big = f"  OVER {self.mb:.0f} MB" if name in self.over() else ""
+            peak = self.watch.peaks.get(name, 0.0)
+            terminalreporter.line(f"{name:40s} {seconds:7.1f} s {peak:7.0f} MB{slow}{big}")
+        terminalreporter.line(f"{'all':40s} {sum(self.times.values()):7.1f} s")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take two cores, which the kernels inherit, and begin the books."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    config.pluginmanager.register(
+        Budget(config.getoption("notebook_mb"), config.getoption("notebook_seconds")), "budget"
+    )

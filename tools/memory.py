@@ -1,0 +1,96 @@
+"""How much memory a tree of processes takes, watched from outside."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+import psutil
+
+MB = 1e6
+
+
+def resident(process: psutil.Process) -> float:
+    """Return the MB of a process that are in memory, shared or not; 0 if it has ended."""
+    try:
+        return process.memory_info().rss / MB
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def alone(process: psutil.Process) -> float:
+    """Return the MB that a process shares with nobody (USS), all where the system won't tell."""
+    try:
+        return process.memory_full_info().uss / MB
+    except psutil.AccessDenied:
+        return resident(process)
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def used(processes: list[psutil.Process], at_least: float = 0.0) -> float:
+    """Return the MB that processes hold together, or ``at_least`` if that is not less.
+
+    What each holds alone is added up. What they share, libraries above all, counts once, as the
+    largest share. PSS would divide a library by everybody on the machine who has it open, so that a
+    notebook seemed the smaller the more others ran beside it. To ask who shares what stops a
+    process for milliseconds, so it is asked only where the answer may be above ``at_least``.
+    """
+    all_of_it = [resident(process) for process in processes]
+    if sum(all_of_it) <= at_least:
+        return at_least
+    if len(processes) == 1:
+        return all_of_it[0]
+    own = [alone(process) for process in processes]
+    shared = (max(a - o, 0.0) for a, o in zip(all_of_it, own, strict=True))
+    return max(sum(own) + max(shared), at_least)
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    """Return a process's children and theirs."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+class Watch:
+    """Remember the highest sum of memory, in MB, of the children of a process, by name.
+
+    ``watch.at = "first"`` says under which name to book what is seen from now on;
+    ``watch.peaks`` is a dict from name to MB.
+
+    Args:
+        pid: the process whose children are watched (itself it is not); None: this one.
+        every: seconds between two looks. What is held for a shorter time may be missed.
+    """
+
+    def __init__(self, pid: int | None = None, every: float = 0.1) -> None:
+        self.process = psutil.Process(pid)
+        self.every = every
+        self.at: str | None = None
+        self.peaks: dict[str, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        while not self._ended.wait(self.every):
+            name = self.at
+            if name is not None:
+                highest = self.peaks.get(name, 0.0)
+                self.peaks[name] = used(children(self.process), highest)
+
+    def __enter__(self) -> Watch:
+        """Begin to look."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop looking."""
+        self._ended.set()
+        self._thread.join()
