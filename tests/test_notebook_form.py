@@ -40,15 +40,6 @@ class Notebook:
         found = re.findall(r"^(#+) (.+?)\s*$", self.prose, re.MULTILINE)
         return [(len(marks), text) for marks, text in found]
 
-    def sections(self) -> list[list[dict]]:
-        """The cells from one second-level heading to the next."""
-        parts: list[list[dict]] = [[]]
-        for cell in self.cells:
-            if cell["cell_type"] == "markdown" and re.search(r"^## ", cell["source"], re.MULTILINE):
-                parts.append([])
-            parts[-1].append(cell)
-        return parts
-
 
 @pytest.fixture(params=PATHS, ids=lambda p: p.stem)
 def notebook(request):
@@ -166,12 +157,13 @@ def test_figures_have_alternative_text(notebook):
 
 
 def test_a_static_figure_stands_beside_each_widget(notebook):
-    with_widget = [s for s in notebook.sections() if any(EXPLORER.search(c["source"]) for c in s)]
-    assert with_widget, "a widget or two"
-    for section in with_widget:
-        assert any(map(has_figure, section)), (
-            f"a reader on the web sees no widget: a static figure, please, in the section\n"
-            f"{section[0]['source'][:200]}"
+    widgets = [i for i, cell in enumerate(notebook.code) if EXPLORER.search(cell["source"])]
+    assert widgets, "a widget or two"
+    for i in widgets:
+        around = notebook.code[max(0, i - 2) : i + 3]
+        assert any(map(has_figure, around)), (
+            "a reader on the web sees no widget: a static figure, please, in one of the two cells before or "
+            f"after\n{notebook.code[i]['source'][:200]}"
         )
 
 

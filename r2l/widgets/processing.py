@@ -25,8 +25,8 @@ from r2l.widgets.settings import (
 if TYPE_CHECKING:
     import ipywidgets
 
-# All fits a page of 900 pixels.
-PICTURE, STRIP, STRIP_SIDE = 500, 876, 106
+# All fits what JupyterLab leaves of a window of 1280 pixels, 840.
+PICTURE, STRIP, STRIP_SIDE = 440, 836, 101
 #: What the strip shows, and what people call it; the clip looks like what is before it.
 SHOWN = {
     "raw": "raw",
@@ -90,7 +90,9 @@ def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> ipyw
     live.watch(frame, code, stage, brighten, *knobs.values())
     reset.on_click(lambda _button: _set_back(knobs))
     draw()
-    controls = widgets.VBox([frame, code, stage, *knobs.values(), brighten, reset])
+    knobs_and_menus = [frame, code, stage, *knobs.values(), brighten, reset]
+    # Not to be squeezed by the picture where the page is narrow.
+    controls = widgets.VBox(knobs_and_menus, layout={"flex": "0 0 auto"})
     box = widgets.VBox([widgets.HBox([controls, widgets.VBox([picture, note])]), row])
     return box.add_class("r2l-processing-explorer")
 
