@@ -53,7 +53,8 @@ def verdict_table(report: ToleranceReport, camera: Camera) -> str:
     rows = []
     for name, row in report.check(camera).iterrows():
         mark, colour = _MARKS[row["verdict"]]
-        value = "–" if row["value"] != row["value"] else f"{row['value']:.3g}"
+        # Six digits are enough; beyond them an exposure of nought has some rounding left.
+        value = "–" if row["value"] != row["value"] else f"{round(row['value'], 6):.3g}"
         cells = (
             html.escape(report.table["label"][name]),
             value,

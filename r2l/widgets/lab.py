@@ -102,7 +102,8 @@ def lab_explorer(store: str | Path | None = None) -> ipywidgets.Widget:
     def fit(_change: object = None) -> None:
         """Offer what the run holds; keep the choices that it has too."""
         pictures = runs[run.value].pictures
-        kept = what.value if what.value in pictures else next(iter(pictures))
+        wanted = (what.value, "gamma", next(iter(pictures)))
+        kept = next(name for name in wanted if name in pictures)
         what.options = list(pictures)
         what.value = kept
         epochs = list(pictures[kept])
