@@ -129,6 +129,12 @@ def _checked(groups: np.ndarray | None, n_images: int, least: int = 2) -> np.nda
     return groups
 
 
+def least_p(n_reference: int, n_stream: int, draws: int) -> float:
+    """Return the smallest p-value that `energy_test` can give for so many groups."""
+    # All ways to deal the groups out, or as many as are drawn.
+    return 1 / min(comb(n_reference + n_stream, n_stream), draws + 1)
+
+
 def energy_test(
     reference: np.ndarray,
     stream: np.ndarray,
@@ -161,8 +167,7 @@ def energy_test(
     belongs = np.eye(len(names))[members]
     within = np.unique(members[len(reference) :])
     n_stream = len(within)
-    # All ways to deal the groups out, or as many as are drawn.
-    least = 1 / min(comb(len(names), n_stream), draws + 1)
+    least = least_p(len(names) - n_stream, n_stream, draws)
     if least > alpha:
         raise ValueError(
             f"{len(names) - n_stream} and {n_stream} groups with {draws} permutations give no p-value "

@@ -51,10 +51,13 @@ class FairComparison:
         unit = " dB" if self.distance == "psnr" else ""
         lines = [f"mean loss of {self.metric}, intervals of {self.level:.0%} over groups"]
         for name, row in self.table.iterrows():
+            ratio = "no ratio, since the pipelines lose nothing"
+            if np.isfinite(row["ratio"]):
+                ends = f"{row['ratio_low']:.1f} to {row['ratio_high']:.1f}"
+                ratio = f"{row['ratio']:.1f} ({ends}) times that of the pipelines"
             lines.append(
-                f"{name:>10}: {row['drop']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), "
-                f"{row['ratio']:.1f} ({row['ratio_low']:.1f} to {row['ratio_high']:.1f}) times that of "
-                f"the pipelines; {self.distance} {row['distance']:.3g}{unit}"
+                f"{name:>10}: {row['drop']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), {ratio}; "
+                f"{self.distance} {row['distance']:.3g}{unit}"
             )
         for code, kinds in self.left_out.items():
             lines.append(f"{code}: out of reach and not in the matched mean: {', '.join(kinds)}")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from r2l.drift.alarm import energy_test
+from r2l.drift.alarm import energy_test, least_p
 from r2l.drift.describing import describe
 from r2l.drift.matrix import MatrixSummary
 from r2l.drift.synthesis import Trained
@@ -101,7 +101,7 @@ def _streams(
     draws: int,
     seed: int,
 ) -> list[bool]:
-    """Return of each stream that is long enough whether the alarm was raised."""
+    """Return of each stream that is long enough, in images and groups, whether the alarm was raised."""
     raised = []
     names = np.unique(groups)
     for repeat in range(repeats):
@@ -111,7 +111,8 @@ def _streams(
         kept = np.flatnonzero(np.isin(groups, dealt[: len(dealt) // 2]))
         order = [np.flatnonzero(groups == name) for name in dealt[len(dealt) // 2 :]]
         stream = np.concatenate(order)[:length]
-        if len(stream) < length:
+        known, new = (len(np.unique(groups[which])) for which in (kept, stream))
+        if len(stream) < length or least_p(known, new, draws) > alpha:
             continue
         _, p_value = energy_test(
             own[kept], other[stream], groups[kept], groups[stream], alpha, draws, seed + repeat
