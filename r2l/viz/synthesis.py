@@ -123,17 +123,15 @@ def _draw_cells(ax: Axes, summary: MatrixSummary, views: Views, distance: str) -
 
 
 def _name(ax: Axes, part: pd.DataFrame, colour: str) -> None:
-    """Write each kind's name once, at its furthest mark."""
-    for kind, rows in part.groupby("kind", sort=False):
-        row = rows.loc[rows["severity"].idxmax()]
-        ax.annotate(
-            str(kind).replace("_", " "),
-            (row["distance"], row["drop"]),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=6.5,
-            color=colour,
-        )
+    """Write each kind's name once, at its furthest mark; names move up until none covers another."""
+    furthest = part.loc[part.groupby("kind", sort=False)["severity"].idxmax()]
+    low, high = ax.get_ylim()
+    line, free = 0.025 * (high - low), -np.inf
+    for row in furthest.sort_values("drop").itertuples():
+        free = max(row.drop, free + line)
+        name = str(row.kind).replace("_", " ")
+        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+        ax.annotate(name, (row.distance, free), fontsize=6.5, color=colour, **place)
 
 
 def _plain(ax: Axes) -> None:
