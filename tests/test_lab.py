@@ -119,10 +119,16 @@ def test_artefacts_have_their_published_names(store, tracked):
     assert files == pictures | others
 
 
-def test_the_last_epoch_alone_unless_every_one_is_asked_for(store):
+@pytest.fixture(scope="module")
+def last(store):
+    """A run with the stages of its last epoch and nothing else."""
     with track("lab", "last", store=store) as run:
         train([StageTracker(run, DATA)])
-    assert Records(store).files(run.run_id) == sorted(f"stages/{s}/epoch_001.png" for s in STAGES)
+    return run.run_id
+
+
+def test_the_last_epoch_alone_unless_every_one_is_asked_for(store, last):
+    assert Records(store).files(last) == sorted(f"stages/{s}/epoch_001.png" for s in STAGES)
 
 
 def test_tensors_are_stages_and_gradients_of_each_image_by_itself(store, tracked):
@@ -317,7 +323,8 @@ def test_the_command_line_lists_asks_and_draws(store, tracked, tmp_path):
         (("sql", "selekt"), "syntax error"),
     ],
 )
-def test_mistakes_end_in_one_line(store, tracked, arguments, message):
+@pytest.mark.usefixtures("tracked", "last")
+def test_mistakes_end_in_one_line(store, arguments, message):
     done = lab(*arguments, "--store", store)
     assert done.exit_code == 2
     assert re.search(f"^error: .*{message}", done.stderr, re.DOTALL)

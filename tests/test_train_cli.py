@@ -189,15 +189,7 @@ def test_help_comes_quickly_in_groups_and_names_every_option():
             assert f"--{option.name}" in done.stdout
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C as on a terminal: processes that run tests side by side ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("in_tmp_path", "interruptible")
+@pytest.mark.usefixtures("in_tmp_path")
 def test_a_test_run_is_short_and_ctrl_c_ends_in_one_line(tmp_path, monkeypatch):
     step = RawToLogits.training_step
 
