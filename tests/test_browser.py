@@ -81,7 +81,7 @@ def voila(pages, tmp_path_factory):
 def page(chromium):
     """A page that fails the test if its own code raised."""
     page = chromium.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(240_000)
     raised = []
     page.on("pageerror", lambda error: raised.append(str(error)))
     yield page
@@ -154,10 +154,13 @@ def step(handle) -> tuple[str, str]:
 
 
 def move(page, handle, key: str, times: int, quiet: float = 0.15) -> list[float]:
-    """Press a key on a slider, each time waiting for the picture; return the seconds."""
+    """Press a key on a slider up to its end, each time waiting for the picture; return the seconds."""
     handle.focus()
+    end = "aria-valuemax" if key == "ArrowRight" else "aria-valuemin"
     waited = []
     for _ in range(times):
+        if handle.get_attribute("aria-valuenow") == handle.get_attribute(end):
+            break
         page.keyboard.press(key)
         waited.append(settle(page, quiet))
     return waited
@@ -165,7 +168,7 @@ def move(page, handle, key: str, times: int, quiet: float = 0.15) -> list[float]
 
 def choose(page, explorer) -> None:
     """Click the last cell of a matrix, or choose the last but one entry of the last menu."""
-    cells = explorer.locator("button:visible:not([disabled])")
+    cells = explorer.locator(".r2l-matrix-cell:visible")
     if cells.count():
         cells.last.click()
         return
