@@ -43,7 +43,10 @@ def code(stem: str) -> str:
     return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
 
 
-WITH_EXPLORER = [stem for stem in TINY if "explorer(" in code(stem)]
+# 07 interrupts its own kernel to show that a run goes on; Voila then waits for it for ever. Its explorer is
+# tested without a browser.
+NOT_IN_VOILA = {"07_virtual_lab"}
+WITH_EXPLORER = [s for s in TINY if "explorer(" in code(s) and s not in NOT_IN_VOILA]
 
 
 @pytest.fixture(scope="module")
