@@ -170,15 +170,15 @@ def move(page, handle, key: str, times: int, quiet: float = 0.15) -> list[float]
 
 
 def choose(page, explorer) -> None:
-    """Click the last cell of a matrix, or choose the last but one entry of the last menu."""
+    """Click the last cell of a matrix, or choose another entry of the first menu that has several."""
     cells = explorer.locator(".r2l-matrix-cell:visible")
     if cells.count():
         cells.last.click()
         return
-    menu = explorer.locator("select").last
-    entries = menu.locator("option").all_inner_texts()
+    menus = explorer.locator("select").all()
+    menu = next(m for m in menus if m.locator("option").count() > 1)
     chosen = menu.evaluate("menu => menu.selectedIndex")
-    menu.select_option(index=(chosen or len(entries)) - 1)
+    menu.select_option(index=0 if chosen else 1)
 
 
 def change_something(page, explorer) -> None:
