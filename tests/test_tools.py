@@ -10,7 +10,7 @@ from papermill.exceptions import PapermillExecutionError
 from typer import Typer
 from typer.testing import CliRunner
 
-from tools import experiment, index
+from tools import experiment, index, memory
 from tools.experiment import ParameterError, check_parameters, read_experiment, run
 from tools.memory import Watch
 
@@ -131,22 +131,57 @@ def test_the_command_goes_on_after_a_failure_and_ends_with_1(notebooks, tmp_path
     assert "failed: paper_fails.yaml, paper_unknown.yaml" in result.stderr
 
 
+PARENT = """
+import subprocess, sys
+hold = "import sys; a = bytearray(%s * 10**6); print(flush=True); sys.stdin.read(1)"
+for size in sys.stdin:
+    child = subprocess.Popen(
+        [sys.executable, "-c", hold % size.strip()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    child.stdout.readline()
+    print(flush=True)
+    sys.stdin.readline()
+    child.communicate(b"x")
+    print(flush=True)
+"""
+
+
 def test_watch_sees_the_children_at_their_highest():
-    hold = "import sys; a = bytearray(%d * 10**6); print(flush=True); sys.stdin.read(1)"
-    with Watch(every=0.01) as watch:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def say(text: str) -> None:
+        parent.stdin.write(text + "\n")
+        parent.stdin.flush()
+        parent.stdout.readline()
+
+    with Watch(parent.pid, every=0.02) as watch:
         for name, size in (("small", 20), ("large", 220)):
             watch.at = name
-            child = subprocess.Popen(
-                [sys.executable, "-c", hold % size], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            child.stdout.readline()
-            for _ in range(200):
+            say(str(size))
+            for _ in range(500):
                 if watch.peaks.get(name, 0) > size:
                     break
-                watch._ended.wait(0.01)
-            child.communicate(b"x")
+                watch._ended.wait(0.02)
+            say("")
+    parent.communicate()
     assert 20 < watch.peaks["small"] < 60
     assert 180 < watch.peaks["large"] - watch.peaks["small"] < 220
+
+
+def test_watch_does_not_count_a_fork_that_only_seems_large(monkeypatch):
+    """A process seen once, as between fork and exec, is not booked; seen twice, it is."""
+    looks = iter([[1], [1, 2], [1, 3], [1, 3]])
+    sizes = {1: 10.0, 2: 1000.0, 3: 30.0}
+    monkeypatch.setattr(memory, "used", lambda some, low: max(low, sum(map(sizes.get, some))))
+    watch = Watch(every=0.001)
+    ended = watch._ended
+    monkeypatch.setattr(memory, "children", lambda _: next(looks, None) or ended.set() or [])
+    watch.at = "all"
+    with watch:
+        ended.wait(10)
+    assert watch.peaks["all"] == 40.0
 
 
 @pytest.mark.notebook

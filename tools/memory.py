@@ -58,7 +58,8 @@ class Watch:
     """Remember the highest sum of memory, in MB, of the children of a process, by name.
 
     ``watch.at = "first"`` says under which name to book what is seen from now on;
-    ``watch.peaks`` is a dict from name to MB.
+    ``watch.peaks`` is a dict from name to MB. A child counts from the second look at it: between
+    fork and exec it still seems to hold all that its parent holds.
 
     Args:
         pid: the process whose children are watched (itself it is not); None: this one.
@@ -74,11 +75,14 @@ class Watch:
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _look(self) -> None:
+        known: set[psutil.Process] = set()
         while not self._ended.wait(self.every):
             name = self.at
+            now = children(self.process)
             if name is not None:
                 highest = self.peaks.get(name, 0.0)
-                self.peaks[name] = used(children(self.process), highest)
+                self.peaks[name] = used([child for child in now if child in known], highest)
+            known = set(now)
 
     def __enter__(self) -> Watch:
         """Begin to look."""
