@@ -9,6 +9,7 @@ PORT ?= 8866
 # What `make experiments` runs.
 EXPERIMENTS ?= $(sort $(wildcard notebooks/experiments/*paper_*.yaml))
 # Two processes where pytest-xdist is there; asked when a recipe runs, since it may be installed by then.
+TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 TWO = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo '-n 2')
 
 # Threads that wait should sleep: on few cores, waiting in circles costs other work several times its time.
@@ -44,8 +45,9 @@ unit: .venv/test  ## the quick tests: no notebooks, no browser
 tiny: .venv/test  ## the slow tests, and each notebook through papermill at tiny parameters
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "slow or notebook"
 
-nbval: .venv/test  ## each notebook at its defaults on two cores; what it took; 2 GB at most
-	$(BIN)/python -m pytest -p tools.budget --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60 notebooks
+# A notebook alone on both cores is little faster than on one: two run side by side.
+nbval: .venv/test  ## each notebook at its defaults; what it took; 2 GB at most
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -p tools.budget --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60 notebooks
 
 memory: nbval
 
@@ -68,7 +70,7 @@ index: .venv/test  ## bring the index in notebooks/README.md up to date
 	$(BIN)/python -m tools.index
 
 experiments: .venv/base  ## run the full experiments, notebooks/experiments/*paper_*.yaml: hours, a GPU, the real data
-	$(BIN)/python -m tools.experiment $(EXPERIMENTS)
+	$(BIN)/r2l sweep $(EXPERIMENTS)
 
 lint: .venv/test  ## format and lint
 	$(BIN)/ruff format .

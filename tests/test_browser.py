@@ -19,8 +19,9 @@ import papermill
 import pytest
 from PIL import Image
 
+from r2l.sweep.notebook import read_experiment
 from tests import browser as web
-from tools.experiment import EXPERIMENTS, NOTEBOOKS, ROOT, read_experiment
+from tools.places import EXPERIMENTS, NOTEBOOKS, ROOT
 
 pytestmark = [
     pytest.mark.browser,

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tools.experiment import NOTEBOOKS, ROOT
 from tools.index import row
+from tools.places import NOTEBOOKS, ROOT
 
 PATHS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 SKELETON = ("What you need", "Parameters", "What you saw", "Try it", "Next")

@@ -12,7 +12,8 @@ import pytest
 
 from r2l.datasets import SyntheticMicroscopy
 from r2l.drift import develop_views, flips, train_test_matrix
-from tools.experiment import EXPERIMENTS, NOTEBOOKS, defaults, read_experiment, run
+from r2l.sweep.notebook import defaults, read_experiment, run
+from tools.places import EXPERIMENTS, NOTEBOOKS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TINY = {e.notebook.stem: e for e in map(read_experiment, sorted(EXPERIMENTS.glob("tiny_*.yaml")))}

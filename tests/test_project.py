@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tools.experiment import check_parameters, read_experiment
+from r2l.sweep.notebook import check_parameters, read_experiment
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "r2l"
@@ -22,7 +22,9 @@ FLOORS = [
     {"datasets"},
     {"training"},
     {"drift"},
-    {"viz", "widgets", "bench", "cli"},
+    {"viz", "widgets", "bench"},
+    {"sweep"},
+    {"cli"},
 ]
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 

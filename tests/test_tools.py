@@ -3,16 +3,18 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import nbformat
 import pytest
 from papermill.exceptions import PapermillExecutionError
-from typer import Typer
 from typer.testing import CliRunner
 
-from tools import experiment, index, memory
-from tools.experiment import ParameterError, check_parameters, read_experiment, run
+from r2l.cli import app
+from r2l.sweep.notebook import ParameterError, check_parameters, read_experiment, run
+from tools import index, memory
 from tools.memory import Watch
+from tools.places import ROOT
 
 
 def notebook_of(cells, path):
@@ -25,9 +27,8 @@ def notebook_of(cells, path):
 
 
 @pytest.fixture
-def notebooks(tmp_path, monkeypatch):
-    """A folder with one notebook in place of the project's."""
-    monkeypatch.setattr(experiment, "NOTEBOOKS", tmp_path)
+def notebooks(tmp_path):
+    """A folder with one notebook."""
     parameters = "SIZE = 4\nSCALE = 1.0\nSEEDS = [0]\nCHECK = True\nOUTPUT = 'runs/x'"
     work = """
         from pathlib import Path
@@ -109,26 +110,27 @@ def test_a_notebook_that_fails_is_kept_with_its_error(notebooks, tmp_path):
 
 
 @pytest.mark.notebook
-def test_the_command_goes_on_after_a_failure_and_ends_with_1(notebooks, tmp_path):
+def test_the_command_goes_on_after_a_failure_and_ends_with_1(notebooks, tmp_path, monkeypatch):
     head = "# Parameters for 01_one.ipynb\n"
     files = [
         written(notebooks, head + "SIZE: -1\n", "paper_fails.yaml"),
         written(notebooks, head + "SIEZ: 1\n", "paper_unknown.yaml"),
         written(notebooks, head + "SIZE: 5\n", "paper_good.yaml"),
     ]
-    app = Typer()
-    app.command()(experiment.main)
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, [*map(str, files), "-o", str(out), "-p", "SCALE=3"])
+    monkeypatch.chdir(tmp_path)
+    unknown = CliRunner().invoke(app, ["sweep", *map(str, files)])
+    assert unknown.exit_code == 2
+    assert "no parameter SIEZ" in unknown.stderr
+    assert not Path("runs").exists(), "an unknown parameter is found before anything runs"
+    files.pop(1)
+    result = CliRunner().invoke(app, ["sweep", *map(str, files), "-o", str(out), "-p", "SCALE=3"])
     assert result.exit_code == 1
-    assert "paper_fails: failed" in result.stderr
     assert "ArithmeticError: too small" in result.stderr
-    assert "no parameter SIEZ" in result.stderr
-    assert not (out / "paper_unknown").exists(), (
-        "an unknown parameter is found before anything runs"
-    )
-    assert (out / "paper_good" / "size.txt").read_text("utf-8") == "15"
-    assert "failed: paper_fails.yaml, paper_unknown.yaml" in result.stderr
+    (size,) = (out / "paper_good").rglob("size.txt")
+    assert size.read_text("utf-8") == "15"
+    (kept,) = (out / "paper_fails" / "runs").rglob("01_one.ipynb")
+    assert "too small" in kept.read_text("utf-8")
 
 
 PARENT = """
@@ -191,7 +193,7 @@ def test_a_notebook_above_its_budget_fails_the_run(tmp_path, mb, ends):
     command = [sys.executable, "-m", "pytest", "-p", "tools.budget", "--nbval-lax", "-q"]
     done = subprocess.run(
         [*command, f"--notebook-mb={mb}", "-p", "no:cacheprovider", str(tmp_path)],
-        cwd=experiment.ROOT,
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )

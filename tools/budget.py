@@ -4,6 +4,7 @@
 those that there are, adds up the memory of its kernel and the kernel's children, and fails when a
 notebook takes more than ``--notebook-mb``. Where it runs, torch may be a build with CUDA, which
 takes about 300 MB more than the CPU build on Binder; Jupyter's server, about 130 MB, is not in it.
+With `-n 2 --dist loadfile` two notebooks run side by side, and each is booked as it is alone.
 Seconds depend on the machine: they are shown, and marked above ``--notebook-seconds``, no more.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,12 @@ class Budget:
         """Return the notebooks that took too much memory."""
         return [name for name, peak in self.watch.peaks.items() if peak > self.mb]
 
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take over the books of one of xdist's processes, which ran some of the notebooks."""
+        books = getattr(node, "workeroutput", {}).get("budget", {})
+        self.times |= books.get("times", {})
+        self.watch.peaks |= books.get("peaks", {})
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Iterator[None]:
         """Watch while the tests run."""
@@ -57,14 +65,18 @@ class Budget:
             self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Fail the whole run if a notebook took too much."""
+        """Fail the whole run if a notebook took too much; one of xdist's processes hands over its books."""
+        if hasattr(session.config, "workeroutput"):
+            books = {"times": self.times, "peaks": self.watch.peaks}
+            session.config.workeroutput["budget"] = books
+            return
         if self.over() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the table."""
         terminalreporter.section("notebooks: seconds and peak MB")
-        for name, seconds in self.times.items():
+        for name, seconds in sorted(self.times.items()):
             slow = f"  over {self.seconds:.0f} s" if seconds > self.seconds else ""
             big = f"  OVER {self.mb:.0f} MB" if name in self.over() else ""
             peak = self.watch.peaks.get(name, 0.0)

@@ -10,7 +10,8 @@ import json
 import re
 from pathlib import Path
 
-from tools.experiment import EXPERIMENTS, NOTEBOOKS, read_experiment
+from r2l.sweep.notebook import read_experiment
+from tools.places import EXPERIMENTS, NOTEBOOKS
 
 README = NOTEBOOKS / "README.md"
 BEGIN, END = "<!-- index:begin -->", "<!-- index:end -->"

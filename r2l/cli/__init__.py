@@ -16,6 +16,7 @@ from r2l.cli.data import data
 from r2l.cli.develop import develop
 from r2l.cli.flags import GroupedCommand
 from r2l.cli.lab import lab
+from r2l.cli.sweep import sweep
 from r2l.cli.train import train
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.command()(develop)
 app.command()(bench)
 app.command()(check)
 app.command(cls=GroupedCommand)(train)
+app.command()(sweep)
 app.add_typer(data, name="data")
 app.add_typer(lab, name="lab")
 

@@ -87,6 +87,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "groups: a slide's zone or a photograph stays on one side. published: drawn at random, "
             "overlapping, --n_splits times; scores come out too good.",
         ),
+        Option("fold", int, None, "Only this fold of --n_splits.  [default: all, one by one]"),
     ),
     "Training": (
         Option("epochs", int, 5, "Passes over the training images."),
@@ -184,6 +185,16 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         ),
         Option("adv_noise_layer", bool, False, "Add a layer of noise to the processor."),
         Option("adv_track_differences", bool, False, "Track differences to the original too."),
+    ),
+    "Tests": (
+        Option(
+            "test_pipelines",
+            str,
+            None,
+            "Ask each trained model also under these static pipelines, such as 'bi,s,ga me,u,me', or "
+            "under all twelve (all): a row of the train x test matrix.",
+            "CODES",
+        ),
     ),
     "What is kept": (
         Option("log_model", bool, True, "Processor and task model, in the run."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from r2l.isp import save_isp
+from r2l.isp import StaticISP, save_isp
 from r2l.rawfile import atomic_path
 from r2l.training.adversarial import Adversary
 from r2l.training.corpora import Corpus
@@ -27,6 +28,7 @@ from r2l.training.fold_scores import table_scores
 from r2l.training.module import RawToLogits
 from r2l.training.options import Options
 from r2l.training.parts import Parts, fresh_model, image_statistics
+from r2l.training.run_folder import TESTED
 from r2l.training.saving import save_model
 from r2l.training.splits import Fold
 from r2l.training.stages import MetricTracker, StageTracker
@@ -41,6 +43,25 @@ class _Prefixed:
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         self.record.metrics({f"task_model.{name}": v for name, v in values.items()}, step)
+
+
+class _StepClock(Callback):
+    """Takes the time of each training step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._start = self._now()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.seconds.append(self._now() - self._start)
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 @dataclass
@@ -91,9 +112,11 @@ class FoldTrainer:
         model, description = self._model(fold)
         if self.options.adv_training:
             if self.parts.model is None:
-                first = self._fit(model, fold, seed, record, place / "checkpoint_model", False)
+                seen = [MetricTracker(_Prefixed(record))]  # it has curves of its own
+                first = self._fit(model, fold, seed, seen, place / "checkpoint_model", False)
                 model = first.model
-            trained = self._fit(model, fold, seed, record, place / "checkpoint", True)
+            seen = self._callbacks(fold, record)
+            trained = self._fit(model, fold, seed, seen, place / "checkpoint", True)
             original = RawToLogits(model, trained.reference, task=self.corpus.task)
             tables = [
                 self._answers(module, self.frames, fold).assign(processing=name)
@@ -101,11 +124,14 @@ class FoldTrainer:
             ]
             table = pd.concat(tables, ignore_index=True)
         else:
-            trained = self._fit(model, fold, seed, record, place / "checkpoint", False)
+            seen = self._callbacks(fold, record)
+            trained = self._fit(model, fold, seed, seen, place / "checkpoint", False)
             table = self._answers(trained, self._data(False), fold)
         table = table.assign(fold=number)
         self._keep(trained, description, record, place)
         record.predictions(table)
+        if self.options.tested_codes:
+            self._test(trained, fold, number, record, place)
         for row in table_scores(self.corpus, table).to_dict("records"):
             prefix = f"{row.pop('processing')}." if "processing" in row else "final."
             record.metrics({prefix + name: value for name, value in row.items()})
@@ -135,12 +161,27 @@ class FoldTrainer:
         others = self._data(False).others
         return torch.stack([others[i]["target"] for i in fold.train.tolist()])
 
+    def measure(self, fold: Fold, place: Path) -> tuple[float, int]:
+        """Train on a fold without a record; return the median seconds of a step and the bytes of weights.
+
+        The first two steps are left out, in which caches are filled.
+
+        Args:
+            fold: training and validation images, of three batches or more.
+            place: an empty folder, for checkpoints.
+        """
+        clock = _StepClock()
+        model, _ = self._model(fold)
+        trained = self._fit(model, fold, 0, [clock], place / "checkpoint", False)
+        size = sum(p.numel() * p.element_size() for p in trained.parameters())
+        return float(np.median(clock.seconds[2:] or clock.seconds)), size
+
     def _fit(
         self,
         model: Any,
         fold: Fold,
         seed: int,
-        record: Run,
+        callbacks: list[Callback],
         checkpoint: Path,
         adversarial: bool,
     ) -> RawToLogits:
@@ -169,7 +210,7 @@ class FoldTrainer:
             checkpoint=checkpoint,
             validate_every=options.check_val_every_n_epoch,
             progress=self.progress,
-            callbacks=self._callbacks(fold, record, first),
+            callbacks=callbacks,
             **self._trainer(),
         )
 
@@ -181,10 +222,8 @@ class FoldTrainer:
             "gradient_clip_val": options.gradient_clip_val,
         }
 
-    def _callbacks(self, fold: Fold, record: Run, first: bool) -> list[Callback]:
+    def _callbacks(self, fold: Fold, record: Run) -> list[Callback]:
         options = self.options
-        if first:  # it has curves of its own
-            return [MetricTracker(_Prefixed(record))]
         callbacks: list[Callback] = [MetricTracker(record)]
         developed = self._data(options.adv_training).key == "image"
         # What is looked into are raw frames, also where training sees images that are ready.
@@ -206,17 +245,35 @@ class FoldTrainer:
             callbacks.append(DifferenceTracker(record, looked, **each))
         return callbacks
 
-    def _answers(self, module: RawToLogits, data: Dataset, fold: Fold) -> pd.DataFrame:
+    def _answers(
+        self, module: RawToLogits, data: Dataset, fold: Fold, domain: str | None = None
+    ) -> pd.DataFrame:
         part = Subset(data, fold.test.tolist())
         options = self.options
         table = evaluate(
             module,
-            {self.parts.mode: part},
+            {domain or self.parts.mode: part},
             batch_size=options.batch_size,
             num_workers=options.num_workers,
             accelerator=options.accelerator,
         )
         return table.assign(name=self.corpus.names[table["image"].to_numpy()])
+
+    def _test(
+        self, trained: RawToLogits, fold: Fold, number: int, record: Run, place: Path
+    ) -> None:
+        """Ask the task model about the validation images as each of the test pipelines develops them."""
+        tables = []
+        for code in self.options.tested_codes:
+            isp = StaticISP.from_code(code, self.corpus.camera)
+            module = RawToLogits(trained.model, isp, task=self.corpus.task)
+            module.norm = trained.norm
+            tables.append(self._answers(module, self.frames, fold, code))
+        table = pd.concat(tables, ignore_index=True).assign(fold=number)
+        table = table.rename(columns={"pipeline": "test"})
+        with atomic_path(place / TESTED) as partial:
+            table.to_csv(partial, index=False)
+        record.table(table, TESTED)
 
     def _keep(
         self, trained: RawToLogits, description: dict[str, Any], record: Run, place: Path

@@ -33,12 +33,14 @@ class Outcome:
         folder: what it left on disk.
         scores: one row a fold (with adversarial processing two: before and after).
         predictions: one row a validation image, see `evaluate`; with ``fold`` and ``name``.
+        tested: the same under each of the ``test_pipelines``, in the column ``test``; None without.
     """
 
     run_id: str
     folder: Path
     scores: pd.DataFrame
     predictions: pd.DataFrame
+    tested: pd.DataFrame | None = None
 
 
 def experiment(options: Options, say: Say = print, progress: bool = True) -> Outcome:
@@ -60,6 +62,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
     options, lines = settle(options)
     corpus = open_corpus(options)
     folds = make_folds(corpus, options)
+    numbers = range(len(folds)) if options.fold is None else [options.fold]
     for line in (*lines, _about(corpus, folds, options)):
         say(line)
     # Noticed now, and not after the work.
@@ -70,15 +73,15 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         _record(options, corpus, folder, say) as run,
     ):
         trainer = FoldTrainer(options, corpus, parts, progress)
-        tables = []
-        for number, fold in enumerate(folds):
+        tables = {}
+        for number in numbers:
             table = folder.predictions(number)
             if table is None:
-                with _fold_record(run, folder, number, fold) as record:
-                    table = trainer.run(number, fold, record, folder.fold(number))
+                with _fold_record(run, folder, number, folds[number]) as record:
+                    table = trainer.run(number, folds[number], record, folder.fold(number))
                 table = folder.finish_fold(number, table)
             say(f"fold {number}: {describe_scores(corpus, table)}")
-            tables.append(table)
+            tables[number] = table
         outcome = _conclude(corpus, tables, run, folder)
     for line in _closing(options, folder, outcome):
         say(line)
@@ -89,6 +92,7 @@ def _about(corpus: Corpus, folds: list[Fold], options: Options) -> str:
     height, width = corpus.data[0]["raw"].shape[-2:]
     classes = f", {len(corpus.classes)} classes" if corpus.classes else ""
     number = "1 split" if len(folds) == 1 else f"{len(folds)} folds"
+    number += "" if options.fold is None else f", number {options.fold} alone"
     sizes = f"{len(folds[0].train)} to train, {len(folds[0].test)} to validate"
     return (
         f"{options.dataset}: {len(corpus)} images of {height} x {width}, {corpus.task}{classes}; "
@@ -141,11 +145,14 @@ def _fold_record(run: Run, folder: RunFolder, number: int, fold: Fold) -> Iterat
         yield record
 
 
-def _conclude(corpus: Corpus, tables: list[pd.DataFrame], run: Run, folder: RunFolder) -> Outcome:
+def _conclude(
+    corpus: Corpus, tables: dict[int, pd.DataFrame], run: Run, folder: RunFolder
+) -> Outcome:
     scores = pd.concat(
-        [table_scores(corpus, t).assign(fold=n) for n, t in enumerate(tables)], ignore_index=True
+        [table_scores(corpus, t).assign(fold=n) for n, t in tables.items()], ignore_index=True
     )
-    predictions = pd.concat(tables, ignore_index=True)
+    predictions = pd.concat(tables.values(), ignore_index=True)
+    tested = [t for t in map(folder.tested, tables) if t is not None]
     for row in scores.to_dict("records"):
         prefix = f"{row.pop('processing')}." if "processing" in row else ""
         run.metrics({prefix + k: v for k, v in row.items() if k != "fold"}, step=row["fold"])
@@ -153,7 +160,8 @@ def _conclude(corpus: Corpus, tables: list[pd.DataFrame], run: Run, folder: RunF
     run.table(summary(scores), "summary.csv")
     run.predictions(predictions)
     scores.to_csv(folder.path / "scores.csv", index=False)
-    return Outcome(run.run_id, folder.path, scores, predictions)
+    under = pd.concat(tested, ignore_index=True) if tested else None
+    return Outcome(run.run_id, folder.path, scores, predictions, under)
 
 
 def _closing(options: Options, folder: RunFolder, outcome: Outcome) -> Iterator[str]:
@@ -163,5 +171,6 @@ def _closing(options: Options, folder: RunFolder, outcome: Outcome) -> Iterator[
         yield "the splits overlap and share groups, as published: the scores are too good"
     yield f"run {outcome.run_id} in {store_address(options.tracking_uri)}; folder {outcome.folder}"
     if options.log_model:
-        first = f"runs:/{folder.note['folds']['0']}"
-        yield f"fold 0 again: --processor_uri {first}/processor --classifier_uri {first}/model"
+        number, record = next(iter(folder.note["folds"].items()))
+        first = f"runs:/{record}"
+        yield f"fold {number} again: --processor_uri {first}/processor --classifier_uri {first}/model"

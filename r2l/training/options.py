@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from r2l.isp import PIPELINES
 from r2l.training.adversarial import PARAMETERS, PENALTIES
 from r2l.training.augment import AUGMENTATIONS
 from r2l.training.models import CLASSIFIERS, SEGMENTERS
@@ -75,6 +76,7 @@ class Options:
     n_splits: int = 1
     train_size: float = 0.8
     splits: str = "groups"
+    fold: int | None = None
     # Training.
     lr: float = 1e-5
     epochs: int = 5
@@ -110,6 +112,8 @@ class Options:
     adv_parameters: str = "all"
     adv_noise_layer: bool = False
     adv_track_differences: bool = False
+    # Tests.
+    test_pipelines: str | None = None
     # What is kept.
     log_model: bool = True
     save_locally: bool = False
@@ -125,6 +129,8 @@ class Options:
             _check_choice(name, getattr(self, name), known)
         for name in self.adversarial_parameters:
             _check_choice("adv_parameters", name, ("all", *PARAMETERS))
+        for code in self.tested_codes:
+            _check_choice("test_pipelines", code, (*PIPELINES, "all"))
         _check_numbers(self)
         _check_data(self)
         _check_models(self)
@@ -133,6 +139,12 @@ class Options:
     def adversarial_parameters(self) -> tuple[str, ...]:
         """The names in ``adv_parameters``, which separates them by commas."""
         return tuple(name.strip() for name in self.adv_parameters.split(","))
+
+    @property
+    def tested_codes(self) -> tuple[str, ...]:
+        """The codes in ``test_pipelines``, which separates them by spaces; "all" is all twelve."""
+        codes = tuple((self.test_pipelines or "").split())
+        return PIPELINES if codes == ("all",) else codes
 
     @property
     def known_task(self) -> str:
@@ -158,6 +170,11 @@ def _check_numbers(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name} is {value}, expected a number above 0")
+    if options.fold is not None and not 0 <= options.fold < options.n_splits:
+        raise ValueError(
+            f"--fold is {options.fold}; --n_splits {options.n_splits} makes folds 0 to "
+            f"{options.n_splits - 1}"
+        )
     if not 0 < options.train_size < 1:
         raise ValueError(f"--train_size is {options.train_size}, expected a share between 0 and 1")
 
@@ -201,6 +218,10 @@ def _check_models(options: Options) -> None:
         raise ValueError(
             "--adv_training needs --output_norm none: a batch normalisation would take out what the "
             "search changes"
+        )
+    if options.adv_training and options.test_pipelines:
+        raise ValueError(
+            "--test_pipelines asks the task model, which --adv_training does not change: leave it out"
         )
     if options.adv_training:
         return

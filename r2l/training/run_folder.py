@@ -19,6 +19,7 @@ from r2l.rawfile import atomic_path
 from r2l.training.options import Options
 
 NOTE = "run.json"
+TESTED = "tested.csv"
 #: Options that say how a run is carried out, not what comes out of it.
 _FREE = ("resume", "folder", "num_workers")
 
@@ -50,6 +51,11 @@ class RunFolder:
     def predictions(self, number: int) -> pd.DataFrame | None:
         """Return the answers of a finished fold, None of any other."""
         place = self.path / f"fold_{number}" / "predictions.csv"
+        return pd.read_csv(place) if place.exists() else None
+
+    def tested(self, number: int) -> pd.DataFrame | None:
+        """Return a finished fold's answers under the test pipelines, None where none were asked for."""
+        place = self.path / f"fold_{number}" / TESTED
         return pd.read_csv(place) if place.exists() else None
 
     def finish_fold(self, number: int, predictions: pd.DataFrame) -> pd.DataFrame:

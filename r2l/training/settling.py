@@ -31,7 +31,8 @@ def settle(options: Options) -> tuple[Options, list[str]]:
             )
     if options.test_run:
         few = min(options.n_splits, 2)
-        follow("test run, few images", epochs=1, n_splits=few)
+        only = None if options.fold is None else min(options.fold, few - 1)
+        follow("test run, few images", epochs=1, n_splits=few, fold=only)
     if options.adv_training:
         reason = "adversarial training searches the processing against a fixed classifier"
         fixed = {"freeze_classifier": True, "freeze_processor": False}

@@ -1,0 +1,157 @@
+"""`r2l sweep`: many runs on many machines, until all are finished."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from r2l.cli.report import Failures
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130  # 128 + SIGINT, as shells have it
+
+
+def sweep(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="Grids of runs, such as experiments/small.yaml, or parameter files of notebooks.",
+            show_default=False,
+        ),
+    ],
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it will cost (runs, hours, disk); run nothing.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs at a time.  [default: one a GPU; without a GPU one a core, at most 8]",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads of each run.  [default: the cores shared out]", show_default=False
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="A Dask scheduler that runs already, tcp://HOST:8786."
+        ),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="SLURM or Kubernetes, see experiments/clusters/."),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for a scheduler and a first worker.")
+    ] = 600.0,
+    deaths: Annotated[
+        int, typer.Option(min=1, help="Workers that a run may kill before it is given up.")
+    ] = 3,
+    folder: Annotated[
+        Path, typer.Option("--folder", "-o", help="One folder for each FILE is made in it.")
+    ] = Path("runs/sweeps"),
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking_uri",
+            metavar="URI",
+            help="Store of the records.  [default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here]",
+            show_default=False,
+        ),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter", "-p", metavar="NAME=VALUE", help="For all runs, in place of the file's."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many of the runs that are left.")
+    ] = None,
+    any_code: Annotated[
+        bool,
+        typer.Option("--any_code", help="Also take runs that other versions of the code finished."),
+    ] = False,
+) -> None:
+    """Carry out a grid of trainings or notebooks, several at a time, here or on a cluster.
+
+    Runs that are finished are found by their parameters and the version of the code, and not done again:
+    after whatever stopped it, give the same command again. A run that fails does not stop the others. At
+    the end report.html in the sweep's folder shows the matrix, and says what failed and why.
+    """
+    failures = Failures()
+    failed = 0
+    try:
+        with failures.reported():
+            # Takes seconds: not for those who only ask for help.
+            from r2l.sweep import open_engine, read_sweep
+
+            given = _parameters(parameter or [])
+            sweeps = [read_sweep(path, given) for path in files]
+            engine = open_engine(
+                workers=workers,
+                threads=threads,
+                scheduler=scheduler,
+                cluster=cluster,
+                wait=wait,
+                deaths=deaths,
+            )
+            how = {"store": store, "any_code": any_code}
+            for one in sweeps:
+                place = folder / one.name
+                if plan:
+                    _plan(one, place, engine, **how)
+                else:
+                    failed += _run(one, place, engine, limit=limit, **how)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what is left", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    failures.exit_if_any()
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _parameters(texts: list[str]) -> dict[str, Any]:
+    import yaml
+
+    given = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--parameter {text}: NAME=VALUE is expected")
+        try:
+            given[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--parameter {text}: {error}") from error
+    return given
+
+
+def _plan(sweep: Any, place: Path, engine: Any, store: str | None, any_code: bool) -> None:
+    from r2l.sweep.driver import open_board, setting_of
+    from r2l.sweep.plan import make_plan
+
+    board = open_board(sweep, place, any_code=any_code)
+    print(f"{sweep.name}: {sweep.about}\non {engine.about}", flush=True)
+    print(make_plan(board, engine, setting_of(sweep, engine, store), place))
+
+
+def _run(sweep: Any, place: Path, engine: Any, **how: Any) -> int:
+    from r2l.sweep import run_sweep
+    from r2l.sweep.report import write_report
+
+    print(f"{sweep.name}: {len(sweep.jobs)} runs on {engine.about}", flush=True)
+    board = run_sweep(sweep, place, engine, **how)
+    page = write_report(sweep, board, place)
+    count = board.count()
+    print(", ".join(f"{n} {'finished before' if s == 'kept' else s}" for s, n in count.items()))
+    for entry in board.failed:
+        print(f"{entry.job.name}: {entry.result.error}\n  {entry.folder}", file=sys.stderr)
+    print(f"report  {page}")
+    return len(board.failed)

@@ -1,0 +1,25 @@
+"""Many runs on many machines: grids of trainings or notebooks, fanned out over Dask.
+
+A sweep (`read_sweep`) is a list of jobs. `run_sweep` sends those that are not finished to the workers of
+an `Engine`, outlives workers and schedulers that die, and leaves a folder and an mlflow run for each job,
+tables, and a page (`r2l.sweep.report`) with the matrix. What a job is known by is the hash of its
+parameters and of the code, so that nothing that is finished is done again.
+"""
+
+from r2l.sweep.driver import run_sweep
+from r2l.sweep.engine import ClusterError, Engine, open_engine
+from r2l.sweep.grid import Sweep, read_sweep
+from r2l.sweep.job import Job, code_version
+from r2l.sweep.notebook import ParameterError
+
+__all__ = [
+    "ClusterError",
+    "Engine",
+    "Job",
+    "ParameterError",
+    "Sweep",
+    "code_version",
+    "open_engine",
+    "read_sweep",
+    "run_sweep",
+]

@@ -1,0 +1,176 @@
+"""Notebooks run with parameters: papermill, with what it only warns of as errors.
+
+papermill only logs a line when a notebook lacks a parameter, and makes no folders; here the one is an error
+before anything runs, and the other is done.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HEAD = "# Parameters for "
+
+
+class ParameterError(ValueError):
+    """A file of parameters, or a parameter, that does not fit; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One parameter file of a notebook.
+
+    Attributes:
+        path: of the file.
+        notebook: that it is for.
+        about: what it does, in words.
+        parameters: the values that it gives, by name.
+    """
+
+    path: Path
+    notebook: Path
+    about: str
+    parameters: dict[str, Any]
+
+
+def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the comment that a YAML file begins with, and its mapping.
+
+    Raises:
+        OSError: the file can't be read.
+        ParameterError: it is no text, no YAML, or no mapping.
+    """
+    try:
+        text = path.read_text("utf-8")
+        values = yaml.safe_load(text) or {}
+    # A date such as 2024-99-99, or nesting without end, are errors of other kinds.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ParameterError(f"{path}: no readable YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ParameterError(f"{path}: lines of the form 'name: value' are expected")
+    lines = text.splitlines()
+    about = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(line.lstrip("#").strip() for line in lines[:about]), values
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read a parameter file of a notebook.
+
+    Its first line names the notebook: ``# Parameters for 03_drift_synthesis.ipynb``, which lies beside the
+    file or one folder above. The comment below says what the experiment is; the rest is one value a
+    parameter.
+
+    Raises:
+        OSError: the file can't be read.
+        ParameterError: it does not name a notebook that exists, or is no mapping.
+    """
+    about, values = read_yaml(path)
+    first, _, rest = about.partition("\n")
+    head = HEAD.lstrip("# ")
+    if not first.startswith(head):
+        raise ParameterError(f"{path}: the first line must read '{HEAD}NAME.ipynb'")
+    notebook = find_notebook(path, first.removeprefix(head).strip())
+    return Experiment(path, notebook, " ".join(rest.split("\n")), values)
+
+
+def find_notebook(path: Path, name: str) -> Path:
+    """Return a notebook that a file names, relative to the file's folder or the one above.
+
+    Raises:
+        ParameterError: it is at neither place.
+    """
+    folders = path.parent, path.parent.parent
+    for folder in folders:
+        if name.endswith(".ipynb") and (folder / name).is_file():
+            return (folder / name).resolve()
+    found = sorted(p.name for folder in folders for p in folder.glob("[0-9]*.ipynb"))
+    raise ParameterError(f"{path}: there is no notebook {name}; there are {', '.join(found)}")
+
+
+def defaults(notebook: Path) -> dict[str, Any]:
+    """Return the parameters of a notebook with their values."""
+    import papermill
+
+    found = papermill.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
+
+
+def is_like(value: Any, default: Any) -> bool:
+    """Whether ``value`` may stand in the place of ``default``: a list for a list, and so on."""
+    if value is None or default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, list | tuple):
+        return isinstance(value, list)
+    return isinstance(value, type(default))
+
+
+def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Compare parameters with those that a notebook has.
+
+    Raises:
+        ParameterError: the notebook lacks one, or its default is of another type.
+    """
+    known = defaults(notebook)
+    for name, value in parameters.items():
+        if name not in known:
+            raise ParameterError(
+                f"{notebook.name} has no parameter {name}; it has {', '.join(known)}"
+            )
+        if not is_like(value, known[name]):
+            raise ParameterError(
+                f"{notebook.name}: {name} is {value!r}, but the default is {known[name]!r}"
+            )
+
+
+def code_of(notebook: Path) -> str:
+    """Return a hash of a notebook's code: its outputs and its words make no difference."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256("\n\n".join(code).encode()).hexdigest()[:16]
+
+
+def run(
+    notebook: Path,
+    parameters: dict[str, Any],
+    folder: Path,
+    cwd: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Run a notebook with parameters and return where the executed one lies.
+
+    Args:
+        notebook: the notebook, which is left as it is.
+        parameters: values by name; ``OUTPUT``, where the notebook has it, is always ``folder``.
+        folder: where the executed notebook and what it writes go; made if need be.
+        cwd: the folder that the notebook runs in, where it finds ``data/``; None for the working folder.
+        progress: whether to show a bar.
+
+    Raises:
+        ParameterError: see `check_parameters`.
+        PapermillExecutionError: a cell failed; the executed notebook is kept, the error in it.
+    """
+    import papermill
+
+    if "OUTPUT" in defaults(notebook):
+        parameters = {**parameters, "OUTPUT": str(folder.resolve())}
+    check_parameters(notebook, parameters)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / notebook.name
+    papermill.execute_notebook(
+        str(notebook),
+        str(done),
+        parameters=parameters,
+        cwd=str(cwd or Path.cwd()),
+        progress_bar=progress,
+    )
+    return done

@@ -1,0 +1,477 @@
+"""Sweeps: reading grids, what a run is known by, workers that fail, what is written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import r2l
+from r2l.cli import app
+from r2l.drift import summarise
+from r2l.isp import PIPELINES
+from r2l.sweep import ClusterError, Job, ParameterError, code_version, open_engine, read_sweep
+from r2l.sweep.board import Board, Entry, live_view
+from r2l.sweep.driver import open_board, run_sweep, setting_of
+from r2l.sweep.engine import _environment
+from r2l.sweep.plan import make_plan
+from r2l.sweep.report import matrices, scores_table, write_report
+from r2l.sweep.work import RESULT, Result, carry_out, read_result
+from r2l.training.lab import query
+from tools.places import ROOT
+
+TINY = """
+train:
+  dataset: SyntheticMicroscopy
+  n_images: 24
+  image_size: 16
+  classifier_network: SmallResNet
+  epochs: 1
+  lr: 0.01
+  n_splits: 2
+  test_pipelines: bi,s,ga me,u,me
+  log_model: false
+  accelerator: cpu
+grid:
+  pipeline: ["bi,s,ga", "me,u,me"]
+  fold: [0, 1]
+"""
+
+
+def written(folder, text, name="tiny.yaml"):
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return read_sweep(written(tmp_path, TINY))
+
+
+def quiet():
+    return Console(file=open(os.devnull, "w", encoding="utf-8"))
+
+
+# Reading.
+
+
+def test_a_grid_is_every_combination_in_order(tiny):
+    assert [job.name for job in tiny.jobs] == [
+        "pipeline=bi_s_ga_fold=0",
+        "pipeline=bi_s_ga_fold=1",
+        "pipeline=me_u_me_fold=0",
+        "pipeline=me_u_me_fold=1",
+    ]
+    options = tiny.jobs[2].options()
+    assert (options.processing_mode, options.sp_debayer) == ("static", "menon2007")
+    assert (options.sp_sharpening, options.sp_denoising) == ("unsharp_masking", "median_denoising")
+
+
+def test_a_processing_mode_is_a_pipeline_too(tmp_path):
+    text = TINY.replace('"me,u,me"]', "parametrized]")
+    modes = [job.options().processing_mode for job in read_sweep(written(tmp_path, text)).jobs]
+    assert modes == ["static", "static", "parametrized", "parametrized"]
+
+
+def test_several_grids_and_values_from_outside(tmp_path):
+    text = TINY[: TINY.index("grid:")] + "grid: [{fold: [0, 1]}, {seed: [5, 6, 7], fold: [1]}]\n"
+    path = written(tmp_path, text)
+    assert len(read_sweep(path).jobs) == 5
+    (only, *_) = jobs = read_sweep(path, {"epochs": 9, "fold": 1}).jobs
+    assert len(jobs) == 4, "an axis that is given has one value"
+    assert (only.options().epochs, only.options().fold) == (9, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: {fold: [0]}", "neither train nor notebook"),
+        ("train: {}\nruns: 3", "runs is not known here"),
+        ("train: [1]", "below train"),
+        ("train: {}\ngrid: {fold: 0}", "fold needs a list"),
+        ("train: {}\ngrid: {fold: []}", "fold needs a list"),
+        ("train: {}\ngrid: 3", "below grid"),
+        ("train: {epoch: 3}", "no option epoch that a sweep can give"),
+        ("train: {folder: x}", "no option folder that a sweep can give"),
+        ("train: {dataset: Moon}", "unknown dataset 'Moon'"),
+        ("train: {epochs: many}", "run train: "),
+        ("train: {pipeline: 'bi,s'}", "demosaic,sharpening,denoising"),
+        ("train: {}\ngrid: {fold: [0], n_splits: [1, 1]}", "one and the same run"),
+        ("notebook: none.ipynb", "there is no notebook none.ipynb"),
+        ("train: {a: 1", "no readable YAML"),
+        ("- a", "lines of the form"),
+    ],
+)
+def test_a_file_that_is_no_sweep(tmp_path, text, message):
+    with pytest.raises(ParameterError, match=message) as error:
+        read_sweep(written(tmp_path, text))
+    assert "\n" not in str(error.value).strip() or "YAML" in message
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_sweeps_of_the_project_are_sweeps(path):
+    sweep = read_sweep(path)
+    assert sweep.about, "its comment says what it is"
+    stated = [
+        word for word in sweep.about.split() if word.isdigit() and int(word) == len(sweep.jobs)
+    ]
+    assert stated or "Four" in sweep.about, (
+        f"{len(sweep.jobs)} runs, the comment says another number"
+    )
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments" / "clusters").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_cluster_files_of_the_project_are_read(path, monkeypatch):
+    monkeypatch.setattr("r2l.sweep.engine._cluster_class", lambda kind: None)
+    engine = open_engine(cluster=path)
+    assert (engine.workers, engine.threads) == (8, 4)
+
+
+# What a run is known by.
+
+
+def test_the_hash_is_of_what_the_outcome_depends_on(tiny):
+    job = tiny.jobs[0]
+    same = Job("train", {**job.parameters, "weight_decay": 1e-4}, {"other": "axis"})
+    assert same.hash == job.hash, "a default that is written out is no other value"
+    other = Job("train", {**job.parameters, "weight_decay": 2e-4}, job.place)
+    assert other.hash != job.hash
+    assert len({j.hash for j in tiny.jobs}) == 4
+
+
+def test_the_hash_of_a_notebook_is_of_its_code(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell("A = 1"), nbformat.v4.new_markdown_cell("Words.")]
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+
+    def hash_now():
+        nbformat.write(notebook, tmp_path / "n.ipynb")
+        return Job("notebook", {"A": 2}, {}, str(tmp_path / "n.ipynb")).hash
+
+    first = hash_now()
+    notebook.cells[1].source = "Other words."
+    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text="1")]
+    assert hash_now() == first
+    notebook.cells[0].source = "A = 1.0"
+    assert hash_now() != first
+
+
+def test_the_version_of_the_code_is_that_of_the_sources(tmp_path, monkeypatch):
+    package = tmp_path / "r2l"
+    for name in ("__init__.py", "isp/gamma.py", "cli/train.py", "sweep/job.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("A = 1\n")
+    monkeypatch.setattr(r2l, "__file__", str(package / "__init__.py"))
+    first = code_version()
+    (package / "cli" / "train.py").write_text("A = 2\n")
+    (package / "sweep" / "job.py").write_text("A = 2\n")
+    assert code_version() == first, "no result depends on these"
+    (package / "isp" / "gamma.py").write_text("A = 2\n")
+    assert code_version() != first
+
+
+def test_runs_of_another_version_count_only_when_asked(tiny, tmp_path):
+    job = tiny.jobs[0]
+    old = job.folder(tmp_path, "000000")
+    old.mkdir(parents=True)
+    (old / RESULT).write_text('{"seconds": 1, "host": "h"}')
+    now = code_version()
+    assert job.folder(tmp_path, now) != old
+    assert job.folder(tmp_path, now, any_code=True) == old
+    assert tiny.jobs[1].folder(tmp_path, now, any_code=True).name.endswith(now[:6])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"seconds": 1}', '{"seconds": 1, "odd": 2}'])
+def test_a_damaged_result_is_none(tmp_path, text):
+    (tmp_path / RESULT).write_text(text)
+    assert read_result(tmp_path) is None
+
+
+# Workers.
+
+
+def test_engines_that_cannot_be(tmp_path):
+    with pytest.raises(ParameterError, match="two ways"):
+        open_engine(scheduler="tcp://127.0.0.1:1", cluster=tmp_path)
+    with pytest.raises(ParameterError, match="--workers is 0"):
+        open_engine(workers=0)
+    with pytest.raises(ParameterError, match="unknown cluster 'cloud'"):
+        open_engine(cluster=written(tmp_path, "cluster: cloud"))
+    with pytest.raises(ParameterError, match="how many workers"):
+        open_engine(cluster=written(tmp_path, "cluster: slurm"))
+    with pytest.raises(ParameterError, match="odd is not known"):
+        open_engine(cluster=written(tmp_path, "cluster: local\nodd: 1"))
+    with pytest.raises(FileNotFoundError):
+        open_engine(cluster=tmp_path / "none.yaml")
+
+
+def test_a_scheduler_that_is_not_there():
+    engine = open_engine(scheduler="tcp://127.0.0.1:9", wait=1)
+    with (
+        pytest.raises(ClusterError, match=r"no Dask scheduler answers at .*dask scheduler"),
+        engine.connect(),
+    ):
+        pass
+
+
+def test_another_version_of_the_code_does_not_run(tiny, tmp_path):
+    setting = setting_of(tiny, open_engine(workers=1, threads=1), str(tmp_path / "m.db"))
+    result = carry_out(tiny.jobs[0], str(tmp_path / "run"), replace(setting, code="other"))
+    assert "install the same code" in result.error
+    assert not (tmp_path / "run" / RESULT).exists()
+
+
+# What is shown.
+
+
+def test_without_a_terminal_each_end_is_a_line(tiny, tmp_path):
+    entries = [Entry(job, tmp_path / job.name) for job in tiny.jobs]
+    board, console = Board(entries), Console(record=True, width=200, file=quiet().file)
+    with live_view(board, console) as show:
+        show(board)
+        entries[0].start("w")
+        entries[0].end(Result(3.2, "h", "id", {"accuracy": 0.5}))
+        entries[1].end(Result(1, "h", error="ValueError: no"))
+        show(board)
+        show(board)
+    lines = console.export_text().splitlines()
+    assert lines == [
+        f"[2/4] finished  {entries[0].job.name}  3 s, accuracy 0.500",
+        f"[2/4] failed    {entries[1].job.name}  1 s: ValueError: no",
+    ]
+
+
+def test_in_a_terminal_there_is_a_table(tiny, tmp_path):
+    entries = [Entry(job, tmp_path / job.name) for job in tiny.jobs]
+    entries[0].start("w:1")
+    entries[1].end(Result(1, "h", error="ValueError: [red]no"))
+    board = Board(entries)
+    console = Console(record=True, width=160, height=30, force_terminal=True, file=quiet().file)
+    with live_view(board, console) as show:
+        show(board)
+    text = console.export_text()
+    assert "running" in text
+    assert "w:1" in text
+    assert "ValueError: [red]no" in text
+    assert "1/4" in text
+    assert "2 waiting" in text
+
+
+# Runs, really.
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep that was carried out, its board, and where it lies."""
+    folder = tmp_path_factory.mktemp("swept")
+    sweep = read_sweep(written(folder, TINY))
+    engine = open_engine(workers=2, threads=1)
+    board = run_sweep(sweep, folder / "out", engine, store=str(folder / "m.db"), console=quiet())
+    return sweep, board, folder
+
+
+@pytest.mark.slow
+def test_every_run_leaves_its_folder_and_its_record(swept):
+    _, board, folder = swept
+    assert board.count() == {"finished": 4}
+    for entry in board.entries:
+        kept = {path.name for path in entry.folder.iterdir()}
+        assert {"result.json", "log.txt", "predictions.csv", "tested.csv", "scores.csv"} <= kept
+        assert json.loads((entry.folder / RESULT).read_text())["scores"] == entry.result.scores
+    runs = query("select name, status from runs where name like 'pipeline%'", str(folder / "m.db"))
+    assert sorted(runs["name"]) == sorted(entry.job.name for entry in board.entries)
+    assert set(runs["status"]) == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_the_matrix_is_that_of_the_answers(swept):
+    sweep, board, folder = swept
+    page = write_report(sweep, board, folder / "out")
+    (matrix,) = matrices(board)
+    assert matrix.summary.matrix().shape == (2, 2)
+    # Put together by hand: what each model said about the images that it had not seen.
+    rows = []
+    for entry in board.entries:
+        table = pd.read_csv(entry.folder / "tested.csv")
+        assert list(table["test"].unique()) == ["bi,s,ga", "me,u,me"]
+        rows.append(table.assign(train=entry.job.place["pipeline"], seed=1))
+    table = pd.concat(rows)
+    for (train, test), part in table.groupby(["train", "test"]):
+        assert len(part) == part["image"].nunique() == 24
+        assert matrix.summary.matrix().loc[train, test] == pytest.approx(part["correct"].mean())
+    assert str(matrix.summary) == str(summarise(table))
+    text = page.read_text("utf-8")
+    assert "Train x test" in text
+    assert "What failed" not in text
+    assert (folder / "out" / "matrix.csv").exists()
+    assert len(scores_table(board)) == 2
+    # Under its own pipeline a model says what it said in validation.
+    entry = board.entries[0]
+    own = pd.read_csv(entry.folder / "tested.csv").query("test == 'bi,s,ga'")
+    said = pd.read_csv(entry.folder / "predictions.csv")
+    assert own["p_true"].to_numpy() == pytest.approx(said["p_true"].to_numpy(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_not_done_again(swept):
+    sweep, _, folder = swept
+    times = {p: p.stat().st_mtime_ns for p in (folder / "out" / "runs").rglob("*") if p.is_file()}
+    engine = open_engine(workers=1)
+    never = replace(engine, connect=lambda: pytest.fail("no worker is needed"))
+    board = run_sweep(sweep, folder / "out", never, store=str(folder / "m.db"), console=quiet())
+    assert board.count() == {"kept": 4}
+    for path, time_before in times.items():
+        assert path.stat().st_mtime_ns == time_before
+
+
+@pytest.mark.slow
+def test_the_plan_before_and_after(swept, tmp_path):
+    sweep, board, folder = swept
+    engine = open_engine(workers=2, threads=1)
+    setting = setting_of(sweep, engine, str(folder / "m.db"))
+    empty = open_board(sweep, tmp_path)
+    plan = make_plan(empty, engine, setting, tmp_path)
+    assert (plan.runs, plan.finished, plan.workers) == (4, 0, 2)
+    assert "measured steps" in plan.source
+    spent = sum(entry.result.seconds for entry in board.entries)
+    assert spent / 20 < plan.seconds < spent * 20, "the right order of magnitude, on a busy machine"
+    half = open_board(sweep, folder / "out")
+    half.entries[0].status, half.entries[0].result = "waiting", None
+    plan = make_plan(half, engine, setting, folder / "out")
+    assert plan.source == "the mean of 3 finished run(s)"
+    mean = sum(e.result.seconds for e in board.entries[1:]) / 3
+    assert plan.seconds == pytest.approx(mean)
+    assert plan.hours == pytest.approx(mean / 3600)
+    assert f"{plan.runs}, of which 3 are finished and 1 are left" in str(plan)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_and_a_run_that_fails(tmp_path, swept):
+    """One run cannot be, and the first worker dies at work: the others end as they do undisturbed."""
+    text = TINY.replace("fold: [0, 1]", "fold: [0, 1]\n  n_splits: [2, 99]")
+    sweep = read_sweep(written(tmp_path, text.replace("  n_splits: 2\n", "")))
+    killed = []
+
+    def kill():
+        """Kill a worker as soon as one is at work."""
+        while not killed:
+            logs = list(tmp_path.glob("out/runs/*n_splits=2*/log.txt"))
+            workers = [p for p in children(os.getpid()) if b"forkserver" not in p[1]]
+            workers = [pid for pid, line in workers if b"spawn_main" in line]
+            if logs and workers:
+                os.kill(workers[-1], signal.SIGKILL)
+                killed.append(workers[-1])
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    engine = open_engine(workers=2, threads=1)
+    board = run_sweep(
+        sweep, tmp_path / "out", engine, store=str(tmp_path / "m.db"), console=quiet()
+    )
+    thread.join(5)
+    assert killed
+    assert board.count() == {"finished": 4, "failed": 4}
+    assert all("n_splits is 99" in entry.result.error for entry in board.failed)
+    page = write_report(sweep, board, tmp_path / "out").read_text("utf-8")
+    assert page.count("n_splits is 99") >= 4
+    before = {
+        e.job.place["pipeline"] + str(e.job.place["fold"]): e.folder for e in swept[1].entries
+    }
+    for entry in board.entries:
+        if entry.status == "finished":
+            place = before[entry.job.place["pipeline"] + str(entry.job.place["fold"])]
+            for name in ("predictions.csv", "tested.csv"):
+                assert (entry.folder / name).read_bytes() == (place / name).read_bytes()
+
+
+def children(pid):
+    """Return (pid, command line) of all that a process started, and what those did."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                line = (entry / "cmdline").read_bytes()
+            except (OSError, IndexError):
+                continue
+            if parent == pid:
+                found += [(int(entry.name), line), *children(int(entry.name))]
+    return found
+
+
+@pytest.mark.slow
+def test_the_command_plans_runs_and_goes_on(tmp_path):
+    path = written(tmp_path, TINY.replace('["bi,s,ga", "me,u,me"]', '["bi,s,ga"]'))
+    command = [sys.executable, "-m", "r2l.cli", "sweep", str(path), "--workers", "1"]
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+
+    def run(*more):
+        done = subprocess.run(
+            [*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    first = run("--limit", "1")
+    assert first.returncode == 0, first.stderr
+    assert "[1/1] finished" in first.stdout
+    plan = run("--plan")
+    assert "2, of which 1 are finished and 1 are left" in plan.stdout
+    second = run()
+    assert "1 finished before, 1 finished" in second.stdout, second.stdout
+    assert (tmp_path / "runs" / "sweeps" / "tiny" / "report.html").exists()
+
+
+def test_errors_of_the_command_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path, TINY)
+    for arguments, message in [
+        (["none.yaml"], "none.yaml: No such file"),
+        ([path, "-p", "epochs"], "NAME=VALUE is expected"),
+        ([path, "-p", "epochs=0"], "--epochs is 0"),
+        ([path, "--workers", "0"], "--workers is 0"),
+        ([path, "--cluster", "none.yaml"], "none.yaml: No such file"),
+    ]:
+        result = CliRunner().invoke(app, ["sweep", *map(str, arguments)])
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
+        assert result.stderr.count("\n") <= 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_gpus_are_given_out_one_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert open_engine().workers == 3
+    assert "one GPU each of 3" in open_engine().about
+    seen = [_environment(i, gpus=3, threads=2)["CUDA_VISIBLE_DEVICES"] for i in range(4)]
+    assert seen == ["0", "1", "2", "0"]
+
+
+def test_cores_are_shared_out(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("r2l.sweep.engine._cores", lambda: 20)
+    engine = open_engine()
+    assert (engine.workers, engine.threads) == (8, 2)
+    assert open_engine(workers=40).threads == 1
+
+
+def test_all_twelve_are_tested_when_asked(tiny):
+    job = Job("train", {**tiny.jobs[0].parameters, "test_pipelines": "all"})
+    assert job.options().tested_codes == PIPELINES
