@@ -9,14 +9,14 @@ PORT ?= 8866
 # What `make experiments` runs.
 EXPERIMENTS ?= $(sort $(wildcard notebooks/experiments/*paper_*.yaml))
 # Two processes where pytest-xdist is there; asked when a recipe runs, since it may be installed by then.
-TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 TWO = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo '-n 2')
+TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 
 # Threads that wait should sleep: on few cores, waiting in circles costs other work several times its time.
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check unit tiny nbval memory browser lab explorer lint notebooks index experiments help
+.PHONY: demo test check unit tiny nbval memory browser torture scaling lab explorer lint notebooks index experiments help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -51,8 +51,17 @@ nbval: .venv/test  ## each notebook at its defaults; what it took; 2 GB at most
 
 memory: nbval
 
+# The one that measures how soon a slider's picture comes has the machine to itself.
 browser: .venv/test  ## the notebooks in JupyterLab and Voila, driven in Chromium; keeps screenshots
-	$(BIN)/python -m pytest -m browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "browser and not alone"
+	$(BIN)/python -m pytest -m "browser and alone"
+
+# Out of `make test` since it takes a quarter of an hour.
+torture: .venv/test  ## 10,000 damaged files, 100 kills, a sweep with very bad days
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/torture/torture_*.py
+
+scaling: .venv/test  ## a sweep of 24 runs with one worker and with two
+	$(BIN)/python -m tools.scaling
 
 lab: .venv/base  ## open JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -44,10 +44,7 @@ def code(stem: str) -> str:
     return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
 
 
-# 07 interrupts its own kernel to show that a run goes on; Voila then waits for it for ever. Its explorer is
-# tested without a browser.
-NOT_IN_VOILA = {"07_virtual_lab"}
-WITH_EXPLORER = [s for s in TINY if "explorer(" in code(s) and s not in NOT_IN_VOILA]
+WITH_EXPLORER = [s for s in TINY if "explorer(" in code(s)]
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +232,7 @@ def test_every_explorer_answers_on_a_page_without_code(page, voila, screenshots,
     whole_page(page, screenshots / f"voila_{stem}.png")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stem", [s for s in WITH_EXPLORER if s.startswith("02")])
 def test_a_slider_is_followed_at_once_and_to_its_end(page, voila, stem, capsys):
     open_in_voila(page, voila, stem)
