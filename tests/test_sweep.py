@@ -12,6 +12,9 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+import yaml
+from dask.utils import parse_timedelta
+from distributed import LocalCluster
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -139,6 +142,24 @@ def test_the_cluster_files_of_the_project_are_read(path, monkeypatch):
     monkeypatch.setattr("r2l.sweep.engine._cluster_class", lambda kind: None)
     engine = open_engine(cluster=path)
     assert (engine.workers, engine.threads) == (8, 4)
+    options = yaml.safe_load(path.read_text("utf-8"))["options"]
+    words = options.get("worker_extra_args", [])
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        assert name.startswith("--lifetime")
+        assert parse_timedelta(value) > 0, "as Dask's worker reads it"
+
+
+def test_workers_that_never_come_are_missed(monkeypatch, capsys):
+    monkeypatch.setattr("r2l.sweep.engine._PATIENCE", 0.2)
+    none = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(**none) as cluster:
+        engine = open_engine(scheduler=cluster.scheduler_address, wait=2)
+        with (
+            pytest.raises(ClusterError, match=r"no worker of inproc://.* came within 2 s"),
+            engine.connect(),
+        ):
+            pass
+    assert "still no worker" in capsys.readouterr().err
 
 
 # What a run is known by.

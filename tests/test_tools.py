@@ -188,11 +188,13 @@ def test_watch_does_not_count_a_fork_that_only_seems_large(monkeypatch):
 
 @pytest.mark.notebook
 @pytest.mark.parametrize(("mb", "ends"), [(400, 0), (100, 1)])
-def test_a_notebook_above_its_budget_fails_the_run(tmp_path, mb, ends):
+@pytest.mark.parametrize("side_by_side", [[], ["-n", "2", "--dist", "loadfile"]])
+def test_a_notebook_above_its_budget_fails_the_run(tmp_path, mb, ends, side_by_side):
     notebook_of(["import time", "a = bytearray(90 * 10**6); time.sleep(1)"], tmp_path / "big.ipynb")
     command = [sys.executable, "-m", "pytest", "-p", "tools.budget", "--nbval-lax", "-q"]
+    command += [f"--notebook-mb={mb}", "-p", "no:cacheprovider", *side_by_side]
     done = subprocess.run(
-        [*command, f"--notebook-mb={mb}", "-p", "no:cacheprovider", str(tmp_path)],
+        [*command, str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -37,6 +37,12 @@ from r2l.isp.parametrized import ParametrizedISP
 
 #: The static pipelines of the table: each demosaicing, with the quickest and the dearest filters.
 CODES = ("bi,s,ga", "bi,u,me", "ma,s,ga", "ma,u,me", "me,s,ga", "me,u,me")
+#: Workloads that others take part in than in developing frames.
+_OF_THEIR_OWN: dict[type[Workload], Callable[..., list[Contender]]] = {
+    EpochWorkload: epoch_contenders,
+    ScanWorkload: scan_contenders,
+    MatrixWorkload: matrix_contenders,
+}
 # Larger than any cache.
 _COPIED_FLOATS = 2**25
 
@@ -158,12 +164,8 @@ def _libraries(work: Workload) -> list[Contender]:
 
 def contenders(work: Workload, quick: bool = False) -> list[Contender]:
     """Return who takes part in a workload."""
-    if isinstance(work, EpochWorkload):
-        return epoch_contenders(work)
-    if isinstance(work, ScanWorkload):
-        return scan_contenders(work)
-    if isinstance(work, MatrixWorkload):
-        return matrix_contenders(work)
+    if of_its_own := _OF_THEIR_OWN.get(type(work)):
+        return of_its_own(work)
     floats = _COPIED_FLOATS // 32 if quick else _COPIED_FLOATS
     shared = [*_r2l(work, compile_too=not (work.lengthy or quick)), *_published(work)]
     others = _libraries(work) if work.device == "cpu" else []

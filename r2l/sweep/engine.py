@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ CLUSTERS = {
 _LEAVE_CHILDREN = {"distributed.worker.daemon": False}
 #: Workers on a machine without a GPU, unless asked for: each takes half a gigabyte and more.
 _MOST = 8
+#: Seconds without a worker after which a line says so.
+_PATIENCE = 60.0
 _KEYS = ("cluster", "address", "workers", "threads", "wait", "options")
 
 
@@ -210,7 +213,11 @@ def _cluster_class(kind: str) -> Callable[..., Any]:
 
 def _wait_for_worker(client: Client, what: str, wait: float) -> None:
     try:
-        client.wait_for_workers(1, timeout=wait)
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=min(wait, _PATIENCE))
+            return
+        print(f"still no worker of {what}; its own queue and logs say why", file=sys.stderr)
+        client.wait_for_workers(1, timeout=max(wait - _PATIENCE, 0.01))
     except (OSError, TimeoutError) as error:
         raise ClusterError(
             f"no worker of {what} came within {wait:g} s; look at the cluster's own queue and logs"
