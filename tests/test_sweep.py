@@ -112,6 +112,12 @@ def test_several_grids_and_values_from_outside(tmp_path):
         ("train: {}\ngrid: {fold: [0], n_splits: [1, 1]}", "one and the same run"),
         ("notebook: none.ipynb", "there is no notebook none.ipynb"),
         ("train: {a: 1", "no readable YAML"),
+        ("a: &a [1]\ntrain: {epochs: *a}", "line 2: aliases"),
+        ("train: {test_pipelines: true}", "--test_pipelines is True, expected str"),
+        ("train: {epochs: 2.5}", "--epochs is 2.5, expected int"),
+        ("train: {n_splits: true}", "--n_splits is True, expected int"),
+        ("train: {lr: [1]}", r"--lr is \[1\], expected float"),
+        ("train: {pipeline: [1]}", "pipeline"),
         ("- a", "lines of the form"),
     ],
 )
@@ -234,6 +240,16 @@ def test_engines_that_cannot_be(tmp_path):
         open_engine(cluster=written(tmp_path, "cluster: cloud"))
     with pytest.raises(ParameterError, match="how many workers"):
         open_engine(cluster=written(tmp_path, "cluster: slurm"))
+    for text, message in [
+        ("workers: [2]", r"workers is \[2\]"),
+        ("threads: 0", "threads is 0"),
+        ("wait: soon", "wait is 'soon'"),
+        ("address: 5", "address is 5"),
+        ("cluster: [slurm]", "unknown cluster"),
+        ("options: 3", "below options"),
+    ]:
+        with pytest.raises(ParameterError, match=message):
+            open_engine(cluster=written(tmp_path, text))
     with pytest.raises(ParameterError, match="odd is not known"):
         open_engine(cluster=written(tmp_path, "cluster: local\nodd: 1"))
     with pytest.raises(FileNotFoundError):

@@ -160,21 +160,22 @@ def _from_file(
     path: Path, workers: int | None, threads: int | None, wait: float, deaths: int
 ) -> Engine:
     _, values = read_yaml(path)
-    kind = values.get("cluster")
+    kind = values.get("cluster") or "local"
     if odd := set(values) - set(_KEYS):
         raise ParameterError(
             f"{path}: {', '.join(sorted(odd))} is not known; there are {', '.join(_KEYS)}"
         )
+    _check_values(path, values)
     workers, threads = workers or values.get("workers"), threads or values.get("threads")
-    if kind in (None, "local"):
+    if kind == "local":
         if address := values.get("address"):
-            return _at(str(address), workers, threads, values.get("wait", wait))
+            return _at(address, workers, threads, values.get("wait", wait))
         return _local(workers, threads, deaths)
-    if kind not in CLUSTERS:
+    if kind not in tuple(CLUSTERS):
         raise ParameterError(
             f"{path}: unknown cluster {kind!r}; choose from local, {', '.join(CLUSTERS)}"
         )
-    if not isinstance(workers, int) or workers < 1:
+    if workers is None:
         raise ParameterError(f"{path}: how many workers? Give 'workers: 8', or --workers 8")
     make = _cluster_class(kind)
     options = values.get("options") or {}
@@ -198,6 +199,26 @@ def _from_file(
             yield client
 
     return Engine(f"{workers} worker(s) of {kind} ({path.name})", workers, threads, connect)
+
+
+def _check_values(path: Path, values: dict[str, Any]) -> None:
+    """Find values of the wrong kind in a cluster file.
+
+    Raises:
+        ParameterError: there is one; says which.
+    """
+    for name in ("workers", "threads"):
+        value = values.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise ParameterError(f"{path}: {name} is {value!r}, expected a number of 1 or more")
+    wait = values.get("wait", 1)
+    if type(wait) not in (int, float) or not 0 < wait < 1e8:
+        raise ParameterError(f"{path}: wait is {wait!r}, expected seconds")
+    if not isinstance(values.get("address", ""), str):
+        raise ParameterError(f"{path}: address is {values['address']!r}, expected tcp://HOST:PORT")
+    options = values.get("options") or {}
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise ParameterError(f"{path}: below options, lines 'name: value' are expected")
 
 
 def _cluster_class(kind: str) -> Callable[..., Any]:

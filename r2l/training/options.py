@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import NoneType
+from typing import get_args, get_type_hints
 
 from r2l.isp import PIPELINES
 from r2l.training.adversarial import PARAMETERS, PENALTIES
@@ -125,6 +127,7 @@ class Options:
     track_every_epoch: bool = False
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name, known in CHOICES.items():
             _check_choice(name, getattr(self, name), known)
         for name in self.adversarial_parameters:
@@ -151,6 +154,17 @@ class Options:
         """The task, or "auto" where only the labels will tell."""
         fixed = TASK_OF[self.dataset]
         return self.task if fixed == "auto" else fixed
+
+
+def _check_types(options: Options) -> None:
+    """Files of options, unlike command lines, can hold anything."""
+    for name, hint in get_type_hints(Options).items():
+        value, kinds = getattr(options, name), get_args(hint) or (hint,)
+        wanted = (*kinds, int) if float in kinds else kinds
+        # True is a number to Python.
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
+            words = " or ".join(k.__name__ for k in kinds if k is not NoneType)
+            raise ValueError(f"--{name} is {value!r}, expected {words}")
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
