@@ -126,10 +126,18 @@ class Camera:
             ValueError: a key is missing or unknown, or a value is out of order.
         """
         expected = set(cls.__dataclass_fields__)
+        if not isinstance(values, dict):
+            raise ValueError(f"camera description: expected the keys {', '.join(sorted(expected))}")
         if set(values) != expected:
             wrong = ", ".join(sorted(set(values) ^ expected))
             raise ValueError(f"camera description: missing or unknown keys: {wrong}")
-        return cls(**{**values, "cfa": CFA.from_name(values["cfa"])})
+        for key in ("name", "cfa"):
+            if not isinstance(values[key], str):
+                raise ValueError(f"camera description: {key} is {values[key]!r}, expected a word")
+        try:
+            return cls(**{**values, "cfa": CFA.from_name(values["cfa"])})
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"camera description: {error}") from None
 
 
 MICROSCOPE = Camera(

@@ -7,6 +7,7 @@ said by the `Camera` beside them.
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ _MIN_DNG_SIDE = 22
 _USE_BAYER = "Give the camera's original raw file, of a Bayer sensor, or the camera that fits it"
 _USE_KNOWN = "Give a camera raw file (DNG, CR3, NEF, ARW ...), or a TIFF, PNG or NPY mosaic"
 _USE_GREY = "Give a single-channel mosaic of even height and width, 8 or 16 bit or floats in [0, 1]"
+# How much larger pixels can be than their file: uncompressed ones of one bit, and compressed ones.
+_MOST_PLAIN, _MOST_COMPRESSED = 8, 10_000
 _NAME_CAMERA = (
     "Pass camera=... in Python, or --camera microscope|drone|file.json on the command line"
 )
@@ -168,7 +171,7 @@ def load_camera(name_or_path: str | Path) -> Camera:
         return Camera.from_dict(json.loads(Path(name_or_path).read_text("utf-8")))
     except FileNotFoundError:
         raise ValueError(f"unknown camera {str(name_or_path)!r}; {choices}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{name_or_path}: no camera description ({error}); {choices}") from None
 
 
@@ -208,7 +211,7 @@ class _UnusableError(Exception):
 
 
 def _read_plain(path: Path, kind: str, camera: Camera | None) -> RawFrame:
-    decoders = {"PNG": _decode_png, "NPY": _decode_npy, "TIFF": _decode_tiff}
+    decoders = {"PNG": _decode_png, "NPY": load_npy, "TIFF": _decode_tiff}
     try:
         mosaic = _mosaic(decoders[kind](path))
     except _UnusableError as error:
@@ -235,13 +238,36 @@ def _decode_png(path: Path) -> np.ndarray:
     return values.astype(np.uint16) if depth == 16 else values
 
 
-def _decode_npy(path: Path) -> np.ndarray:
-    return np.load(path, allow_pickle=False)
+def load_npy(path: Path) -> np.ndarray:
+    """Return the array of an NPY file, read-only.
+
+    Raises:
+        Exception: of many kinds, if it is damaged.
+    """
+    # Mapped, a head that claims more than the file holds is an error, and no memory is taken.
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def load_tiff(path: Path) -> np.ndarray:
+    """Return the first picture of a TIFF file, unless it claims to be more than the file can hold.
+
+    Raises:
+        Exception: of many kinds, if it is damaged.
+    """
+    with tifffile.TiffFile(path) as tiff:
+        series, size = tiff.series[0], tiff.filehandle.size
+        page = series.keyframe
+        # A tile can be larger than its picture.
+        pixels = max(series.nbytes, math.prod(page.chunks) * page.dtype.itemsize)
+        most = size * (_MOST_PLAIN if page.compression == 1 else _MOST_COMPRESSED)
+        if pixels > most or max(page.databytecounts) > size:
+            raise ValueError(f"tags that promise {pixels} bytes, in a file of {size}")
+        return tiff.asarray()
 
 
 def _decode_tiff(path: Path) -> np.ndarray:
     try:
-        return tifffile.imread(path)
+        return load_tiff(path)
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise

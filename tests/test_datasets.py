@@ -119,6 +119,13 @@ def test_microscopy_views_are_developed_images(copies, view):
         RawMicroscopy(root, view=view, intensity=0.25)
 
 
+@pytest.mark.parametrize("value", ["a", 1 + 1j, np.nan])
+def test_a_view_of_no_brightness_is_refused(tmp_path, value):
+    np.save(tmp_path / "a.npy", np.full((3, 4, 4), value))
+    with pytest.raises(DatasetError, match=r"a\.npy: values of type"):
+        pixels_module.read_view(tmp_path / "a.npy", "Fetch it again")
+
+
 def test_folder_names_of_views():
     for code in PIPELINES:
         assert pipeline_code(code.replace(",", "_")) == code

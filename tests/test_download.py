@@ -240,6 +240,25 @@ def test_a_killed_download_goes_on(server, tmp_path, published):
 
 
 @pytest.mark.slow
+def test_a_download_killed_while_it_is_checked_does_not_come_again(server, tmp_path):
+    script = (
+        "import hashlib, os, sys, r2l.datasets.download as d\n"
+        "digest = hashlib.file_digest\n"
+        "def killing(file, algorithm):\n"
+        "    if 'Raw-Microscopy.zip' in file.name: os.kill(os.getpid(), 9)\n"
+        "    return digest(file, algorithm)\n"
+        "hashlib.file_digest = killing\n"
+        "d.fetch('microscopy', sys.argv[1], progress=False)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    fetch("microscopy", tmp_path, progress=False)
+    assert server.requests_of("Raw-Microscopy.zip") == [None]
+    left = {path.name for path in (tmp_path / "downloads").iterdir()}
+    assert left == {*server.files, ".lock"} - {"Raw-Drone.zip"}
+
+
+@pytest.mark.slow
 def test_a_killed_unpacking_goes_on(server, tmp_path):
     script = (
         "import os, sys, r2l.datasets.archive as a, r2l.datasets.download as d\n"
@@ -259,6 +278,14 @@ def test_a_killed_unpacking_goes_on(server, tmp_path):
     assert len(RawMicroscopy(tmp_path, "all", download=True)) == KEPT
     assert no_leftovers(tmp_path)
     assert server.requests_of("Raw-Microscopy.zip") == [None]
+
+
+def test_what_a_killed_process_left_of_its_record_goes(server, tmp_path):
+    (tmp_path / f".{MANIFEST}.0123abcd.part").write_text("{")
+    (tmp_path / ".mine.part").write_text("my notes")
+    fetch("drone", tmp_path, progress=False)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {MANIFEST, ".mine.part", "downloads", "drone"}
 
 
 def test_two_processes_at_once(server, tmp_path):
@@ -399,6 +426,34 @@ def test_archive_whose_sizes_lie(server, tmp_path):
         fetch("microscopy", tmp_path, progress=False)
     assert not list((tmp_path / "microscopy").rglob("*.tiff"))
     assert no_leftovers(tmp_path)
+
+
+def test_archive_that_promises_more_than_comes(server, tmp_path):
+    content = make_zip([(GOOD[0], bytes(20_000))], compression=zipfile.ZIP_DEFLATED)
+    size = (20_000).to_bytes(4, "little")
+    server.files["Raw-Microscopy.zip"] = content.replace(size, (30_000).to_bytes(4, "little"))
+    with pytest.raises(ArchiveError, match="should have 30000 bytes, and 20000 came"):
+        fetch("microscopy", tmp_path, progress=False)
+    assert not list((tmp_path / "microscopy").rglob("*.tiff"))
+    assert no_leftovers(tmp_path)
+
+
+def test_archive_that_begins_before_its_file(server, tmp_path):
+    content = make_zip([GOOD])
+    end = content.rindex(b"PK\5\6")
+    # Where the list of members begins: too far, so that what it lists lies before the beginning.
+    offset = int.from_bytes(content[end + 16 : end + 20], "little") + 10
+    content = content[: end + 16] + offset.to_bytes(4, "little") + content[end + 20 :]
+    server.files["Raw-Microscopy.zip"] = content
+    with pytest.raises(ArchiveError, match="damaged"):
+        fetch("microscopy", tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archive_of_a_rare_compression_is_refused(server, tmp_path, method):
+    server.files["Raw-Microscopy.zip"] = make_zip([GOOD], compression=method)
+    with pytest.raises(ArchiveError, match=r"is compressed by (bzip2|lzma)"):
+        fetch("microscopy", tmp_path, progress=False)
 
 
 def test_damaged_archives(server, tmp_path):
@@ -715,8 +770,20 @@ def test_verify_copies_of_unknown_origin(tmp_path):
     assert f"{path}: " in data("verify", "drone", "--root", tmp_path).stdout
 
 
-def test_damaged_manifest(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[" * 100_000,
+        '{"files": {"a": [1e999, 0]}}',
+        '{"files": {}, "unfinished": null}',
+        '{"files": {}, "unfinished": [null, "drone"]}',
+        '{"files": {}, "subsets": {"drone/raw_scale100": "DJI_0440"}}',
+        '{"files": {}, "archives": {"a.zip": 3}}',
+    ],
+)
+def test_damaged_manifest(tmp_path, text):
     write_microscopy(tmp_path)
-    (tmp_path / MANIFEST).write_text("{")
+    (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ValueError, match="damaged"):
         RawMicroscopy(tmp_path)

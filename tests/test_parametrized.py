@@ -274,17 +274,26 @@ def damage_kind(folder):
     (folder / "isp.json").write_text(text.replace("ParametrizedISP", "os.system"))
 
 
-def damage_camera(folder):
-    description = json.loads((folder / "isp.json").read_text())
-    description["camera"]["white_level"] = 0.0
-    (folder / "isp.json").write_text(json.dumps(description))
+def damage(part, name, value):
+    def write(folder):
+        description = json.loads((folder / "isp.json").read_text())
+        description[part][name] = value
+        (folder / "isp.json").write_text(json.dumps(description))
+
+    return write
 
 
 DAMAGES = {
     "no description": (lambda f: (f / "isp.json").unlink(), "isp.json"),
     "no json": (lambda f: (f / "isp.json").write_text("{"), "isp.json"),
     "unknown kind": (damage_kind, "choose from"),
-    "bad camera": (damage_camera, "white_level"),
+    "bad camera": (damage("camera", "white_level", 0.0), "white_level"),
+    "no layout": (damage("camera", "cfa", ["RGGB"]), "isp.json.*cfa is"),
+    "endless": (
+        damage("options", "additive_shape", [1, 3, 10**6, 10**6]),
+        "isp.json.*additive_shape",
+    ),
+    "nested": (lambda f: (f / "isp.json").write_text("[" * 100_000), "isp.json.*recursion"),
     "no weights": (lambda f: (f / "weights.safetensors").unlink(), "weights"),
     "cut weights": (lambda f: (f / "weights.safetensors").write_bytes(b"\0" * 20), "weights"),
 }

@@ -434,6 +434,23 @@ def make_pickle(path):
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
 
+def make_endless_npy(path):
+    save(path, SIXTEEN)
+    # As long as before.
+    shape, endless = b"(24, 32), }      ", b"(9999999, 99998)}"
+    path.write_bytes(path.read_bytes().replace(shape, endless))
+
+
+def make_endless_tiff(path):
+    save(path, SIXTEEN)
+    edit_tag(path, 257, 2**31)
+
+
+def make_endless_compressed_tiff(path):
+    tifffile.imwrite(path, SIXTEEN, compression="zlib", metadata=None)
+    edit_tag(path, 257, 2**31)
+
+
 def make_lzw(path):
     # Pillow has the compression that tifffile leaves to another package.
     Image.fromarray(EIGHT).save(path, compression="tiff_lzw")
@@ -483,6 +500,9 @@ BAD = {
     "cut.npy": (make_cut_plain, "no readable NPY", CUT),
     "cut.tif": (make_cut_plain, "no readable TIFF", CUT),
     "pickle.npy": (make_pickle, "no readable NPY", CUT),
+    "endless.npy": (make_endless_npy, "no readable NPY file (mmap length is greater", CUT),
+    "endless.tif": (make_endless_tiff, "tags that promise 137438953472 bytes, in a file of", CUT),
+    "endless zlib.tif": (make_endless_compressed_tiff, "tags that promise 137438953472 bytes", CUT),
     "lzw.tif": (make_lzw, "imagecodecs", "without compression"),
     "deep colour.png": (make_16_bit_colour_png, "16-bit PNG", GREY),
     "colour.png": (holding(np.dstack([EIGHT, EIGHT, 255 - EIGHT])), "colour picture", GREY),
@@ -577,6 +597,9 @@ def test_load_camera(tmp_path):
         (json.dumps({**SENSOR.to_dict(), "cfa": "RGBG"}), "RGGB"),
         (json.dumps({**SENSOR.to_dict(), "white_level": 0}), "not above the black level"),
         (json.dumps({**SENSOR.to_dict(), "colour_matrix": None}), "no camera description"),
+        (json.dumps({**SENSOR.to_dict(), "white_level": 10**400}), "too large"),
+        (json.dumps({**SENSOR.to_dict(), "name": ["a", "b"]}), "name is ['a', 'b']"),
+        ("[" * 100_000, "recursion"),
     ],
 )
 def test_load_camera_says_what_would_do(tmp_path, text, reason):

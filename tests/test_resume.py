@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from r2l.training import evaluate, fit, make_classifier
+from r2l.training.checkpoints import read_last
 
 ROOT = Path(__file__).parents[1]
 
@@ -154,6 +156,14 @@ def test_checkpoints_that_are_all_damaged_are_an_error_and_stay(interrupted):
     with pytest.raises(ValueError, match=r"no checkpoint can be read.*last\.ckpt.*previous\.ckpt"):
         train(checkpoint=interrupted)
     assert (interrupted / "last.ckpt").read_bytes() == b"nothing"
+
+
+def test_a_checkpoint_of_instructions_out_of_order_is_damaged(tmp_path):
+    with zipfile.ZipFile(tmp_path / "last.ckpt", "w") as file:
+        file.writestr("archive/version", "3\n")
+        file.writestr("archive/data.pkl", b"\x80\x02.")  # the end, and nothing before
+    with pytest.raises(ValueError, match=r"no checkpoint can be read.*last\.ckpt"):
+        read_last(tmp_path)
 
 
 def test_foreign_code_in_a_checkpoint_is_not_run(interrupted, tmp_path):

@@ -234,6 +234,8 @@ def test_a_report_comes_back_from_its_file(report, tmp_path):
         ({"drop": None}, "damaged"),
         ({"settings": [{"name": "gamma"}]}, "damaged"),
         ({"settings": 3}, "damaged"),
+        ({"score": 10**400}, "damaged"),
+        ({"images": math.inf}, "damaged"),
     ],
 )
 def test_damaged_reports_are_told(report, tmp_path, change, message):
@@ -241,6 +243,12 @@ def test_damaged_reports_are_told(report, tmp_path, change, message):
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change))
     with pytest.raises(ValueError, match=message):
         ToleranceReport.load(path)
+
+
+def test_a_report_nested_without_end_is_told(tmp_path):
+    (tmp_path / "report.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"report\.json: no JSON"):
+        ToleranceReport.load(tmp_path / "report.json")
 
 
 def test_cameras_are_placed(report):

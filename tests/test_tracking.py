@@ -251,6 +251,22 @@ def test_damaged_model_folders_say_which_file(tmp_path):
         load_model(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "SmallResNet", "n_classes": 10**9}, "no weight is of that size"),
+        ({"name": ["SmallResNet"], "n_classes": 3}, "unhashable"),
+        ({"name": "SmallResNet", "n_classes": 3, "mean": [10**400] * 3}, "too large"),
+    ],
+)
+def test_descriptions_that_no_weights_have_take_no_memory(tmp_path, arguments, message):
+    save_model(CLASSIFIER, small_classifier(), tmp_path)
+    content = {"maker": "make_classifier", "arguments": arguments}
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"model\.json: no description .*{message}"):
+        load_model(tmp_path)
+
+
 def test_mistakes_are_told_as_such(store):
     with track("mistakes", store=store) as run:
         run.params({"lr": 1})
@@ -279,6 +295,35 @@ with track("parallel", name, store=store) as run:
         run.metrics({"loss": step}, step)
         run.params({f"p{step}": step})
 """
+
+
+KILLED = """
+import os, signal, sys
+from alembic.runtime.migration import HeadMaintainer
+from r2l.training.tracking import track
+
+update, steps = HeadMaintainer.update_to_step, []
+
+def killing(self, step):
+    steps.append(step)
+    if len(steps) == 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+    update(self, step)
+
+HeadMaintainer.update_to_step = killing
+with track("x", store=sys.argv[1]):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_store_whose_making_was_killed_is_made_the_next_time(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    with track("x", store=tmp_path) as run:
+        run.metrics({"a": 1.0})
+    assert [r.info.run_id for r in Records(tmp_path).all()] == [run.run_id]
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlruns"}
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ from r2l.training.parts import image_statistics, open_parts
 from r2l.training.run_folder import run_folder
 from r2l.training.saving import load_model
 from r2l.training.settling import settle
-from r2l.training.tracking import Records
+from r2l.training.tracking import Records, Run
 from tests.fixtures_data import KEPT, write_drone_photos, write_microscopy
 
 pytestmark = pytest.mark.slow  # it trains
@@ -739,6 +739,40 @@ def test_other_options_data_or_no_resume_begin_anew_and_a_finished_run_is_repeat
     assert opened(small(), finish=True).resumed
     again = opened(small())
     assert not again.resumed
+
+
+@pytest.mark.parametrize("method", ["camera", "split"])
+def test_what_a_record_lacks_when_the_process_ends_is_added(small, monkeypatch, method):
+    options = small(run_name=f"ended before its {method}", epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, method, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(options)
+    resumed, lines = quietly(options)
+    assert any("going on" in line for line in lines)
+    records = Records(options.tracking_uri)
+    assert "camera.json" in records.files(resumed.run_id)
+    for fold in records.children(resumed.run_id).values():
+        assert "split.json" in records.files(fold)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_what_a_killed_process_had_still_to_remove_goes(small):
+    with pytest.raises(InterruptedError), run_folder(small(), "d") as folder:
+        raise InterruptedError
+    gone = ["fold_0/checkpoint/last.ckpt", ".run.json.0123abcd.part"]
+    gone += ["fold_1/.predictions.csv.0123abcd.part"]
+    kept = ["fold_0/predictions.csv", "fold_1/checkpoint/last.ckpt", "notes.part"]
+    for name in (*gone, *kept):
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text("fold\n")
+    with run_folder(small(), "d") as again:
+        assert again.path == folder.path
+        assert not [name for name in gone if (folder.path / name).exists()]
+        assert all((folder.path / name).exists() for name in kept)
 
 
 def test_two_processes_do_not_work_on_the_same_run(small):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -36,8 +38,8 @@ def safe_members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
     """Return the files in an archive, once all of its members are found harmless.
 
     Raises:
-        ArchiveError: an absolute name, "..", a link or a device, encryption, or more than anybody's
-            data: the whole archive is refused.
+        ArchiveError: an absolute name, "..", a link or a device, encryption, a rare compression, or
+            more than anybody's data: the whole archive is refused.
     """
     members = archive.infolist()
     size = sum(member.file_size for member in members)
@@ -55,6 +57,10 @@ def safe_members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
             raise _refused(name, f"{member.filename!r} is a link or a device, not a file")
         if member.flag_bits & 0x1:
             raise _refused(name, f"{member.filename!r} is encrypted")
+        # Others are not in use for data sets, and LZMA's takes the memory that the file asks for.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            method = zipfile.compressor_names.get(member.compress_type, "an unknown method")
+            raise _refused(name, f"{member.filename!r} is compressed by {method}")
     return [m for m in members if not m.is_dir() and not _is_junk(m.filename)]
 
 
@@ -152,7 +158,7 @@ def install(source: Callable[[], IO[bytes]], size: int, crc: int, target: Path) 
     """Write a file, whole or not at all; leave it if it is there already.
 
     Raises:
-        ArchiveError: something else is there under its name.
+        ArchiveError: something else is there under its name, or it is not of this size.
         DownloadError: no room on the disk.
     """
     if target.exists():
@@ -169,6 +175,12 @@ def install(source: Callable[[], IO[bytes]], size: int, crc: int, target: Path) 
             target.parent.mkdir(parents=True, exist_ok=True)
             with source() as reading, partial.open("wb") as writing:
                 shutil.copyfileobj(reading, writing, CHUNK)
+                came = writing.tell()
+            if came != size:
+                raise ArchiveError(
+                    f"{target}: should have {size} bytes, and {came} came.\n"
+                    "The archive contradicts itself: fetch it again."
+                )
             os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
@@ -183,11 +195,20 @@ def crc32(path: Path) -> int:
     return value
 
 
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, NotImplementedError, RuntimeError, ValueError),
+)
+
+
 @contextmanager
 def _zip_errors(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_DAMAGED, OSError) as error:
+        # Of the system's errors, the one that an offset before the beginning of the file gives.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ArchiveError(
             f"{archive}: damaged, or no zip file ({error}).\n"
             "Move it away, then run the same command again."

@@ -12,7 +12,7 @@ from filelock import FileLock
 from r2l.datasets.archive import crc32, install, place_of, unpack
 from r2l.datasets.info import INFO
 from r2l.datasets.layout import data_root, images_in, scale_folder
-from r2l.datasets.manifest import Manifest
+from r2l.datasets.manifest import NAME, Manifest
 from r2l.datasets.transfer import disk_errors, polite_session
 from r2l.datasets.zenodo import RemoteFile, download_all, files_of, record_files
 
@@ -86,6 +86,8 @@ def _locked(root: Path) -> Iterator[Manifest]:
     with disk_errors(root):
         (root / DOWNLOADS).mkdir(parents=True, exist_ok=True)
     with FileLock(root / DOWNLOADS / ".lock"):
+        for partial in root.glob(f".{NAME}.????????.part"):  # of a process that was killed
+            partial.unlink()
         manifest = Manifest.read(root)
         try:
             yield manifest

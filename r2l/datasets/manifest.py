@@ -9,6 +9,8 @@ from pathlib import Path
 from r2l.rawfile import atomic_path
 
 NAME = "r2l_manifest.json"
+# Numbers beyond all bounds, and nesting without end.
+_TOO_MUCH = (OverflowError, RecursionError)
 
 
 @dataclass
@@ -38,13 +40,27 @@ class Manifest:
         try:
             values = json.loads(path.read_text("utf-8"))
             values["files"] = {k: (int(s), int(c)) for k, (s, c) in values["files"].items()}
-            return cls(**values)
+            return cls(**values)._checked()
         except FileNotFoundError:
             return cls()
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, *_TOO_MUCH) as error:
             raise ValueError(
                 f"{path}: damaged ({error}).\nMove it away and run `r2l data fetch` again."
             ) from None
+
+    def _checked(self) -> Manifest:
+        """Return itself, if it is made of what a manifest is made of.
+
+        Raises:
+            TypeError, AttributeError: it isn't.
+        """
+        lists = [self.unfinished, *self.subsets.values()]
+        texts = [*self.archives.values(), *(name for names in lists for name in names)]
+        if not all(isinstance(names, list) for names in lists):
+            raise TypeError("a list of names is none")
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name is no text")
+        return self
 
     def write(self, root: Path) -> None:
         """Write the record, whole or not at all."""

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import tifffile
 import torch
 from PIL import Image
 
 from r2l.camera import Camera
 from r2l.datasets.layout import DatasetError
-from r2l.rawfile import RawFileError, read_raw
+from r2l.rawfile import RawFileError, load_npy, load_tiff, read_raw
 
 _FULL_SCALE = np.float32(65535)
 
@@ -67,15 +66,18 @@ def read_view(path: Path, remedy: str) -> np.ndarray:
             with Image.open(path) as image:
                 values = np.asarray(image.convert("RGB"))
         elif path.suffix.lower() == ".npy":
-            values = np.load(path, allow_pickle=False)
+            values = load_npy(path)
         else:
-            values = tifffile.imread(path)
+            values = load_tiff(path)
     except Exception as error:
         raise DatasetError(path, f"no readable image ({error})", remedy) from error
     if values.ndim == 3 and values.shape[2] == 3:
         values = np.moveaxis(values, 2, 0)
     if values.ndim != 3 or len(values) != 3:
         raise DatasetError(path, f"an array of shape {values.shape}, not three colours", remedy)
+    if values.dtype.kind not in "uf" or not np.isfinite(values).all():
+        reason = f"values of type {values.dtype} that are no brightness, or not finite"
+        raise DatasetError(path, reason, remedy)
     full = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
     return np.round(np.clip(values / full, 0, 1) * 65535).astype(np.uint16)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import logging
+import hashlib
 import os
 import shutil
 import time
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pooch
 import requests
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
@@ -126,50 +125,42 @@ def download(
     Raises:
         DownloadError: no connection, a full disk, or other content than the checksum says.
     """
+    if target.exists() and _fits(target, checksum):
+        if bar is not None:
+            bar.update(size)
+        return
     part = target.with_name(target.name + ".part")
-    for goes_on in (part.exists(), False):
-        try:
-            _retrieve(url, target, size, checksum, _Resuming(part, size, session, bar))
+    # What is there may be part of another version: then once more, from the start.
+    for _ in range(2 if part.exists() else 1):
+        with disk_errors(target), network_errors(url):
+            _Resuming(part, size, session, bar).fetch(url)
+        # Until it is known to be whole it stays what the next process goes on with.
+        if _fits(part, checksum):
+            os.replace(part, target)
             return
-        except _WrongContentError as error:
-            # The older part may have been of another version: once more, from the start.
-            if not goes_on:
-                raise DownloadError(
-                    f"{target}: {url} sent other content than its record says ({error}).\n"
-                    "It was thrown away; try again later."
-                ) from None
-            if bar is not None:
-                bar.update(-size)
+        if bar is not None:
+            bar.update(-part.stat().st_size)
+        part.unlink()
+    raise DownloadError(
+        f"{target}: {url} sent other content than its record says (its checksum differs).\n"
+        "It was thrown away; try again later."
+    )
 
 
-class _WrongContentError(Exception):
-    """The checksum doesn't fit."""
-
-
-def _retrieve(url: str, target: Path, size: int, checksum: str, downloader: _Resuming) -> None:
-    pooch.get_logger().setLevel(logging.ERROR)
-    with disk_errors(target), network_errors(url):
-        try:
-            pooch.retrieve(
-                url, checksum, fname=target.name, path=target.parent, downloader=downloader
-            )
-        except ValueError as error:
-            if "hash" not in str(error):
-                raise
-            raise _WrongContentError("its checksum differs") from None
-    if not downloader.called and downloader.bar is not None:
-        downloader.bar.update(size)
+def _fits(path: Path, checksum: str) -> bool:
+    algorithm, _, expected = checksum.rpartition(":")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest() == expected.lower()
 
 
 class _Resuming:
-    """Downloads for pooch: into a part of a fixed name, over as many connections as it takes."""
+    """Downloads into a part of a fixed name, over as many connections as it takes."""
 
     def __init__(self, part: Path, size: int, session: requests.Session, bar: tqdm | None) -> None:
         self.part, self.size, self.session, self.bar = part, size, session, bar
-        self.called = False
 
-    def __call__(self, url: str, output_file: str, _pooch: object) -> None:
-        self.called = True
+    def fetch(self, url: str) -> None:
+        """Bring the part to the size that the whole file has."""
         self._move(self._have())
         breaks = 0
         while self._have() < self.size:
@@ -184,7 +175,6 @@ class _Resuming:
             if self._have() > before:
                 breaks = 0
         self.part.touch()  # an empty file is a file
-        os.replace(self.part, output_file)
 
     def _have(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from r2l.camera import Camera
 from r2l.isp.neural import HalfSizeRGB, NeuralISP
@@ -25,6 +27,11 @@ _KINDS: dict[type[nn.Module], tuple[str, ...]] = {
     NeuralISP: ("encoder", "depth"),
     HalfSizeRGB: (),
 }
+# What reading JSON and weights, and making a module of them, fails in if they are damaged.
+_FAILURES = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError),
+    SafetensorError,
+)
 
 
 def save_isp(isp: nn.Module, folder: str | Path) -> Path:
@@ -58,28 +65,43 @@ def load_isp(folder: str | Path) -> nn.Module:
     Raises:
         ValueError: the folder does not hold a whole ISP; names the file and what is wrong with it.
     """
-    folder = Path(folder)
-    try:
-        isp = _make(json.loads((folder / DESCRIPTION).read_text("utf-8")))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{folder / DESCRIPTION}: no description of an ISP ({error}); save_isp writes one"
-        ) from error
-    try:
-        isp.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{folder / WEIGHTS}: no weights for this ISP ({reason}); copy the folder again, whole"
-        ) from error
+    place, weights_place = Path(folder) / DESCRIPTION, Path(folder) / WEIGHTS
+    described = place, "no description of an ISP", "save_isp writes one"
+    weighted = weights_place, "no weights for this ISP", "copy the folder again, whole"
+    with reading(*described):
+        description = json.loads(place.read_text("utf-8"))
+    with reading(*weighted):
+        weights = load_file(weights_place)
+    with reading(*described):
+        isp = _make(description, weights)
+    with reading(*weighted):
+        isp.load_state_dict(weights)
     return isp
 
 
-def _make(description: dict[str, Any]) -> nn.Module:
+@contextmanager
+def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Turn what fails while a part of a saved model is read and understood into one kind of error.
+
+    Raises:
+        ValueError: it failed; names the file, says why in a line, and what to do.
+    """
+    try:
+        yield
+    except _FAILURES as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: {what} ({reason}); {remedy}") from error
+
+
+def _make(description: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
     kinds = {kind.__name__: kind for kind in _KINDS}
     if description["kind"] not in kinds:
         raise ValueError(f"unknown kind {description['kind']!r}; choose from {', '.join(kinds)}")
-    kind = kinds[description["kind"]]
-    if set(description["options"]) != set(_KINDS[kind]):
-        raise ValueError(f"options {sorted(description['options'])}, expected {_KINDS[kind]}")
-    return kind(Camera.from_dict(description["camera"]), **description["options"])
+    kind, options = kinds[description["kind"]], description["options"]
+    if set(options) != set(_KINDS[kind]):
+        raise ValueError(f"options {sorted(options)}, expected {_KINDS[kind]}")
+    # The only option that can ask for any amount of memory: looked at before it does.
+    shape, additive = options.get("additive_shape"), weights.get("additive")
+    if shape is not None and (additive is None or list(shape) != list(additive.shape)):
+        raise ValueError(f"additive_shape {shape}, which the weights don't have")
+    return kind(Camera.from_dict(description["camera"]), **options)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import random
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import lightning as L
 import numpy as np
@@ -111,17 +110,6 @@ def _set_global_states(states: Mapping[str, Any]) -> None:
     random.setstate(states["python"])
 
 
-_FAILURES = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-    BadZipFile,
-)
-
-
 def _read_whole(path: Path) -> dict[str, Any]:
     with ZipFile(path) as archive:  # torch.load itself does not look at the checksums
         if damaged := archive.testzip():
@@ -147,7 +135,8 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         try:
             found = _read_whole(path)
-        except _FAILURES as error:
+        except Exception as error:
+            # Instructions of a damaged pickle fail in every way, but run no code.
             reasons.append(f"{path} ({str(error).splitlines()[0] if str(error) else error!r})")
             continue
         if reasons:
@@ -172,7 +161,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     if path.exists():
         try:
             kept = dict(json.loads(path.read_text("utf-8")))
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: not the settings of a run ({error}); {_REMEDY}") from error
         differing = [
             f"{name} was {kept.get(name)!r}, is {settings.get(name)!r}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from r2l.rawfile import atomic_path
 from r2l.training.corpora import Corpus, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
 from r2l.training.fold_scores import describe_scores, summary, table_scores
@@ -72,12 +73,15 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         run_folder(options, corpus.fingerprint()) as folder,
         _record(options, corpus, folder, say) as run,
     ):
+        # Of a resumed run too: the process before may have been killed just before.
+        run.camera(corpus.camera)
         trainer = FoldTrainer(options, corpus, parts, progress)
         tables = {}
         for number in numbers:
             table = folder.predictions(number)
             if table is None:
-                with _fold_record(run, folder, number, folds[number]) as record:
+                with _fold_record(run, folder, number) as record:
+                    record.split({"train": folds[number].train, "val": folds[number].test})
                     table = trainer.run(number, folds[number], record, folder.fold(number))
                 table = folder.finish_fold(number, table)
             say(f"fold {number}: {describe_scores(corpus, table)}")
@@ -127,12 +131,11 @@ def _record(options: Options, corpus: Corpus, folder: RunFolder, say: Say) -> It
         options.tracking_uri,
     ) as run:
         folder.keep(run_id=run.run_id, folds={})
-        run.camera(corpus.camera)
         yield run
 
 
 @contextmanager
-def _fold_record(run: Run, folder: RunFolder, number: int, fold: Fold) -> Iterator[Run]:
+def _fold_record(run: Run, folder: RunFolder, number: int) -> Iterator[Run]:
     """Open the record of a fold, an interrupted one's again."""
     known = folder.note["folds"].get(str(number))
     if known:
@@ -141,7 +144,6 @@ def _fold_record(run: Run, folder: RunFolder, number: int, fold: Fold) -> Iterat
         return
     with run.nested(f"fold {number}", {"fold": number}) as record:
         folder.keep(folds={**folder.note["folds"], str(number): record.run_id})
-        record.split({"train": fold.train, "val": fold.test})
         yield record
 
 
@@ -159,7 +161,8 @@ def _conclude(
     run.table(scores, "scores.csv")
     run.table(summary(scores), "summary.csv")
     run.predictions(predictions)
-    scores.to_csv(folder.path / "scores.csv", index=False)
+    with atomic_path(folder.path / "scores.csv") as partial:
+        scores.to_csv(partial, index=False)
     under = pd.concat(tested, ignore_index=True) if tested else None
     return Outcome(run.run_id, folder.path, scores, predictions, under)
 

@@ -67,9 +67,15 @@ class RunFolder:
         place = self.fold(number)
         with atomic_path(place / "predictions.csv") as partial:
             predictions.to_csv(partial, index=False)
-        for checkpoints in place.glob("checkpoint*"):
-            shutil.rmtree(checkpoints)
+        _drop_checkpoints(place)
         return pd.read_csv(place / "predictions.csv")
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed had still to remove: it is of no use any more."""
+        for partial in self.path.rglob(".*.????????.part"):  # see atomic_path
+            partial.unlink()
+        for answers in self.path.glob("fold_*/predictions.csv"):
+            _drop_checkpoints(answers.parent)
 
 
 @contextmanager
@@ -106,8 +112,15 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
             path.mkdir()
             opened = RunFolder(path, {}, resumed=False)
             opened.keep(key=key, options=plain, data=data, finished=False)
+        else:
+            opened.tidy()
         yield opened
         opened.keep(finished=True)
+
+
+def _drop_checkpoints(place: Path) -> None:
+    for checkpoints in place.glob("checkpoint*"):
+        shutil.rmtree(checkpoints)
 
 
 def _unfinished(parent: Path, name: str) -> RunFolder | None:

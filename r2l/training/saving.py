@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from r2l.isp.saving import reading
 from r2l.rawfile import atomic_path
 from r2l.training.quiet import seeded
 
@@ -21,6 +21,8 @@ DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
 MAKERS = ("make_classifier", "make_segmenter", "make_regressor")
 # Arguments that would fetch weights, only to be overwritten.
 _FETCHING = ("pretrained",)
+# Arguments that can ask for any amount of memory.
+_SIZES = {"n_classes", "n_targets"}
 
 
 def save_model(description: Mapping[str, Any], model: nn.Module, folder: str | Path) -> Path:
@@ -64,21 +66,31 @@ def load_model(folder: str | Path) -> nn.Module:
     Raises:
         ValueError: the folder does not hold a whole model; names the file and what is wrong with it.
     """
-    folder = Path(folder)
-    try:
-        model = _make(_checked(json.loads((folder / DESCRIPTION).read_text("utf-8"))))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{folder / DESCRIPTION}: no description of a task model ({error}); save_model writes one"
-        ) from error
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{folder / WEIGHTS}: no weights for this model ({reason}); copy the folder again, whole"
-        ) from error
+    place, weights_place = Path(folder) / DESCRIPTION, Path(folder) / WEIGHTS
+    described = place, "no description of a task model", "save_model writes one"
+    weighted = weights_place, "no weights for this model", "copy the folder again, whole"
+    with reading(*described):
+        description = _checked(json.loads(place.read_text("utf-8")))
+    with reading(*weighted):
+        weights = load_file(weights_place)
+    with reading(*described):
+        _check_sizes(description["arguments"], weights)
+        model = _make(description)
+    with reading(*weighted):
+        model.load_state_dict(weights)
     return model
+
+
+def _check_sizes(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """See that numbers of outputs are some weight's size, before they take memory.
+
+    Raises:
+        ValueError: one is not.
+    """
+    sizes = {size for value in weights.values() for size in value.shape}
+    for name in _SIZES & set(arguments):
+        if arguments[name] not in sizes:
+            raise ValueError(f"{name} is {arguments[name]}, but no weight is of that size")
 
 
 def _checked(description: Any) -> dict[str, Any]:

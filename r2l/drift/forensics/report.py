@@ -86,7 +86,7 @@ class ToleranceReport:
         """
         try:
             content = json.loads(Path(path).read_text("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: no JSON ({error})") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"{path}: no tolerance report; r2l's forensics write one")
@@ -100,7 +100,7 @@ class ToleranceReport:
             rows = [_read_row(row) for row in content["settings"]]
             table = pd.DataFrame(rows).set_index("name").rename_axis("setting")
             return cls(camera=Camera.from_dict(content["camera"]), table=table, **head)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}: damaged tolerance report ({error!r})") from None
 
     def check(self, camera: Camera) -> pd.DataFrame:

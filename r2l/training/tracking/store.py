@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from r2l.rawfile import atomic_path
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -72,6 +74,7 @@ def open_client(address: str, *, make: bool = True) -> MlflowClient:
 
     try:
         with _alone(address), _quiet_loggers(), _patience(_OPENING), _clear_errors(address):
+            _make_aside(address)
             client = MlflowClient(tracking_uri=address, registry_uri=address)
             client.search_experiments(max_results=1)
     except (TrackingError, ValueError) as error:
@@ -168,6 +171,24 @@ def _alone(address: str) -> Iterator[None]:
         lock.release()
 
 
+def _make_aside(address: str) -> None:
+    """Make a SQLite file that does not exist under another name, and rename it once it is whole.
+
+    Mlflow makes its tables in some seventy steps: killed between them, a process would leave a file that
+    mlflow never opens again.
+    """
+    from mlflow import MlflowClient
+
+    path = sqlite_path(address)
+    # Not plain names: options of SQLite behind a "?", and ":memory:".
+    if path is None or set(path.name) & set("?:") or (path.exists() and path.stat().st_size):
+        return
+    for left in path.parent.glob(f".{path.name}.*.part*"):
+        left.unlink()
+    with atomic_path(path) as partial:
+        MlflowClient(tracking_uri=f"{_SQLITE}{partial}").search_experiments(max_results=1)
+
+
 @contextmanager
 def _clear_errors(address: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
@@ -211,7 +232,7 @@ def _patience(limits: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _quiet_loggers() -> Iterator[None]:
-    """A new SQLite file is made in some forty steps, each of which mlflow would print.
+    """A new SQLite file is made in some seventy steps, each of which mlflow would print.
 
     Errors come as exceptions, so that their log would only repeat them.
     """
