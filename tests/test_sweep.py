@@ -104,6 +104,10 @@ def test_several_grids_and_values_from_outside(tmp_path):
         ("train: {}\ngrid: {fold: 0}", "fold needs a list"),
         ("train: {}\ngrid: {fold: []}", "fold needs a list"),
         ("train: {}\ngrid: 3", "below grid"),
+        (
+            f"train: {{}}\ngrid: {{seed: {list(range(400))}, fold: {list(range(400))}}}",
+            "1.6e.05 runs",
+        ),
         ("train: {epoch: 3}", "no option epoch that a sweep can give"),
         ("train: {folder: x}", "no option folder that a sweep can give"),
         ("train: {dataset: Moon}", "unknown dataset 'Moon'"),

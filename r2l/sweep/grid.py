@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +14,8 @@ from r2l.sweep.job import Job
 from r2l.sweep.notebook import HEAD, ParameterError, find_notebook, read_experiment, read_yaml
 from r2l.training.options import CHOICES
 
+#: Of a grid; more of them would not come to an end, and a typing error can ask for them.
+_MOST_RUNS = 100_000
 _SHAPE = (
     "expected is either 'train:' with options of r2l train, or 'notebook:' with the path of one and "
     "'parameters:'; and 'grid:' with a list of values for each name"
@@ -103,6 +106,11 @@ def _places(path: Path, grid: Any, given: dict[str, Any]) -> Iterator[dict[str, 
             if not isinstance(name, str) or not isinstance(axis, list) or not axis:
                 raise ParameterError(f"{path}: grid: {name} needs a list of values")
         axes = {name: [given[name]] if name in given else axis for name, axis in axes.items()}
+        runs = math.prod(map(len, axes.values()))
+        if runs > _MOST_RUNS:
+            raise ParameterError(
+                f"{path}: grid: {runs:.3g} runs, at most {_MOST_RUNS} are possible"
+            )
         for point in product(*axes.values()):
             yield dict(zip(axes, point, strict=True))
 
