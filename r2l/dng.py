@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _DNG_VERSION, _DNG_PRIVATE_DATA = 50706, 50740
 _UNIQUE_CAMERA_MODEL, _MODEL = 50708, 272
 _NOTE_OWNER = b"r2l\0"
 _D65 = 21
+# Cameras write a handful; in a damaged file the last can lead back to the first.
+_MOST_PAGES = 50
 # Beyond this condition number, the inverse of a colour matrix is not worth writing.
 _MAX_CONDITION = 1e4
 
@@ -65,7 +68,8 @@ def tiff_facts(path: Path) -> TiffFacts | None:
         with tifffile.TiffFile(path) as tiff:
             first = tiff.pages.first.tags
             # The mosaic of a DNG often sits below a thumbnail.
-            pages = [page for top in tiff.pages for page in (top, *(top.pages or ()))]
+            tops = islice(tiff.pages, _MOST_PAGES)
+            pages = [page for top in tops for page in (top, *islice(top.pages or (), _MOST_PAGES))]
             is_dng = _DNG_VERSION in first
             return TiffFacts(
                 is_dng=is_dng,

@@ -258,7 +258,7 @@ def load_tiff(path: Path) -> np.ndarray:
         series, size = tiff.series[0], tiff.filehandle.size
         page = series.keyframe
         # A tile can be larger than its picture.
-        pixels = max(series.nbytes, math.prod(page.chunks) * page.dtype.itemsize)
+        pixels = max(series.nbytes, math.prod(map(int, page.chunks)) * page.dtype.itemsize)
         most = size * (_MOST_PLAIN if page.compression == 1 else _MOST_COMPRESSED)
         if pixels > most or max(page.databytecounts) > size:
             raise ValueError(f"tags that promise {pixels} bytes, in a file of {size}")

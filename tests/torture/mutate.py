@@ -131,7 +131,8 @@ def tiff(content: bytes) -> Mutants:
         pages = [page for top in file.pages for page in (top, *(top.pages or ()))]
         order, is_big = file.byteorder, file.is_bigtiff
         tags = [(tag.offset, tag.valueoffset, tag.dtype) for page in pages for tag in page.tags]
-    # Of an entry: where code, type, count and value lie, and the last entry's follower, the next page.
+        starts, ends = ([f(tag.offset for tag in page.tags) for page in pages] for f in (min, max))
+    # Where an entry has its code, type and count, and its value; behind the last is the next page's place.
     size, word = (20, "Q") if is_big else (12, "I")
     fields = ((0, "H", _TAGS), (2, "H", range(20)), (4, word, NUMBERS))
     value = (size - struct.calcsize(word), word, (*NUMBERS, *_TAG_VALUES))
@@ -141,8 +142,12 @@ def tiff(content: bytes) -> Mutants:
         result = bytearray(content)
         for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
             offset, data, kind = tags[draw(_PLACE) % len(tags)]
-            what = draw(st.integers(0, 7))
-            if what < 3:
+            what = draw(st.integers(0, 8))
+            if what == 8:
+                # A page after the last, perhaps one that was there before.
+                at, form = ends[draw(_PLACE) % len(ends)] + size, word
+                choice = (*(start - (8 if is_big else 2) for start in starts), *NUMBERS)
+            elif what < 3:
                 at, form, choice = offset + fields[what][0], *fields[what][1:]
             elif what < 6:
                 at, form, choice = offset + value[0], *value[1:]

@@ -398,7 +398,7 @@ def _sweeps(folder: Path) -> list[Seed]:
     texts = {"grid": _GRID, "notebook": _NOTEBOOK_GRID, "parameters": _PARAMETERS}
     seeds = [_yaml_seed(folder, f"{name}.yaml", text, *values) for name, text in texts.items()]
     # A few lines, and more runs than there are grains of sand.
-    axes = dict.fromkeys(("seed", "epochs", "n_images", "batch_size", "lr"), list(range(1, 5000)))
+    axes = {n: list(range(1, 5000)) for n in ("seed", "epochs", "n_images", "batch_size", "lr")}
     endless = json.dumps({"train": {"dataset": "SyntheticMicroscopy"}, "grid": axes}).encode()
     return [Seed(seed.target, seed.mutants | st.just(endless)) for seed in seeds]
 
