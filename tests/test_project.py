@@ -26,7 +26,7 @@ FLOORS = [
     {"sweep"},
     {"cli"},
 ]
-CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+CONDA_NAMES = {"pytorch": "torch", "dask-core": "dask", "matplotlib-base": "matplotlib"}
 
 
 def floor(room: str) -> int:
@@ -76,6 +76,7 @@ def test_every_import_is_a_dependency():
     named |= set(bounds(project["optional-dependencies"]["bench"]))
     packages = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python-headless"}
     packages |= {"skimage": "scikit-image", "colour_demosaicing": "colour-demosaicing"}
+    packages |= {"yaml": "pyyaml"}
     packages |= {"IPython": "jupyterlab", "urllib3": "requests"}  # they come with these
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))

@@ -60,7 +60,7 @@ def test_a_parameter_file_names_its_notebook_and_says_what_it_is(notebooks):
         ("SIZE: 9\n", "the first line must read"),
         ("# Parameters for 09_none.ipynb\n", r"no notebook 09_none.ipynb; there are 01_one.ipynb"),
         ("# Parameters for 01_one.ipynb\n[1, 2\n", "no readable YAML"),
-        ("# Parameters for 01_one.ipynb\n- SIZE\n", "NAME: value"),
+        ("# Parameters for 01_one.ipynb\n- SIZE\n", "name: value"),
     ],
 )
 def test_a_parameter_file_that_is_none(notebooks, text, message):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import random
 
 import numpy as np
@@ -167,7 +168,10 @@ def test_seeding_is_undone_even_after_an_error():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_fit_is_silent_and_writes_nothing(capfd, tmp_path, monkeypatch, recwarn):
+def test_fit_is_silent_and_writes_nothing(capfd, tmp_path, tmp_path_factory, monkeypatch, recwarn):
+    srun = tmp_path_factory.mktemp("slurm") / "srun"  # as on a cluster, which Lightning remarks
+    srun.touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{srun.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     fit(small, Shades(), epochs=1, progress=False)
     evaluate(fit(small, Shades(), epochs=1, progress=False), Shades())

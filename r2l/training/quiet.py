@@ -42,6 +42,7 @@ def quiet_lightning() -> Iterator[None]:
             ".*number of training batches.*",
             ".*in eval mode at the start of training.*",  # frozen parts are, on purpose
             ".*validation_step.*no.*val_dataloader.*",
+            ".*`srun` command is available.*",  # on a cluster's login node
             ".*LeafSpec.*is deprecated.*",  # between Lightning and torch; nothing a user can do
         ):
             warnings.filterwarnings("ignore", message=advice)
