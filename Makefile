@@ -16,7 +16,7 @@ TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check unit tiny nbval memory browser torture scaling lab explorer lint notebooks index experiments help
+.PHONY: demo test check unit tiny nbval memory browser torture audit scaling lab explorer lint notebooks index experiments help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -59,6 +59,13 @@ browser: .venv/test  ## the notebooks in JupyterLab and Voila, driven in Chromiu
 # Out of `make test` since it takes a quarter of an hour.
 torture: .venv/test  ## 10,000 damaged files, 100 kills, a sweep with very bad days
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/torture/torture_*.py
+
+# Strict: what can't be looked up, as without a network, is a failure too.
+audit: .venv/base  ## known vulnerabilities in what is installed, every version of it; needs a network
+	$(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable > .venv/audit/frozen.txt
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv/audit/frozen.txt
 
 scaling: .venv/test  ## a sweep of 24 runs with one worker and with two
 	$(BIN)/python -m tools.scaling
