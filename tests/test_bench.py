@@ -272,6 +272,7 @@ print(memory.measure_here("any", 2048, 2048))
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_known_allocation():
     # In a process of its own, as `peaks` measures: here, memory that others freed would be taken.
     done = subprocess.run(

@@ -180,6 +180,7 @@ def test_part_that_is_as_long_as_the_file_or_longer(server, tmp_path, published,
     assert (tmp_path / "downloads/Raw-Microscopy.zip").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_busy_server_is_given_the_time_it_asks_for(server, tmp_path):
     server.busy = 2
     begin = time.monotonic()

@@ -163,6 +163,14 @@ def test_the_standard_form_develops_to_the_same_colours(camera):
     np.testing.assert_allclose(np.sum(standard.colour_matrix, axis=1), 1)
 
 
+@pytest.mark.timeout(20)
+def test_pages_that_lead_back_to_the_first_have_an_end(tmp_path):
+    path = write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR)
+    lead_back(path)
+
+    assert read_raw(path).camera == SENSOR
+
+
 def test_tags_edited_by_another_program_win_over_the_exact_camera(tmp_path):
     path = write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR)
     edit_tag(path, AS_SHOT_NEUTRAL, (1, 4, 1, 1, 1, 3))
@@ -451,6 +459,21 @@ def make_endless_compressed_tiff(path):
     edit_tag(path, 257, 2**31)
 
 
+def make_looped_tiff(path):
+    save(path, EIGHT[:, :31])
+    lead_back(path)
+
+
+def lead_back(path):
+    """Let the last page of a small TIFF be followed by the first."""
+    content = bytearray(path.read_bytes())
+    start = content[4:8]
+    with tifffile.TiffFile(path) as tiff:
+        end = max(tag.offset for tag in tiff.pages.first.tags) + 12
+    content[end : end + 4] = start
+    path.write_bytes(content)
+
+
 def make_lzw(path):
     # Pillow has the compression that tifffile leaves to another package.
     Image.fromarray(EIGHT).save(path, compression="tiff_lzw")
@@ -503,6 +526,7 @@ BAD = {
     "endless.npy": (make_endless_npy, "no readable NPY file (mmap length is greater", CUT),
     "endless.tif": (make_endless_tiff, "tags that promise 137438953472 bytes, in a file of", CUT),
     "endless zlib.tif": (make_endless_compressed_tiff, "tags that promise 137438953472 bytes", CUT),
+    "looped.tif": (make_looped_tiff, "24 x 31", GREY),
     "lzw.tif": (make_lzw, "imagecodecs", "without compression"),
     "deep colour.png": (make_16_bit_colour_png, "16-bit PNG", GREY),
     "colour.png": (holding(np.dstack([EIGHT, EIGHT, 255 - EIGHT])), "colour picture", GREY),

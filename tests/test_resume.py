@@ -213,6 +213,7 @@ def test_settings_are_plain_values(interrupted):
     assert settings["loss"] == "cross_entropy"
 
 
+@pytest.mark.slow
 def test_resuming_works_with_workers_and_sparse_validation(tmp_path):
     settings = {"num_workers": 1, "validate_every": 3}
     with pytest.raises(KeyboardInterrupt):

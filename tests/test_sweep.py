@@ -159,6 +159,7 @@ def test_the_cluster_files_of_the_project_are_read(path, monkeypatch):
         assert parse_timedelta(value) > 0, "as Dask's worker reads it"
 
 
+@pytest.mark.slow
 def test_workers_that_never_come_are_missed(monkeypatch, capsys):
     monkeypatch.setattr("r2l.sweep.engine._PATIENCE", 0.2)
     none = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0"}
@@ -470,8 +471,9 @@ def test_the_command_plans_runs_and_goes_on(tmp_path, monkeypatch):
     assert "[1/1] finished" in first.stdout
     plan = run("--plan")
     assert "2, of which 1 are finished and 1 are left" in plan.stdout
-    second = run()
-    assert "1 finished before, 1 finished" in second.stdout, second.stdout
+    (tmp_path / "runs" / "sweeps" / "tiny" / "report.html").unlink()
+    second = run("-p", "fold=0")
+    assert "1 finished before" in second.stdout, second.stdout
     assert (tmp_path / "runs" / "sweeps" / "tiny" / "report.html").exists()
 
 

@@ -111,25 +111,20 @@ def test_a_notebook_that_fails_is_kept_with_its_error(notebooks, tmp_path):
 
 @pytest.mark.notebook
 def test_the_command_goes_on_after_a_failure_and_ends_with_1(notebooks, tmp_path, monkeypatch):
-    head = "# Parameters for 01_one.ipynb\n"
-    files = [
-        written(notebooks, head + "SIZE: -1\n", "paper_fails.yaml"),
-        written(notebooks, head + "SIEZ: 1\n", "paper_unknown.yaml"),
-        written(notebooks, head + "SIZE: 5\n", "paper_good.yaml"),
-    ]
-    out = tmp_path / "out"
     monkeypatch.chdir(tmp_path)
-    unknown = CliRunner().invoke(app, ["sweep", *map(str, files)])
-    assert unknown.exit_code == 2
-    assert "no parameter SIEZ" in unknown.stderr
+    unknown = written(notebooks, "# Parameters for 01_one.ipynb\nSIEZ: 1\n", "unknown.yaml")
+    grid = "notebook: 01_one.ipynb\nparameters: {SCALE: 9.0}\ngrid: {SIZE: [-1, 5]}"
+    files = [str(written(notebooks, grid, "sizes.yaml")), "-p", "SCALE=3"]
+    wrong = CliRunner().invoke(app, ["sweep", str(unknown), *files])
+    assert wrong.exit_code == 2
+    assert "no parameter SIEZ" in wrong.stderr
     assert not Path("runs").exists(), "an unknown parameter is found before anything runs"
-    files.pop(1)
-    result = CliRunner().invoke(app, ["sweep", *map(str, files), "-o", str(out), "-p", "SCALE=3"])
+    result = CliRunner().invoke(app, ["sweep", *files, "--workers", "1"])
     assert result.exit_code == 1
     assert "ArithmeticError: too small" in result.stderr
-    (size,) = (out / "paper_good").rglob("size.txt")
+    (size,) = tmp_path.glob("runs/sweeps/sizes/runs/SIZE=5*/size.txt")
     assert size.read_text("utf-8") == "15"
-    (kept,) = (out / "paper_fails" / "runs").rglob("01_one.ipynb")
+    (kept,) = tmp_path.glob("runs/sweeps/sizes/runs/SIZE=-1*/01_one.ipynb")
     assert "too small" in kept.read_text("utf-8")
 
 
