@@ -20,8 +20,13 @@ CLUSTERS = {
     "slurm": ("dask_jobqueue", "SLURMCluster", "slurm"),
     "kubernetes": ("dask_kubernetes.operator", "KubeCluster", "kubernetes"),
 }
-#: A daemonic process, which Dask's workers are else, may not start the processes that load data.
-_LEAVE_CHILDREN = {"distributed.worker.daemon": False}
+#: How Dask's workers differ here from what they are else.
+_WORKERS = {
+    # A daemonic process may not start the processes that load data.
+    "distributed.worker.daemon": False,
+    # Dask has memory given back at once, for which each tensor is cleared anew by the system.
+    "distributed.nanny.pre-spawn-environ": {},
+}
 #: Workers on a machine without a GPU, unless asked for: each takes half a gigabyte and more.
 _MOST = 8
 #: Seconds without a worker after which a line says so.
@@ -113,7 +118,7 @@ def _local(workers: int | None, threads: int | None, deaths: int) -> Engine:
         chief = {**home, "dashboard_address": "127.0.0.1:0", "allowed_failures": deaths - 1}
         chief = {"cls": Scheduler, "options": chief}
         with (
-            dask.config.set(_LEAVE_CHILDREN),
+            dask.config.set(_WORKERS),
             SpecCluster(spec, chief, silence_logs=50) as made,
             Client(made) as client,
         ):
