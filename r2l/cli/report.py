@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import typer
 
 EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Failures:

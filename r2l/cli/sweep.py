@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from r2l.cli.report import Failures
+from r2l.cli.report import EXIT_INTERRUPTED, Failures
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130  # 128 + SIGINT, as shells have it
+EXIT_FAILED = 1
 
 
 def sweep(

@@ -8,10 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from r2l.cli.report import Failures
+from r2l.cli.report import EXIT_INTERRUPTED, Failures
 from r2l.cli.train_options import GROUPS, Option
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def train(**given: Any) -> None:

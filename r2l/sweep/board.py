@@ -69,13 +69,19 @@ class Entry:
         self.status = "failed" if result.error else "finished"
         self.host = result.host
 
+    @property
+    def outcome(self) -> str:
+        """Its error, or its first score; nothing before its end."""
+        if self.result is None:
+            return ""
+        first = next(iter(self.result.scores.items()), None)
+        return self.result.error or (f"{first[0]} {first[1]:.3f}" if first else "")
+
     def line(self) -> str:
         """Say in a line how it ended."""
         if self.result is None:
             return f"{self.status:8}  {self.job.name}"
-        first = next(iter(self.result.scores.items()), None)
-        score = f", {first[0]} {first[1]:.3f}" if first else ""
-        tail = f": {self.result.error}" if self.result.error else score
+        tail = f"{':' if self.result.error else ','} {self.outcome}" if self.outcome else ""
         return f"{self.status:8}  {self.job.name}  {self.result.seconds:.0f} s{tail}"
 
 
@@ -112,11 +118,8 @@ class Board:
         for entry in shown:
             result = entry.result
             seconds = result.seconds if result else time.monotonic() - entry.since
-            score = next(iter(result.scores.items()), None) if result else None
-            words = f"{score[0]} {score[1]:.3f}" if score else ""
-            words = result.error if result and result.error else words
             state = Text(entry.status, style=_STYLES.get(entry.status, ""))
-            table.add_row(entry.job.name, state, entry.host, f"{seconds:.0f}", Text(words))
+            table.add_row(entry.job.name, state, entry.host, f"{seconds:.0f}", Text(entry.outcome))
         return table
 
 

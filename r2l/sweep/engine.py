@@ -70,9 +70,8 @@ def open_engine(
     """Return where a sweep is to be carried out; nothing is started yet.
 
     Args:
-        workers: processes on this machine (by default one a GPU, without a GPU one a core,
-            at most eight), or jobs
-            of the cluster.
+        workers: processes on this machine (by default one a GPU, without a GPU one a core, at most
+            eight), or jobs of the cluster.
         threads: of each run; by default the machine's cores shared out, elsewhere as the worker has it.
         scheduler: address of a Dask scheduler that runs already.
         cluster: YAML file that says which cluster to ask for workers, see ``experiments/clusters``.

@@ -158,8 +158,6 @@ def measure(job: Job, setting: Setting) -> tuple[Measured, list[tuple[int, int]]
     Returns:
         The measurement, and the number of training and test images of each of the job's folds.
     """
-    import torch
-
     from r2l.sweep.work import working_in
     from r2l.training.corpora import make_folds, open_corpus
     from r2l.training.crossval import FoldTrainer
@@ -178,7 +176,7 @@ def measure(job: Job, setting: Setting) -> tuple[Measured, list[tuple[int, int]]
         begin = time.perf_counter()
         _ = trainer.images if trainer.fixed else trainer.frames
         image = (time.perf_counter() - begin) / len(few)
-        everything = torch.arange(len(few)).numpy()
+        everything = np.arange(len(few))
         step, weights = trainer.measure(Fold(everything, everything[:1]), Path(place))
     chosen = folds if options.fold is None else [folds[options.fold]]
     return Measured(step, image, start, weights), chosen

@@ -22,7 +22,8 @@ from r2l.isp.static import parse_code
 from r2l.rawfile import atomic_path
 from r2l.sweep.board import Board, Entry
 from r2l.sweep.grid import Sweep
-from r2l.sweep.work import ERROR, LOG, PREDICTIONS, TESTED, last_lines
+from r2l.sweep.work import ERROR, LOG, PREDICTIONS, last_lines
+from r2l.training.run_folder import TESTED
 
 REPORT, RUNS, SUMMARY = "report.html", "runs.csv", "scores.csv"
 #: Axes that a score is averaged over.

@@ -19,9 +19,10 @@ from filelock import FileLock
 
 from r2l.rawfile import atomic_path
 from r2l.sweep.job import RESULT, Job, code_version
+from r2l.training.run_folder import TESTED
 
 LOG, ERROR = "log.txt", "error.txt"
-PREDICTIONS, TESTED, SCORES = "predictions.csv", "tested.csv", "scores.csv"
+PREDICTIONS, SCORES = "predictions.csv", "scores.csv"
 
 
 @dataclass(frozen=True)

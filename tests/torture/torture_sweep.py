@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 
 from r2l.sweep import code_version, read_sweep
-from r2l.sweep.work import PREDICTIONS, RESULT, SCORES, TESTED
+from r2l.sweep.work import PREDICTIONS, RESULT, SCORES
 from r2l.training.lab import query
+from r2l.training.run_folder import TESTED
 from tests.test_sweep import children
 
 pytestmark = pytest.mark.timeout(1800)
