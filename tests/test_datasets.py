@@ -520,7 +520,14 @@ def test_damaged_mask(tmp_path):
     assert_names_file_and_remedy(caught.value, path)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_mask_that_is_no_png(tmp_path):
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.ones((8, 8), np.uint8)).save(path, "GIF")
+    with pytest.raises(DatasetError, match="no readable mask"):
+        pixels_module.read_mask(path, "")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_masks_in_any_mode_of_png(tmp_path, mode):
     mask = np.zeros((32, 32), bool)
     mask[4:9, 3:20] = True
@@ -597,6 +604,7 @@ def test_csv_of_labels_with_groups(tmp_path):
         ("file,label\ncat/cat0.dng,b\ncat/cat0.dng,c\n", "two labels"),
         ("file,label\ncat/cat0.dng,\n", "each filled"),
         ("", "no readable CSV"),
+        (",".join(f"c{i}" for i in range(20_000)) + "\n", r"c0, c1, .* \.\.\.; expected file"),
     ],
 )
 def test_csv_that_does_not_fit(tmp_path, rows, match):
@@ -605,6 +613,7 @@ def test_csv_that_does_not_fit(tmp_path, rows, match):
     with pytest.raises(DatasetError, match=match) as caught:
         RawFolder(tmp_path / "photos", tmp_path / "labels.csv")
     assert str(caught.value).count("\n") == 1
+    assert len(str(caught.value)) < 1000
 
 
 def test_own_masks(tmp_path):

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from r2l.camera import CFA, Camera
 from r2l.datasets.base import Item, RawDataset, Transform
 from r2l.datasets.cache import cached_array
 from r2l.datasets.folder_tables import table_of_csv, table_of_folders, table_of_masks
 from r2l.datasets.layout import DatasetError, DatasetNotFoundError
+from r2l.datasets.pixels import read_mask, read_mask_values
 from r2l.datasets.splits import split_indices
 from r2l.rawfile import RawFrame, read_raw
 
@@ -164,18 +164,10 @@ class RawFolder(RawDataset):
     def _mask(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
         assert self._mask_paths is not None
         path, remedy = self._mask_paths[index], "Draw it on the upright picture, whole"
-        try:
-            with Image.open(path) as image:
-                values = np.asarray(image)
-        except Exception as error:
-            # Decoders fail in many ways on damaged files.
-            raise DatasetError(path, f"no readable mask ({error})", remedy) from error
-        if values.ndim == 3 and self._binary:
-            values = values[..., :3].max(axis=2)
+        values = (read_mask if self._binary else read_mask_values)(path, remedy)
         if values.shape != shape:
             reason = f"a mask of shape {values.shape} for the {shape} of {self.paths[index]}"
             raise DatasetError(path, reason, remedy)
-        values = values > 0 if self._binary else values
         if values.max() >= len(self.classes):
             reason = f"a value of {values.max()}, and there are {len(self.classes)} classes"
             raise DatasetError(path, reason, "Give classes=... with a name for each value")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -66,7 +67,8 @@ def table_of_csv(root: Path, place: Path, strict: bool) -> pd.DataFrame:
     if not {"file", "label"} <= set(table.columns) or table[["file", "label"]].isna().any(
         axis=None
     ):
-        reason = f"columns {', '.join(table.columns)}; expected file and label, each filled"
+        names = textwrap.shorten(", ".join(table.columns), 200, placeholder=" ...")
+        reason = f"columns {names}; expected file and label, each filled"
         raise DatasetError(place, reason, "Name the columns file, label and (if known) group")
     if table["file"].duplicated().any():
         twice = table.loc[table["file"].duplicated(), "file"].iloc[0]

@@ -36,18 +36,32 @@ def read_steps(path: Path, remedy: str, camera: Camera | None = None) -> np.ndar
     return np.round(mosaic * _FULL_SCALE).astype(np.uint16)
 
 
+def read_mask_values(path: Path, remedy: str) -> np.ndarray:
+    """Read a mask as the values in its PNG, (H, W) or (H, W, channels).
+
+    Raises:
+        DatasetError: damaged, or no PNG.
+    """
+    try:
+        with _open_png(path) as image:
+            return np.asarray(image)
+    except Exception as error:
+        # Decoders fail in many ways on damaged files.
+        raise DatasetError(path, f"no readable mask ({error})", remedy) from error
+
+
+def _open_png(path: Path) -> Image.Image:
+    # By its content Pillow would choose among dozens of formats, some with decoders seldom looked at.
+    return Image.open(path, formats=["PNG"])
+
+
 def read_mask(path: Path, remedy: str) -> np.ndarray:
     """Read a mask as uint8 (H, W): 1 where any colour of the picture is above 0.
 
     Raises:
         DatasetError: damaged, or no picture.
     """
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
-    except Exception as error:
-        # Decoders fail in many ways on damaged files.
-        raise DatasetError(path, f"no readable mask ({error})", remedy) from error
+    values = read_mask_values(path, remedy)
     if values.ndim == 3:
         # Opacity says nothing: a mask saved as RGBA is opaque all over.
         colours = values[..., : values.shape[2] - (values.shape[2] in (2, 4))]
@@ -63,7 +77,7 @@ def read_view(path: Path, remedy: str) -> np.ndarray:
     """
     try:
         if path.suffix.lower() == ".png":
-            with Image.open(path) as image:
+            with _open_png(path) as image:
                 values = np.asarray(image.convert("RGB"))
         elif path.suffix.lower() == ".npy":
             values = load_npy(path)
