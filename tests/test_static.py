@@ -8,6 +8,7 @@ import torch
 
 from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
 from r2l.isp import PIPELINES, StaticISP, develop_all, functional
+from r2l.isp.static import parse_code, pipeline_code
 from tests.reference import published
 
 CAMERAS = pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
@@ -31,6 +32,16 @@ def natural_mosaic(camera: Camera, height: int = 74, width: int = 90, seed: int 
 
 def as_tensor(mosaic: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.from_numpy(mosaic).to(dtype)[None, None]
+
+
+@pytest.mark.parametrize("code", [*PIPELINES, "bi,s,fft", "me,u,fft"])
+def test_codes_are_spelt_out_and_back(code):
+    assert pipeline_code(*parse_code(code)) == code
+
+
+def test_code_of_a_choice_that_does_not_exist():
+    with pytest.raises(ValueError, match="choose from bilinear, malvar2004, menon2007"):
+        pipeline_code("cubic", "unsharp_masking", "median_denoising")
 
 
 @CODES

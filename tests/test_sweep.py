@@ -26,9 +26,9 @@ from r2l.sweep import ClusterError, Job, ParameterError, code_version, open_engi
 from r2l.sweep.board import Board, Entry, live_view
 from r2l.sweep.driver import open_board, run_sweep, setting_of
 from r2l.sweep.engine import _environment
-from r2l.sweep.plan import make_plan
+from r2l.sweep.plan import Measured, _cost, _kind, make_plan, measure
 from r2l.sweep.report import matrices, scores_table, write_report
-from r2l.sweep.work import RESULT, Result, carry_out, read_result
+from r2l.sweep.work import RESULT, Result, Setting, carry_out, read_result
 from r2l.training.lab import query
 from tools.places import ROOT
 
@@ -378,6 +378,28 @@ def test_what_is_finished_is_not_done_again(swept):
     assert board.count() == {"kept": 4}
     for path, time_before in times.items():
         assert path.stat().st_mtime_ns == time_before
+
+
+def test_the_plan_reckons_each_run_with_its_own_folds(tmp_path):
+    grid = TINY.replace("n_splits: 2", "n_splits: 3")
+    grid = grid.replace("fold: [0, 1]", "fold: [null, 0, 1, 2]\n  n_images: [24, 48]")
+    jobs = [job for job in read_sweep(written(tmp_path, grid)).jobs if job.options().n_images == 24]
+    folds = [(32, 4), (64, 4), (96, 4)]
+    measured = Measured(step=1.0, image=0.0, start=0.0, weights=0)
+    whole, *parts = (_cost(job.options(), measured, folds) for job in jobs[:4])
+    assert whole == pytest.approx([sum(values) for values in zip(*parts, strict=True)])
+    assert len({seconds for seconds, _ in parts}) > 1
+
+
+@pytest.mark.slow
+def test_runs_on_other_numbers_of_images_are_measured_apart(tmp_path):
+    grid = TINY + "  n_images: [24, 48]\n"
+    jobs = read_sweep(written(tmp_path, grid)).jobs
+    assert set({_kind(job): job.options().n_images for job in jobs}.values()) == {24, 48}
+    setting = Setting("tiny", f"sqlite:///{tmp_path}/m.db", str(tmp_path), code_version(), 1)
+    sizes = {job.options().n_images: measure(job, setting)[1] for job in jobs[:2]}
+    assert [sum(fold) for fold in sizes[24]] == [24, 24]
+    assert [sum(fold) for fold in sizes[48]] == [48, 48]
 
 
 @pytest.mark.slow

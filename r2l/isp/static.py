@@ -89,6 +89,20 @@ def parse_code(code: str) -> tuple[str, str, str]:
     return tuple(table[part] for part, table in zip(parts, tables, strict=True))
 
 
+def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
+    """Return the pipeline code of three choices: the inverse of `parse_code`.
+
+    Raises:
+        ValueError: a choice that does not exist; lists those that do.
+    """
+    tables = (_DEMOSAIC_CODES, _SHARPENING_CODES, _DENOISING_CODES)
+    parts = []
+    for name, table in zip((demosaic, sharpening, denoising), tables, strict=True):
+        _check_option("choice", name, table.values())
+        parts.append(next(part for part, value in table.items() if value == name))
+    return ",".join(parts)
+
+
 class StaticISP(nn.Module):
     """A fixed pipeline: raw mosaic (B, 1, H, W) to display image (B, 3, H, W) in [0, 1].
 

@@ -21,9 +21,11 @@ from r2l.sweep.work import Setting, size_of
 if TYPE_CHECKING:
     from r2l.training.options import Options
 
-#: What the time of a step depends on; runs that differ in nothing of it are timed once.
-_SAME_STEP = (
-    *("dataset", "root", "image_size", "batch_size", "processing_mode", "freeze_processor"),
+#: What the time of a step and the sizes of folds depend on; runs that differ in nothing of it are
+#: measured once.
+_SAME_COST = (
+    *("dataset", "root", "task", "labels", "masks", "camera", "crop", "n_images", "image_size"),
+    *("n_splits", "train_size", "splits", "batch_size", "processing_mode", "freeze_processor"),
     *("classifier_network", "smp_network", "smp_encoder", "augmentation", "precision"),
     *("accelerator", "adv_training"),
 )
@@ -136,7 +138,7 @@ def _existing(folder: Path) -> Path:
 
 def _kind(job: Job) -> tuple[object, ...]:
     options = job.options()
-    return tuple(getattr(options, name) for name in _SAME_STEP)
+    return tuple(getattr(options, name) for name in _SAME_COST)
 
 
 def _measure(
@@ -156,7 +158,7 @@ def measure(job: Job, setting: Setting) -> tuple[Measured, list[tuple[int, int]]
     """Train a few steps of a job, keep nothing, and return what was measured.
 
     Returns:
-        The measurement, and the number of training and test images of each of the job's folds.
+        The measurement, and the number of training and test images of each fold, whichever is the job's.
     """
     from r2l.sweep.work import working_in
     from r2l.training.corpora import make_folds, open_corpus
@@ -178,8 +180,7 @@ def measure(job: Job, setting: Setting) -> tuple[Measured, list[tuple[int, int]]
         image = (time.perf_counter() - begin) / len(few)
         everything = np.arange(len(few))
         step, weights = trainer.measure(Fold(everything, everything[:1]), Path(place))
-    chosen = folds if options.fold is None else [folds[options.fold]]
-    return Measured(step, image, start, weights), chosen
+    return Measured(step, image, start, weights), folds
 
 
 def _cost(
@@ -187,6 +188,7 @@ def _cost(
 ) -> tuple[float, float]:
     """Return the seconds and the bytes of one run."""
     seconds, size = measured.start, 0.0
+    folds = folds if options.fold is None else [folds[options.fold]]
     images = sum(max(folds, key=sum))
     seconds += images * measured.image
     batch, codes = options.batch_size, len(options.tested_codes)

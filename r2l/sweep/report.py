@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from r2l.drift.matrix import MatrixSummary, summarise
-from r2l.isp import PIPELINES
-from r2l.isp.static import parse_code
+from r2l.isp.static import pipeline_code
 from r2l.rawfile import atomic_path
 from r2l.sweep.board import Board, Entry
 from r2l.sweep.grid import Sweep
@@ -28,8 +26,6 @@ from r2l.training.run_folder import TESTED
 REPORT, RUNS, SUMMARY = "report.html", "runs.csv", "scores.csv"
 #: Axes that a score is averaged over.
 _REPEATS = ("fold", "seed")
-_CODES = {parse_code(code): code for code in PIPELINES}
-_CODES |= {parse_code(f"{d},{s},fft"): f"{d},{s},fft" for d, s in product(("bi", "ma", "me"), "su")}
 
 
 @dataclass(frozen=True)
@@ -131,8 +127,7 @@ def pipeline_of(entry: Entry) -> str:
     options = entry.job.options()
     if options.processing_mode != "static":
         return options.processing_mode
-    parts = options.sp_debayer, options.sp_sharpening, options.sp_denoising
-    return _CODES[parts]
+    return pipeline_code(options.sp_debayer, options.sp_sharpening, options.sp_denoising)
 
 
 def matrices(board: Board) -> Iterator[Matrix]:
