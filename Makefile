@@ -56,7 +56,7 @@ browser: .venv/test  ## the notebooks in JupyterLab and Voila, driven in Chromiu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "browser and not alone"
 	$(BIN)/python -m pytest -m "browser and alone"
 
-# Out of `make test` since it takes a quarter of an hour.
+# Out of `make test` since it takes about half an hour.
 torture: .venv/test  ## 10,000 damaged files, 100 kills, a sweep with very bad days
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/torture/torture_*.py
 

@@ -12,11 +12,11 @@ from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
 from r2l.drift import (
     Condition,
+    Frames,
     adapt,
     adaptation_experiment,
     compare_adaptations,
     compare_processing,
-    load_frames,
     source_statistics,
     summarise_adaptations,
 )
@@ -28,7 +28,7 @@ from r2l.drift.adjustment import (
     describe_isp,
     train_on_pipelines,
 )
-from r2l.drift.adjustment.frames import model_factory
+from r2l.drift.adjustment.conditions import model_factory
 from r2l.drift.adjustment.objectives import batch_norms, entropy, recorded_features
 from r2l.drift.statistics import bootstrap_means
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
@@ -46,7 +46,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(scope="module")
 def frames():
-    return load_frames(SyntheticMicroscopy(45, 0, size=32), progress=False)
+    return Frames.of(SyntheticMicroscopy(45, 0, size=32), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def condition(frames):
 def trained(condition):
     return fit(
         lambda: make_classifier("SmallResNet", 9, *condition.statistics(np.arange(45))),
-        condition.frames.dataset(),
+        condition.frames,
         processor=condition.processor,
         freeze_processor=True,
         epochs=4,
@@ -69,12 +69,12 @@ def trained(condition):
 
 @pytest.fixture(scope="module")
 def statistics(trained, frames):
-    return source_statistics(trained, frames.dataset())
+    return source_statistics(trained, frames)
 
 
 @pytest.fixture(scope="module")
 def learning(frames, condition):
-    dim = load_frames(SyntheticMicroscopy(45, 0, size=32, intensity=0.05), progress=False)
+    dim = Frames.of(SyntheticMicroscopy(45, 0, size=32, intensity=0.05), progress=False)
     conditions = {"base": condition, "dim": Condition(dim, condition.processor)}
     return compare_processing(conditions, n_splits=2, seeds=(0, 1, 2), **SETTINGS)
 
@@ -176,7 +176,7 @@ def test_normalisation_can_be_given_and_is_fixed(frames, condition):
 
 @pytest.fixture(scope="module")
 def drone():
-    tiles = load_frames(SyntheticDrone(12, 0, size=32, tiles_per_photo=2), progress=False)
+    tiles = Frames.of(SyntheticDrone(12, 0, size=32, tiles_per_photo=2), progress=False)
     return Condition(tiles, ParametrizedISP(DRONE))
 
 
@@ -223,7 +223,7 @@ def test_wrong_experiments_are_refused(condition, learning):
     static = Condition(condition.frames, StaticISP(MICROSCOPE))
     with pytest.raises(ValueError, match="nothing to learn"):
         compare_processing({"static": static}, **SETTINGS)
-    other = load_frames(SyntheticMicroscopy(45, 1, size=32), progress=False)
+    other = Frames.of(SyntheticMicroscopy(45, 1, size=32), progress=False)
     with pytest.raises(ValueError, match="different scenes"):
         compare_processing({"a": condition, "b": Condition(other, condition.processor)}, **SETTINGS)
     with pytest.raises(ValueError, match="0 to 2"):
@@ -315,7 +315,7 @@ def test_given_model_is_left_alone_and_same_seed_gives_the_same(
     asked = [p.requires_grad for p in trained.parameters()]
     random = torch.random.get_rng_state()
     options = {"statistics": statistics, "generalist": trained, "steps": 2, "batch_size": 16}
-    one, two = (adapt(method, trained, frames.dataset(), **options) for _ in range(2))
+    one, two = (adapt(method, trained, frames, **options) for _ in range(2))
     assert torch.equal(random, torch.random.get_rng_state())
     assert not changed(before, trained.state_dict())
     assert modes == [m.training for m in trained.modules()]
@@ -330,11 +330,11 @@ def test_given_model_is_left_alone_and_same_seed_gives_the_same(
 
 
 def test_nothing_is_changed_by_none(trained, frames):
-    assert not changed(weights(trained), adapt("none", trained, frames.dataset()).state_dict())
+    assert not changed(weights(trained), adapt("none", trained, frames).state_dict())
 
 
 def test_statistics_of_batch_normalisation_become_those_of_the_target(trained, frames):
-    adapted = adapt("bn_statistics", trained, frames.dataset())
+    adapted = adapt("bn_statistics", trained, frames)
     # Computed directly: what reaches each layer when those before it go by the statistics of the target.
     direct = copy.deepcopy(trained)
     for norm in batch_norms(direct).values():
@@ -356,8 +356,8 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 def test_tent_lowers_entropy_by_affine_parameters_alone(trained, frames):
     dim = with_processor(trained, trained.processor)
-    start = adapt("bn_statistics", dim, frames.dataset())
-    adapted = adapt("tent", dim, frames.dataset(), steps=12, batch_size=45, lr=5e-2)
+    start = adapt("bn_statistics", dim, frames)
+    adapted = adapt("tent", dim, frames, steps=12, batch_size=45, lr=5e-2)
     moved = changed(start.state_dict(), adapted.state_dict())
     assert {n for n, _ in adapted.named_parameters()} & moved == {
         f"{n}.{p}" for n in batch_norms(adapted) for p in ("weight", "bias")
@@ -394,7 +394,7 @@ def test_isp_adjustment_recovers_a_known_change(
         isp.white_balance.mul_(torch.tensor(change))
     off = with_processor(trained, isp)
     options = {"statistics": statistics, "steps": 40, "batch_size": 45}
-    adapted = adapt("isp_alignment", off, frames.dataset(), **options)
+    adapted = adapt("isp_alignment", off, frames, **options)
     found = adapted.adaptation["settings"]
     gains = [found["exposure"] + found.get(colour, 0.0) for colour in ("red", "green", "blue")]
     np.testing.assert_allclose(gains, -np.log2(change), atol=0.2)
@@ -412,13 +412,13 @@ def test_isp_adjustment_recovers_a_known_change(
 
 def test_static_isp_can_be_adjusted_too(trained, frames, statistics):
     static = with_processor(trained, StaticISP.from_code("ma,u,me", frames.camera))
-    adapted = adapt("isp", static, frames.dataset(), statistics=statistics, steps=2)
+    adapted = adapt("isp", static, frames, statistics=statistics, steps=2)
     assert isinstance(adapted.processor, PhysicalAdjustment)
     assert adapted(frames.raw[:2]).shape == (2, 9)
 
 
 def test_fine_tuning_learns_labels_with_the_isp_held_fast(trained, frames):
-    adapted = adapt("fine_tune", trained, frames.dataset(), steps=25, batch_size=45, lr=3e-3)
+    adapted = adapt("fine_tune", trained, frames, steps=25, batch_size=45, lr=3e-3)
     losses = adapted.adaptation["losses"]
     assert losses[-1] < 0.5 * losses[0]
     assert not any(n.startswith("processor") for n in changed(weights(trained), weights(adapted)))
@@ -426,15 +426,15 @@ def test_fine_tuning_learns_labels_with_the_isp_held_fast(trained, frames):
 
 def test_only_fine_tuning_looks_at_labels(trained, frames, statistics):
     shuffled = copy.deepcopy(frames)
-    shuffled.labels[:] = shuffled.labels[::-1]
+    shuffled.truth[:] = shuffled.truth.flip(0)
     options = {"statistics": statistics, "generalist": trained, "steps": 2}
     for method in METHODS:
-        one, two = (adapt(method, trained, f.dataset(), **options) for f in (frames, shuffled))
+        one, two = (adapt(method, trained, f, **options) for f in (frames, shuffled))
         assert bool(changed(weights(one), weights(two))) == (method == "fine_tune"), method
 
 
 def test_statistics_do_not_depend_on_batches(trained, frames, statistics):
-    other = source_statistics(trained, frames.dataset(), batch_size=7)
+    other = source_statistics(trained, frames, batch_size=7)
     assert other.images == statistics.images == 45
     assert "image" in statistics.layers
     for name, (mean, variance) in statistics.layers.items():
@@ -443,7 +443,7 @@ def test_statistics_do_not_depend_on_batches(trained, frames, statistics):
 
 
 def test_missing_things_are_named(trained, frames):
-    data = frames.dataset()
+    data = frames
     with pytest.raises(ValueError, match="bn_statistics"):
         adapt("magic", trained, data)
     with pytest.raises(ValueError, match="source_statistics"):
@@ -451,7 +451,7 @@ def test_missing_things_are_named(trained, frames):
     with pytest.raises(ValueError, match="train_on_pipelines"):
         adapt("all_pipelines", trained, data)
     with pytest.raises(ValueError, match="0 frames"):
-        adapt("none", trained, frames.dataset([]))
+        adapt("none", trained, frames.subset([]))
     plain = RawToLogits(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)))
     with pytest.raises(ValueError, match="no batch normalisation"):
         adapt("bn_statistics", plain, data)
@@ -479,7 +479,7 @@ def test_each_image_gets_a_pipeline_of_its_own_each_time(frames):
 
 def test_generalist_stands_behind_the_targets_isp(trained, frames, condition):
     generalist = train_on_pipelines(condition, np.arange(20), epochs=1)
-    adapted = adapt("all_pipelines", trained, frames.dataset(), generalist=generalist)
+    adapted = adapt("all_pipelines", trained, frames, generalist=generalist)
     assert not changed(weights(generalist.model), weights(adapted.model))
     assert not changed(weights(trained.processor), weights(adapted.processor))
 

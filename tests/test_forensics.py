@@ -72,7 +72,7 @@ def flat_frames(levels, camera=PLAIN, side=8, truth=1, per_group=1):
 @pytest.fixture(scope="module")
 def noisy():
     """Frames with texture, and an untrained classifier: every parameter matters to it."""
-    frames = Frames.of(SyntheticMicroscopy(24, seed=3, size=16, crops_per_zone=2))
+    frames = Frames.of(SyntheticMicroscopy(24, seed=3, size=16, crops_per_zone=2), progress=False)
     with seeded(0):
         model = make_classifier("SmallResNet", 9, (0.9, 0.8, 0.9), (0.08, 0.12, 0.05))
     return model.eval(), frames
@@ -476,5 +476,5 @@ def test_scores_do_not_depend_on_how_frames_are_cut(noisy, monkeypatch):
     model, frames = noisy
     isp, task = AdjustedISP("bi,s,ga", frames.camera), task_model(model)
     whole = score_images(task, frames, isp, "p_true")
-    monkeypatch.setattr("r2l.drift.forensics.objective._STEP_PIXELS", 16 * 16 * 5)
+    monkeypatch.setattr("r2l.drift.frames._STEP_PIXELS", 16 * 16 * 5)
     assert score_images(task, frames, isp, "p_true") == pytest.approx(whole, abs=1e-5)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -171,6 +173,17 @@ def test_workers_that_never_come_are_missed(monkeypatch, capsys):
         ):
             pass
     assert "still no worker" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_script_that_each_worker_would_run_is_told_how(tmp_path):
+    start = "from r2l.sweep import open_engine\nwith open_engine(workers=1).connect():\n    pass\n"
+    script = written(tmp_path, start, "script.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ClusterError: the workers on this machine did not start" in last
+    assert "below if __name__ == '__main__'" in last
 
 
 # What a run is known by.

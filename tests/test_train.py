@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from r2l.cli.train_options import GROUPS
 from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticDrone, SyntheticMicroscopy
 from r2l.isp import HalfSizeRGB, ParametrizedISP, StaticISP, load_isp, save_isp
 from r2l.rawfile import write_dng
-from r2l.training import crossval
+from r2l.training import crossval, fit, make_classifier
 from r2l.training.corpora import FEW, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
 from r2l.training.developed import Developed, develop
@@ -612,6 +613,40 @@ def test_a_state_dict_of_both(small, static_run, tmp_path):
     )
     with pytest.raises(ValueError, match="no weights for these models"):
         open_parts(small(state_dict_uri=str(path), classifier_network="ResNet18"), corpus, print)
+
+
+def test_a_batch_normalisation_comes_back_with_the_models(small, static_run, tmp_path):
+    outcome, _, _ = static_run
+    folder = shutil.copytree(outcome.folder / "fold_1", tmp_path / "saved")
+    given, corpus = small(state_dict_uri=str(folder), output_norm="batch"), open_corpus(small())
+    (folder / "norm.safetensors").write_bytes(b"0")
+    with pytest.raises(ValueError, match="no weights of a batch normalisation"):
+        open_parts(given, corpus, print)
+    norm = torch.nn.BatchNorm2d(3)
+    norm.running_mean += torch.tensor([0.1, 0.2, 0.3])
+    save_file(norm.state_dict(), folder / "norm.safetensors")
+    with pytest.raises(ValueError, match="trained with --output_norm batch"):
+        open_parts(small(state_dict_uri=str(folder)), corpus, print)
+    parts = open_parts(given, corpus, print)
+    whole = RawToLogits(parts.model, parts.processor, output_norm=norm)
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+    file = small(state_dict_uri=str(tmp_path / "whole.safetensors"), output_norm="batch")
+    for options in (given, replace(file, processing_mode="static")):
+        found = open_parts(options, corpus, print).norm
+        assert torch.equal(found.running_mean, norm.running_mean)
+
+
+def test_training_goes_on_with_the_batch_normalisation_it_is_given():
+    data = SyntheticMicroscopy(6, size=16)
+    norm = torch.nn.BatchNorm2d(3, momentum=0.0)  # keeps its running statistics
+    norm.running_mean += 0.25
+    settings = {"epochs": 4, "progress": False, "accelerator": "cpu", "output_norm": norm}
+    trained = fit(
+        make_classifier("SmallResNet", 9), data, processor=StaticISP(MICROSCOPE), **settings
+    )
+    assert torch.equal(trained.norm.running_mean, norm.running_mean)
+    assert trained.norm is not norm
+    assert not torch.equal(trained.norm.weight, norm.weight)
 
 
 def test_what_is_loaded_is_checked_against_the_data(small, static_run, tmp_path):

@@ -7,7 +7,6 @@ from r2l.drift.adjustment import (
     adaptation_experiment,
     compare_adaptations,
     compare_processing,
-    load_frames,
     source_statistics,
     summarise_adaptations,
 )
@@ -24,6 +23,7 @@ from r2l.drift.forensics import (
     tolerance_report,
     verify_tolerances,
 )
+from r2l.drift.frames import Frames
 from r2l.drift.matching import match_amount, pipeline_distance
 from r2l.drift.matrix import MatrixSummary, flips, summarise
 from r2l.drift.published import published_corruptions, published_matrix
@@ -40,6 +40,7 @@ __all__ = [
     "AlarmResult",
     "Condition",
     "FairComparison",
+    "Frames",
     "Learning",
     "MatrixSummary",
     "Trained",
@@ -60,7 +61,6 @@ __all__ = [
     "effects",
     "fair_comparison",
     "flips",
-    "load_frames",
     "match_amount",
     "penalised_attack",
     "pipeline_distance",

@@ -116,12 +116,16 @@ def _local(workers: int | None, threads: int | None, deaths: int) -> Engine:
         }
         chief = {**home, "dashboard_address": "127.0.0.1:0", "allowed_failures": deaths - 1}
         chief = {"cls": Scheduler, "options": chief}
-        with (
-            dask.config.set(_WORKERS),
-            SpecCluster(spec, chief, silence_logs=50) as made,
-            Client(made) as client,
-        ):
-            yield client
+        with ExitStack() as stack:
+            stack.enter_context(dask.config.set(_WORKERS))
+            try:
+                made = stack.enter_context(SpecCluster(spec, chief, silence_logs=50))
+            except RuntimeError as error:
+                raise ClusterError(
+                    f"the workers on this machine did not start ({error}); in a script, keep what starts "
+                    "them below if __name__ == '__main__', since each worker imports the script"
+                ) from error
+            yield stack.enter_context(Client(made))
 
     kind = f", one GPU each of {gpus}" if gpus else ""
     about = f"{workers} worker(s) on this machine{kind}, {threads} thread(s) each"

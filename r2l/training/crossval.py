@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
@@ -29,7 +28,7 @@ from r2l.training.module import RawToLogits
 from r2l.training.options import Options
 from r2l.training.parts import Parts, fresh_model, image_statistics
 from r2l.training.run_folder import TESTED
-from r2l.training.saving import save_model
+from r2l.training.saving import NORM, save_model, save_norm
 from r2l.training.splits import Fold
 from r2l.training.stages import MetricTracker, StageTracker
 from r2l.training.tracking import Run
@@ -185,7 +184,7 @@ class FoldTrainer:
         checkpoint: Path,
         adversarial: bool,
     ) -> RawToLogits:
-        options, data = self.options, self._data(adversarial)
+        options, parts, data = self.options, self.parts, self._data(adversarial)
         adversary = Adversary(
             options.adv_aux_weight, options.adv_aux_loss, options.adversarial_parameters
         )
@@ -193,7 +192,7 @@ class FoldTrainer:
         return fit(
             model,
             Subset(data, fold.train.tolist()),
-            processor=self.parts.processor if data.key == "raw" else None,
+            processor=parts.processor if data.key == "raw" else None,
             validation=Subset(data, fold.test.tolist()),
             task=self.corpus.task,
             epochs=options.epochs,
@@ -203,7 +202,7 @@ class FoldTrainer:
             seed=seed,
             num_workers=options.num_workers,
             augmentation=options.augmentation,
-            output_norm=options.output_norm,
+            output_norm=options.output_norm if parts.norm is None else parts.norm,
             freeze_processor=options.freeze_processor and not adversarial,
             freeze_model=options.freeze_classifier and not first,
             adversary=adversary if adversarial else None,
@@ -285,11 +284,10 @@ class FoldTrainer:
         if self.options.save_locally:
             save_isp(processor, place / "processor")
             save_model(description, trained.model, place / "model")
-            if norm := trained.norm.state_dict():
-                with atomic_path(place / "norm.safetensors") as partial:
-                    save_file(norm, partial)
+            if isinstance(trained.norm, nn.BatchNorm2d):
+                save_norm(trained.norm, place)
         if self.options.log_model:
             record.model(processor, "processor")
             record.model(trained.model, "model", description=description)
             if norm := trained.norm.state_dict():
-                record.tensors(norm, "norm.safetensors")
+                record.tensors(norm, NORM)

@@ -102,7 +102,7 @@ def fit(
     seed: int = 0,
     num_workers: int = 0,
     augmentation: str = "none",
-    output_norm: str = "none",
+    output_norm: str | nn.BatchNorm2d = "none",
     freeze_processor: bool = False,
     freeze_model: bool = False,
     adversary: Adversary | None = None,
@@ -133,7 +133,8 @@ def fit(
         seed: of initial weights, order of the images, augmentation and dropout, 0 or more.
         num_workers: processes that load data; 0 loads in this one.
         augmentation: "none", "weak" or "strong", of images in training, see `Augment`.
-        output_norm: "none" or "batch": batch normalisation behind the processor, see `RawToLogits`.
+        output_norm: "none", "batch" or a trained one: batch normalisation behind the processor, see
+            `RawToLogits`.
         freeze_processor: train the task model alone.
         freeze_model: train the processor alone.
         adversary: search processing that makes the task model fail; it freezes the task model.
@@ -173,7 +174,7 @@ def fit(
             weight_decay,
             task=task,
             augment=make_augment(augmentation, seed),
-            output_norm=output_norm,
+            output_norm=copy.deepcopy(output_norm),
             freeze_processor=freeze_processor,
             freeze_model=freeze_model,
             adversary=adversary,
@@ -194,8 +195,9 @@ def fit(
         if checkpoint is None:
             make_trainer(**options).fit(module, shuffled, ordered)
         else:
+            norm = output_norm if isinstance(output_norm, str) else "batch"
             settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-            settings |= {"augmentation": augmentation, "output_norm": output_norm}
+            settings |= {"augmentation": augmentation, "output_norm": norm}
             settings |= {"validate_every": validate_every} | describe(
                 module, data, validation, trainer
             )

@@ -18,6 +18,12 @@ from r2l.training.tasks import Loss, find_task, per_image
 OUTPUT_NORMS = ("none", "batch")
 
 
+def _fresh_norm(name: str) -> nn.Module:
+    if name not in OUTPUT_NORMS:
+        raise ValueError(f"unknown output_norm {name!r}; choose from {', '.join(OUTPUT_NORMS)}")
+    return nn.BatchNorm2d(3) if name == "batch" else nn.Identity()
+
+
 class RawToLogits(L.LightningModule):
     """A processor (ISP) followed by a task model: ``model(norm(processor(frames)))``.
 
@@ -32,9 +38,10 @@ class RawToLogits(L.LightningModule):
         weight_decay: of AdamW; an adversary has none.
         task: "classification", "regression" or "segmentation", see `r2l.training.tasks`.
         augment: applied to developed images (and masks) in training, see `r2l.training.augment`.
-        output_norm: "batch" puts a batch normalisation behind the processor, whichever it is. It takes
-            out differences of brightness and colour between the data it is trained on and, by its running
-            statistics, leaves later ones in. It is part of neither processor nor model, and never frozen.
+        output_norm: "batch" puts a batch normalisation behind the processor, whichever it is; one that was
+            trained before goes there as it is. It takes out differences of brightness and colour between
+            the data it is trained on and, by its running statistics, leaves later ones in. It is part of
+            neither processor nor model, and never frozen.
         freeze_processor: leave the processor as it is, running statistics of its batch normalisation too.
         freeze_model: leave the task model as it is, likewise.
         adversary: see `r2l.training.adversarial`; freezes the task model.
@@ -58,19 +65,16 @@ class RawToLogits(L.LightningModule):
         *,
         task: str = "classification",
         augment: Augment | None = None,
-        output_norm: str = "none",
+        output_norm: str | nn.BatchNorm2d = "none",
         freeze_processor: bool = False,
         freeze_model: bool = False,
         adversary: Adversary | None = None,
     ) -> None:
         super().__init__()
-        if output_norm not in OUTPUT_NORMS:
-            raise ValueError(
-                f"unknown output_norm {output_norm!r}; choose from {', '.join(OUTPUT_NORMS)}"
-            )
         self.task = find_task(task)
         self.processor = nn.Identity() if processor is None else processor
-        self.norm = nn.BatchNorm2d(3) if output_norm == "batch" else nn.Identity()
+        given = isinstance(output_norm, nn.BatchNorm2d)
+        self.norm = output_norm if given else _fresh_norm(output_norm)
         self.model = model
         self.loss = loss or self.task.loss
         self.lr = lr

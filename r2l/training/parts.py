@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -23,7 +21,7 @@ from r2l.training.corpora import Corpus
 from r2l.training.models import target_statistics
 from r2l.training.options import Options
 from r2l.training.quiet import seeded
-from r2l.training.saving import DESCRIPTION, load_model
+from r2l.training.saving import DESCRIPTION, NORM, load_model, load_norm, load_state
 from r2l.training.tracking import resolve
 
 _MODE_OF = {
@@ -46,6 +44,7 @@ class Parts:
         fresh: whether the processor was made, not loaded.
         model: a loaded task model; None where each fold makes one.
         description: how a loaded task model was made, for `r2l.training.saving.save_model`.
+        norm: a loaded batch normalisation between them; None if there is none, or each fold makes one.
     """
 
     processor: nn.Module
@@ -53,6 +52,7 @@ class Parts:
     fresh: bool
     model: nn.Module | None = None
     description: Mapping[str, Any] | None = None
+    norm: nn.BatchNorm2d | None = None
 
 
 def open_parts(options: Options, corpus: Corpus, say: Callable[[str], None]) -> Parts:
@@ -63,18 +63,22 @@ def open_parts(options: Options, corpus: Corpus, say: Callable[[str], None]) -> 
         OSError: a store that does not answer, or pretrained weights that can't be fetched.
     """
     frame = corpus.data[0]["raw"]
-    processor, model, description = None, None, None
+    processor, model, description, norm = None, None, None, None
     processor_uri, classifier_uri = options.processor_uri, options.classifier_uri
     if options.state_dict_uri:
         place = _resolved(options.state_dict_uri, options)
         if place.is_dir():
             processor_uri, classifier_uri = str(place / "processor"), str(place / "model")
+            norm = load_norm(place) if (place / NORM).exists() else None
         else:
             with seeded(options.seed):
                 make, description = fresh_model(options, corpus, *_UNKNOWN)
                 model = make()
             processor = make_processor(options, corpus, frame.shape)
-            _load_state(place, processor, model)
+            norm = load_state(place, processor, model)
+        if norm is not None and options.output_norm != "batch":
+            # Without it the models would see other images than those they were trained on.
+            raise ValueError(f"{place} was trained with --output_norm batch; give that here too")
     if processor_uri:
         processor = load_isp(_resolved(processor_uri, options))
         mode = _MODE_OF[type(processor)]
@@ -91,7 +95,7 @@ def open_parts(options: Options, corpus: Corpus, say: Callable[[str], None]) -> 
     elif model is None and options.classifier_pretrained:
         # Fetched now, so that what can't be had is noticed before anything is begun.
         fresh_model(options, corpus, *_UNKNOWN)[0]()
-    parts = Parts(processor, _MODE_OF[type(processor)], fresh, model, description)
+    parts = Parts(processor, _MODE_OF[type(processor)], fresh, model, description, norm)
     _check_adversary(options, parts)
     return parts
 
@@ -183,25 +187,6 @@ def _check_model(
             f"{uri}: a task model that answers with shape {tuple(answer.shape)}, but {corpus.task} of "
             f"this data set needs {outputs} output{'s' if outputs > 1 else ''}"
         )
-
-
-def _load_state(path: Path, processor: nn.Module, model: nn.Module) -> None:
-    """Load the weights of a trained `RawToLogits` from a safetensors file into its two parts, in place.
-
-    Raises:
-        ValueError: no such file, or weights of other models.
-    """
-    try:
-        weights = load_file(path)
-        for name, part in (("processor", processor), ("model", model)):
-            own = {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")}
-            part.load_state_dict(own)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path}: no weights for these models ({reason}); give a safetensors file of a trained "
-            "RawToLogits, or a folder with processor and model"
-        ) from error
 
 
 @torch.no_grad()

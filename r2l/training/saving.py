@@ -17,6 +17,8 @@ from r2l.rawfile import atomic_path
 from r2l.training.quiet import seeded
 
 DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
+#: Weights of a batch normalisation between processor and task model, in the folder that holds both.
+NORM = "norm.safetensors"
 #: The functions of `r2l.training.models` that a description may name; nothing else is ever called.
 MAKERS = ("make_classifier", "make_segmenter", "make_regressor")
 # Arguments that would fetch weights, only to be overwritten.
@@ -79,6 +81,52 @@ def load_model(folder: str | Path) -> nn.Module:
     with reading(*weighted):
         model.load_state_dict(weights)
     return model
+
+
+def save_norm(norm: nn.BatchNorm2d, folder: str | Path) -> Path:
+    """Write a batch normalisation between processor and task model into the folder that holds both."""
+    with atomic_path(Path(folder) / NORM) as partial:
+        save_file(norm.state_dict(), partial)
+    return Path(folder) / NORM
+
+
+def load_norm(folder: str | Path) -> nn.BatchNorm2d:
+    """Return the batch normalisation that `save_norm` wrote.
+
+    Raises:
+        ValueError: it is not there, or damaged.
+    """
+    path, norm = Path(folder) / NORM, nn.BatchNorm2d(3)
+    with reading(path, "no weights of a batch normalisation", "copy the folder again, whole"):
+        norm.load_state_dict(load_file(path))
+    return norm
+
+
+def load_state(path: str | Path, processor: nn.Module, model: nn.Module) -> nn.BatchNorm2d | None:
+    """Load the weights of a trained `RawToLogits` from a safetensors file into its two parts, in place.
+
+    Returns:
+        The batch normalisation between them, if there was one.
+
+    Raises:
+        ValueError: no such file, or weights of other models.
+    """
+    remedy = (
+        "give a safetensors file of a trained RawToLogits, or a folder with processor and model"
+    )
+    with reading(Path(path), "no weights for these models", remedy):
+        weights = load_file(path)
+        own = {
+            name: {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")}
+            for name in ("processor", "model", "norm")
+        }
+        processor.load_state_dict(own["processor"])
+        model.load_state_dict(own["model"])
+        if not own["norm"]:
+            return None
+        norm = nn.BatchNorm2d(3)
+        norm.load_state_dict(own["norm"])
+        return norm
 
 
 def _check_sizes(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

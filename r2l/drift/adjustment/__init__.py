@@ -6,8 +6,8 @@ from r2l.drift.adjustment.comparison import (
     summarise_adaptations,
     train_on_pipelines,
 )
+from r2l.drift.adjustment.conditions import Condition, RandomPipeline
 from r2l.drift.adjustment.crossed import crossed_means, paired_summary
-from r2l.drift.adjustment.frames import Condition, Frames, RandomPipeline, load_frames
 from r2l.drift.adjustment.learning import Learning, compare_processing
 from r2l.drift.adjustment.methods import METHODS, adapt
 from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
@@ -16,7 +16,6 @@ from r2l.drift.adjustment.physical import PhysicalAdjustment, describe_isp
 __all__ = [
     "METHODS",
     "Condition",
-    "Frames",
     "Learning",
     "PhysicalAdjustment",
     "RandomPipeline",
@@ -27,7 +26,6 @@ __all__ = [
     "compare_processing",
     "crossed_means",
     "describe_isp",
-    "load_frames",
     "paired_summary",
     "source_statistics",
     "summarise_adaptations",

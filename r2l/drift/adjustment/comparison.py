@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import Dataset
 
-from r2l.drift.adjustment.crossed import paired_summary
-from r2l.drift.adjustment.frames import (
+from r2l.drift.adjustment.conditions import (
     Condition,
     ModelFactory,
     RandomPipeline,
@@ -21,6 +20,7 @@ from r2l.drift.adjustment.frames import (
     mixed_seed,
     model_factory,
 )
+from r2l.drift.adjustment.crossed import paired_summary
 from r2l.drift.adjustment.methods import LABELLED, METHODS, adapt
 from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
 from r2l.isp import PIPELINES
@@ -75,12 +75,12 @@ def compare_adaptations(
             adapted = adapt(
                 method,
                 moved,
-                target.frames.dataset(adapt_on),
+                target.frames.subset(adapt_on),
                 statistics=statistics,
                 generalist=generalist,
                 **settings,
             )
-            table = evaluate(adapted, {name: target.frames.dataset(test_on)}, by="target")
+            table = evaluate(adapted, {name: target.frames.subset(test_on)}, by="target")
             record = {key: adapted.adaptation[key] for key in ("steps", "seconds")}
             for key, value in adapted.adaptation.get("settings", {}).items():
                 record[f"isp_{key}"] = value
@@ -113,7 +113,7 @@ def train_on_pipelines(
     mean, std = channel_statistics(images)
     return fit(
         partial(model_factory(model, settings), len(source.frames.classes), mean, std),
-        source.frames.dataset(indices),
+        source.frames.subset(indices),
         processor=processor,
         seed=seed,
         progress=False,
@@ -183,7 +183,7 @@ def adaptation_experiment(
                     adapt_on,
                     test_on,
                     methods=methods,
-                    statistics=source_statistics(trained, frames.dataset(training)),
+                    statistics=source_statistics(trained, frames.subset(training)),
                     generalist=generalist,
                     seed=place,
                     **(adaptation or {}),
@@ -201,7 +201,7 @@ def _train_source(
     settings: dict[str, Any],
 ) -> RawToLogits:
     mean, std = source.statistics(training)
-    data: Dataset = source.frames.dataset(training)
+    data: Dataset = source.frames.subset(training)
     return fit(
         partial(model_factory(model, settings), len(source.frames.classes), mean, std),
         data,

@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from r2l.drift.adjustment.crossed import crossed_means, paired_summary
-from r2l.drift.adjustment.frames import (
+from r2l.drift.adjustment.conditions import (
     Condition,
     ModelFactory,
     check_conditions,
     mixed_seed,
     model_factory,
 )
+from r2l.drift.adjustment.crossed import crossed_means, paired_summary
 from r2l.drift.adjustment.physical import describe_isp
 from r2l.drift.adjustment.recording import Recorder, State
 from r2l.isp import ParametrizedISP
@@ -194,7 +194,7 @@ def compare_processing(
                     conditions[name], arm, fold, (seed, number), model, recorder, settings
                 )
                 table = evaluate(
-                    trained, {name: conditions[name].frames.dataset(fold.test)}, by="condition"
+                    trained, {name: conditions[name].frames.subset(fold.test)}, by="condition"
                 )
                 for epoch, row in trained.history.iterrows() if r else ():
                     r.metrics(row.to_dict(), step=epoch)
@@ -223,10 +223,10 @@ def _train(
     mean, std = condition.statistics(fold.train)
     return fit(
         partial(model_factory(model, settings), len(condition.frames.classes), mean, std),
-        condition.frames.dataset(fold.train),
+        condition.frames.subset(fold.train),
         processor=condition.processor,
         freeze_processor=arm == "frozen",
-        validation=condition.frames.dataset(fold.test),
+        validation=condition.frames.subset(fold.test),
         seed=mixed_seed(*place),
         progress=False,
         callbacks=[recorder],

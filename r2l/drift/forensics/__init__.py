@@ -9,11 +9,12 @@ from r2l.drift.forensics.adjusted import AdjustedISP
 from r2l.drift.forensics.attack import Attack, bounded_attack, penalised_attack
 from r2l.drift.forensics.black_box import random_points, random_search, static_attack
 from r2l.drift.forensics.compare import Comparison, attack_parameters, compare_to_random
-from r2l.drift.forensics.objective import METRICS, Frames, task_model
+from r2l.drift.forensics.objective import METRICS, task_model
 from r2l.drift.forensics.report import ToleranceReport, tolerance_report, verify_tolerances
 from r2l.drift.forensics.settings import Setting, camera_settings, settings_of
 from r2l.drift.forensics.space import ParameterSpace, SettingSpace
 from r2l.drift.forensics.tolerance import Landscape, Prober, Scan, landscape, scan
+from r2l.drift.frames import Frames
 
 __all__ = [
     "METRICS",

@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from r2l.drift.forensics.objective import Frames, margins, mean_margin, task_model
+from r2l.drift.forensics.objective import margins, mean_margin, task_model
 from r2l.drift.forensics.space import ParameterSpace, Space
+from r2l.drift.frames import Frames
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.training.adversarial import Adversary
 from r2l.training.quiet import progress_bar

@@ -8,8 +8,9 @@ import numpy as np
 from torch import nn
 
 from r2l.drift.forensics.attack import Attack, Tracker
-from r2l.drift.forensics.objective import Frames, mean_margin, task_model
+from r2l.drift.forensics.objective import mean_margin, task_model
 from r2l.drift.forensics.space import SettingSpace, Space
+from r2l.drift.frames import Frames
 from r2l.training.quiet import seeded
 
 

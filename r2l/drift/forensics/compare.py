@@ -12,7 +12,8 @@ from torch import nn
 
 from r2l.drift.forensics.attack import Attack, bounded_attack
 from r2l.drift.forensics.black_box import random_points, random_search
-from r2l.drift.forensics.objective import Frames, score_images, task_model
+from r2l.drift.forensics.objective import score_images, task_model
+from r2l.drift.frames import Frames
 from r2l.drift.statistics import bootstrap_means, holm, sign_flip_test
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.training.distance import image_distance

@@ -10,8 +10,9 @@ import pandas as pd
 from torch import nn
 
 from r2l.drift.forensics.adjusted import AdjustedISP
-from r2l.drift.forensics.objective import Frames, score_images, task_model
+from r2l.drift.forensics.objective import score_images, task_model
 from r2l.drift.forensics.settings import Base, Setting, settings_of
+from r2l.drift.frames import Frames
 from r2l.drift.statistics import bootstrap_means
 from r2l.training.quiet import progress_bar
 

@@ -1,4 +1,4 @@
-"""Raw frames held in memory, and the conditions under which models are trained and tested."""
+"""The conditions under which models are trained and tested: frames, and what develops them."""
 
 from __future__ import annotations
 
@@ -10,87 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from r2l.camera import Camera
-from r2l.datasets import RawDataset
+from r2l.drift.frames import Frames
 from r2l.isp import PIPELINES, StaticISP
 from r2l.training import channel_statistics, make_classifier
-from r2l.training.quiet import progress_bar
 
 #: (n_classes, mean, std) to a task model; mean and std normalise its input, display units.
 ModelFactory = Callable[[int, Sequence[float], Sequence[float]], nn.Module]
-
-
-@dataclass(frozen=True)
-class Frames:
-    """A whole data set of raw frames, in memory, so that many models can be trained on it.
-
-    Attributes:
-        raw: (N, 1, H, W) float32, raw domain.
-        labels: class of each frame (N,).
-        groups: group of each frame (N,).
-        classes: names of the classes.
-        camera: whose frames they are.
-        masks: for segmentation, (N, H, W) int64.
-    """
-
-    raw: Tensor
-    labels: np.ndarray
-    groups: np.ndarray
-    classes: tuple[str, ...]
-    camera: Camera
-    masks: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    def dataset(self, indices: Sequence[int] | np.ndarray | None = None) -> Dataset:
-        """Return the frames ``indices`` (all, if None) as items ``dict(raw, label | mask, meta)``."""
-        return _Frames(self, np.arange(len(self)) if indices is None else np.asarray(indices))
-
-
-class _Frames(Dataset):
-    def __init__(self, frames: Frames, indices: np.ndarray) -> None:
-        self.frames, self.indices = frames, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        index = int(self.indices[position])
-        frames = self.frames
-        item: dict[str, Any] = {
-            "raw": frames.raw[index],
-            "meta": {"image": index, "group": int(frames.groups[index])},
-        }
-        if frames.masks is not None:
-            return {**item, "mask": frames.masks[index]}
-        return {**item, "label": int(frames.labels[index])}
-
-
-def load_frames(dataset: RawDataset, *, progress: bool = True) -> Frames:
-    """Read every frame of ``dataset`` once. Memory: 4 bytes a pixel (8 more with masks).
-
-    Raises:
-        ValueError: no frames.
-    """
-    if len(dataset) == 0:
-        raise ValueError("nothing to load: the data set has no frames")
-    with progress_bar(total=len(dataset), desc="loading", disable=not progress) as bar:
-        items = []
-        for index in range(len(dataset)):
-            items.append(dataset[index])
-            bar.update()
-    masks = torch.stack([i["mask"] for i in items]) if "mask" in items[0] else None
-    return Frames(
-        torch.stack([item["raw"] for item in items]),
-        np.asarray(dataset.labels),
-        np.asarray(dataset.groups),
-        tuple(dataset.classes),
-        dataset.camera,
-        masks,
-    )
 
 
 @dataclass(frozen=True)
