@@ -7,7 +7,6 @@ said by the `Camera` beside them.
 from __future__ import annotations
 
 import json
-import math
 import os
 import uuid
 from collections.abc import Iterator
@@ -19,9 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import rawpy
 import tifffile
-from PIL import Image
 
-from r2l import libraw
+from r2l import libraw, plainfile
 from r2l.camera import DRONE, MICROSCOPE, Camera
 from r2l.dng import FULL_SCALE, TiffFacts, cfa_tags, tiff_facts
 
@@ -35,9 +33,6 @@ _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 _MIN_DNG_SIDE = 22
 _USE_BAYER = "Give the camera's original raw file, of a Bayer sensor, or the camera that fits it"
 _USE_KNOWN = "Give a camera raw file (DNG, CR3, NEF, ARW ...), or a TIFF, PNG or NPY mosaic"
-_USE_GREY = "Give a single-channel mosaic of even height and width, 8 or 16 bit or floats in [0, 1]"
-# How much larger pixels can be than their file: uncompressed ones of one bit, and compressed ones.
-_MOST_PLAIN, _MOST_COMPRESSED = 8, 10_000
 _NAME_CAMERA = (
     "Pass camera=... in Python, or --camera microscope|drone|file.json on the command line"
 )
@@ -203,18 +198,10 @@ def _first_bytes(path: Path) -> bytes:
     return head
 
 
-class _UnusableError(Exception):
-    """The file was read, and what it holds is no mosaic. Takes the reason and the remedy."""
-
-    def __init__(self, reason: str, remedy: str = _USE_GREY) -> None:
-        super().__init__(reason, remedy)
-
-
 def _read_plain(path: Path, kind: str, camera: Camera | None) -> RawFrame:
-    decoders = {"PNG": _decode_png, "NPY": load_npy, "TIFF": _decode_tiff}
     try:
-        mosaic = _mosaic(decoders[kind](path))
-    except _UnusableError as error:
+        mosaic = plainfile.read_mosaic(path, kind)
+    except plainfile.UnusableError as error:
         raise RawFileError(path, *error.args) from None
     except Exception as error:
         # Decoders fail in many ways on damaged files.
@@ -224,80 +211,6 @@ def _read_plain(path: Path, kind: str, camera: Camera | None) -> RawFrame:
     if camera is None:
         raise RawFileError(path, f"a {kind} file does not say which camera took it", _NAME_CAMERA)
     return RawFrame(mosaic, camera)
-
-
-def _decode_png(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        depth, colour_type = file.read(26)[24:]
-    if depth == 16 and colour_type != 0:
-        # Pillow would quietly drop the lower eight bits.
-        raise _UnusableError("a 16-bit PNG with more than one channel")
-    with Image.open(path, formats=["PNG"]) as image:
-        values = np.asarray(image.convert("RGB") if image.mode in ("1", "P") else image)
-    # Some versions of Pillow open 16-bit grey as 32-bit integers.
-    return values.astype(np.uint16) if depth == 16 else values
-
-
-def load_npy(path: Path) -> np.ndarray:
-    """Return the array of an NPY file, read-only.
-
-    Raises:
-        Exception: of many kinds, if it is damaged.
-    """
-    # Mapped, a head that claims more than the file holds is an error, and no memory is taken.
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-def load_tiff(path: Path) -> np.ndarray:
-    """Return the first picture of a TIFF file, unless it claims to be more than the file can hold.
-
-    Raises:
-        Exception: of many kinds, if it is damaged.
-    """
-    with tifffile.TiffFile(path) as tiff:
-        series, size = tiff.series[0], tiff.filehandle.size
-        page = series.keyframe
-        # A tile can be larger than its picture.
-        pixels = max(series.nbytes, math.prod(map(int, page.chunks)) * page.dtype.itemsize)
-        most = size * (_MOST_PLAIN if page.compression == 1 else _MOST_COMPRESSED)
-        if pixels > most or max(page.databytecounts) > size:
-            raise ValueError(f"tags that promise {pixels} bytes, in a file of {size}")
-        return tiff.asarray()
-
-
-def _decode_tiff(path: Path) -> np.ndarray:
-    try:
-        return load_tiff(path)
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        raise _UnusableError(
-            "a TIFF compressed in a way that needs the package imagecodecs",
-            "Save it without compression, or install imagecodecs",
-        ) from None
-
-
-def _mosaic(values: np.ndarray) -> np.ndarray:
-    """Return decoded pixels as a mosaic: float32 (H, W) in [0, 1]."""
-    if values.ndim == 3 and values.shape[2] in (2, 3, 4):
-        colours = values[..., : 1 if values.shape[2] == 2 else 3]  # without alpha
-        if np.any(colours != colours[..., :1]):
-            raise _UnusableError("a colour picture, already developed")
-        values = colours[..., 0]
-    if values.ndim != 2:
-        raise _UnusableError(f"an array of shape {values.shape}, not (height, width)")
-    height, width = values.shape
-    if min(height, width) < 2 or height % 2 or width % 2:
-        raise _UnusableError(f"{height} x {width} pixels, which are not whole 2x2 tiles")
-    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-        return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
-    if values.dtype.kind != "f":
-        raise _UnusableError(f"values of type {values.dtype}")
-    if not np.isfinite(values).all():
-        raise _UnusableError("values that are not finite (NaN or infinity)")
-    if values.min() < 0 or values.max() > 1:
-        raise _UnusableError(f"floats from {values.min():g} to {values.max():g}, beyond [0, 1]")
-    return values.astype(np.float32)
 
 
 def _read_camera_file(path: Path, facts: TiffFacts | None, camera: Camera | None) -> RawFrame:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "r2l"
 # Lowest first; a module may import from its own floor and from those below.
 FLOORS = [
     {"camera"},
-    {"rawfile", "dng", "libraw", "sensor", "isp"},
+    {"rawfile", "plainfile", "dng", "libraw", "sensor", "isp"},
     {"datasets"},
     {"training"},
     {"drift"},

@@ -11,7 +11,8 @@ from PIL import Image
 
 from r2l.camera import Camera
 from r2l.datasets.layout import DatasetError
-from r2l.rawfile import RawFileError, load_npy, load_tiff, read_raw
+from r2l.plainfile import load_npy, load_tiff
+from r2l.rawfile import RawFileError, read_raw
 
 _FULL_SCALE = np.float32(65535)
 
