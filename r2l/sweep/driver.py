@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -86,6 +87,8 @@ def run_sweep(
         ClusterError: no workers, or they were lost again and again.
         OSError: folder or store can't be written.
     """
+    from distributed.utils import silence_logging_cmgr
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
@@ -95,7 +98,8 @@ def run_sweep(
         if limit is not None:
             beyond = {id(entry) for entry in board.left[limit:]}
             board.entries = [entry for entry in board.entries if id(entry) not in beyond]
-        with live_view(board, console) as show:
+        # What a loss means for the runs the board says; Dask's tracebacks would go right through it.
+        with silence_logging_cmgr(logging.CRITICAL), live_view(board, console) as show:
             show(board)
             _until_done(board, engine, setting, show)
         _keep_note(folder, sweep, setting, board)
