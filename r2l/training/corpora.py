@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from r2l.camera import Camera
 from r2l.datasets import (
@@ -59,25 +59,14 @@ class Corpus:
         rank = pd.Series(self.groups).groupby(self.groups).cumcount().to_numpy()
         chosen = np.sort(np.lexsort((np.arange(len(rank)), rank))[:n])
         parts = (self.labels[chosen], self.groups[chosen], self.names[chosen])
-        return Corpus(_Few(self.data, chosen), self.task, self.classes, *parts, self.camera)
+        return Corpus(
+            Subset(self.data, chosen.tolist()), self.task, self.classes, *parts, self.camera
+        )
 
     def fingerprint(self) -> str:
         """Return a short hash of names, labels and groups: other data, another hash."""
         parts = [self.names.tolist(), self.labels.tolist(), self.groups.tolist(), self.classes]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-class _Few(Dataset):
-    """Some items of a data set."""
-
-    def __init__(self, data: Dataset, chosen: np.ndarray) -> None:
-        self.data, self.chosen = data, chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.data[int(self.chosen[index])]
 
 
 class _Targets(Dataset):
