@@ -150,18 +150,21 @@ def write_dng(path: str | Path, mosaic: np.ndarray, camera: Camera) -> Path:
 
 
 def load_camera(name_or_path: str | Path) -> Camera:
-    """Return a published camera by name, or the camera that a JSON file describes.
+    """Return a published camera by name, the one that a JSON file describes, or that of a raw file.
 
     Args:
-        name_or_path: "microscope" or "drone", or a JSON file with what `Camera.to_dict` returns.
+        name_or_path: "microscope" or "drone", a JSON file with what `Camera.to_dict` returns, or a raw file
+            that says of which camera it is.
 
     Raises:
-        ValueError: neither a known name nor a readable camera description.
+        ValueError: neither a known name nor a readable camera description nor such a raw file.
     """
     known = CAMERAS.get(str(name_or_path).lower())
     if known is not None:
         return known
-    choices = f"choose from {', '.join(CAMERAS)}, or a JSON file written from Camera.to_dict()"
+    if Path(name_or_path).suffix.lower() not in ("", ".json"):
+        return read_raw(name_or_path).camera
+    choices = f"choose from {', '.join(CAMERAS)}, a raw file, or a JSON file from Camera.to_dict()"
     try:
         return Camera.from_dict(json.loads(Path(name_or_path).read_text("utf-8")))
     except FileNotFoundError:

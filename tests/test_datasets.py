@@ -602,7 +602,7 @@ def test_csv_of_labels_with_groups(tmp_path):
         ("file,label\ncat/none.dng,b\n", "cat/none.dng"),
         ("file,label\ncat/cat0.dng,b\n", "without a label"),
         ("file,label\ncat/cat0.dng,b\ncat/cat0.dng,c\n", "two labels"),
-        ("file,label\ncat/cat0.dng,\n", "each filled"),
+        ("file,label\ncat/cat1.dng,b\ncat/cat0.dng,\n", "no file or no label in line 3"),
         ("", "no readable CSV"),
         (",".join(f"c{i}" for i in range(20_000)) + "\n", r"c0, c1, .* \.\.\.; expected file"),
     ],

@@ -689,3 +689,10 @@ def test_demo_tiles(sample_raws, name, camera, darkest):
 
     assert frame.mosaic.shape == (256, 256)
     assert frame.mosaic.min() == pytest.approx(darkest / 255)
+
+
+def test_a_camera_is_that_of_a_raw_file(tmp_path):
+    path = write_dng(tmp_path / "a.dng", random_mosaic(), DRONE)
+    assert load_camera(path) == DRONE
+    with pytest.raises(RawFileError, match="No such file"):
+        load_camera(tmp_path / "b.dng")

@@ -127,3 +127,8 @@ def test_published_resampling_is_80_20_overlapping_and_seeded():
     assert all(np.array_equal(a.test, b.test) for a, b in zip(drawings, again, strict=True))
     plain = published_resampling(labels, seed=5, stratified=False)
     assert any(labels[fold.test].sum() != 4 for fold in plain)
+
+
+def test_a_single_group_can_not_be_held_out():
+    with pytest.raises(ValueError, match="1 group nothing can be held out: use more images"):
+        group_folds([0, 1, 0], [5, 5, 5], 2)

@@ -305,7 +305,7 @@ def test_without_a_terminal_each_end_is_a_line(tiny, tmp_path):
         show(board)
     lines = console.export_text().splitlines()
     assert lines == [
-        f"[2/4] finished  {entries[0].job.name}  3 s, accuracy 0.500",
+        f"[1/4] finished  {entries[0].job.name}  3 s, accuracy 0.500",
         f"[2/4] failed    {entries[1].job.name}  1 s: ValueError: no",
     ]
 

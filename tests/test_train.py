@@ -627,6 +627,13 @@ def test_a_batch_normalisation_comes_back_with_the_models(small, static_run, tmp
     save_file(norm.state_dict(), folder / "norm.safetensors")
     with pytest.raises(ValueError, match="trained with --output_norm batch"):
         open_parts(small(state_dict_uri=str(folder)), corpus, print)
+    alone = {"processor_uri": str(folder / "processor"), "classifier_uri": str(folder / "model")}
+    with pytest.raises(ValueError, match="trained with --output_norm batch"):
+        open_parts(small(**alone), corpus, print)
+    said = []
+    found = open_parts(small(**alone, output_norm="batch"), corpus, said.append).norm
+    assert torch.equal(found.running_mean, norm.running_mean)
+    assert any("it has not seen" in line for line in said)
     parts = open_parts(given, corpus, print)
     whole = RawToLogits(parts.model, parts.processor, output_norm=norm)
     save_file(whole.state_dict(), tmp_path / "whole.safetensors")
@@ -647,6 +654,15 @@ def test_training_goes_on_with_the_batch_normalisation_it_is_given():
     assert torch.equal(trained.norm.running_mean, norm.running_mean)
     assert trained.norm is not norm
     assert not torch.equal(trained.norm.weight, norm.weight)
+
+
+def test_a_loaded_network_goes_before_the_one_that_is_named(small, static_run):
+    outcome, _, _ = static_run
+    said, uri = [], str(outcome.folder / "fold_0" / "model")
+    open_parts(
+        small(classifier_uri=uri, classifier_network="ResNet18"), open_corpus(small()), said.append
+    )
+    assert f"{uri} holds a SmallResNet: --classifier_network is not used" in said
 
 
 def test_what_is_loaded_is_checked_against_the_data(small, static_run, tmp_path):

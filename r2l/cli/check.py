@@ -12,8 +12,6 @@ from r2l.cli.report import Failures
 if TYPE_CHECKING:
     import pandas as pd
 
-    from r2l.camera import Camera
-
 EXIT_OUTSIDE = 1
 
 
@@ -42,6 +40,7 @@ def check(
     outside = False
     with failures.reported():
         from r2l.drift.forensics import ToleranceReport
+        from r2l.rawfile import load_camera
 
         report = ToleranceReport.load(tolerances)
         print(
@@ -51,20 +50,12 @@ def check(
     failures.exit_if_any()
     for name in camera:
         with failures.reported():
-            found = report.check(_camera(name))
+            found = report.check(load_camera(name))
             outside |= bool((found["verdict"] == "outside").any())
             print(f"\n{name}: {_verdict(found)}\n{_text(found)}")
     failures.exit_if_any()
     if outside:
         raise typer.Exit(EXIT_OUTSIDE)
-
-
-def _camera(name: str) -> Camera:
-    """Return the camera of a raw file, a JSON file, or a published one by its name."""
-    from r2l.rawfile import CAMERAS, load_camera, read_raw
-
-    plain = name.lower() in CAMERAS or Path(name).suffix.lower() in ("", ".json")
-    return load_camera(name) if plain else read_raw(name).camera
 
 
 def _verdict(found: pd.DataFrame) -> str:

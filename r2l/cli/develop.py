@@ -49,8 +49,8 @@ def develop(
         str | None,
         typer.Option(
             metavar="CAMERA",
-            help="microscope, drone or a JSON file. Replaces what the file says; TIFF, PNG and NPY "
-            "say nothing and need it.",
+            help="microscope, drone, a JSON file, or another raw file of the camera. Replaces what the "
+            "file says; TIFF, PNG and NPY say nothing and need it.",
             show_default=False,
         ),
     ] = None,

@@ -72,7 +72,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "RawFolder: classification, regression, segmentation; auto takes a CSV's labels that "
             "are all numbers for regression.",
         ),
-        Option("camera", str, None, "RawFolder: microscope, drone or a JSON file.", "CAMERA"),
+        Option("camera", str, None, "RawFolder: microscope, drone, a JSON or raw file.", "CAMERA"),
         Option("crop", int, None, "RawFolder: cut this many pixels square out of the middle."),
         Option("n_images", int, None, "Twins: how many.  [default: as many as the real set has]"),
         Option("image_size", int, None, "Twins: side of an image in pixels.  [default: 256]"),

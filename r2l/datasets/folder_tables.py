@@ -16,7 +16,7 @@ _CAMERA_FORMATS = """
 """
 RAW_SUFFIXES = IMAGE_SUFFIXES | {f".{suffix}" for suffix in _CAMERA_FORMATS.split()}
 _COLUMNS = ["path", "label", "group", "mask"]
-_KEEP_OR_SKIP = "Add what is missing, or pass strict=False to leave such images out"
+_KEEP_OR_SKIP = "Add what is missing, or leave such images out (in Python: strict=False)"
 
 
 def raw_files(root: Path) -> list[Path]:
@@ -64,12 +64,15 @@ def table_of_csv(root: Path, place: Path, strict: bool) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         reason, remedy = f"no readable CSV ({error})", "Give a CSV with columns file and label"
         raise DatasetError(place, reason, remedy) from None
-    if not {"file", "label"} <= set(table.columns) or table[["file", "label"]].isna().any(
-        axis=None
-    ):
+    if not {"file", "label"} <= set(table.columns):
         names = textwrap.shorten(", ".join(table.columns), 200, placeholder=" ...")
-        reason = f"columns {names}; expected file and label, each filled"
+        reason = f"columns {names}; expected file and label"
         raise DatasetError(place, reason, "Name the columns file, label and (if known) group")
+    empty = table[["file", "label"]].isna().any(axis=1)
+    if empty.any():
+        # The head is line 1.
+        reason = f"no file or no label in line {empty.to_numpy().argmax() + 2}"
+        raise DatasetError(place, reason, "Fill it in, or take the line out")
     if table["file"].duplicated().any():
         twice = table.loc[table["file"].duplicated(), "file"].iloc[0]
         raise DatasetError(place, f"two labels for {twice}", "Keep one of the two")

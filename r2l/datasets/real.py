@@ -26,7 +26,7 @@ from r2l.datasets.manifest import Manifest
 from r2l.datasets.pixels import decode_all, image_tensor, read_steps, read_view
 from r2l.datasets.splits import split_indices
 
-KEEP_OR_SKIP = "Put it back or fetch it again, or pass strict=False to leave such images out"
+KEEP_OR_SKIP = "Put it back or fetch it again, or leave such images out (in Python: strict=False)"
 
 
 class RealDataset(RawDataset):

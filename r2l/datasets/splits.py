@@ -55,7 +55,14 @@ def group_folds(
         raise ValueError(f"one label and one group an image: got {labels.shape}, {groups.shape}")
     n_groups = len(np.unique(groups))
     if not 2 <= n_splits <= n_groups:
-        raise ValueError(f"n_splits is {n_splits}; with {n_groups} groups choose 2 to {n_groups}")
+        choice = (
+            f"choose 2 to {n_groups}"
+            if n_groups > 1
+            else "nothing can be held out: use more images"
+        )
+        raise ValueError(
+            f"n_splits is {n_splits}; with {n_groups} group{'s' * (n_groups > 1)} {choice}"
+        )
     splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # Classes with fewer images than folds are ordinary here (Raw-Microscopy: NGB has 8).

@@ -161,8 +161,8 @@ def _printer(console: Console) -> Show:
         for number, entry in enumerate(board.entries):
             if entry.is_done and entry.status != "kept" and number not in told:
                 told.add(number)
-                done = sum(e.is_done for e in board.entries)
-                line = f"[{done}/{len(board.entries)}] {entry.line()}"
+                kept = sum(e.status == "kept" for e in board.entries)
+                line = f"[{kept + len(told)}/{len(board.entries)}] {entry.line()}"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     return show

@@ -175,5 +175,7 @@ def _closing(options: Options, folder: RunFolder, outcome: Outcome) -> Iterator[
     yield f"run {outcome.run_id} in {store_address(options.tracking_uri)}; folder {outcome.folder}"
     if options.log_model:
         number, record = next(iter(folder.note["folds"].items()))
-        first = f"runs:/{record}"
-        yield f"fold {number} again: --processor_uri {first}/processor --classifier_uri {first}/model"
+        again = f"--processor_uri runs:/{record}/processor --classifier_uri runs:/{record}/model"
+        again += f" --n_splits {options.n_splits} --fold {number}"
+        again += "" if options.output_norm == "none" else f" --output_norm {options.output_norm}"
+        yield f"fold {number} again: {again}"

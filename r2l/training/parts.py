@@ -69,16 +69,12 @@ def open_parts(options: Options, corpus: Corpus, say: Callable[[str], None]) -> 
         place = _resolved(options.state_dict_uri, options)
         if place.is_dir():
             processor_uri, classifier_uri = str(place / "processor"), str(place / "model")
-            norm = load_norm(place) if (place / NORM).exists() else None
         else:
             with seeded(options.seed):
                 make, description = fresh_model(options, corpus, *_UNKNOWN)
                 model = make()
             processor = make_processor(options, corpus, frame.shape)
             norm = load_state(place, processor, model)
-        if norm is not None and options.output_norm != "batch":
-            # Without it the models would see other images than those they were trained on.
-            raise ValueError(f"{place} was trained with --output_norm batch; give that here too")
     if processor_uri:
         processor = load_isp(_resolved(processor_uri, options))
         mode = _MODE_OF[type(processor)]
@@ -88,6 +84,19 @@ def open_parts(options: Options, corpus: Corpus, say: Callable[[str], None]) -> 
         place = _resolved(classifier_uri, options)
         model = load_model(place)
         description = json.loads((place / DESCRIPTION).read_text("utf-8"))
+        norm = load_norm(place.parent) if (place.parent / NORM).exists() else None
+        network = description["arguments"].get("name", options.classifier_network)
+        if network != options.classifier_network:
+            say(f"{classifier_uri} holds a {network}: --classifier_network is not used")
+    if norm is not None and options.output_norm != "batch":
+        # Without it the task model would see other images than those it was trained on.
+        place = classifier_uri or options.state_dict_uri
+        raise ValueError(f"{place} was trained with --output_norm batch; give that here too")
+    if model is not None:
+        say(
+            "the task model was trained before: scores are of images it has not seen only in the fold that "
+            "it was validated in (--fold, with the --n_splits and the --seed of then), or of other data"
+        )
     fresh = processor is None
     processor = processor or make_processor(options, corpus, frame.shape)
     if classifier_uri:
