@@ -176,6 +176,7 @@ def _closing(options: Options, folder: RunFolder, outcome: Outcome) -> Iterator[
     if options.log_model:
         number, record = next(iter(folder.note["folds"].items()))
         again = f"--processor_uri runs:/{record}/processor --classifier_uri runs:/{record}/model"
-        again += f" --n_splits {options.n_splits} --fold {number}"
-        again += "" if options.output_norm == "none" else f" --output_norm {options.output_norm}"
-        yield f"fold {number} again: {again}"
+        if options.output_norm != "none":
+            # What lies between the two comes with both only.
+            again = f"--state_dict_uri runs:/{record} --output_norm {options.output_norm}"
+        yield f"fold {number} again: {again} --n_splits {options.n_splits} --fold {number}"
