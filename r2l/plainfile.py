@@ -33,13 +33,23 @@ def read_mosaic(path: Path, kind: Literal["PNG", "NPY", "TIFF"]) -> np.ndarray:
     return _mosaic(decoders[kind](path))
 
 
+def open_png(path: Path) -> Image.Image:
+    """Open a PNG, and nothing else that goes by its name.
+
+    Raises:
+        Exception: of many kinds, if it is none or damaged.
+    """
+    # By its content Pillow would choose among dozens of formats, some with decoders seldom looked at.
+    return Image.open(path, formats=["PNG"])
+
+
 def _decode_png(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         depth, colour_type = file.read(26)[24:]
     if depth == 16 and colour_type != 0:
         # Pillow would quietly drop the lower eight bits.
         raise UnusableError("a 16-bit PNG with more than one channel")
-    with Image.open(path, formats=["PNG"]) as image:
+    with open_png(path) as image:
         values = np.asarray(image.convert("RGB") if image.mode in ("1", "P") else image)
     # Some versions of Pillow open 16-bit grey as 32-bit integers.
     return values.astype(np.uint16) if depth == 16 else values

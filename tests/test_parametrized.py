@@ -183,6 +183,14 @@ def test_tolerance_box_surrounds_the_camera(camera):
         isp.project_({"brightness": (torch.tensor(0.0), torch.tensor(1.0))})
 
 
+def test_bad_levels_are_named():
+    isp = ParametrizedISP(DRONE)
+    with torch.no_grad():
+        isp.black_level[2] = 1.5
+    with pytest.raises(ValueError, match="not above"):
+        isp(torch.rand(1, 1, 8, 8))
+
+
 def test_stage_gradients_are_those_of_finite_differences():
     isp, raw = shaken(DRONE), natural(DRONE, 8, 10)
     weights = torch.rand(1, 3, 8, 10, dtype=torch.float64)

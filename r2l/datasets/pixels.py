@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from r2l.camera import Camera
 from r2l.datasets.layout import DatasetError
-from r2l.plainfile import load_npy, load_tiff
+from r2l.plainfile import load_npy, load_tiff, open_png
 from r2l.rawfile import RawFileError, read_raw
 
 _FULL_SCALE = np.float32(65535)
@@ -44,16 +43,11 @@ def read_mask_values(path: Path, remedy: str) -> np.ndarray:
         DatasetError: damaged, or no PNG.
     """
     try:
-        with _open_png(path) as image:
+        with open_png(path) as image:
             return np.asarray(image)
     except Exception as error:
         # Decoders fail in many ways on damaged files.
         raise DatasetError(path, f"no readable mask ({error})", remedy) from error
-
-
-def _open_png(path: Path) -> Image.Image:
-    # By its content Pillow would choose among dozens of formats, some with decoders seldom looked at.
-    return Image.open(path, formats=["PNG"])
 
 
 def read_mask(path: Path, remedy: str) -> np.ndarray:
@@ -78,7 +72,7 @@ def read_view(path: Path, remedy: str) -> np.ndarray:
     """
     try:
         if path.suffix.lower() == ".png":
-            with _open_png(path) as image:
+            with open_png(path) as image:
                 values = np.asarray(image.convert("RGB"))
         elif path.suffix.lower() == ".npy":
             values = load_npy(path)

@@ -127,7 +127,10 @@ def subtract_black_level(
     # A compiler can't branch on values, and asking a GPU for them would make it wait.
     asked = not torch.compiler.is_compiling() and levels.device.type == "cpu"
     if asked and not bool((white_level - levels > 0).all()):
-        raise ValueError(f"white_level {white_level} is not above the black level {black.tolist()}")
+        raise ValueError(
+            f"white_level {white_level} is not above the black level {black.tolist()}; if that was learned, "
+            "training ran away: take a lower learning rate (lr) or gradient_clip_val"
+        )
     return (raw - per_site(black, raw)) / per_site(white_level - black, raw)
 
 

@@ -57,6 +57,12 @@ DEMOSAIC_RADIUS = {"bilinear": 1, "malvar2004": 2, "menon2007": MENON_RADIUS}
 _DEMOSAIC_CODES = {"bi": "bilinear", "ma": "malvar2004", "me": "menon2007"}
 _SHARPENING_CODES = {"s": "sharpening_filter", "u": "unsharp_masking"}
 _DENOISING_CODES = {"me": "median_denoising", "ga": "gaussian_denoising", "fft": FFT}
+#: The parts of a pipeline's code, in order: what is chosen, and the choices by their letters.
+_PARTS = {
+    "demosaic": _DEMOSAIC_CODES,
+    "sharpening": _SHARPENING_CODES,
+    "denoising": _DENOISING_CODES,
+}
 
 #: The twelve published pipelines, demosaic,sharpening,denoising, in the published order.
 PIPELINES: tuple[str, ...] = tuple(
@@ -82,11 +88,9 @@ def parse_code(code: str) -> tuple[str, str, str]:
             f"pipeline {code!r} is not of the form demosaic,sharpening,denoising, such as "
             f"{PIPELINES[0]!r}; the published ones: {' '.join(PIPELINES)}"
         )
-    tables = (_DEMOSAIC_CODES, _SHARPENING_CODES, _DENOISING_CODES)
-    names = ("demosaic", "sharpening", "denoising")
-    for part, what, table in zip(parts, names, tables, strict=True):
+    for part, (what, table) in zip(parts, _PARTS.items(), strict=True):
         _check_option(f"{what} in pipeline {code!r}:", part, table)
-    return tuple(table[part] for part, table in zip(parts, tables, strict=True))
+    return tuple(table[part] for part, table in zip(parts, _PARTS.values(), strict=True))
 
 
 def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
@@ -95,11 +99,11 @@ def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
     Raises:
         ValueError: a choice that does not exist; lists those that do.
     """
-    tables = (_DEMOSAIC_CODES, _SHARPENING_CODES, _DENOISING_CODES)
     parts = []
-    for name, table in zip((demosaic, sharpening, denoising), tables, strict=True):
-        _check_option("choice", name, table.values())
-        parts.append(next(part for part, value in table.items() if value == name))
+    for name, (what, table) in zip((demosaic, sharpening, denoising), _PARTS.items(), strict=True):
+        letters = {value: part for part, value in table.items()}
+        _check_option(what, name, letters)
+        parts.append(letters[name])
     return ",".join(parts)
 
 

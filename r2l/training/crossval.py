@@ -281,13 +281,14 @@ class FoldTrainer:
         processor = trained.processor
         if isinstance(processor, nn.Identity):
             processor = self.parts.processor
+        has_norm = isinstance(trained.norm, nn.BatchNorm2d)
         if self.options.save_locally:
             save_isp(processor, place / "processor")
             save_model(description, trained.model, place / "model")
-            if isinstance(trained.norm, nn.BatchNorm2d):
+            if has_norm:
                 save_norm(trained.norm, place)
         if self.options.log_model:
             record.model(processor, "processor")
             record.model(trained.model, "model", description=description)
-            if norm := trained.norm.state_dict():
-                record.tensors(norm, NORM)
+            if has_norm:
+                record.tensors(trained.norm.state_dict(), NORM)
