@@ -7,10 +7,6 @@ said by the `Camera` beside them.
 from __future__ import annotations
 
 import json
-import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +18,7 @@ import tifffile
 from r2l import libraw, plainfile
 from r2l.camera import DRONE, MICROSCOPE, Camera
 from r2l.dng import FULL_SCALE, TiffFacts, cfa_tags, tiff_facts
+from r2l.files import R2LError, atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -39,16 +36,8 @@ _NAME_CAMERA = (
 _FETCH_AGAIN = "It may be damaged or cut short: copy it again from the card or the source"
 
 
-class RawFileError(ValueError):
-    """A file that is no usable Bayer frame. Says which file, why, and what to do about it."""
-
-    def __init__(self, path: str | Path, reason: str, remedy: str) -> None:
-        # All three become `args`, so that the error survives the way back from a loader's worker.
-        super().__init__(str(path), reason, remedy)
-
-    def __str__(self) -> str:
-        path, reason, remedy = self.args
-        return f"{path}: {reason}.\n{remedy}."
+class RawFileError(R2LError, ValueError):
+    """A file that is no usable Bayer frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,23 +160,6 @@ def load_camera(name_or_path: str | Path) -> Camera:
         raise ValueError(f"unknown camera {str(name_or_path)!r}; {choices}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{name_or_path}: no camera description ({error}); {choices}") from None
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it becomes ``path`` if the block ends well, and goes if it doesn't.
-
-    Raises:
-        OSError: from the block or the renaming, with ``path`` as its file.
-    """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from r2l.bench.calls import BYTES_A_PIXEL, COPY
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _PACKAGES = (

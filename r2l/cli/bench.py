@@ -88,7 +88,7 @@ def _bench(
             f"{error.name} is missing; the peers of the benchmark come with: "
             "pip install 'r2l[bench]'"
         ) from error
-    from r2l.rawfile import atomic_path
+    from r2l.files import atomic_path
 
     if readme:
         check_markers(readme)  # before the long work

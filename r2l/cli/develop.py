@@ -171,7 +171,7 @@ def _write_png(target: Path, picture: torch.Tensor) -> Path:
     """Write a (1, C, H, W) *display* picture in [0, 1], C 1 or 3, as 8-bit PNG, whole or not."""
     from PIL import Image
 
-    from r2l.rawfile import atomic_path
+    from r2l.files import atomic_path
 
     values = picture[0].clamp(0, 1).mul(255).round().byte()
     values = values[0] if len(values) == 1 else values.permute(1, 2, 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 
 CACHE_VARIABLE = "R2L_CACHE"
 _VERSION = 1  # of what is stored; another number makes all caches new

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 
 NAME = "r2l_manifest.json"
 # Numbers beyond all bounds, and nesting without end.

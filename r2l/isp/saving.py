@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from r2l.camera import Camera
+from r2l.files import atomic_path
 from r2l.isp.neural import HalfSizeRGB, NeuralISP
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.static import StaticISP
-from r2l.rawfile import atomic_path
 
 DESCRIPTION, WEIGHTS = "isp.json", "weights.safetensors"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 from r2l.sweep.board import Board, Entry, Show, live_view
 from r2l.sweep.engine import ClusterError, Engine
 from r2l.sweep.grid import Sweep

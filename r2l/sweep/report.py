@@ -16,8 +16,8 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from r2l.drift.matrix import MatrixSummary, summarise
+from r2l.files import atomic_path
 from r2l.isp.static import pipeline_code
-from r2l.rawfile import atomic_path
 from r2l.sweep.board import Board, Entry
 from r2l.sweep.grid import Sweep
 from r2l.sweep.work import ERROR, LOG, PREDICTIONS, last_lines

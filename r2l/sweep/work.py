@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 from r2l.sweep.job import RESULT, Job, code_version
 from r2l.training.run_folder import TESTED
 

@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 from r2l.training.module import RawToLogits
 from r2l.training.quiet import seeded
 

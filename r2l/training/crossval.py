@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from r2l.files import atomic_path
 from r2l.isp import StaticISP, save_isp
-from r2l.rawfile import atomic_path
 from r2l.training.adversarial import Adversary
 from r2l.training.corpora import Corpus
 from r2l.training.developed import Developed, develop

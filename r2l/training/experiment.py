@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 from r2l.training.corpora import Corpus, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
 from r2l.training.fold_scores import describe_scores, summary, table_scores

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 from r2l.training.stages import SCALE
 from r2l.training.tracking import Records, TrackingError, sqlite_path, store_address
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 from r2l.training.options import Options
 
 NOTE = "run.json"

@@ -12,8 +12,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from r2l.files import atomic_path
 from r2l.isp.saving import reading
-from r2l.rawfile import atomic_path
 from r2l.training.quiet import seeded
 
 DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from r2l.rawfile import atomic_path
+from r2l.files import atomic_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

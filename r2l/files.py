@@ -1,0 +1,93 @@
+"""Files written whole or not at all, and the one form in which a user is told what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class R2LError(Exception):
+    """Something that a user can mend. Says what it is about, why it fails, and what to do.
+
+    Each kind of trouble is a subclass that is also the standard error of that kind (`ValueError`,
+    `OSError`), so that both names catch it.
+
+    >>> print(R2LError("photo.dng", "the file is empty", "Copy it again"))
+    photo.dng: the file is empty.
+    Copy it again.
+
+    Args:
+        what: the file, option or address that it is about.
+        why: what is wrong with it, without a full stop.
+        remedy: what to do about it, without a full stop.
+    """
+
+    def __init__(self, what: str | Path, why: str, remedy: str) -> None:
+        # All three become `args`, so that the error survives the way back from a loader's worker.
+        # Not super(): OSError would take three arguments for a number, a text and a file's name.
+        Exception.__init__(self, str(what), why, remedy)
+
+    def __str__(self) -> str:
+        what, why, remedy = self.args
+        return f"{what}: {why}.\n{remedy}."
+
+
+@overload
+def choose(what: str, name: str, options: Mapping[str, T]) -> T: ...
+@overload
+def choose(what: str, name: str, options: Iterable[str]) -> str: ...
+def choose(what: str, name: str, options: Mapping[str, Any] | Iterable[str]) -> Any:
+    """Return ``name``, or what ``options`` has under it if it is a mapping.
+
+    >>> choose("colour", "red", {"red": 0, "blue": 2})
+    0
+
+    Raises:
+        ValueError: no such option; lists those that exist.
+    """
+    options = options if isinstance(options, Mapping) else list(options)
+    # What comes from a file may be a list, which is no key of a mapping.
+    if not isinstance(name, str) or name not in options:
+        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(options)}")
+    return options[name] if isinstance(options, Mapping) else name
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes ``path`` if the block ends well, and goes if it doesn't.
+
+    Raises:
+        OSError: from the block or the renaming, with ``path`` as its file.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def to_uint8(values: np.ndarray) -> np.ndarray:
+    """Return a picture, *display* domain, in steps of 8 bit; beyond [0, 1] is 0 or 255, NaN is 0."""
+    return np.round(np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
+
+
+def png_base64(pixels: np.ndarray) -> str:
+    """Return uint8 pixels (H, W) or (H, W, 3) as a PNG in base64, as pages hold pictures."""
+    from PIL import Image  # not needed by those who write other files
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
