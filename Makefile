@@ -6,6 +6,8 @@ DEMO := runs/demo
 NOTEBOOK ?= 02_differentiable_processing
 IP ?= 127.0.0.1
 PORT ?= 8866
+# What of the benchmark goes into the README: a regular expression on "group / contender".
+BENCH ?= ^(batch of 8|frame of 2 MP).* / (?!r2l compiled)
 # What `make experiments` runs.
 EXPERIMENTS ?= $(sort $(wildcard notebooks/experiments/*paper_*.yaml))
 # Two processes where pytest-xdist is there; asked when a recipe runs, since it may be installed by then.
@@ -16,7 +18,7 @@ TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check unit tiny nbval memory browser torture audit scaling lab explorer lint notebooks index experiments help
+.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index experiments help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,9 +36,11 @@ demo: .venv/base  ## run the third notebook on embedded data; print the matrix a
 
 test: check unit tiny nbval browser  ## lint, and run every test and every notebook
 
-check: .venv/test  ## lint, change nothing
+check: .venv/test  ## lint, floors and circles of imports, how thin the package is; change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m tools.house
 
 # One thread a process: two processes have the two cores.
 unit: .venv/test  ## the quick tests: no notebooks, no browser
@@ -66,6 +70,9 @@ audit: .venv/base  ## known vulnerabilities in what is installed, every version 
 	.venv/audit/bin/pip install --quiet pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable > .venv/audit/frozen.txt
 	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv/audit/frozen.txt
+
+bench: .venv/test  ## speed beside the peers, into the README's table; a quarter of an hour
+	$(BIN)/python -m benchmarks --rounds 3 --only '$(BENCH)' --readme README.md
 
 scaling: .venv/test  ## a sweep of 24 runs with one worker and with two
 	$(BIN)/python -m tools.scaling

@@ -1,0 +1,44 @@
+"""From raw sensor data to logits: camera pipelines, raw data, models, and drift under control.
+
+The names below are imported when they are first used, so that ``import r2l`` costs nothing.
+
+>>> import r2l
+>>> r2l.StaticISP.from_code("ma,s,ga", r2l.DRONE).demosaic
+'malvar2004'
+"""
+
+from importlib import import_module
+from typing import Any
+
+#: What the top level offers, by the module that has it.
+_HOMES = {
+    "r2l.camera": ("CFA", "DRONE", "MICROSCOPE", "Camera"),
+    "r2l.files": ("R2LError",),
+    "r2l.rawfile": ("RawFileError", "RawFrame", "load_camera", "read_raw", "write_dng"),
+    "r2l.sensor": ("NoiseModel", "record"),
+    "r2l.isp": (
+        *("PIPELINES", "HalfSizeRGB", "NeuralISP", "ParametrizedISP", "StaticISP"),
+        *("develop_all", "load_isp", "save_isp"),
+    ),
+    "r2l.datasets": (
+        *("RawDrone", "RawFolder", "RawMicroscopy", "SyntheticDrone", "SyntheticMicroscopy"),
+    ),
+    "r2l.training": ("fit", "make_classifier", "make_regressor", "make_segmenter", "seeded"),
+    "r2l.drift": (
+        *("corrupt", "drift_sensor", "effects", "develop_views", "summarise", "train_models"),
+        *("adapt", "bounded_attack", "tolerance_report"),
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'r2l' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

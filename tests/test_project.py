@@ -1,6 +1,7 @@
-"""The project as a whole: floors, versions, parameter files, nothing that must not be committed."""
+"""The project as a whole: names, versions, parameter files, nothing that must not be committed."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -10,56 +11,26 @@ from pathlib import Path
 import pytest
 import yaml
 
+import r2l
 from r2l.sweep.notebook import check_parameters, read_experiment
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "r2l"
 
-# Lowest first; a module may import from its own floor and from those below.
-FLOORS = [
-    {"camera"},
-    {"rawfile", "plainfile", "dng", "libraw", "sensor", "isp"},
-    {"datasets"},
-    {"training"},
-    {"drift"},
-    {"viz", "widgets", "bench"},
-    {"sweep"},
-    {"cli"},
-]
 CONDA_NAMES = {"pytorch": "torch", "dask-core": "dask", "matplotlib-base": "matplotlib"}
-
-
-def floor(room: str) -> int:
-    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
-
-
-def imported_rooms(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text("utf-8"))
-    names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
-    names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    direct = {
-        a.name
-        for n in ast.walk(tree)
-        if isinstance(n, ast.ImportFrom) and n.module == "r2l"
-        for a in n.names
-    }
-    return {n.split(".")[1] for n in names if n.startswith("r2l.")} | direct
-
-
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
-def test_imports_go_down(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
-    above = {r for r in imported_rooms(path) if floor(r) > floor(room)}
-    assert not above, f"{path} imports from a floor above: {above}"
 
 
 def bounds(requirements: list[str]) -> dict[str, str]:
     parsed = (re.match(r"([A-Za-z0-9_-]+)(.*)", r).groups() for r in requirements)
     return {CONDA_NAMES.get(name, name): bound.strip() for name, bound in parsed}
+
+
+def test_the_top_level_has_what_it_says():
+    assert set(r2l.__all__) <= set(dir(r2l))
+    for name in r2l.__all__:
+        assert getattr(r2l, name) is getattr(importlib.import_module(r2l._HOME_OF[name]), name)
+    with pytest.raises(AttributeError, match="no attribute 'read_row'"):
+        _ = r2l.read_row
 
 
 def test_conda_and_pip_ask_for_the_same_versions():

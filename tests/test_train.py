@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
-from r2l.bench.contenders import contenders
-from r2l.bench.epochs import READY, epoch_workloads
+from benchmarks.contenders import contenders
+from benchmarks.epochs import READY, epoch_workloads
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.cli.train_options import GROUPS
 from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticDrone, SyntheticMicroscopy

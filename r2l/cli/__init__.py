@@ -10,7 +10,6 @@ import logging
 
 import typer
 
-from r2l.cli.bench import bench
 from r2l.cli.check import check
 from r2l.cli.data import data
 from r2l.cli.develop import develop
@@ -36,7 +35,6 @@ def root() -> None:
 
 
 app.command()(develop)
-app.command()(bench)
 app.command()(check)
 app.command(cls=GroupedCommand)(train)
 app.command()(sweep)

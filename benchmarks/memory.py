@@ -1,6 +1,6 @@
 """How much memory a development takes at its peak, each measured in a process of its own.
 
-``python -m r2l.bench.memory NAME HEIGHT WIDTH`` is that process; it prints one number, in bytes.
+``python -m benchmarks.memory NAME HEIGHT WIDTH`` is that process; it prints one number, in bytes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from r2l.bench.calls import DEAREST, forward_call, gradient_call
-from r2l.bench.workload import Workload
+from benchmarks.calls import DEAREST, forward_call, gradient_call
+from benchmarks.workload import Workload
 from r2l.isp import StaticISP
 from r2l.isp.parametrized import ParametrizedISP
 
@@ -31,7 +31,7 @@ def _call(name: str, work: Workload) -> Callable[[], object]:
     owner, what = name.split(" ", 1)
     if owner == "recipe":
         # Here, so that the others need not load it.
-        from r2l.bench.libraries import recipe_call
+        from benchmarks.libraries import recipe_call
 
         return recipe_call(work, [what])
     if what == "parametrized, forward":
@@ -87,7 +87,7 @@ def measure_here(name: str, height: int, width: int) -> int:
 def peaks(height: int, width: int, names: tuple[str, ...] = NAMES) -> Iterator[dict[str, object]]:
     """Yield for each name its peak in MiB and as a multiple of the float32 picture."""
     for name in names:
-        command = [sys.executable, "-m", "r2l.bench.memory", name, str(height), str(width)]
+        command = [sys.executable, "-m", "benchmarks.memory", name, str(height), str(width)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]

@@ -7,15 +7,15 @@ import re
 import torch
 from tqdm import tqdm
 
-from r2l.bench.calls import DEAREST
-from r2l.bench.contenders import contenders
-from r2l.bench.epochs import epoch_workloads
-from r2l.bench.evaluation import matrix_workloads
-from r2l.bench.memory import NAMES, as_frame, peaks
-from r2l.bench.report import Report, environment
-from r2l.bench.scan import scan_workloads
-from r2l.bench.timing import Contender, SkippedError, interleave, summarise
-from r2l.bench.workload import Workload, standard_workloads
+from benchmarks.calls import DEAREST
+from benchmarks.contenders import contenders
+from benchmarks.epochs import epoch_workloads
+from benchmarks.evaluation import matrix_workloads
+from benchmarks.memory import NAMES, as_frame, peaks
+from benchmarks.report import Report, environment
+from benchmarks.scan import scan_workloads
+from benchmarks.timing import Contender, SkippedError, interleave, summarise
+from benchmarks.workload import Workload, standard_workloads
 
 _LEAST_SECONDS = {True: 0.001, False: 0.1}
 

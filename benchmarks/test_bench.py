@@ -1,4 +1,4 @@
-"""r2l bench: fair turns, equal work, and a README that keeps the rest of its text."""
+"""The benchmark: fair turns, equal work, and a README that keeps the rest of its text."""
 
 import json
 import os
@@ -11,14 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from r2l.bench import report, run
-from r2l.bench.contenders import CODES, contenders
-from r2l.bench.libraries import kornia_call, libraw_call, opencv_call, recipe_call
-from r2l.bench.published import PublishedParametrizedISP
-from r2l.bench.timing import Contender, SkippedError, interleave, summarise, wall_clock
-from r2l.bench.workload import Workload
+from benchmarks import report, run
+from benchmarks.__main__ import app
+from benchmarks.contenders import CODES, contenders
+from benchmarks.libraries import kornia_call, libraw_call, opencv_call, recipe_call
+from benchmarks.published import PublishedParametrizedISP
+from benchmarks.timing import Contender, SkippedError, interleave, summarise, wall_clock
+from benchmarks.workload import Workload
 from r2l.camera import CFA, DRONE
-from r2l.cli import app
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.isp.demosaic import bilinear
 
@@ -33,7 +33,7 @@ def work():
 
 
 def bench(*arguments):
-    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 # --- the measurement ------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_missing_peers_name_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     result = bench("--quick")
     assert result.exit_code == 2
-    assert "pip install 'r2l[bench]'" in result.output
+    assert "pip install -e '.[bench]'" in result.output
 
 
 def test_without_a_compiler_compiled_contenders_are_left_out(monkeypatch, work):
@@ -262,7 +262,7 @@ def test_a_compiler_that_fails_leaves_out_too(monkeypatch, work):
 
 KNOWN_ALLOCATION = """
 import numpy as np
-from r2l.bench import memory
+from benchmarks import memory
 
 def thrice(name, work):
     return lambda: [np.ones((3, *work.shape), np.float32) for _ in range(3)]

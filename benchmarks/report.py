@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from r2l.bench.calls import BYTES_A_PIXEL, COPY
+from benchmarks.calls import BYTES_A_PIXEL, COPY
 from r2l.files import atomic_path
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -47,9 +47,9 @@ class Report:
 
     Attributes:
         environment: date, machine and versions.
-        speeds: as `r2l.bench.timing.summarise` returns it.
+        speeds: as `benchmarks.timing.summarise` returns it.
         units: of speed, by group.
-        memory: as `r2l.bench.memory.as_frame` returns it, or None.
+        memory: as `benchmarks.memory.as_frame` returns it, or None.
         memory_title: heads it.
         notes: who was left out, and why.
         seconds: of one call, round by round: (group, contender) to times.

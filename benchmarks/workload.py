@@ -101,7 +101,7 @@ class Workload:
 
 
 def standard_workloads(quick: bool) -> list[Workload]:
-    """Return what `r2l bench` measures on; ``quick`` keeps the groups and shrinks the frames."""
+    """Return what `make bench` measures on; ``quick`` keeps the groups and shrinks the frames."""
     if quick:
         cpu = [
             Workload("batch of 2 x 64 x 64", 2, 64, 64),

@@ -14,8 +14,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import kornia
 
-from r2l.bench import recipe
-from r2l.bench.workload import Workload
+from benchmarks import recipe
+from benchmarks.workload import Workload
 
 # Both name a layout by its second row and column: their BG is RGGB.
 _KORNIA_CFA = {"RGGB": "BG", "GRBG": "GB", "BGGR": "RG", "GBRG": "GR"}

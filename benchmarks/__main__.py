@@ -1,4 +1,4 @@
-"""`r2l bench`: how fast r2l is on this machine, beside what others use."""
+"""How fast r2l is on this machine, beside what others use: `python -m benchmarks --help`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import typer
 
 from r2l.cli.report import Failures
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
+
+@app.command()
 def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Small frames, few rounds: only to see that it runs.")
@@ -56,7 +59,7 @@ def bench(
 ) -> None:
     """Measure speed and memory of r2l and of other libraries on the same work, in turns.
 
-    Takes about ten minutes. The peers come with: pip install 'r2l[bench]'
+    Takes about a quarter of an hour. The peers come with: pip install -e '.[bench]'
     """
     if threads:
         # Read when the libraries are first imported, which is below.
@@ -81,12 +84,12 @@ def _bench(
     try:
         import cv2
 
-        from r2l.bench.report import check_markers, write_between_markers
-        from r2l.bench.run import run
+        from benchmarks.report import check_markers, write_between_markers
+        from benchmarks.run import run
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{error.name} is missing; the peers of the benchmark come with: "
-            "pip install 'r2l[bench]'"
+            "pip install -e '.[bench]'"
         ) from error
     from r2l.files import atomic_path
 
@@ -108,3 +111,7 @@ def _bench(
                 partial.write_text(content, "utf-8")
     if readme:
         write_between_markers(readme, report.markdown(folded=True))
+
+
+if __name__ == "__main__":
+    app()

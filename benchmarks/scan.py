@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from r2l.bench.timing import Contender, cuda_clock, wall_clock
-from r2l.bench.workload import Workload
+from benchmarks.timing import Contender, cuda_clock, wall_clock
+from benchmarks.workload import Workload
 from r2l.drift.forensics import Frames, Prober, scan, task_model
 from r2l.training import make_classifier, seeded
 
@@ -69,5 +69,5 @@ def _infer(task: torch.nn.Module, images: torch.Tensor, steps: list[slice]) -> N
 
 
 def scan_workloads(quick: bool) -> list[ScanWorkload]:
-    """Return the scan that `r2l bench` measures; ``quick`` makes it small."""
+    """Return the scan that `make bench` measures; ``quick`` makes it small."""
     return [ScanWorkload(10, 32, 3) if quick else ScanWorkload(200, 128, 21)]

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from r2l.bench.timing import Contender
-from r2l.bench.workload import Workload
+from benchmarks.timing import Contender
+from benchmarks.workload import Workload
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
 from r2l.training.developed import Developed, develop
@@ -131,7 +131,7 @@ def epoch_contenders(work: EpochWorkload) -> list[Contender]:
 
 
 def epoch_workloads(quick: bool) -> list[EpochWorkload]:
-    """Return the epochs that `r2l bench` measures; ``quick`` makes them small."""
+    """Return the epochs that `make bench` measures; ``quick`` makes them small."""
     if quick:
         return [EpochWorkload(4, 64, 2, rounds=1)]
     works = [EpochWorkload(32, 256, 8, rounds=3)]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from r2l.bench.calls import Call
-from r2l.bench.timing import Contender, cuda_clock, wall_clock
-from r2l.bench.workload import Workload
+from benchmarks.calls import Call
+from benchmarks.timing import Contender, cuda_clock, wall_clock
+from benchmarks.workload import Workload
 from r2l.datasets.base import Item, RawDataset
 from r2l.drift import Trained, ask_models, develop_views
 from r2l.isp import PIPELINES
@@ -119,7 +119,7 @@ def matrix_contenders(work: MatrixWorkload) -> list[Contender]:
 
 
 def matrix_workloads(quick: bool) -> list[MatrixWorkload]:
-    """Return the matrices that `r2l bench` fills; ``quick`` makes them small."""
+    """Return the matrices that `make bench` fills; ``quick`` makes them small."""
     if quick:
         return [MatrixWorkload(2, 32, "SmallResNet", rounds=1)]
     works = [MatrixWorkload(100, 64, "SmallResNet", rounds=5)]

@@ -1,4 +1,4 @@
-"""The table of what `r2l bench` measures: r2l, and what others use for the same work."""
+"""The table of what `make bench` measures: r2l, and what others use for the same work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from r2l.bench.calls import (
+from benchmarks.calls import (
     BYTES_A_PIXEL,
     COPY,
     DEAREST,
@@ -19,19 +19,19 @@ from r2l.bench.calls import (
     forward_call,
     gradient_call,
 )
-from r2l.bench.epochs import EpochWorkload, epoch_contenders
-from r2l.bench.evaluation import MatrixWorkload, matrix_contenders
-from r2l.bench.libraries import (
+from benchmarks.epochs import EpochWorkload, epoch_contenders
+from benchmarks.evaluation import MatrixWorkload, matrix_contenders
+from benchmarks.libraries import (
     colour_demosaicing_call,
     kornia_call,
     libraw_call,
     opencv_call,
     recipe_call,
 )
-from r2l.bench.published import PublishedParametrizedISP
-from r2l.bench.scan import ScanWorkload, scan_contenders
-from r2l.bench.timing import Contender, SkippedError, cuda_clock, wall_clock
-from r2l.bench.workload import Workload
+from benchmarks.published import PublishedParametrizedISP
+from benchmarks.scan import ScanWorkload, scan_contenders
+from benchmarks.timing import Contender, SkippedError, cuda_clock, wall_clock
+from benchmarks.workload import Workload
 from r2l.isp import PIPELINES, StaticISP, develop_all
 from r2l.isp.parametrized import ParametrizedISP
 
