@@ -34,16 +34,6 @@ from r2l.training.stages import MetricTracker, StageTracker
 from r2l.training.tracking import Run
 
 
-class _Prefixed:
-    """Takes metrics for a record under other names."""
-
-    def __init__(self, record: Run) -> None:
-        self.record = record
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        self.record.metrics({f"task_model.{name}": v for name, v in values.items()}, step)
-
-
 class _StepClock(Callback):
     """Takes the time of each training step."""
 
@@ -111,7 +101,7 @@ class FoldTrainer:
         model, description = self._model(fold)
         if self.options.adv_training:
             if self.parts.model is None:
-                seen = [MetricTracker(_Prefixed(record))]  # it has curves of its own
+                seen = [MetricTracker(record, "task_model.")]  # it has curves of its own
                 first = self._fit(model, fold, seed, seen, place / "checkpoint_model", False)
                 model = first.model
             seen = self._callbacks(fold, record)

@@ -26,6 +26,7 @@ from r2l.training.augment import make_augment
 from r2l.training.checkpoints import Keeper, Shuffled, claim, describe, read_last
 from r2l.training.module import RawToLogits
 from r2l.training.quiet import progress_bar, quiet_lightning, seeded
+from r2l.training.stages import epoch_numbers
 from r2l.training.tasks import Loss
 
 Model = nn.Module | Callable[[], nn.Module]
@@ -36,20 +37,11 @@ class _Epochs(Callback):
 
     def __init__(self, epochs: int, progress: bool) -> None:
         self.rows: list[dict[str, float]] = []
-        self.validated = False
         self.bar = progress_bar(total=epochs, desc="epochs", disable=not progress)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.validated = True
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Lightning still shows the last validation in epochs without one.
-        row = {
-            name: value.item() if self.validated or not name.startswith("val_") else float("nan")
-            for name, value in trainer.callback_metrics.items()
-        }
+        row = dict.fromkeys(trainer.callback_metrics, float("nan")) | epoch_numbers(trainer)
         self.rows.append(row)
-        self.validated = False
         self.bar.set_postfix({k: f"{v:.3f}" for k, v in row.items()}, refresh=False)
         self.bar.update()
 

@@ -32,26 +32,29 @@ _GAP = 2  # pixels between the images of a strip
 _MOST = 1 << 22  # values that a quantile is taken of
 
 
+def epoch_numbers(trainer: L.Trainer) -> dict[str, float]:
+    """Return the numbers of the epoch that ends (``train_loss``, ``val_loss``, ...).
+
+    Lightning still shows those of the last validation in epochs that have none.
+    """
+    validated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if validated or not name.startswith("val_")
+    }
+
+
 class MetricTracker(Callback):
-    """Writes each epoch's numbers (``train_loss``, ``val_loss``, ...) to a run, at the epoch's step."""
+    """Writes each epoch's numbers to a run, at the epoch's step, with ``prefix`` before their names."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.validated = False
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember that this epoch has a validation."""
-        self.validated = True
+    def __init__(self, run: Run, prefix: str = "") -> None:
+        self.run, self.prefix = run, prefix
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what Lightning has gathered, which holds the last validation in epochs without one too."""
-        numbers = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if self.validated or not name.startswith("val_")
-        }
-        self.validated = False
+        """Write them, once for all devices."""
         if trainer.is_global_zero:
+            numbers = {f"{self.prefix}{k}": v for k, v in epoch_numbers(trainer).items()}
             self.run.metrics(numbers, step=trainer.current_epoch)
 
 
