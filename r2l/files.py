@@ -9,9 +9,10 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T")
 
@@ -81,6 +82,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
     """Return a picture, *display* domain, in steps of 8 bit; beyond [0, 1] is 0 or 255, NaN is 0."""
+    import numpy as np  # not needed by the command's help, which uses this module too
+
     return np.round(np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
 
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from benchmarks.contenders import contenders
 from benchmarks.epochs import READY, epoch_workloads
 from r2l.camera import DRONE, MICROSCOPE
-from r2l.cli.train_options import GROUPS
 from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticDrone, SyntheticMicroscopy
 from r2l.isp import HalfSizeRGB, ParametrizedISP, StaticISP, load_isp, save_isp
+from r2l.option_rules import resolve_options
+from r2l.options import FIELDS, TASK_OF, Options
 from r2l.rawfile import write_dng
 from r2l.training import crossval, fit, make_classifier
 from r2l.training.corpora import FEW, make_folds, open_corpus
@@ -29,11 +30,9 @@ from r2l.training.developed import Developed, develop
 from r2l.training.experiment import experiment
 from r2l.training.fold_scores import summary
 from r2l.training.module import RawToLogits
-from r2l.training.options import TASK_OF, Options
 from r2l.training.parts import image_statistics, open_parts
 from r2l.training.run_folder import run_folder
 from r2l.training.saving import load_model
-from r2l.training.settling import settle
 from r2l.training.tracking import Records, Run
 from tests.fixtures_data import KEPT, write_drone_photos, write_microscopy
 
@@ -106,12 +105,12 @@ def static_run(place):
 # --- options --------------------------------------------------------------------------------------
 
 
-def test_the_command_has_the_options_with_their_defaults_and_the_published_names():
-    listed = {option.name: option for options in GROUPS.values() for option in options}
-    assert {name: o.default for name, o in listed.items()} == asdict(Options())
-    assert set(PUBLISHED.split()) <= set(listed)
-    for field in fields(Options):
-        assert listed[field.name].type.__name__ == field.type.removesuffix(" | None")
+def test_the_options_have_the_published_names_and_their_types_defaults():
+    assert set(PUBLISHED.split()) <= set(FIELDS)
+    for name, option in FIELDS.items():
+        assert option.metadata["help"].strip(), name
+        kind = option.type.removesuffix(" | None")
+        assert type(option.default).__name__ == kind or option.default is None, name
 
 
 @pytest.mark.parametrize(
@@ -191,16 +190,16 @@ def test_what_does_not_exist_or_contradicts_is_an_error_at_once(changes, message
 )
 def test_what_follows_from_an_option_is_done_and_told(given, followed, line):
     options = Options(**given)
-    settled, lines = settle(options)
+    settled, lines = resolve_options(options)
     assert any(line in told for told in lines), lines
     changed = {k: v for k, v in asdict(settled).items() if v != asdict(options)[k]}
     assert changed.items() >= followed.items()
 
 
-def test_nothing_follows_from_the_defaults_and_settling_twice_changes_nothing():
-    assert settle(Options()) == (Options(), [])
-    settled, _ = settle(Options(adv_training=True, test_run=True, processor_uri=""))
-    assert settle(settled) == (settled, [])
+def test_nothing_follows_from_the_defaults_and_resolving_twice_changes_nothing():
+    assert resolve_options(Options()) == (Options(), [])
+    settled, _ = resolve_options(Options(adv_training=True, test_run=True, processor_uri=""))
+    assert resolve_options(settled) == (settled, [])
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -697,7 +696,7 @@ from r2l.training import fit
 from r2l.training.experiment import experiment
 from r2l.training.fold_scores import summary
 from r2l.training.module import RawToLogits
-from r2l.training.options import Options
+from r2l.options import Options
 
 steps, last, step = 0, int(sys.argv[2]), RawToLogits.training_step
 

@@ -13,7 +13,7 @@ import torchvision
 from typer.testing import CliRunner
 
 from r2l.cli import app
-from r2l.cli.train_options import GROUPS
+from r2l.options import FIELDS
 from r2l.training import experiment as experiment_module
 from r2l.training.module import RawToLogits
 from r2l.training.tracking import Records
@@ -123,7 +123,7 @@ def test_flags_stand_alone_or_take_a_value(monkeypatch, words, value):
 
 
 def test_every_flag_takes_a_value_and_the_last_counts(monkeypatch):
-    flags = [o.name for group in GROUPS.values() for o in group if o.type is bool]
+    flags = [name for name, option in FIELDS.items() if isinstance(option.default, bool)]
     harmless = [n for n in flags if n != "freeze_classifier"]
     for value in (True, False):
         words = [w for n in harmless for w in (f"--{n}", str(value))]
@@ -183,10 +183,9 @@ def test_help_comes_quickly_in_groups_and_names_every_option():
     assert time.perf_counter() - start < 10
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "lightning", "mlflow", "numpy"}
-    for group, options in GROUPS.items():
-        assert f"\n{group}:\n" in done.stdout
-        for option in options:
-            assert f"--{option.name}" in done.stdout
+    for name, option in FIELDS.items():
+        assert f"\n{option.metadata['group']}:\n" in done.stdout
+        assert f"--{name}" in done.stdout
 
 
 @pytest.mark.usefixtures("in_tmp_path")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from typing import Annotated, Any
+from dataclasses import Field
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from r2l.cli.report import EXIT_INTERRUPTED, Failures
-from r2l.cli.train_options import GROUPS, Option
+from r2l.options import FIELDS, Options
 
 
 def train(**given: Any) -> None:
@@ -23,7 +24,6 @@ def train(**given: Any) -> None:
         with failures.reported():
             # Takes seconds: not for those who only ask for help.
             from r2l.training.experiment import experiment
-            from r2l.training.options import Options
 
             experiment(Options(**given), say=_say)
     except KeyboardInterrupt:
@@ -39,19 +39,18 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _parameter(option: Option, group: str) -> inspect.Parameter:
+def _parameter(option: Field, kind: Any) -> inspect.Parameter:
     """Return an option as the parameter of a function, as typer reads it."""
     names = [f"--{option.name}"]
     if option.default is True:
         names = [f"--{option.name}/--no_{option.name}"]
     info = typer.Option(
         *names,
-        help=option.help,
-        rich_help_panel=group,
-        metavar=option.metavar,
+        help=option.metadata["help"],
+        rich_help_panel=option.metadata["group"],
+        metavar=option.metadata.get("metavar"),
         show_default=option.default not in (None, False),
     )
-    kind = option.type | None if option.default is None else option.type
     return inspect.Parameter(
         option.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -60,7 +59,8 @@ def _parameter(option: Option, group: str) -> inspect.Parameter:
     )
 
 
-# Fifty options, of which Options knows the meaning: listed as data, not as arguments.
-_parameters = [_parameter(o, group) for group, options in GROUPS.items() for o in options]
+# Fifty options, of which Options knows the meaning: read from there, not listed as arguments.
+_kinds = get_type_hints(Options)
+_parameters = [_parameter(option, _kinds[name]) for name, option in FIELDS.items()]
 train.__signature__ = inspect.Signature(_parameters)
 train.__annotations__ = {p.name: p.annotation for p in _parameters}

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from r2l.isp.static import parse_code
+from r2l.options import FIELDS
 from r2l.sweep.job import Job
 from r2l.sweep.notebook import HEAD, ParameterError, find_notebook, read_experiment, read_yaml
-from r2l.training.options import CHOICES
 
 #: Of a grid; more of them would not come to an end, and a typing error can ask for them.
 _MOST_RUNS = 100_000
@@ -121,7 +121,7 @@ def _with_pipeline(path: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     pipeline = parameters.pop("pipeline", None)
     if pipeline is None:
         return parameters
-    if pipeline in CHOICES["processing_mode"]:
+    if pipeline in FIELDS["processing_mode"].metadata["choices"]:
         return {**parameters, "processing_mode": pipeline}
     try:
         parts = parse_code(str(pipeline))

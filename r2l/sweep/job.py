@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import r2l
+from r2l.options import Options
 from r2l.sweep.notebook import ParameterError, check_parameters, code_of
-from r2l.training.options import Options
 
 Kind = Literal["train", "notebook"]
 

@@ -19,7 +19,7 @@ from r2l.sweep.job import Job
 from r2l.sweep.work import Setting, size_of
 
 if TYPE_CHECKING:
-    from r2l.training.options import Options
+    from r2l.options import Options
 
 #: What the time of a step and the sizes of folds depend on; runs that differ in nothing of it are
 #: measured once.

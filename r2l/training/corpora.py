@@ -22,8 +22,8 @@ from r2l.datasets import (
     SyntheticMicroscopy,
 )
 from r2l.datasets.splits import Fold, group_folds, published_resampling
+from r2l.options import Options
 from r2l.rawfile import load_camera
-from r2l.training.options import Options
 
 #: Images of a test run.
 FEW = 32

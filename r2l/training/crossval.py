@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 
 from r2l.files import atomic_path
 from r2l.isp import StaticISP, save_isp
+from r2l.options import Options
 from r2l.training.adversarial import Adversary
 from r2l.training.corpora import Corpus
 from r2l.training.developed import Developed, develop
@@ -25,7 +26,6 @@ from r2l.training.evaluate import evaluate
 from r2l.training.fit import fit
 from r2l.training.fold_scores import table_scores
 from r2l.training.module import RawToLogits
-from r2l.training.options import Options
 from r2l.training.parts import Parts, fresh_model, image_statistics
 from r2l.training.run_folder import TESTED
 from r2l.training.saving import NORM, save_model, save_norm
@@ -58,7 +58,7 @@ class FoldTrainer:
     """Trains the folds of one experiment.
 
     Args:
-        options: settled ones.
+        options: resolved ones.
         corpus: the data.
         parts: processor and, if it was loaded, task model.
         progress: whether to show bars.

@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 
 from r2l.files import atomic_path
+from r2l.option_rules import resolve_options
+from r2l.options import Options
 from r2l.training.corpora import Corpus, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
 from r2l.training.fold_scores import describe_scores, summary, table_scores
-from r2l.training.options import Options
 from r2l.training.parts import open_parts
 from r2l.training.run_folder import RunFolder, run_folder
-from r2l.training.settling import settle
 from r2l.training.splits import Fold
 from r2l.training.tracking import Run, TrackingError, store_address, track
 from r2l.training.tracking.reopen import reopen, reopen_nested
@@ -60,7 +60,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         OSError: data, weights or store that aren't there.
         KeyboardInterrupt: the record is marked as killed, the checkpoint stays.
     """
-    options, lines = settle(options)
+    options, lines = resolve_options(options)
     corpus = open_corpus(options)
     folds = make_folds(corpus, options)
     numbers = range(len(folds)) if options.fold is None else [options.fold]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, load_isp
+from r2l.options import Options
 from r2l.training import models
 from r2l.training.corpora import Corpus
 from r2l.training.models import target_statistics
-from r2l.training.options import Options
 from r2l.training.quiet import seeded
 from r2l.training.saving import DESCRIPTION, NORM, load_model, load_norm, load_state
 from r2l.training.tracking import resolve

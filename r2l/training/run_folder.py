@@ -16,7 +16,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from r2l.files import atomic_path
-from r2l.training.options import Options
+from r2l.options import Options
 
 NOTE = "run.json"
 TESTED = "tested.csv"
