@@ -30,7 +30,7 @@ from r2l.drift.adjustment import (
 )
 from r2l.drift.adjustment.conditions import model_factory
 from r2l.drift.adjustment.objectives import batch_norms, entropy, recorded_features
-from r2l.drift.statistics import bootstrap_means
+from r2l.drift.statistics import Bootstrap, bootstrap_means
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
 from r2l.training import RawToLogits, fit, make_classifier
 from r2l.training.models import Normalize
@@ -570,7 +570,10 @@ def test_an_effect_is_found_and_groups_alone_would_find_too_much():
 
 def test_with_one_seed_it_is_the_interval_of_the_bootstrap_over_groups():
     values, groups = crossed(np.random.default_rng(1), 0.1, seeds=1)
-    ours, theirs = crossed_means(values, groups), bootstrap_means(values[0], groups, draws=20000)
+    ours, theirs = (
+        crossed_means(values, groups),
+        bootstrap_means(values[0], groups, Bootstrap(draws=20000)),
+    )
     np.testing.assert_allclose(ours.estimate, theirs.estimate)
     np.testing.assert_allclose(ours.high - ours.low, theirs.high - theirs.low, rtol=0.06)
 

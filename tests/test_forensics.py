@@ -33,6 +33,7 @@ from r2l.drift.forensics import (
 from r2l.drift.forensics.attack import margin_gradient
 from r2l.drift.forensics.compare import compare_scores
 from r2l.drift.forensics.objective import margins, mean_margin, score_images, scores
+from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, ParametrizedISP, StaticISP
 from r2l.training import RawToLogits, evaluate, make_classifier, seeded
 from r2l.training.adversarial import Adversary
@@ -445,7 +446,7 @@ def simulated(rng, effect, n_groups=30, per_group=5):
 def test_chance_is_called_an_attack_in_at_most_5_percent():
     rng = np.random.default_rng(0)
     calls = [
-        compare_scores(values, np.zeros((4, 2)), groups, draws=50).beats_random
+        compare_scores(values, np.zeros((4, 2)), groups, Bootstrap(draws=50)).beats_random
         for values, groups in (simulated(rng, 0.0) for _ in range(400))
     ]
     assert sum(calls) <= stats.binom.ppf(0.99, 400, 0.05)
@@ -454,7 +455,7 @@ def test_chance_is_called_an_attack_in_at_most_5_percent():
 def test_an_attack_of_given_size_is_found():
     rng = np.random.default_rng(1)
     found = [
-        compare_scores(values, np.zeros((4, 2)), groups, draws=200)
+        compare_scores(values, np.zeros((4, 2)), groups, Bootstrap(draws=200))
         for values, groups in (simulated(rng, 0.25) for _ in range(40))
     ]
     assert np.mean([f.beats_random for f in found]) > 0.9

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from r2l.drift.statistics import (
+    Bootstrap,
     bootstrap_means,
     bootstrap_ratios,
     exchange_test,
@@ -46,7 +47,7 @@ def test_coverage_holds_with_ten_groups_of_unequal_size():
 
 def test_ignoring_groups_would_be_too_narrow():
     values = clustered(np.random.default_rng(3), 1000)
-    naive = bootstrap_means(values, np.arange(len(GROUPS)), draws=500)
+    naive = bootstrap_means(values, np.arange(len(GROUPS)), Bootstrap(draws=500))
     assert np.mean((naive.low <= 0) & (naive.high >= 0)) < 0.90
 
 
@@ -54,7 +55,7 @@ def test_interval_matches_scipy_on_ungrouped_values():
     from scipy import stats
 
     values = np.random.default_rng(4).exponential(1, 400)
-    ours = bootstrap_means(values[:, None], np.arange(400), draws=9999)
+    ours = bootstrap_means(values[:, None], np.arange(400), Bootstrap(draws=9999))
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=0).confidence_interval
     assert ours.estimate[0] == pytest.approx(values.mean())
     # Few per cent of the width: Monte Carlo error, and the expansion for 400 groups.
@@ -107,7 +108,7 @@ def overlaps(rng, columns, found=0.7):
 
 
 def test_ratio_is_that_of_the_sums_and_not_the_mean_of_ratios():
-    sampled = bootstrap_ratios([[1.0], [90.0]], [[10.0], [100.0]], [0, 1], draws=50)
+    sampled = bootstrap_ratios([[1.0], [90.0]], [[10.0], [100.0]], [0, 1], Bootstrap(draws=50))
     assert sampled.estimate[0] == pytest.approx(91 / 110)
     possible = {91 / 110, 0.1, 0.9}
     assert all(min(abs(v - p) for p in possible) < 1e-12 for v in sampled.samples[:, 0])
@@ -117,14 +118,14 @@ def test_ratio_is_that_of_the_sums_and_not_the_mean_of_ratios():
 
 def test_empty_images_count_nothing_and_an_empty_sample_does_no_harm():
     above, below = np.array([[0.0], [4.0], [0.0]]), np.array([[0.0], [8.0], [0.0]])
-    sampled = bootstrap_ratios(above, below, [0, 1, 2], draws=200)
+    sampled = bootstrap_ratios(above, below, [0, 1, 2], Bootstrap(draws=200))
     assert sampled.estimate[0] == 0.5
     assert np.isfinite(sampled.samples).all()
 
 
 def test_interval_of_a_ratio_covers_as_often_as_it_says():
     above, below = overlaps(np.random.default_rng(11), 600)
-    result = bootstrap_ratios(above, below, GROUPS, draws=1000).interval()
+    result = bootstrap_ratios(above, below, GROUPS, Bootstrap(draws=1000)).interval()
     coverage = np.mean((result.low <= 0.7) & (result.high >= 0.7))
     assert 0.92 <= coverage <= 0.98
 
@@ -166,7 +167,7 @@ def test_ratios_without_a_bound_have_none():
 
     assert np.isinf(sampled.interval(ratio).high[0])
     with pytest.raises(ValueError, match="level"):
-        sampled.interval(level=95)
+        Bootstrap(level=95)
 
 
 def test_holm_on_a_worked_example():
@@ -179,9 +180,11 @@ def test_holm_on_a_worked_example():
 def test_seeded_and_inputs_untouched():
     values = clustered(np.random.default_rng(8), 3)
     before = values.copy()
-    first, again = (bootstrap_means(values, GROUPS, draws=1500, seed=9) for _ in range(2))
+    first, again = (
+        bootstrap_means(values, GROUPS, Bootstrap(draws=1500, seed=9)) for _ in range(2)
+    )
     np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first.low, bootstrap_means(values, GROUPS, seed=10).low)
+    assert not np.array_equal(first.low, bootstrap_means(values, GROUPS, Bootstrap(seed=10)).low)
     np.testing.assert_array_equal(values, before)
 
 

@@ -25,6 +25,7 @@ from r2l.drift import (
 from r2l.drift import synthesis as synthesis_module
 from r2l.drift import views as views_module
 from r2l.drift.matching import mean_distance
+from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, StaticISP
 from r2l.training import RawToLogits, evaluate, group_folds, make_classifier, seeded
 from r2l.training.tracking import track
@@ -237,7 +238,7 @@ def test_unknown_published_matrix_lists_those_that_exist():
 
 def test_twelve_by_twelve_can_be_summarised():
     rates = {(a, b): 0.9 - 0.3 * (b == "ma,s,me" != a) for a in PIPELINES for b in PIPELINES}
-    summary = summarise(simulated(rates, n=240), draws=200)
+    summary = summarise(simulated(rates, n=240), bootstrap=Bootstrap(draws=200))
     assert summary.worst_column == "ma,s,me"
     marked = summary.cells.query("significant")
     assert set(marked["test"]) == {"ma,s,me"}
@@ -420,7 +421,9 @@ def test_drops_are_measured_from_each_models_diagonal():
 
 def test_fair_comparison_tells_three_sizes(views, models, results):
     some = (*PUBLISHED_CORRUPTIONS[:2], "brightness")
-    fair = fair_comparison(models, views, some, results=results, draws=200, progress=False)
+    fair = fair_comparison(
+        models, views, some, results=results, bootstrap=Bootstrap(draws=200), progress=False
+    )
     assert list(fair.table.index) == ["pipelines", "published", "image", "matched"]
     row = fair.table.loc["pipelines"]
     assert row["ratio"] in (1.0, 0.0)
@@ -429,8 +432,8 @@ def test_fair_comparison_tells_three_sizes(views, models, results):
     matched = fair.table.loc["matched", "distance"]
     assert matched == pytest.approx(row["distance"], abs=0.3)
     assert "times that of" in str(fair)
-    table = drop_table(results, fair.answers, draws=200)
-    figure = plot_corruptions(table, summarise(results, draws=200), views)
+    table = drop_table(results, fair.answers, bootstrap=Bootstrap(draws=200))
+    figure = plot_corruptions(table, summarise(results, bootstrap=Bootstrap(draws=200)), views)
     figure.canvas.draw()
     labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
     assert len(labels) == 4
@@ -443,13 +446,13 @@ def test_ratio_to_pipelines_is_the_known_one_and_unbounded_without_a_drop():
     results = simulated(pipelines, n=2000)
     others = corrupted({("a", "dust"): 0.5, ("b", "dust"): 0.5}, n=2000)
     rows = {"published": others["scale"] == "published"}
-    drops, ratios, name = _mean_drops(results, others, rows, None, 0.95, 500, 0)
+    drops, ratios, name = _mean_drops(results, others, rows, None, Bootstrap(draws=500))
     assert name == "accuracy"
     assert drops.estimate == pytest.approx([0.1, 0.4], abs=0.03)
     assert ratios.low[1] < 4 < ratios.high[1]
     assert ratios.high[1] - ratios.low[1] < 2
     same = simulated(dict.fromkeys(pipelines, 0.9), n=2000)
-    _, ratios, _ = _mean_drops(same, others, rows, None, 0.95, 500, 0)
+    _, ratios, _ = _mean_drops(same, others, rows, None, Bootstrap(draws=500))
     assert np.isinf(ratios.high[1])
 
 

@@ -23,6 +23,7 @@ from r2l.drift.forensics import (
     tolerance_report,
     verify_tolerances,
 )
+from r2l.drift.statistics import Bootstrap
 from r2l.isp import ParametrizedISP
 from r2l.viz import (
     plot_attack,
@@ -43,7 +44,12 @@ LIMIT = THRESHOLD**2.2
 
 
 def report_of(frames, settings, **options):
-    options = {"points": 21, "refine": 6, "progress": False, "draws": 200} | options
+    options = {
+        "points": 21,
+        "refine": 6,
+        "progress": False,
+        "bootstrap": Bootstrap(draws=200),
+    } | options
     return tolerance_report(Bright(THRESHOLD), frames, settings=settings, **options)
 
 
@@ -124,7 +130,9 @@ def test_the_band_covers_the_truth():
     hits = []
     for _ in range(60):
         levels = rng.uniform(LIMIT, 2 * LIMIT, 60)
-        prober = Prober(Bright(THRESHOLD), flat_frames(levels, side=4), draws=300)
+        prober = Prober(
+            Bright(THRESHOLD), flat_frames(levels, side=4), bootstrap=Bootstrap(draws=300)
+        )
         row = prober.measure("exposure", [-0.5]).iloc[0]
         truth = 1 - (2**0.5 - 1)  # share of levels above LIMIT * 2 ** 0.5
         hits.append(row["low"] <= truth <= row["high"])
@@ -137,7 +145,9 @@ def test_the_band_covers_the_truth():
 def test_edges_hold_on_fresh_images_of_the_same_kind_and_not_on_others():
     rng = np.random.default_rng(2)
     draw = lambda n, low: flat_frames(rng.uniform(low, 2 * LIMIT, n), side=4)  # noqa: E731
-    report = report_of(draw(200, 1.1 * LIMIT), ["exposure", "gamma"], drop=0.1, draws=1000)
+    report = report_of(
+        draw(200, 1.1 * LIMIT), ["exposure", "gamma"], drop=0.1, bootstrap=Bootstrap(draws=1000)
+    )
     same = verify_tolerances(report, Bright(THRESHOLD), draw(400, 1.1 * LIMIT))
     safe = same[same["edge"].str.startswith("safe")]
     assert safe["holds"].all()
@@ -152,11 +162,13 @@ def test_edges_hold_on_fresh_images_of_the_same_kind_and_not_on_others():
 def test_same_seed_same_report_and_nothing_is_changed():
     frames = flat_frames(np.linspace(LIMIT, 2 * LIMIT, 20), per_group=2)
     raw, model = frames.raw.clone(), Bright(THRESHOLD)
-    first, again = (report_of(frames, ["exposure"], seed=4) for _ in "12")
+    first, again = (
+        report_of(frames, ["exposure"], bootstrap=Bootstrap(draws=200, seed=4)) for _ in "12"
+    )
     assert first.table.equals(again.table)
     assert torch.equal(frames.raw, raw)
     assert model.training
-    other = report_of(frames, ["exposure"], seed=5)
+    other = report_of(frames, ["exposure"], bootstrap=Bootstrap(draws=200, seed=5))
     assert not first.scans["exposure"].table.equals(other.scans["exposure"].table)
 
 

@@ -11,6 +11,7 @@ import torch
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.drift.forensics import tolerance_report
 from r2l.drift.forensics.settings import camera_settings
+from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, StaticISP
 from r2l.rawfile import RawFrame, write_dng
 from r2l.training.stages import save_strip
@@ -27,7 +28,13 @@ def report():
     frames = flat_frames(np.linspace(0.3, 0.9, 20), DRONE)
     settings = ["black_level", "red_gain", "blue_gain", "gamma"]
     return tolerance_report(
-        Bright(0.45), frames, settings=settings, points=5, refine=1, draws=50, progress=False
+        Bright(0.45),
+        frames,
+        settings=settings,
+        points=5,
+        refine=1,
+        bootstrap=Bootstrap(draws=50),
+        progress=False,
     )
 
 

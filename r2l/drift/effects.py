@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from r2l.drift.paired import paired_scores
+from r2l.drift.statistics import Bootstrap
 
 FACTORS = ("demosaic", "sharpening", "denoising")
 Term = tuple[tuple[str, str], ...]  # of (side, factor)
@@ -35,9 +36,7 @@ def effects(
     *,
     value: str | None = None,
     order: int = 2,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> pd.DataFrame:
     """Return main effects and interactions of the pipelines' choices on the drop, with intervals.
 
@@ -45,9 +44,7 @@ def effects(
         results: what `train_test_matrix` returned, for pipelines that cross their choices.
         value: see `r2l.drift.summarise`.
         order: most factors that interact, 1 to 3.
-        level: of the intervals.
-        draws: bootstrap samples (over groups).
-        seed: of the bootstrap.
+        bootstrap: of the intervals, over groups.
 
     Returns:
         One row an effect: ``side`` ("test", "train", "train and test", "change"), ``term`` (the factors),
@@ -60,7 +57,7 @@ def effects(
     """
     paired = paired_scores(results, ["train", "test"], value)
     names, contrasts = effect_contrasts(paired.cells.to_frame(index=False), order)
-    interval = paired.draws(draws, seed).interval(lambda scores: scores @ contrasts.T, level)
+    interval = paired.draws(bootstrap).interval(lambda scores: scores @ contrasts.T)
     return names.assign(**interval._asdict())
 
 

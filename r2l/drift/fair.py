@@ -18,7 +18,7 @@ from r2l.drift.comparison import MATCHED, corruption_table, spread
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES
 from r2l.drift.matching import pipeline_distance
 from r2l.drift.paired import SCORE_NAMES, paired_scores
-from r2l.drift.statistics import Interval
+from r2l.drift.statistics import Bootstrap, Interval
 from r2l.drift.synthesis import Trained, ask_models
 from r2l.drift.views import Views
 
@@ -73,8 +73,7 @@ def fair_comparison(
     severity: int = 3,
     distance: str = "psnr",
     value: str | None = None,
-    level: float = 0.95,
-    draws: int = 2000,
+    bootstrap: Bootstrap = Bootstrap(),
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
@@ -90,8 +89,8 @@ def fair_comparison(
         results: what `ask_models` returned for these models and views; asked for here, if not given.
         severity: of the corruptions, 3 as published.
         distance: what "as far" means: "psnr", "ssim" or "l2".
-        value, level, draws: see `r2l.drift.summarise`.
-        seed: of corruptions and bootstrap.
+        value, bootstrap: see `r2l.drift.summarise`.
+        seed: of the corruptions.
         device: where to ask, such as "cuda"; by default where each model is.
         progress: whether to show bars.
 
@@ -111,7 +110,7 @@ def fair_comparison(
     counted = others["reached"]
     groups = {s: (others["scale"] == s) & counted for s in (*SCALES, MATCHED)}
     groups = {s: rows for s, rows in groups.items() if rows.any()}
-    drops, ratios, metric = _mean_drops(results, others, groups, value, level, draws, seed)
+    drops, ratios, metric = _mean_drops(results, others, groups, value, bootstrap)
     codes = list(dict.fromkeys(others["train"]))
     some = spread(len(views))
     own = np.mean([pipeline_distance(views, c, kind=distance, indices=some) for c in codes])
@@ -122,7 +121,7 @@ def fair_comparison(
     table[["ratio", "ratio_low", "ratio_high"]] = np.stack(ratios, axis=1)
     missed = others[~counted].drop_duplicates(["train", "kind"]).groupby("train", sort=False)
     left_out = {code: list(part["kind"]) for code, part in missed}
-    return FairComparison(table, others, distance, left_out, metric, level)
+    return FairComparison(table, others, distance, left_out, metric, bootstrap.level)
 
 
 def drop_table(
@@ -130,16 +129,14 @@ def drop_table(
     others: pd.DataFrame,
     *,
     value: str | None = None,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> pd.DataFrame:
     """Return the mean drop under each corruption or sensor drift, over all models, and its distance.
 
     Args:
         results: what `ask_models` or `train_test_matrix` returned, for the models in ``others``.
         others: what `corruption_table` or `sensor_table` returned, or several of them together.
-        value, level, draws, seed: see `r2l.drift.summarise`.
+        value, bootstrap: see `r2l.drift.summarise`.
 
     Returns:
         One row a ``scale``, ``kind`` and ``severity``: mean ``distance``, ``drop``, ``low``, ``high``.
@@ -150,7 +147,7 @@ def drop_table(
     keys = ["scale", "kind", "severity"]
     rows = others.groupby(["test", *keys], sort=False)["distance"].mean().reset_index()
     groups = {test: others["test"] == test for test in rows["test"]}
-    drops = _mean_drops(results, others, groups, value, level, draws, seed)[0]
+    drops = _mean_drops(results, others, groups, value, bootstrap)[0]
     estimate, low, high = (part[1:] for part in drops)
     return rows.drop(columns="test").assign(drop=estimate, low=low, high=high)
 
@@ -160,9 +157,7 @@ def _mean_drops(
     others: pd.DataFrame,
     groups: dict[str, pd.Series],
     value: str | None,
-    level: float,
-    draws: int,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> tuple[Interval, Interval, str]:
     """Return mean drops of the pipelines and of groups of rows, their ratios to the first, the metric."""
     trains = list(dict.fromkeys(others["train"]))
@@ -190,7 +185,7 @@ def _mean_drops(
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.nan_to_num(drops / base, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
-    sampled = paired.draws(draws, seed)
+    sampled = paired.draws(bootstrap)
     name = SCORE_NAMES.get(paired.value, paired.value)
-    drops = sampled.interval(lambda scores: scores @ weights.T, level)
-    return drops, sampled.interval(ratios, level), name
+    drops = sampled.interval(lambda scores: scores @ weights.T)
+    return drops, sampled.interval(ratios), name

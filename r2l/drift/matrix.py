@@ -10,6 +10,7 @@ import pandas as pd
 
 from r2l.drift.paired import SCORE_NAMES, PairedScores, paired_scores
 from r2l.drift.statistics import (
+    Bootstrap,
     Draws,
     Interval,
     exchange_test,
@@ -97,9 +98,7 @@ def summarise(
     *,
     value: str | None = None,
     n_classes: int | None = None,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> MatrixSummary:
     """Average the results of `train_test_matrix` by cell and say how sure each number is.
 
@@ -109,9 +108,7 @@ def summarise(
         value: what is scored, better if higher: "correct", "iou" (its cells are data-set IoUs, the sum of
             intersections by the sum of unions) or any column of numbers; by default what is there.
         n_classes: for the uniform chance level; the number of labels that occur, if not given.
-        level: of the intervals.
-        draws: bootstrap samples.
-        seed: of bootstrap and test; equal seeds give equal numbers.
+        bootstrap: of the intervals; its seed is also that of the tests.
 
     Raises:
         ValueError: a cell lacks some image, a training pipeline is not among the tests, or there
@@ -125,18 +122,18 @@ def summarise(
     paired = _square(paired_scores(results, ["train", "test"], value), trains, tests)
     own = np.array([list(tests).index(train) for train in trains])
     off = trains[:, None] != tests[None, :]
-    sampled = paired.draws(draws, seed)
-    columns, totals = _drops(tests, own, off, sampled, level)
+    sampled = paired.draws(bootstrap)
+    columns, totals = _drops(tests, own, off, sampled)
     images = results.drop_duplicates("image")
     return MatrixSummary(
-        cells=_cells(trains, tests, own, off, sampled, paired, level, seed),
+        cells=_cells(trains, tests, own, off, sampled, paired, bootstrap.seed),
         totals=totals,
         columns=columns,
         chance=_chance(images, n_classes),
         n_images=len(images),
         n_groups=sampled.n_groups,
         n_seeds=results["seed"].nunique(),
-        level=level,
+        level=bootstrap.level,
         metric=SCORE_NAMES.get(paired.value, paired.value),
     )
 
@@ -189,12 +186,11 @@ def _cells(
     off: np.ndarray,
     sampled: Draws,
     paired: PairedScores,
-    level: float,
     seed: int,
 ) -> pd.DataFrame:
     cells = pd.MultiIndex.from_product([trains, tests], names=["train", "test"]).to_frame(False)
-    score = sampled.interval(level=level)
-    difference = sampled.interval(to_diagonal(own, len(tests)), level)
+    score = sampled.interval()
+    difference = sampled.interval(to_diagonal(own, len(tests)))
     cells[["score", "low", "high"]] = np.stack(score, axis=1)
     cells[["difference", "difference_low", "difference_high"]] = np.stack(difference, axis=1)
     flat = off.ravel()
@@ -210,12 +206,12 @@ def _cells(
         p = exchange_test(cell, base, paired.groups, draws=draws, seed=seed)
     cells.loc[flat, "p"] = p
     cells.loc[flat, "p_holm"] = holm(p)
-    cells["significant"] = cells["p_holm"] <= 1 - level + 1e-12
+    cells["significant"] = cells["p_holm"] <= 1 - sampled.level + 1e-12
     return cells
 
 
 def _drops(
-    tests: np.ndarray, own: np.ndarray, off: np.ndarray, sampled: Draws, level: float
+    tests: np.ndarray, own: np.ndarray, off: np.ndarray, sampled: Draws
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Mean drops of each column that has cells off the diagonal, and of all."""
     shown = off.any(axis=0)
@@ -229,7 +225,7 @@ def _drops(
         alone = [off & (np.arange(len(tests)) == k) for k in np.flatnonzero(shown)]
         return np.stack([mean(moved, chosen) for chosen in alone], axis=-1)
 
-    columns = _frame(sampled.interval(by_column, level), tests[shown])
+    columns = _frame(sampled.interval(by_column), tests[shown])
     columns = columns.rename(columns={"estimate": "drop"}).rename_axis("test")
     spared = off & (tests != columns["drop"].idxmax())
     chosen = {"drop": off} | ({"drop without worst column": spared} if spared.any() else {})
@@ -239,7 +235,7 @@ def _drops(
         diagonal = mean(scores, own[:, None] == np.arange(len(tests)))
         return np.stack([diagonal, *(mean(moved, cells) for cells in chosen.values())], axis=-1)
 
-    return columns, _frame(sampled.interval(totals, level), ["diagonal", *chosen])
+    return columns, _frame(sampled.interval(totals), ["diagonal", *chosen])
 
 
 def _frame(interval: Interval, index: list[str] | np.ndarray) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from r2l.drift.statistics import Draws, bootstrap_ratios
+from r2l.drift.statistics import Bootstrap, Draws, bootstrap_ratios
 
 #: Scores that are a ratio of sums over images, not a mean of ratios.
 RATIOS = {"iou": ("intersection", "union")}
@@ -35,11 +35,9 @@ class PairedScores:
     groups: np.ndarray
     value: str
 
-    def draws(self, draws: int = 2000, seed: int = 0) -> Draws:
+    def draws(self, bootstrap: Bootstrap) -> Draws:
         """Return scores and bootstrap samples of them, the same groups for every cell."""
-        return bootstrap_ratios(
-            self.numerators, self.denominators, self.groups, draws=draws, seed=seed
-        )
+        return bootstrap_ratios(self.numerators, self.denominators, self.groups, bootstrap)
 
 
 def score_column(results: pd.DataFrame) -> str:

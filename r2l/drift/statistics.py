@@ -31,6 +31,28 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made.
+
+    Attributes:
+        level: their coverage, between 0 and 1; 1 - level is that of the tests beside them.
+        draws: number of bootstrap samples.
+        seed: of the samples, and of the tests beside them; equal seeds give equal numbers.
+
+    Raises:
+        ValueError: a level that is not between 0 and 1.
+    """
+
+    level: float = 0.95
+    draws: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise ValueError(f"level is {self.level}, expected a share between 0 and 1")
+
+
+@dataclass(frozen=True)
 class Draws:
     """Ratios of sums as observed, and as they came out in bootstrap samples of the groups.
 
@@ -38,15 +60,15 @@ class Draws:
         estimate: observed, (K,).
         samples: one row a bootstrap sample, (draws, K).
         n_groups: how many groups there were.
+        level: coverage of the intervals.
     """
 
     estimate: np.ndarray
     samples: np.ndarray
     n_groups: int
+    level: float
 
-    def interval(
-        self, of: Callable[[np.ndarray], np.ndarray] | None = None, level: float = 0.95
-    ) -> Interval:
+    def interval(self, of: Callable[[np.ndarray], np.ndarray] | None = None) -> Interval:
         """Return estimate and interval of each ratio, or of what ``of`` makes of them.
 
         Bounds are percentiles of the samples, moved outwards for the number of groups, since plain
@@ -55,17 +77,11 @@ class Draws:
 
         Args:
             of: from ratios (..., K) to quantities (..., M).
-            level: coverage of the interval, between 0 and 1.
-
-        Raises:
-            ValueError: a level that is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}, expected a share between 0 and 1")
         estimate, samples = self.estimate, self.samples
         if of is not None:
             estimate, samples = of(estimate), of(samples)
-        quantile = stats.t.ppf((1 - level) / 2, self.n_groups - 1)
+        quantile = stats.t.ppf((1 - self.level) / 2, self.n_groups - 1)
         tail = stats.norm.cdf(quantile * np.sqrt(self.n_groups / (self.n_groups - 1)))
         # "higher" and "lower" would not mix an unbounded ratio with its finite neighbour.
         exact = np.isfinite(samples).all()
@@ -98,36 +114,27 @@ def group_totals(values: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.n
 
 
 def bootstrap_means(
-    values: ArrayLike,
-    groups: ArrayLike,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    values: ArrayLike, groups: ArrayLike, bootstrap: Bootstrap = Bootstrap()
 ) -> Interval:
     """Return the mean of each column with an interval from a bootstrap over groups (`Draws.interval`).
 
     Args:
         values: one row an image, one column a quantity, (N, K).
         groups: group of each row, (N,).
-        level: coverage of the interval, between 0 and 1.
-        draws: number of bootstrap samples.
-        seed: equal seeds give equal intervals.
+        bootstrap: coverage of the intervals, number of samples, seed.
 
     Raises:
         ValueError: as `bootstrap_ratios`.
     """
     ones = np.ones((len(np.asarray(values)), 1))
-    return bootstrap_ratios(values, ones, groups, draws=draws, seed=seed).interval(level=level)
+    return bootstrap_ratios(values, ones, groups, bootstrap).interval()
 
 
 def bootstrap_ratios(
     numerators: ArrayLike,
     denominators: ArrayLike,
     groups: ArrayLike,
-    *,
-    draws: int = 2000,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> Draws:
     """Return the ratio of the sums of each column, and what it is in bootstrap samples of the groups.
 
@@ -137,8 +144,7 @@ def bootstrap_ratios(
         numerators: one row an image, one column a quantity, (N, K).
         denominators: as ``numerators``, or (N, 1) for all columns; ones for means.
         groups: group of each row, (N,).
-        draws: number of bootstrap samples.
-        seed: equal seeds give equal samples.
+        bootstrap: coverage of the intervals, number of samples, seed.
 
     Raises:
         ValueError: fewer than two groups, denominators that add up to nothing, or as `group_totals`.
@@ -150,9 +156,9 @@ def bootstrap_ratios(
         raise ValueError("an interval needs at least 2 groups")
     if not (below.sum(axis=0) > 0).all():
         raise ValueError("a ratio has nothing to divide by: its denominators add up to 0")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(bootstrap.seed)
     samples = []
-    for size in _batches(draws):
+    for size in _batches(bootstrap.draws):
         drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size)
         # A sample without any denominator says nothing; as rare as it is, it stands as the estimate.
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -160,7 +166,8 @@ def bootstrap_ratios(
         samples.append(ratios)
     estimate = above.sum(axis=0) / below.sum(axis=0)
     together = np.concatenate(samples)
-    return Draws(estimate, np.where(np.isfinite(together), together, estimate), n_groups)
+    finite = np.where(np.isfinite(together), together, estimate)
+    return Draws(estimate, finite, n_groups, bootstrap.level)
 
 
 def sign_flip_test(

@@ -14,7 +14,7 @@ from r2l.drift.forensics.attack import Attack, bounded_attack
 from r2l.drift.forensics.black_box import random_points, random_search
 from r2l.drift.forensics.objective import score_images, task_model
 from r2l.drift.frames import Frames
-from r2l.drift.statistics import bootstrap_means, holm, sign_flip_test
+from r2l.drift.statistics import Bootstrap, bootstrap_means, holm, sign_flip_test
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.training.distance import image_distance
 from r2l.training.quiet import progress_bar
@@ -70,9 +70,7 @@ def compare_to_random(
     *,
     metric: str = "accuracy",
     typical: int = 8,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> Comparison:
     """Show fresh images to the model under an attack and under random perturbations of its size.
 
@@ -83,9 +81,7 @@ def compare_to_random(
         random: what `random_search` found in the same box with as many evaluations.
         metric: one of `METRICS`.
         typical: over how many draws the typical random perturbation is averaged.
-        level: confidence.
-        draws: bootstrap samples.
-        seed: of draws, bootstrap and test.
+        bootstrap: of the intervals; its seed is also that of the test and of the typical draws.
 
     Raises:
         ValueError: the two searched different boxes or had unequal numbers of evaluations.
@@ -101,25 +97,21 @@ def compare_to_random(
     task = task_model(model, fresh.raw.device)
     size = attack.point if np.abs(attack.point).max(initial=0) > 1 + 1e-6 else None
     # Not the draws that were picked from.
-    loose = random_points(attack.space, typical, seed + 1, size)
+    loose = random_points(attack.space, typical, bootstrap.seed + 1, size)
     groups = [[None], [*loose], [random.point], [attack.point]]
     columns, distances = [], []
     for points in groups:
         found = [_render(task, fresh, attack, point, metric) for point in points]
         columns.append(np.mean([score for score, _ in found], axis=0))
         distances.append(np.mean([distance for _, distance in found], axis=0))
-    kwargs = {"level": level, "draws": draws, "seed": seed}
-    return compare_scores(np.stack(columns, 1), np.array(distances), fresh.groups, **kwargs)
+    return compare_scores(np.stack(columns, 1), np.array(distances), fresh.groups, bootstrap)
 
 
 def compare_scores(
     values: np.ndarray,
     distances: np.ndarray,
     groups: np.ndarray,
-    *,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> Comparison:
     """Compare scores that were measured already.
 
@@ -127,22 +119,23 @@ def compare_scores(
         values: (N, 4), unchanged, typical and worst random, attack; one row an image.
         distances: (4, 2), l2 and 1 - SSIM to unchanged.
         groups: (N,).
-        level, draws, seed: as in `compare_to_random`.
+        bootstrap: as in `compare_to_random`.
     """
-    kwargs = {"level": level, "draws": draws, "seed": seed}
     table = pd.DataFrame(index=pd.Index(_ROWS, name="pipeline"))
-    table[["score", "low", "high"]] = np.stack(bootstrap_means(values, groups, **kwargs), 1)
-    changes = bootstrap_means(values - values[:, :1], groups, **kwargs)
+    table[["score", "low", "high"]] = np.stack(bootstrap_means(values, groups, bootstrap), 1)
+    changes = bootstrap_means(values - values[:, :1], groups, bootstrap)
     table[["change", "change_low", "change_high"]] = np.stack(changes, 1)
     with np.errstate(divide="ignore"):
         table["psnr"] = -10 * np.log10(distances[:, 0])
     table["ssim"] = 1 - distances[:, 1]
     # Against the worst random draw, and against a typical one.
     ahead = values[:, 3:] - values[:, [2, 1]]
-    bounds = bootstrap_means(ahead[:, :1], groups, **kwargs)
-    p = sign_flip_test(ahead, groups, seed=seed)
+    bounds = bootstrap_means(ahead[:, :1], groups, bootstrap)
+    p = sign_flip_test(ahead, groups, seed=bootstrap.seed)
     difference, low, high = (float(b[0]) for b in bounds)
-    return Comparison(table, values, difference, low, high, float(p[0]), float(p[1]), level)
+    return Comparison(
+        table, values, difference, low, high, float(p[0]), float(p[1]), bootstrap.level
+    )
 
 
 def _render(
@@ -188,7 +181,8 @@ def attack_parameters(
         isp: the pipeline at the centre.
         parameters: names of `ParametrizedISP`, or "all", one search each.
         fraction, steps, restarts, seed: as in `bounded_attack`.
-        metric, level: as in `compare_to_random`.
+        metric: as in `compare_to_random`.
+        level: confidence of the intervals.
         progress: whether to show a bar.
 
     Returns:
@@ -212,7 +206,13 @@ def attack_parameters(
             model, frames, attack.space, evaluations=attack.evaluations, seed=seed
         )
         found = compare_to_random(
-            model, fresh, attack, random, metric=metric, level=level, seed=seed, typical=1
+            model,
+            fresh,
+            attack,
+            random,
+            metric=metric,
+            typical=1,
+            bootstrap=Bootstrap(level, seed=seed),
         )
         score = found.table["score"]
         rows[name] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from r2l.camera import Camera
 from r2l.drift.forensics.settings import Setting, camera_settings
 from r2l.drift.forensics.tolerance import Prober, Scan, scan, tolerated
 from r2l.drift.frames import Frames
+from r2l.drift.statistics import Bootstrap
 from r2l.files import atomic_path
 from r2l.training.quiet import progress_bar
 
@@ -147,9 +148,7 @@ def tolerance_report(
     points: int = 21,
     refine: int = 4,
     metric: str = "accuracy",
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),
     name: str = "",
     progress: bool = True,
 ) -> ToleranceReport:
@@ -164,9 +163,7 @@ def tolerance_report(
         points: values a scan.
         refine: how often the step at an edge is halved.
         metric: one of `METRICS`.
-        level: confidence of the safe intervals, from a bootstrap over groups.
-        draws: bootstrap samples.
-        seed: of the bootstrap.
+        bootstrap: of the safe intervals, over groups.
         name: of the model, for the record; its class unless given.
         progress: whether to show a bar.
 
@@ -175,7 +172,7 @@ def tolerance_report(
     """
     if not drop > 0:
         raise ValueError(f"drop is {drop}, expected more than 0")
-    prober = Prober(model, frames, pipeline, metric=metric, level=level, draws=draws, seed=seed)
+    prober = Prober(model, frames, pipeline, metric=metric, bootstrap=bootstrap)
     names = list(prober.settings) if settings is None else list(settings)
     scans, rows = {}, {}
     for setting in progress_bar(iterable=names, desc="scanning", disable=not progress):
@@ -188,7 +185,7 @@ def tolerance_report(
         pipeline=prober.base.name,
         metric=metric,
         drop=drop,
-        level=level,
+        level=bootstrap.level,
         score=float(prober.scores().mean()),
         images=len(frames),
         groups=len(np.unique(frames.groups)),
@@ -207,8 +204,7 @@ def verify_tolerances(
     fresh: Frames,
     pipeline: str | nn.Module = "bi,s,ga",
     *,
-    draws: int = 2000,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> pd.DataFrame:
     """Measure the model at every edge of a report, on images that the report has not seen.
 
@@ -217,8 +213,7 @@ def verify_tolerances(
         model: the model it is about.
         fresh: frames of the same camera.
         pipeline: as it was given to `tolerance_report`.
-        draws: bootstrap samples.
-        seed: of the bootstrap.
+        bootstrap: of the intervals; their coverage is that of the report.
 
     Returns:
         One row a setting and edge (``low``, ``high``, ``safe_low``, ``safe_high``): ``value``; ``fall`` of
@@ -228,8 +223,8 @@ def verify_tolerances(
     Raises:
         ValueError: another camera or pipeline than the report's.
     """
-    kwargs = {"metric": report.metric, "level": report.level, "draws": draws, "seed": seed}
-    prober = Prober(model, fresh, pipeline, **kwargs)
+    bootstrap = replace(bootstrap, level=report.level)
+    prober = Prober(model, fresh, pipeline, metric=report.metric, bootstrap=bootstrap)
     if (prober.base.camera, prober.base.name) != (report.camera, report.pipeline):
         raise ValueError(
             f"the report is about {report.camera.name}, {report.pipeline}; these frames are of "

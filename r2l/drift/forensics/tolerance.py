@@ -13,7 +13,7 @@ from r2l.drift.forensics.adjusted import AdjustedISP
 from r2l.drift.forensics.objective import score_images, task_model
 from r2l.drift.forensics.settings import Base, Setting, settings_of
 from r2l.drift.frames import Frames
-from r2l.drift.statistics import bootstrap_means
+from r2l.drift.statistics import Bootstrap, bootstrap_means
 from r2l.training.quiet import progress_bar
 
 
@@ -25,9 +25,7 @@ class Prober:
         frames: of one camera.
         pipeline: what `AdjustedISP` takes.
         metric: one of `METRICS`.
-        level: confidence of the bands.
-        draws: bootstrap samples.
-        seed: of the bootstrap.
+        bootstrap: of the bands.
     """
 
     def __init__(
@@ -37,14 +35,12 @@ class Prober:
         pipeline: str | nn.Module = "bi,s,ga",
         *,
         metric: str = "accuracy",
-        level: float = 0.95,
-        draws: int = 2000,
-        seed: int = 0,
+        bootstrap: Bootstrap = Bootstrap(),
     ) -> None:
         self.task, self.frames, self.metric = task_model(model, frames.raw.device), frames, metric
         self.base = Base.of(pipeline, frames.camera)
         self.settings = settings_of(self.base)
-        self.level, self.draws, self.seed = level, draws, seed
+        self.bootstrap = bootstrap
         self._known: dict[tuple[tuple[str, float], ...], np.ndarray] = {}
 
     def scores(self, **values: float) -> np.ndarray:
@@ -62,10 +58,9 @@ class Prober:
         """Return score and fall of the metric, with bounds, one row a value of one setting."""
         columns = np.stack([self.scores(**{name: float(value)}) for value in values], 1)
         falls = self.scores()[:, None] - columns
-        kwargs = {"level": self.level, "draws": self.draws, "seed": self.seed}
         table = pd.DataFrame({"value": np.asarray(values, dtype=float)})
-        score = bootstrap_means(columns, self.frames.groups, **kwargs)
-        fall = bootstrap_means(falls, self.frames.groups, **kwargs)
+        score = bootstrap_means(columns, self.frames.groups, self.bootstrap)
+        fall = bootstrap_means(falls, self.frames.groups, self.bootstrap)
         table[["score", "low", "high"]] = np.stack(score, 1)
         table[["fall", "fall_low", "fall_high"]] = np.stack(fall, 1)
         return table
