@@ -23,7 +23,7 @@ from r2l.datasets import (
 )
 from r2l.datasets import pixels as pixels_module
 from r2l.datasets.layout import data_root, pipeline_code
-from r2l.datasets.synthetic_microscopy import CLASS_COUNTS
+from r2l.datasets.twins.microscopy import CLASS_COUNTS
 from r2l.isp import PIPELINES, StaticISP
 from r2l.rawfile import RawFileError, write_dng
 from tests.fixtures_data import (

@@ -18,14 +18,15 @@ from b2sdk.v3 import B2Api, B2HttpApiConfig, InMemoryAccountInfo, RawSimulator
 from typer.testing import CliRunner
 
 from r2l.cli import app
-from r2l.datasets import RawDrone, RawMicroscopy, transfer
-from r2l.datasets.archive import ArchiveError, place_of
-from r2l.datasets.b2 import FOLDERS, get_b2_bucket, sync
-from r2l.datasets.download import fetch
-from r2l.datasets.manifest import NAME as MANIFEST
-from r2l.datasets.manifest import Manifest
-from r2l.datasets.transfer import DownloadError
-from r2l.datasets.zenodo import RemoteFile, files_of
+from r2l.datasets import RawDrone, RawMicroscopy
+from r2l.datasets.fetch import transfer
+from r2l.datasets.fetch.archive import ArchiveError, place_of
+from r2l.datasets.fetch.b2 import FOLDERS, get_b2_bucket, sync
+from r2l.datasets.fetch.download import fetch
+from r2l.datasets.fetch.manifest import NAME as MANIFEST
+from r2l.datasets.fetch.manifest import Manifest
+from r2l.datasets.fetch.transfer import DownloadError
+from r2l.datasets.fetch.zenodo import RemoteFile, files_of
 from tests.fixtures_data import (
     KEPT,
     LABELS,
@@ -243,7 +244,7 @@ def test_a_killed_download_goes_on(server, tmp_path, published):
 @pytest.mark.slow
 def test_a_download_killed_while_it_is_checked_does_not_come_again(server, tmp_path):
     script = (
-        "import hashlib, os, sys, r2l.datasets.download as d\n"
+        "import hashlib, os, sys, r2l.datasets.fetch.download as d\n"
         "digest = hashlib.file_digest\n"
         "def killing(file, algorithm):\n"
         "    if 'Raw-Microscopy.zip' in file.name: os.kill(os.getpid(), 9)\n"
@@ -262,7 +263,7 @@ def test_a_download_killed_while_it_is_checked_does_not_come_again(server, tmp_p
 @pytest.mark.slow
 def test_a_killed_unpacking_goes_on(server, tmp_path):
     script = (
-        "import os, sys, r2l.datasets.archive as a, r2l.datasets.download as d\n"
+        "import os, sys, r2l.datasets.fetch.archive as a, r2l.datasets.fetch.download as d\n"
         "replace, count = os.replace, []\n"
         "def killing(*paths):\n"
         "    count.append(1)\n"
@@ -409,7 +410,7 @@ def test_dangerous_archives_are_refused_whole(server, tmp_path, member, match, t
 
 
 def test_archive_that_would_fill_any_disk(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("r2l.datasets.archive.MAX_BYTES", 10_000)
+    monkeypatch.setattr("r2l.datasets.fetch.archive.MAX_BYTES", 10_000)
     server.files["Raw-Microscopy.zip"] = make_zip(
         [("a.bin", bytes(20_000))], compression=zipfile.ZIP_DEFLATED
     )
@@ -553,7 +554,7 @@ def test_too_small_a_disk_is_seen_before(server, small_disk):
 
 def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch):
     for module in ("archive", "zenodo"):
-        monkeypatch.setattr(f"r2l.datasets.{module}.check_room", lambda *_: None)
+        monkeypatch.setattr(f"r2l.datasets.fetch.{module}.check_room", lambda *_: None)
     (small_disk / "mine.txt").write_text("my notes")
     server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
     with pytest.raises(DownloadError, match="no room on the disk") as caught:
@@ -566,7 +567,7 @@ def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch):
 
 def test_disk_that_fills_up_while_unpacking(server, small_disk, monkeypatch):
     for module in ("archive", "zenodo"):
-        monkeypatch.setattr(f"r2l.datasets.{module}.check_room", lambda *_: None)
+        monkeypatch.setattr(f"r2l.datasets.fetch.{module}.check_room", lambda *_: None)
     images = [(GOOD[0].replace("_1.tiff", f"_{i}.tiff"), bytes(100_000)) for i in range(9)]
     server.files["Raw-Microscopy.zip"] = make_zip(images, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(DownloadError, match="no room on the disk") as caught:
@@ -620,7 +621,7 @@ def bucket(monkeypatch, published):
     made.upload_bytes(b"", f"{images}/.bzEmpty")
     made.upload_bytes(published["Ma190c_annotations.dat"], f"{labels}/Ma190c_annotations.dat")
     made.upload_bytes(b"", f"{labels}/.bzEmpty")
-    monkeypatch.setattr("r2l.datasets.b2.B2Api", lambda _: api)
+    monkeypatch.setattr("r2l.datasets.fetch.b2.B2Api", lambda _: api)
     return made
 
 
@@ -675,7 +676,7 @@ def test_b2_onto_a_full_disk(bucket, small_disk, monkeypatch):
     (small_disk / "mine.txt").write_text("my notes")
     with pytest.raises(DownloadError, match="GB are free"):
         fetch("microscopy", small_disk, source="b2", progress=False)
-    monkeypatch.setattr("r2l.datasets.b2.check_room", lambda *_: None)
+    monkeypatch.setattr("r2l.datasets.fetch.b2.check_room", lambda *_: None)
     with pytest.raises(DownloadError, match="no room on the disk") as caught:
         fetch("microscopy", small_disk, source="b2", progress=False)
     assert len(str(caught.value).splitlines()) == 2

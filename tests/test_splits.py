@@ -5,9 +5,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from r2l.datasets.splits import split_indices
-from r2l.training import group_folds
-from r2l.training.splits import held_out_folds, published_resampling
+from r2l.datasets.splits import group_folds, published_resampling, split_indices
 
 
 @settings(max_examples=40, deadline=None)
@@ -66,33 +64,24 @@ def test_impossible_splits_say_why(groups, n_splits, message):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31 - 1), share=st.sampled_from([0.1, 0.2, 0.5]))
-def test_a_test_set_kept_aside_shares_no_group_with_the_folds(seed, share):
+@given(seed=st.integers(0, 2**31 - 1))
+def test_the_test_part_shares_no_group_with_the_folds(seed):
     rng = np.random.default_rng(seed)
     groups = rng.permutation(np.arange(240) // 4)
     labels = rng.integers(0, 3, len(groups))
-    test, folds = held_out_folds(labels, groups, n_splits=3, test_share=share, seed=seed)
-    assert len(test) / len(labels) == pytest.approx(share, abs=0.05)
-    for fold in folds:
-        sides = [set(groups[part]) for part in (fold.train, fold.test, test)]
-        assert len(set().union(*sides)) == sum(map(len, sides))
-        everything = np.concatenate([fold.train, fold.test, test])
-        np.testing.assert_array_equal(np.sort(everything), np.arange(len(labels)))
-    validated = np.concatenate([fold.test for fold in folds])
-    assert len(np.unique(validated)) == len(validated) == len(labels) - len(test)
-
-
-def test_parts_of_a_data_set_are_the_held_out_folds():
-    rng = np.random.default_rng(0)
-    groups, labels = np.arange(200) // 4, rng.integers(0, 3, 200)
-    test, folds = held_out_folds(labels, groups, seed=3)
-    for number, fold in enumerate(folds):
-        parts = [
-            split_indices(split, labels, groups, fold=number, seed=3)
+    validated = []
+    for fold in range(5):
+        train, val, test = (
+            split_indices(split, labels, groups, fold=fold, seed=seed)
             for split in ("train", "val", "test")
-        ]
-        for part, expected in zip(parts, (fold.train, fold.test, test), strict=True):
-            np.testing.assert_array_equal(part, expected)
+        )
+        assert len(test) / len(labels) == pytest.approx(0.2, abs=0.05)
+        sides = [set(groups[part]) for part in (train, val, test)]
+        assert len(set().union(*sides)) == sum(map(len, sides))
+        everything = np.sort(np.concatenate([train, val, test]))
+        np.testing.assert_array_equal(everything, np.arange(len(labels)))
+        validated += val.tolist()
+    assert len(set(validated)) == len(validated) == len(labels) - len(test)
 
 
 @pytest.mark.parametrize("n_groups", [3, 4, 5])
@@ -109,8 +98,6 @@ def test_a_handful_of_groups_makes_fewer_folds(n_groups):
 def test_too_few_groups_for_three_parts():
     with pytest.raises(ValueError, match='take split="all"'):
         split_indices("train", np.zeros(8, int), np.arange(8) % 2)
-    with pytest.raises(ValueError, match="test_share"):
-        held_out_folds(np.zeros(8, int), test_share=0.7)
 
 
 def test_published_resampling_is_80_20_overlapping_and_seeded():

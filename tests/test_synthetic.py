@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader
 
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
-from r2l.datasets.aerial_layout import TILE, Box, draw_photo
-from r2l.datasets.aerial_paint import paint_photo
-from r2l.datasets.procedural import apportion, smooth, smooth_reach
-from r2l.datasets.smear import Zone, draw_smear
-from r2l.datasets.synthetic_microscopy import CLASS_COUNTS
+from r2l.datasets.twins.aerial_layout import TILE, Box, draw_photo
+from r2l.datasets.twins.aerial_paint import paint_photo
+from r2l.datasets.twins.microscopy import CLASS_COUNTS
+from r2l.datasets.twins.procedural import apportion, smooth, smooth_reach
+from r2l.datasets.twins.smear import Zone, draw_smear
 from r2l.isp import StaticISP
 
 SETS = {

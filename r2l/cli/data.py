@@ -56,7 +56,7 @@ def fetch(
     """Download a data set. Run again, it goes on where it was; nothing is replaced or deleted."""
     failures = Failures()
     with failures.reported():
-        from r2l.datasets.download import fetch as fetch_data
+        from r2l.datasets.fetch.download import fetch as fetch_data
 
         options = {"source": source.value, "tiles": tiles, "intensity": intensity}
         for note in fetch_data(name.value, root, **options):

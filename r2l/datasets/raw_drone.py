@@ -15,7 +15,7 @@ from r2l.datasets.base import Item, Transform
 from r2l.datasets.info import CAR_SHARE, INFO
 from r2l.datasets.layout import DatasetError, by_stem, images_in, scale_folder
 from r2l.datasets.pixels import decode_all, read_mask
-from r2l.datasets.real import RealDataset
+from r2l.datasets.published import RealDataset
 
 TASKS = {"segmentation": ("background", "car"), "classification": ("no car", "car")}
 
@@ -52,7 +52,7 @@ class RawDrone(RealDataset):
         root: where data lie, the folder above ``drone``; else the variable R2L_DATA, else ./data.
         split: "train", "val", "test" or "all".
         intensity: 0.01, 0.05, 0.1, 0.25, 0.5, 0.75 or 1.0.
-        download: fetch what is missing first (see `r2l.datasets.download.fetch`).
+        download: fetch what is missing first (see `r2l.datasets.fetch.download.fetch`).
         transform: called on each item.
         task: "segmentation" or "classification".
         tiled: False for whole photos (segmentation only), about 720 MB of cache.

@@ -9,7 +9,7 @@ from r2l.camera import MICROSCOPE
 from r2l.datasets.base import Item, Transform
 from r2l.datasets.info import BAD_FILES, INFO, LABEL_FILE
 from r2l.datasets.layout import DatasetError, by_stem, scale_folder
-from r2l.datasets.real import RealDataset
+from r2l.datasets.published import RealDataset
 
 _ZONE = re.compile(r"lame(\d+)_zone(\d+)")
 _BAD_STEMS = {Path(name).stem for name in BAD_FILES}
@@ -83,7 +83,7 @@ class RawMicroscopy(RealDataset):
             ./data.
         split: "train", "val", "test" or "all".
         intensity: 0.01, 0.05, 0.1, 0.25, 0.5, 0.75 or 1.0.
-        download: fetch what is missing first (see `r2l.datasets.download.fetch`).
+        download: fetch what is missing first (see `r2l.datasets.fetch.download.fetch`).
         transform: called on each item.
         view: a pipeline such as "bi,s,ga": items have ``image`` (3, H, W) *display*, developed by
             the authors, in the place of ``raw``.

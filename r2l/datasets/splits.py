@@ -21,13 +21,6 @@ class Fold(NamedTuple):
     test: np.ndarray
 
 
-class HeldOut(NamedTuple):
-    """A test set kept aside, and folds (train, validation) of the rest. Indices are sorted."""
-
-    test: np.ndarray
-    folds: list[Fold]
-
-
 def group_folds(
     labels: Sequence[int] | ArrayLike,
     groups: Sequence[int] | ArrayLike | None = None,
@@ -71,34 +64,6 @@ def group_folds(
     if any(len(side) == 0 for fold in folds for side in fold):
         raise ValueError(f"{n_groups} groups do not fill {n_splits} folds; choose fewer folds")
     return folds
-
-
-def held_out_folds(
-    labels: Sequence[int] | ArrayLike,
-    groups: Sequence[int] | ArrayLike | None = None,
-    n_splits: int = 5,
-    test_share: float = 0.2,
-    seed: int = 0,
-) -> HeldOut:
-    """Keep a test set aside, then cut the rest by `group_folds`; no group stands on two sides.
-
-    Args:
-        labels: class of each image, (N,).
-        groups: group of each image, (N,); None makes every image its own group.
-        n_splits: number of folds of the rest, at least 2.
-        test_share: share of the images to test, above 0 and up to 0.5; met to 1 / a whole number.
-        seed: equal seeds give equal splits; no global generator is touched.
-
-    Raises:
-        ValueError: as `group_folds`, or another share.
-    """
-    if not 0 < test_share <= 0.5:
-        raise ValueError(f"test_share is {test_share}, expected above 0 and up to 0.5")
-    labels = np.asarray(labels)
-    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    rest, test = group_folds(labels, groups, round(1 / test_share), seed)[0]
-    folds = group_folds(labels[rest], groups[rest], n_splits, seed)
-    return HeldOut(test, [Fold(rest[train], rest[val]) for train, val in folds])
 
 
 def published_resampling(
@@ -145,8 +110,8 @@ def split_indices(
         split: "train", "val", "test" or "all".
         labels: class of each image, (N,).
         groups: group of each image, (N,).
-        scheme: "groups" for the test set and folds of `held_out_folds` (a fifth to test, five folds
-            of the rest), or "published" for `published_resampling`, which has no test set.
+        scheme: "groups" for whole groups (a fifth to test, five folds of the rest, by
+            `group_folds`), or "published" for `published_resampling`, which has no test set.
         fold: which of the five folds or drawings; "test" is the same for all.
         seed: which cut.
         stratified: whether "published" keeps the shares of the classes.

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from r2l.datasets.archive import crc32
+from r2l.datasets.fetch.archive import crc32
+from r2l.datasets.fetch.manifest import Manifest
 from r2l.datasets.info import DRONE_FRAMES, INFO, INTENSITIES
 from r2l.datasets.layout import (
     DatasetError,
@@ -18,11 +19,10 @@ from r2l.datasets.layout import (
     pipeline_code,
     scale_folder,
 )
-from r2l.datasets.manifest import Manifest
 from r2l.datasets.pixels import read_steps
+from r2l.datasets.published import RealDataset
 from r2l.datasets.raw_drone import RawDrone
 from r2l.datasets.raw_microscopy import RawMicroscopy
-from r2l.datasets.real import RealDataset
 
 _LOADERS: dict[str, type[RealDataset]] = {"microscopy": RawMicroscopy, "drone": RawDrone}
 _RAW = {"microscopy": ("images",), "drone": ("images_tiles_256", "images_full")}

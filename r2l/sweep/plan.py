@@ -160,11 +160,11 @@ def measure(job: Job, setting: Setting) -> tuple[Measured, list[tuple[int, int]]
     Returns:
         The measurement, and the number of training and test images of each fold, whichever is the job's.
     """
+    from r2l.datasets.splits import Fold
     from r2l.sweep.work import working_in
     from r2l.training.corpora import make_folds, open_corpus
     from r2l.training.crossval import FoldTrainer
     from r2l.training.parts import open_parts
-    from r2l.training.splits import Fold
 
     with working_in(setting), tempfile.TemporaryDirectory(prefix="r2l-") as place:
         begin = time.perf_counter()

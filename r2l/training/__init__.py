@@ -1,5 +1,6 @@
 """Training and evaluation: task models, the loop, scores, splits; `tracking` keeps records."""
 
+from r2l.datasets.splits import Fold, group_folds
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import AUGMENTATIONS
 from r2l.training.evaluate import evaluate
@@ -16,7 +17,6 @@ from r2l.training.models import (
 )
 from r2l.training.module import RawToLogits
 from r2l.training.quiet import seeded
-from r2l.training.splits import Fold, group_folds
 from r2l.training.tasks import TASKS
 
 __all__ = [

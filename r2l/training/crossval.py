@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from r2l.datasets.splits import Fold
 from r2l.files import atomic_path
 from r2l.isp import StaticISP, save_isp
 from r2l.options import Options
@@ -29,7 +30,6 @@ from r2l.training.module import RawToLogits
 from r2l.training.parts import Parts, fresh_model, image_statistics
 from r2l.training.run_folder import TESTED
 from r2l.training.saving import NORM, save_model, save_norm
-from r2l.training.splits import Fold
 from r2l.training.stages import MetricTracker, StageTracker
 from r2l.training.tracking import Run
 

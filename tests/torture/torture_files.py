@@ -524,8 +524,8 @@ def _archives(folder: Path) -> list[Seed]:
 
 
 def _unpack(path: Path) -> None:
-    from r2l.datasets.archive import unpack
-    from r2l.datasets.manifest import Manifest
+    from r2l.datasets.fetch.archive import unpack
+    from r2l.datasets.fetch.manifest import Manifest
 
     def outside() -> set[Path]:
         return {p for p in path.parents[2].rglob("*") if path.parent not in p.parents}
@@ -545,7 +545,7 @@ def _unpack(path: Path) -> None:
 
 
 def _manifests(folder: Path) -> list[Seed]:
-    from r2l.datasets.manifest import NAME, Manifest
+    from r2l.datasets.fetch.manifest import NAME, Manifest
 
     files = {"microscopy/labels/a.dat": (12, 34), "drone/b": (5, 6)}
     Manifest(files, {"a.zip": "md5:0"}, {"drone/raw_scale100": ["a", "b"]}, ["drone"]).write(folder)
@@ -553,7 +553,7 @@ def _manifests(folder: Path) -> list[Seed]:
 
 
 def _read_manifest(path: Path) -> None:
-    from r2l.datasets.manifest import Manifest
+    from r2l.datasets.fetch.manifest import Manifest
 
     manifest = Manifest.read(path.parent)
     manifest.changed(path.parent, "drone")

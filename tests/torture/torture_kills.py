@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from r2l.datasets.manifest import NAME as MANIFEST
+from r2l.datasets.fetch.manifest import NAME as MANIFEST
 from r2l.training.checkpoints import LAST, read_last
 from r2l.training.run_folder import NOTE
 from r2l.training.tracking import Records

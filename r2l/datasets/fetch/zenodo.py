@@ -11,14 +11,14 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from r2l.datasets.info import RECORD
-from r2l.datasets.transfer import (
+from r2l.datasets.fetch.transfer import (
     TIMEOUT,
     DownloadError,
     check_room,
     download,
     network_errors,
 )
+from r2l.datasets.info import RECORD
 
 API_VARIABLE = "R2L_ZENODO_API"
 API = "https://zenodo.org/api"

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from r2l.camera import DRONE
-from r2l.datasets.aerial_layout import COLUMNS, ROWS, TILE, Photo, beside, draw_photo
-from r2l.datasets.aerial_paint import paint_photo
 from r2l.datasets.base import Item, RawDataset, Transform
-from r2l.datasets.procedural import stream
+from r2l.datasets.twins.aerial_layout import COLUMNS, ROWS, TILE, Photo, beside, draw_photo
+from r2l.datasets.twins.aerial_paint import paint_photo
+from r2l.datasets.twins.procedural import stream
 from r2l.sensor import DRONE_NOISE, record
 
 TASKS = {"segmentation": ("background", "car"), "classification": ("no car", "car")}

@@ -9,12 +9,12 @@ from pathlib import Path
 import requests
 from filelock import FileLock
 
-from r2l.datasets.archive import crc32, install, place_of, unpack
+from r2l.datasets.fetch.archive import crc32, install, place_of, unpack
+from r2l.datasets.fetch.manifest import NAME, Manifest
+from r2l.datasets.fetch.transfer import disk_errors, polite_session
+from r2l.datasets.fetch.zenodo import RemoteFile, download_all, files_of, record_files
 from r2l.datasets.info import INFO
 from r2l.datasets.layout import data_root, images_in, scale_folder
-from r2l.datasets.manifest import NAME, Manifest
-from r2l.datasets.transfer import disk_errors, polite_session
-from r2l.datasets.zenodo import RemoteFile, download_all, files_of, record_files
 
 SOURCES = ("zenodo", "b2")
 DOWNLOADS = "downloads"
@@ -101,7 +101,7 @@ def _locked(root: Path) -> Iterator[Manifest]:
 
 
 def _from_b2(kind: str, root: Path, manifest: Manifest, progress: bool) -> list[str]:
-    from r2l.datasets.b2 import get_b2_bucket, sync  # slow to import
+    from r2l.datasets.fetch.b2 import get_b2_bucket, sync  # slow to import
 
     bucket = get_b2_bucket()
     manifest.begin(root, kind)
@@ -129,7 +129,7 @@ def _from_zenodo(
         files = files_of(kind, record_files(session, api))
         if tiles is None:
             return _fetch_whole(kind, files, root, manifest, session, progress)
-        from r2l.datasets.subset import NoRangesError, fetch_subset
+        from r2l.datasets.fetch.subset import NoRangesError, fetch_subset
 
         options = {"count": tiles, "intensity": intensity, "progress": progress}
         try:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from r2l.datasets.procedural import (
+from r2l.datasets.twins.procedural import (
     EVERYWHERE,
     Array,
     Part,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from r2l.camera import DRONE
-from r2l.datasets.procedural import Array, stream
+from r2l.datasets.twins.procedural import Array, stream
 from r2l.sensor import unprocess
 
 TILE = 256 * 0.06  # metres; 256 pixels of 6 cm

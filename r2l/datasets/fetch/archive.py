@@ -17,10 +17,10 @@ from typing import IO
 
 from tqdm import tqdm
 
+from r2l.datasets.fetch.manifest import Manifest
+from r2l.datasets.fetch.transfer import CHUNK, DownloadError, check_room, disk_errors
 from r2l.datasets.info import LABEL_FILE
 from r2l.datasets.layout import pipeline_code
-from r2l.datasets.manifest import Manifest
-from r2l.datasets.transfer import CHUNK, DownloadError, check_room, disk_errors
 
 MAX_MEMBERS = 1_000_000
 MAX_BYTES = 500 * 10**9

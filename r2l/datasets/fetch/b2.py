@@ -11,7 +11,7 @@ from b2sdk.v3 import B2Api, Bucket, FileVersion, InMemoryAccountInfo
 from b2sdk.v3.exception import B2Error
 from tqdm import tqdm
 
-from r2l.datasets.transfer import DownloadError, check_room, disk_errors
+from r2l.datasets.fetch.transfer import DownloadError, check_room, disk_errors
 
 BUCKET = "perturbed-minds"
 KEY_ID_VARIABLE, KEY_VARIABLE = "B2_APPLICATION_KEY_ID", "B2_APPLICATION_KEY"

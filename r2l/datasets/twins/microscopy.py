@@ -8,8 +8,8 @@ import torch
 from r2l.camera import MICROSCOPE
 from r2l.datasets.base import Item, RawDataset, Transform
 from r2l.datasets.info import INFO
-from r2l.datasets.procedural import apportion, stream
-from r2l.datasets.smear import draw_smear, draw_zone
+from r2l.datasets.twins.procedural import apportion, stream
+from r2l.datasets.twins.smear import draw_smear, draw_zone
 from r2l.sensor import MICROSCOPE_NOISE, record
 
 # Raw-Microscopy's 940 cells; a synthetic set has them in the same proportions.

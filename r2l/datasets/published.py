@@ -11,6 +11,7 @@ import numpy as np
 
 from r2l.datasets.base import Item, RawDataset, Transform
 from r2l.datasets.cache import cache_folder, cached_array
+from r2l.datasets.fetch.manifest import Manifest
 from r2l.datasets.info import INFO
 from r2l.datasets.layout import (
     DatasetError,
@@ -22,7 +23,6 @@ from r2l.datasets.layout import (
     scale_folder,
     view_folder,
 )
-from r2l.datasets.manifest import Manifest
 from r2l.datasets.pixels import decode_all, image_tensor, read_steps, read_view
 from r2l.datasets.splits import split_indices
 
@@ -63,7 +63,9 @@ class RealDataset(RawDataset):
         self.remedy = fetch_again(self.kind, self.root)
         self._arrays: dict[str, np.ndarray] = {}
         if download:
-            from r2l.datasets.download import fetch_if_missing  # its packages are slow to import
+            from r2l.datasets.fetch.download import (
+                fetch_if_missing,  # its packages are slow to import
+            )
 
             fetch_if_missing(self.kind, self.root)
 

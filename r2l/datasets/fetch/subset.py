@@ -13,13 +13,13 @@ import requests
 from remotezip import RangeNotSupported, RemoteIOError, RemoteZip, RemoteZipError
 from tqdm import tqdm
 
-from r2l.datasets.archive import ArchiveError, extract, place_of, safe_members
+from r2l.datasets.fetch.archive import ArchiveError, extract, place_of, safe_members
+from r2l.datasets.fetch.manifest import Manifest
+from r2l.datasets.fetch.transfer import DownloadError, download
+from r2l.datasets.fetch.zenodo import RemoteFile
 from r2l.datasets.info import BAD_FILES, INFO, LABEL_FILE
 from r2l.datasets.layout import scale_folder
-from r2l.datasets.manifest import Manifest
 from r2l.datasets.raw_microscopy import read_labels
-from r2l.datasets.transfer import DownloadError, download
-from r2l.datasets.zenodo import RemoteFile
 
 _SEED = 0  # the same images for every intensity
 _BAD_STEMS = {Path(name).stem for name in BAD_FILES}

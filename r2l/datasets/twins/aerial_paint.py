@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from r2l.datasets.aerial_layout import STALL, Box, Photo, Tree, seen, turned, upright
-from r2l.datasets.procedural import (
+from r2l.datasets.twins.aerial_layout import STALL, Box, Photo, Tree, seen, turned, upright
+from r2l.datasets.twins.procedural import (
     EVERYWHERE,
     Array,
     Part,
