@@ -14,7 +14,7 @@ from torch import Tensor
 from r2l.camera import BLUE, CFA, GREEN, RED
 from r2l.isp.functional import Border, check_mosaic, correlate, per_site
 from r2l.isp.menon import menon2007
-from r2l.isp.planes import split
+from r2l.isp.packing import pack_planes
 
 #: Bilinear interpolation: the mean of the nearest samples of a colour (Losson et al. 2010).
 _GREEN_CROSS = ((0.0, 0.25, 0.0), (0.25, 1.0, 0.25), (0.0, 0.25, 0.0))
@@ -111,6 +111,6 @@ def half_size(raw: Tensor, cfa: CFA) -> Tensor:
         ValueError: wrong shape or dtype, odd height or width.
     """
     check_mosaic(raw)
-    planes = split(raw)
+    planes = pack_planes(raw)
     colours = ([planes[p] for p in cfa.positions(c)] for c in (RED, GREEN, BLUE))
     return torch.stack([sum(samples) / len(samples) for samples in colours], 1)

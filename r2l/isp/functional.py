@@ -1,6 +1,6 @@
 """The stages of an ISP as pure functions: tensor in, new tensor out, nothing changed in place.
 
-These are the readable truth; `r2l.isp.fold` computes the same, faster. Shapes are NCHW: a mosaic is
+These are the readable truth; `r2l.isp.fused` computes the same, faster. Shapes are NCHW: a mosaic is
 ``(B, 1, H, W)``, an image ``(B, 3, H, W)``. Domains: *raw* (fraction of the container's full scale,
 black level still in it), *linear* (after `subtract_black_level`), *display* (after `gamma_correct`).
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from r2l.camera import CFA, Camera
+from r2l.isp.filters import Border, blur, correlate, crop, gaussian_kernel, median3x3, pad
 from r2l.isp.gamma import gamma_correct
-from r2l.isp.neighbourhood import Border, blur, correlate, crop, gaussian_kernel, median3x3, pad
 
 __all__ = [
     "LUMA",

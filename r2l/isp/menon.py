@@ -9,7 +9,7 @@ from torch import Tensor
 
 from r2l.camera import CFA
 from r2l.isp.functional import Border, check_mosaic, crop, pad
-from r2l.isp.planes import join, split
+from r2l.isp.packing import pack_planes, unpack_planes
 
 #: How far, in pixels, a value of `menon2007` looks: what a frame must be continued by (even).
 MENON_RADIUS = 8
@@ -83,16 +83,16 @@ def _inside(plane: Tensor, margins: Margins) -> tuple[Tensor, Tensor]:
     rows, columns = margins
     height, width = 2 * plane.shape[-2], 2 * plane.shape[-1]
     frame = plane.new_ones(1, 1, height - sum(rows), width - sum(columns))
-    at_r, _, _, at_b = split(pad(frame, rows, columns, "zero"))
+    at_r, _, _, at_b = pack_planes(pad(frame, rows, columns, "zero"))
     return at_r, at_b
 
 
 def _mirrored(at_r: Tensor, at_b: Tensor, margins: Margins) -> tuple[Tensor, Tensor]:
     """Replace decisions in the margins by the mirror image of those within the frame."""
     (top, bottom), (left, right) = margins
-    full = join([at_r, at_r, at_b, at_b])
+    full = unpack_planes([at_r, at_r, at_b, at_b])
     frame = full[..., top : full.shape[-2] - bottom, left : full.shape[-1] - right]
-    at_r, _, _, at_b = split(pad(frame, *margins, "mirror"))
+    at_r, _, _, at_b = pack_planes(pad(frame, *margins, "mirror"))
     return at_r, at_b
 
 
@@ -165,11 +165,11 @@ def menon_inside(
     """
     dy, dx = to_rggb(cfa)
     rows, columns = (MENON_RADIUS + dy,) * 2, (MENON_RADIUS + dx,) * 2
-    planes = split(pad(raw, (dy, dy), (dx, dx), "mirror"))
+    planes = pack_planes(pad(raw, (dy, dy), (dx, dx), "mirror"))
     colours = menon_planes(*planes, silent=(rows, columns) if silent else None)
     if matrix is not None:
         colours = _mix(colours, matrix)
-    return crop(join(colours), rows[0], columns[0])
+    return crop(unpack_planes(colours), rows[0], columns[0])
 
 
 def _mix(planes: list[Tensor], matrix: Sequence[Sequence[float]]) -> list[Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from r2l.camera import BLUE, GREEN, RED, Camera
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import half_size
-from r2l.isp.planes import from_planes, to_planes
+from r2l.isp.packing import pack, unpack
 
 _DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
@@ -57,9 +57,9 @@ class NeuralISP(nn.Module):
         linear = stage.subtract_black_level(raw, camera.black_level, camera.white_level)
         step = 2 ** (self.depth + 1)
         height, width = raw.shape[-2:]
-        planes = to_planes(stage.pad(linear, (0, -height % step), (0, -width % step), "mirror"))
+        planes = pack(stage.pad(linear, (0, -height % step), (0, -width % step), "mirror"))
         by_colour = [p for c in (RED, GREEN, BLUE) for p in camera.cfa.positions(c)]
-        image = from_planes(self.network(planes[:, by_colour]))[..., :height, :width]
+        image = unpack(self.network(planes[:, by_colour]))[..., :height, :width]
         return {"raw": raw, "black_level": linear, "network": image, "sigmoid": image.sigmoid()}
 
     def forward(self, raw: Tensor) -> Tensor:

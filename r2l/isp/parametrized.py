@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import bilinear
-from r2l.isp.fold import apply_affine, develop_with_parameters, measure_affine
 from r2l.isp.functional import crop
+from r2l.isp.fused import apply_affine, develop_with_parameters, measure_affine
 
 #: A lower and an upper bound for each value of a parameter, by the parameter's name.
 Box = Mapping[str, tuple[Tensor, Tensor]]
@@ -30,7 +30,7 @@ class ParametrizedISP(nn.Module):
     Black level, bilinear demosaic, white balance, colour matrix, 3x3 sharpening and 5x5 blur of luma,
     clip, gamma, and on request an additive layer. Untouched, it equals
     ``StaticISP.from_code("bi,s,ga", camera)`` everywhere. All stages up to the clip are affine, so they
-    run as one convolution (`r2l.isp.fold`), and their gradients with it.
+    run as one convolution (`r2l.isp.fused`), and their gradients with it.
 
     The frame goes on beyond its edge as its mirror image, before anything else; kernels that have lost
     their symmetry see that continuation too.

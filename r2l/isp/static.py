@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC
-from r2l.isp.fold import apply_affine, develop_in_strips, measure_affine
 from r2l.isp.functional import crop
+from r2l.isp.fused import apply_affine, develop_in_strips, measure_affine
 from r2l.isp.menon import MENON_RADIUS, menon_inside
 
 Variant = Literal["corrected", "paper"]

@@ -19,7 +19,7 @@ from r2l.drift.forensics.settings import (
 )
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC
-from r2l.isp.fold import apply_affine, develop_in_strips, measure_affine
+from r2l.isp.fused import apply_affine, develop_in_strips, measure_affine
 from r2l.isp.menon import menon_inside
 from r2l.isp.static import DEMOSAIC_RADIUS
 

@@ -18,12 +18,12 @@ def is_recorded(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
 
 
-def split(mosaic: Tensor) -> list[Tensor]:
+def pack_planes(mosaic: Tensor) -> list[Tensor]:
     """Return the four planes (B, H/2, W/2) of a mosaic (B, 1, H, W), by position of the tile."""
     return [mosaic[:, 0, y::2, x::2].contiguous() for y in (0, 1) for x in (0, 1)]
 
 
-def join(planes: Sequence[Tensor]) -> Tensor:
+def unpack_planes(planes: Sequence[Tensor]) -> Tensor:
     """Return the image (B, C, H, W) of 4 C planes (B, H/2, W/2), colour by colour."""
     if is_recorded(planes[0]) or planes[0].dtype not in (torch.float32, torch.float64):
         return F.pixel_shuffle(torch.stack(list(planes), 1), 2)
@@ -37,7 +37,7 @@ def join(planes: Sequence[Tensor]) -> Tensor:
     return image
 
 
-def _split_pairs(image: Tensor) -> Tensor:
+def _pack_pairs(image: Tensor) -> Tensor:
     """(B, C, H, W) float32 to (B, 4 C, H/2, W/2): neighbours travel as one float64, channels last."""
     b, c, h, w = image.shape
     pairs = image.contiguous().view(torch.float64).reshape(b, c, h // 2, 2, w // 2)
@@ -45,8 +45,8 @@ def _split_pairs(image: Tensor) -> Tensor:
     return planes.reshape(b, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
 
 
-def _join_pairs(planes: Tensor) -> Tensor:
-    """The inverse of `_split_pairs`."""
+def _unpack_pairs(planes: Tensor) -> Tensor:
+    """The inverse of `_pack_pairs`."""
     b, c, h, w = planes.shape
     channels_last = planes.permute(0, 2, 3, 1).contiguous()
     pairs = channels_last.view(torch.float64).reshape(b, h, w, c // 4, 2)
@@ -54,16 +54,16 @@ def _join_pairs(planes: Tensor) -> Tensor:
     return image.reshape(b, c // 4, 2 * h, 2 * w)
 
 
-class _JoinPairs(torch.autograd.Function):
-    """`_join_pairs` for autograd: its gradient is the inverse rearrangement."""
+class _UnpackPairs(torch.autograd.Function):
+    """`_unpack_pairs` for autograd: its gradient is the inverse rearrangement."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, planes: Tensor) -> Tensor:
-        return _join_pairs(planes)
+        return _unpack_pairs(planes)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
-        return F.pixel_unshuffle(grad, 2) if is_recorded(grad) else _split_pairs(grad)
+        return F.pixel_unshuffle(grad, 2) if is_recorded(grad) else _pack_pairs(grad)
 
 
 def _may_move_pairs(x: Tensor) -> bool:
@@ -71,13 +71,13 @@ def _may_move_pairs(x: Tensor) -> bool:
     return plain and not torch.compiler.is_compiling()
 
 
-def to_planes(mosaic: Tensor) -> Tensor:
+def pack(mosaic: Tensor) -> Tensor:
     """Return the planes of a mosaic in one tensor: (B, 1, H, W) to (B, 4, H/2, W/2)."""
     if _may_move_pairs(mosaic) and not is_recorded(mosaic):
-        return _split_pairs(mosaic)
+        return _pack_pairs(mosaic)
     return F.pixel_unshuffle(mosaic, 2)
 
 
-def from_planes(planes: Tensor) -> Tensor:
+def unpack(planes: Tensor) -> Tensor:
     """Return the image of its planes: (B, 4 C, H/2, W/2) to (B, C, H, W), colour by colour."""
-    return _JoinPairs.apply(planes) if _may_move_pairs(planes) else F.pixel_shuffle(planes, 2)
+    return _UnpackPairs.apply(planes) if _may_move_pairs(planes) else F.pixel_shuffle(planes, 2)

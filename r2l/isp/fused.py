@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from r2l.isp.functional import pad
-from r2l.isp.planes import from_planes, is_recorded, to_planes
+from r2l.isp.packing import is_recorded, pack, unpack
 
 #: Pixels of a strip, found by trial: small enough for caches to help, and large enough that the start of
 #: each operation on several threads, dear where waiting threads sleep, does not count.
@@ -41,7 +41,7 @@ def measure_affine(
         like: gives dtype and device.
 
     Returns:
-        weight (4 C, 4, k, k) and bias (4 C,) for `torch.nn.functional.conv2d` over `to_planes`, with
+        weight (4 C, 4, k, k) and bias (4 C,) for `torch.nn.functional.conv2d` over a packed mosaic, with
         k = 2 * ceil(radius / 2) + 1. Differentiable in whatever ``stages`` depends on.
     """
     reach = (radius + 1) // 2  # in tiles
@@ -62,7 +62,7 @@ def measure_affine(
 def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Run a convolution of `measure_affine` where it fits: H and W shrink by k - 1 tiles."""
     weight = weight.to(mosaic).contiguous(memory_format=torch.channels_last)
-    return from_planes(F.conv2d(to_planes(mosaic), weight, bias.to(mosaic)))
+    return unpack(F.conv2d(pack(mosaic), weight, bias.to(mosaic)))
 
 
 def _strips(batch: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
