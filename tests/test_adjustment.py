@@ -33,7 +33,7 @@ from r2l.drift.adjustment.objectives import batch_norms, entropy, recorded_featu
 from r2l.drift.statistics import Bootstrap, bootstrap_means
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
 from r2l.training import RawToLogits, fit, make_classifier
-from r2l.training.models import Normalize
+from r2l.training.models import _Normalize
 from r2l.viz import plot_adaptations, plot_isp_change, plot_learning_curves
 from r2l.widgets import learning_explorer
 from r2l.widgets.adjustment import plot_epoch
@@ -181,7 +181,7 @@ def drone():
 
 
 def small_segmenter(_classes, mean, std):
-    return nn.Sequential(Normalize(mean, std), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4),
+    return nn.Sequential(_Normalize(mean, std), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4),
                          nn.Conv2d(4, 1, 1))  # fmt: skip
 
 

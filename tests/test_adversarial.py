@@ -12,7 +12,7 @@ from torch import nn
 from r2l.datasets import SyntheticMicroscopy
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import Adversary, channel_statistics, evaluate, fit, make_classifier
-from r2l.training.distance import image_distance
+from r2l.training.metrics import image_distance
 
 pytestmark = pytest.mark.slow  # it trains
 

@@ -24,8 +24,8 @@ from r2l.cli import app
 from r2l.datasets import SyntheticMicroscopy
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
+from r2l.training.callbacks import SCALE, MetricTracker, StageTracker, save_strip
 from r2l.training.lab import curves, export_gif, query
-from r2l.training.stages import SCALE, MetricTracker, StageTracker, save_strip
 from r2l.training.tracking import Records, resolve, track
 from r2l.viz.lab import plot_curves
 

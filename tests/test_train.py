@@ -24,13 +24,13 @@ from r2l.option_rules import resolve_options
 from r2l.options import FIELDS, TASK_OF, Options
 from r2l.rawfile import write_dng
 from r2l.training import crossval, fit, make_classifier
+from r2l.training.components import image_statistics, open_parts
 from r2l.training.corpora import FEW, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
 from r2l.training.developed import Developed, develop
 from r2l.training.experiment import experiment
 from r2l.training.fold_scores import summary
 from r2l.training.module import RawToLogits
-from r2l.training.parts import image_statistics, open_parts
 from r2l.training.run_folder import run_folder
 from r2l.training.saving import load_model
 from r2l.training.tracking import Records, Run

@@ -14,7 +14,7 @@ from r2l.drift.forensics.settings import camera_settings
 from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, StaticISP
 from r2l.rawfile import RawFrame, write_dng
-from r2l.training.stages import save_strip
+from r2l.training.callbacks import save_strip
 from r2l.training.tracking import TrackingError, track
 from r2l.widgets import camera as own
 from r2l.widgets import lab

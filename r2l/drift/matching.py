@@ -12,7 +12,7 @@ from torch import Tensor
 
 from r2l.drift.corruptions import corrupt
 from r2l.drift.views import Views
-from r2l.training.distance import DISTANCES, image_distance
+from r2l.training.metrics import DISTANCES, image_distance
 
 LEAST, MOST = 1e-3, 64.0  # amounts that are tried
 SAME = 100.0  # dB; less than the steps of float32 at white
@@ -38,7 +38,7 @@ class Match:
 
 
 def mean_distance(images: Tensor, references: Tensor, kind: str = "psnr") -> float:
-    """Return the mean of `r2l.training.distance.image_distance` over images (N, 3, H, W)."""
+    """Return the mean of `r2l.training.metrics.image_distance` over images (N, 3, H, W)."""
     return float(distances(images, references, kind).mean())
 
 

@@ -162,9 +162,9 @@ def measure(job: Job, setting: Setting) -> tuple[Measured, list[tuple[int, int]]
     """
     from r2l.datasets.splits import Fold
     from r2l.sweep.work import working_in
+    from r2l.training.components import open_parts
     from r2l.training.corpora import make_folds, open_corpus
     from r2l.training.crossval import FoldTrainer
-    from r2l.training.parts import open_parts
 
     with working_in(setting), tempfile.TemporaryDirectory(prefix="r2l-") as place:
         begin = time.perf_counter()

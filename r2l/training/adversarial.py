@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from r2l.isp import ParametrizedISP
-from r2l.training.distance import image_distance
+from r2l.training.metrics import image_distance
 
 #: The published names of what can be searched, and those of `ParametrizedISP`.
 PARAMETERS = {

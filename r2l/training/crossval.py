@@ -20,17 +20,16 @@ from r2l.files import atomic_path
 from r2l.isp import StaticISP, save_isp
 from r2l.options import Options
 from r2l.training.adversarial import Adversary
+from r2l.training.callbacks import DifferenceTracker, MetricTracker, StageTracker
+from r2l.training.components import Parts, fresh_model, image_statistics
 from r2l.training.corpora import Corpus
 from r2l.training.developed import Developed, develop
-from r2l.training.differences import DifferenceTracker
 from r2l.training.evaluate import evaluate
 from r2l.training.fit import fit
 from r2l.training.fold_scores import table_scores
 from r2l.training.module import RawToLogits
-from r2l.training.parts import Parts, fresh_model, image_statistics
 from r2l.training.run_folder import TESTED
 from r2l.training.saving import NORM, save_model, save_norm
-from r2l.training.stages import MetricTracker, StageTracker
 from r2l.training.tracking import Run
 
 

@@ -13,10 +13,10 @@ from r2l.datasets.splits import Fold
 from r2l.files import atomic_path
 from r2l.option_rules import resolve_options
 from r2l.options import Options
+from r2l.training.components import open_parts
 from r2l.training.corpora import Corpus, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
 from r2l.training.fold_scores import describe_scores, summary, table_scores
-from r2l.training.parts import open_parts
 from r2l.training.run_folder import RunFolder, run_folder
 from r2l.training.tracking import Run, TrackingError, store_address, track
 from r2l.training.tracking.reopen import reopen, reopen_nested

@@ -26,10 +26,22 @@ from r2l.training.augment import make_augment
 from r2l.training.checkpoints import Keeper, Shuffled, claim, describe, read_last
 from r2l.training.module import RawToLogits
 from r2l.training.quiet import progress_bar, quiet_lightning, seeded
-from r2l.training.stages import epoch_numbers
 from r2l.training.tasks import Loss
 
 Model = nn.Module | Callable[[], nn.Module]
+
+
+def epoch_numbers(trainer: L.Trainer) -> dict[str, float]:
+    """Return the numbers of the epoch that ends (``train_loss``, ``val_loss``, ...).
+
+    Lightning still shows those of the last validation in epochs that have none.
+    """
+    validated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if validated or not name.startswith("val_")
+    }
 
 
 class _Epochs(Callback):

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from r2l.files import atomic_path
-from r2l.training.stages import SCALE
+from r2l.training.callbacks import SCALE
 from r2l.training.tracking import Records, TrackingError, sqlite_path, store_address
 
 _EPOCH = re.compile(r"epoch_(\d+)\.png$")
@@ -95,7 +95,7 @@ def export_gif(
     All frames share one palette and, for gradients, one scale; the epoch stands above the picture.
 
     Args:
-        run: id or name of a run whose stages were tracked (`r2l.training.stages`), or "latest".
+        run: id or name of a run whose stages were tracked (`r2l.training.callbacks`), or "latest".
         stage: name of a stage, such as "demosaic".
         out: the GIF; with several folds, each one's name is put before the suffix.
         gradient: the loss's gradient with respect to the stage instead of its image.

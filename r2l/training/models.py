@@ -7,14 +7,84 @@ from collections.abc import Callable, Sequence
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-from r2l.training.layers import Normalize, Padded, Rescale
 from r2l.training.pretrained import load_encoder_weights, load_imagenet_weights
 
 # Mean and standard deviation of ImageNet (RGB), what torchvision's ResNets are used to.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class _Normalize(nn.Module):
+    """Subtract a mean and divide by a standard deviation, channel by channel.
+
+    Args:
+        mean: three numbers in display units ([0, 1]).
+        std: three positive numbers in display units.
+
+    Raises:
+        ValueError: not three numbers each, or a ``std`` that is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"expected 3 means and 3 stds (RGB), got {len(mean)} and {len(std)}")
+        if min(std) <= 0:
+            raise ValueError(f"std has to be positive, got {tuple(std)}")
+        self.register_buffer("mean", torch.tensor([*map(float, mean)]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([*map(float, std)]).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map display RGB (B, 3, H, W) to roughly zero mean and unit variance, same shape."""
+        return (image - self.mean) / self.std
+
+
+class _Rescale(nn.Module):
+    """Multiply by a standard deviation and add a mean, target by target: what `_Normalize` does, undone."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, n_targets: int, mean: float | Sequence[float], std: float | Sequence[float]
+    ) -> None:
+        super().__init__()
+        for name, value in (("mean", mean), ("std", std)):
+            tensor = torch.as_tensor(value, dtype=torch.float32)
+            if tensor.ndim > 1 or tensor.numel() not in (1, n_targets):
+                raise ValueError(
+                    f"target_{name} has {tensor.numel()} numbers, expected 1 or {n_targets}"
+                )
+            self.register_buffer(name, tensor.expand(n_targets).clone())
+        if not (self.std > 0).all():
+            raise ValueError(f"target_std has to be positive, got {std}")
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Map (B, n_targets) of unit variance to the targets' units."""
+        return outputs * self.std + self.mean
+
+
+class _Padded(nn.Module):
+    """Run a network on images continued to a multiple of 32 pixels, and cut its answer to their size."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, 3, H, W) to (B, C, H, W)."""
+        height, width = image.shape[-2:]
+        down, right = -height % 32, -width % 32
+        if down or right:
+            mirrored = down < height and right < width
+            image = F.pad(image, (0, right, 0, down), "reflect" if mirrored else "replicate")
+        return self.network(image)[..., :height, :width]
 
 
 def _halving_block(channels_in: int, channels_out: int) -> nn.Module:
@@ -120,7 +190,7 @@ def make_regressor(
         PretrainedWeightsError: as `make_classifier`.
     """
     model = make_classifier(name, n_targets, mean, std, pretrained=pretrained)
-    model.add_module("rescale", Rescale(n_targets, target_mean, target_std))
+    model.add_module("rescale", _Rescale(n_targets, target_mean, target_std))
     return model
 
 
@@ -171,12 +241,12 @@ def make_segmenter(
         raise ValueError(f"{architecture} does not go with encoder {encoder}: {error}") from error
     if pretrained:
         load_encoder_weights(network.encoder, encoder)
-    return _normalised(Padded(network), mean, std)
+    return _normalised(_Padded(network), mean, std)
 
 
 def _normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
     model = nn.Sequential()
-    model.add_module("normalize", Normalize(mean, std))
+    model.add_module("normalize", _Normalize(mean, std))
     model.add_module("network", network)
     return model
 

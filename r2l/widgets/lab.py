@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from r2l.training.stages import SCALE
+from r2l.training.callbacks import SCALE
 from r2l.training.tracking import Records, resolve
 from r2l.viz.lab import plot_curves
 from r2l.widgets.live import Live, picture_html

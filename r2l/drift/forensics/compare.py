@@ -16,7 +16,7 @@ from r2l.drift.forensics.objective import score_images, task_model
 from r2l.drift.frames import Frames
 from r2l.drift.statistics import Bootstrap, bootstrap_means, holm, sign_flip_test
 from r2l.isp.parametrized import ParametrizedISP
-from r2l.training.distance import image_distance
+from r2l.training.metrics import image_distance
 from r2l.training.quiet import progress_bar
 
 _ROWS = ("unchanged", "random, typical", "random, worst of as many", "attack")

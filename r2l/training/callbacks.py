@@ -1,4 +1,4 @@
-"""Looking into a training: images and gradients at each stage of the ISP, epoch by epoch."""
+"""Callbacks that write to a run, epoch by epoch: numbers, images and gradients of the ISP's stages."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
 from r2l.isp.gradients import StageGradient, stage_gradients
+from r2l.training.fit import epoch_numbers
 from r2l.training.module import RawToLogits, frames_of
 from r2l.training.quiet import seeded
 from r2l.training.tasks import per_image
@@ -30,19 +31,6 @@ SCALE = "scale"
 _QUANTILE = 0.995
 _GAP = 2  # pixels between the images of a strip
 _MOST = 1 << 22  # values that a quantile is taken of
-
-
-def epoch_numbers(trainer: L.Trainer) -> dict[str, float]:
-    """Return the numbers of the epoch that ends (``train_loss``, ``val_loss``, ...).
-
-    Lightning still shows those of the last validation in epochs that have none.
-    """
-    validated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
-    return {
-        name: float(value)
-        for name, value in trainer.callback_metrics.items()
-        if validated or not name.startswith("val_")
-    }
 
 
 class MetricTracker(Callback):
@@ -151,6 +139,39 @@ class StageTracker(Callback):
             answers["loss"] = per_image(module.loss, outputs, targets)
         table = {name: values.cpu().numpy() for name, values in answers.items()}
         return pd.DataFrame(table).rename_axis("image").reset_index()
+
+
+class DifferenceTracker(Callback):
+    """Writes image minus original image, ``differences/epoch_003.png``, to a run.
+
+    Grey is no difference; white and black are plus and minus what the PNG's text ``scale`` says.
+
+    Args:
+        run: where to.
+        data: the images are the first ``n_images`` of it, items with ``raw`` (1, H, W).
+        n_images: how many.
+        every_epoch: after each epoch, or after the last only.
+    """
+
+    def __init__(self, run: Run, data: Dataset, n_images: int, every_epoch: bool) -> None:
+        self.run, self.every_epoch = run, every_epoch
+        self.raw = torch.stack([data[i]["raw"] for i in range(min(n_images, len(data)))])
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write this epoch, if it is asked for."""
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.is_global_zero and (self.every_epoch or last):
+            self.write(pl_module, trainer.current_epoch)
+
+    @torch.no_grad()
+    def write(self, module: RawToLogits, epoch: int) -> None:
+        """Write the differences that ``module`` makes now; its ISPs have no modes and draw nothing."""
+        raw = self.raw.to(module.device)
+        difference = (module.processor(raw) - module.reference(raw)).cpu()
+        with self.run.files() as folder:
+            place = folder / "differences"
+            place.mkdir()
+            save_strip(difference, place / f"epoch_{epoch:03d}.png", signed=True)
 
 
 def save_strip(images: Tensor, path: Path, signed: bool = False) -> None:
