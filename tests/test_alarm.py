@@ -12,7 +12,7 @@ from r2l.drift.alarm import energy_test
 from r2l.drift.describing import describe
 from r2l.drift.matrix import summarise
 from r2l.training import RawToLogits, make_classifier, seeded
-from r2l.viz import plot_alarm, plot_statistics
+from r2l.viz import plot_detection_rates, plot_statistics
 
 CODES = ("bi,s,me", "me,u,ga")
 
@@ -154,7 +154,7 @@ def test_matrix_tells_what_is_noticed_before_the_score_falls(views):
     assert table[table["n_images"] == 500]["raised"].isna().all()
     again = alarm_on_matrix(views, summary, (8, 24, 500), repeats=6, draws=59, progress=False)
     pd.testing.assert_frame_equal(table, again)
-    figure = plot_alarm(table)
+    figure = plot_detection_rates(table)
     figure.canvas.draw()
     watched = [Trained(model(), code, np.arange(len(views))) for code in CODES]
     by_model = alarm_on_matrix(
@@ -176,4 +176,4 @@ def test_mistakes_are_named(views):
     with pytest.raises(ValueError, match="2 images"):
         alarm_on_matrix(views, summary_of(views), (), progress=False)
     with pytest.raises(ValueError, match="no cells"):
-        plot_alarm(pd.DataFrame())
+        plot_detection_rates(pd.DataFrame())

@@ -27,7 +27,7 @@ from r2l.training import fit, make_classifier
 from r2l.training.callbacks import SCALE, MetricTracker, StageTracker, save_strip
 from r2l.training.lab import curves, export_gif, query
 from r2l.training.tracking import Records, resolve, track
-from r2l.viz.lab import plot_curves
+from r2l.viz import plot_curves
 
 pytestmark = pytest.mark.slow  # it trains
 

@@ -29,7 +29,6 @@ from r2l.viz import (
     plot_attack,
     plot_attacks,
     plot_landscape,
-    plot_scan,
     plot_scans,
     plot_tolerances,
 )
@@ -289,7 +288,6 @@ def drawn(figure: Figure) -> int:
 
 def test_figures_are_drawn(report, tmp_path):
     prober = Prober(Bright(THRESHOLD), flat_frames([LEVEL] * 4))
-    assert drawn(plot_scan(report.scans["gamma"], report.drop)) == 1
     assert drawn(plot_scans(report)) == 8
     rows = plot_tolerances(report, {"drone": DRONE, "own": PLAIN})
     assert drawn(rows) == len(report.table)

@@ -12,7 +12,7 @@ from PIL import Image
 from r2l.camera import CFA, DRONE
 from r2l.isp import StageGradient, StaticISP, mosaic, stage_gradients
 from r2l.viz import plot_gradients, plot_levels, plot_sites, plot_transfer, with_alt
-from r2l.viz.raw import colour_sites, name_planes, split_planes
+from r2l.viz.raw import _name_planes, colour_sites, split_planes
 from tests.run_notebooks import IN_PAGE, find, slim
 
 
@@ -32,7 +32,7 @@ def test_planes_and_sites_hold_the_colour_of_their_filter(cfa):
         "green 2": [0.5],
         "blue": [0.75],
     }
-    assert sorted(name_planes(cfa).values()) == [0, 1, 2, 3]
+    assert sorted(_name_planes(cfa).values()) == [0, 1, 2, 3]
     coloured = colour_sites(sites, cfa)
     np.testing.assert_allclose(coloured.sum(-1), sites)
     assert ((coloured > 0).sum(-1) == 1).all()
@@ -42,7 +42,7 @@ def test_planes_and_sites_hold_the_colour_of_their_filter(cfa):
 def test_planes_are_views_that_rebuild_the_mosaic():
     sites = np.arange(48, dtype=np.float32).reshape(6, 8)
     again = np.empty_like(sites)
-    for name, position in name_planes(CFA.GBRG).items():
+    for name, position in _name_planes(CFA.GBRG).items():
         plane = split_planes(sites, CFA.GBRG)[name]
         assert np.shares_memory(plane, sites)
         again[position // 2 :: 2, position % 2 :: 2] = plane

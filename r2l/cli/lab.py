@@ -139,7 +139,7 @@ def export(
 def _draw_curves(run: str, out: Path, metric: str, store: str | None) -> None:
     from r2l.files import atomic_path
     from r2l.training.lab import curves
-    from r2l.viz.lab import plot_curves
+    from r2l.viz import plot_curves
 
     figure = plot_curves(curves(run, store), metric)
     with atomic_path(out) as partial:

@@ -163,7 +163,7 @@ def _tested(entry: Entry) -> pd.DataFrame:
 
 
 def _drawn(matrix: Matrix) -> dict[str, str]:
-    from r2l.viz.matrix import plot_matrix
+    from r2l.viz import plot_matrix
 
     figure = plot_matrix(matrix.summary, title=matrix.name or "train (rows) x test (columns)")
     return {"picture": _png(figure), "text": str(matrix.summary)}

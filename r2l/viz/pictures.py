@@ -1,19 +1,41 @@
-"""Figures made of pictures: views, stages, samples."""
+"""Figures made of pictures: views, stages and their gradients, samples, and answers that flip."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from r2l.datasets import RawDataset
-from r2l.isp import StaticISP
-from r2l.viz.style import INK
+from r2l.drift.matrix import flips
+from r2l.drift.views import Views
+from r2l.isp import StageGradient, StaticISP, stage_gradients
+from r2l.viz.style import INK, SOFT, bare, panels
+
+# The stages that are meant for a display already.
+_DISPLAY = {"gamma", "additive"}
+_ATTACKED = ("black_level", "demosaic", "white_balance", "colour_matrix", "denoising", "gamma")
+
+
+def first_image(images: Tensor) -> np.ndarray:
+    """Turn (B, C, H, W) or (C, H, W) to (H, W, C), as numpy draws it."""
+    image = images[0] if images.ndim == 4 else images
+    return image.detach().cpu().permute(1, 2, 0).numpy()
+
+
+def draw_image(ax: Axes, image: np.ndarray) -> None:
+    """Draw one picture (H, W, C); what leaves [0, 1] is drawn as 0 or 1."""
+    picture = image.clip(0, 1)
+    if picture.shape[2] == 1:
+        ax.imshow(picture[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        ax.imshow(picture, interpolation="nearest")
 
 
 def plot_views(
@@ -37,14 +59,14 @@ def plot_views(
     """
     if not images or (reference is not None and reference not in images):
         raise ValueError(f"no images, or no {reference!r} among them: {list(images)}")
-    base = None if reference is None else first(images[reference])
+    base = None if reference is None else first_image(images[reference])
     tiles = {}
     for code, image in images.items():
         if base is None or code == reference:
-            tiles[code] = first(image)
+            tiles[code] = first_image(image)
         else:
-            tiles[f"{gain:g} x ({code} - {reference})"] = 0.5 + gain * (first(image) - base)
-    return gallery(tiles, columns)
+            tiles[f"{gain:g} x ({code} - {reference})"] = 0.5 + gain * (first_image(image) - base)
+    return _gallery(tiles, columns)
 
 
 def plot_stages(stages: Mapping[str, Tensor], *, columns: int = 5) -> Figure:
@@ -61,11 +83,23 @@ def plot_stages(stages: Mapping[str, Tensor], *, columns: int = 5) -> Figure:
     """
     if not stages:
         raise ValueError("no stages to draw")
-    tiles = {}
-    for name, stage in stages.items():
-        image = first(stage)
-        tiles[f"{name}\n{image.min():.2f} to {image.max():.2f}"] = image
-    return gallery(tiles, columns)
+    pictures = {name: first_image(stage) for name, stage in stages.items()}
+    tiles = {f"{name}\n{i.min():.2f} to {i.max():.2f}": i for name, i in pictures.items()}
+    return _gallery(tiles, columns)
+
+
+def _gallery(tiles: Mapping[str, np.ndarray], columns: int) -> Figure:
+    """Draw pictures (H, W, C), display domain, side by side, each under its name."""
+    columns = min(columns, len(tiles))
+    rows = math.ceil(len(tiles) / columns)
+    height, width = next(iter(tiles.values())).shape[:2]
+    figure, axes = panels(rows, columns, (2.3 * columns, (2.3 * height / width + 0.45) * rows))
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (name, image) in zip(axes.flat, tiles.items(), strict=False):
+        draw_image(ax, image)
+        ax.set_title(name, fontsize=9, color=INK)
+    return figure
 
 
 def plot_samples(
@@ -83,45 +117,163 @@ def plot_samples(
     """
     develop = develop or StaticISP.from_code("bi,s,ga", dataset.camera)
     count = len(dataset.classes)
-    figure = Figure(figsize=(1.15 * count + 0.2, 1.15 * per_class + 0.4), layout="constrained")
-    axes = figure.subplots(per_class, count, squeeze=False)
+    figure, axes = panels(per_class, count, (1.15 * count + 0.2, 1.15 * per_class + 0.4))
     for column, name in enumerate(dataset.classes):
         members = np.flatnonzero(np.asarray(dataset.labels) == column)
         axes[0, column].set_title(f"{name} ({len(members)})", fontsize=9, color=INK)
         for ax, index in zip(axes[:, column], members, strict=False):
             with torch.no_grad():
-                show(ax, first(develop(dataset[int(index)]["raw"][None])))
+                draw_image(ax, first_image(develop(dataset[int(index)]["raw"][None])))
     for ax in axes.flat:
         ax.set_axis_off()
     return figure
 
 
-def gallery(tiles: Mapping[str, np.ndarray], columns: int) -> Figure:
-    """Draw pictures (H, W, C), display domain, side by side, each under its name."""
-    columns = min(columns, len(tiles))
-    rows = math.ceil(len(tiles) / columns)
-    height, width = next(iter(tiles.values())).shape[:2]
-    figure = Figure(figsize=(2.3 * columns, (2.3 * height / width + 0.45) * rows))
-    figure.set_layout_engine("constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+def plot_flips(
+    views: Views, results: pd.DataFrame, train: str, test: str, *, most: int = 8
+) -> Figure:
+    """Draw images whose right answer is lost under another pipeline: above seen under ``train``,
+    below under ``test``, each with the answer.
+
+    Args:
+        views: the developed images that ``results`` are about.
+        results: what `r2l.drift.ask_models` returned.
+        train: pipeline that the models were trained under.
+        test: pipeline that they were tested under.
+        most: how many images at most.
+    """
+    table = flips(results, train, test)
+    lost = table[table["change"] == "lost"].head(most)
+    size = (1.45 * most + 0.3, 3.9)
+    if lost.empty:
+        figure = Figure(figsize=size, layout="constrained")
+        figure.text(0.5, 0.5, f"trained under {train}: nothing lost under {test}", ha="center")
+        return figure
+    figure, axes = panels(2, most, size)
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, (name, image) in zip(axes.flat, tiles.items(), strict=False):
-        show(ax, image)
-        ax.set_title(name, fontsize=9, color=INK)
+    for column, row in zip(axes.T, lost.itertuples(), strict=False):
+        for ax, code, answer in zip(column, (train, test), (row.before, row.after), strict=True):
+            draw_image(ax, first_image(views.images[code][row.image]))
+            mark = "✓" if answer == row.label else "✗"
+            ax.set_title(f"{mark} {views.classes[answer]}", fontsize=9, color=INK)
+    title = f"right under {train} (above), lost under {test} (below)"
+    figure.suptitle(title, fontsize=9, color=SOFT)
     return figure
 
 
-def first(image: Tensor) -> np.ndarray:
-    """Turn (B, C, H, W) or (C, H, W) to (H, W, C), as numpy draws it."""
-    image = image[0] if image.ndim == 4 else image
-    return image.detach().cpu().permute(1, 2, 0).numpy()
+def plot_gradients(gradients: Mapping[str, StageGradient], *, reach: float = 99.8) -> Figure:
+    """Draw what each stage made, and below it the gradient of a loss with respect to that.
+
+    Stages before gamma are drawn brightened, with a gamma of 2.2. Gradients are summed over the
+    channels; blue where the loss falls if the value rises, red where it
+    rises. Each stage has its own scale, whose end stands in its title.
+
+    Args:
+        gradients: what `r2l.isp.stage_gradients` returned; the first of each batch is drawn.
+        reach: percentile of the magnitude at which the colours end.
+
+    Raises:
+        ValueError: no stages.
+    """
+    if not gradients:
+        raise ValueError("no gradients to draw")
+    figure, axes = panels(2, len(gradients), (1.75 * len(gradients), 4.1))
+    for (above, below), (name, pair) in zip(axes.T, gradients.items(), strict=True):
+        image = first_image(pair.image).clip(0, 1)
+        draw_image(above, image if name in _DISPLAY else image ** (1 / 2.2))
+        above.set_title(name, fontsize=9, color=INK)
+        end = _draw_gradients([below], [pair.gradient], reach)
+        below.set_title(f"± {end:.2g}", fontsize=9, color=INK)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return figure
 
 
-def show(ax: Axes, image: np.ndarray) -> None:
-    """Draw one picture (H, W, C); what leaves [0, 1] is drawn as 0 or 1."""
-    picture = image.clip(0, 1)
-    if picture.shape[2] == 1:
-        ax.imshow(picture[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    else:
-        ax.imshow(picture, interpolation="nearest")
+def _draw_gradients(axes: Sequence[Axes], gradients: Sequence[Tensor], reach: float) -> float:
+    """Draw gradients, summed over channels, on one scale around 0; return where its colours end."""
+    slopes = [first_image(gradient).sum(-1) for gradient in gradients]
+    end = float(np.percentile(np.abs(slopes), reach)) or float(np.abs(slopes).max()) or 1.0
+    for ax, slope in zip(axes, slopes, strict=True):
+        ax.imshow(slope, cmap="RdBu_r", vmin=-end, vmax=end, interpolation="nearest")
+    return end
+
+
+def plot_isp_change(
+    before: nn.Module,
+    after: nn.Module,
+    raw: Tensor,
+    *,
+    names: tuple[str, str] = ("before", "after"),
+    stages: Sequence[str] = ("demosaic", "white_balance", "colour_matrix", "denoising", "gamma"),
+) -> Figure:
+    """Draw what two ISPs make of one frame, stage by stage, one above the other.
+
+    Linear stages are dark at low light, so each column has one brightness for both rows: the 99th
+    percentile of the upper picture is drawn as white, where that is below 1. The range of the values
+    stands above each picture.
+
+    Args:
+        before: the upper ISP.
+        after: the lower ISP.
+        raw: (B, 1, H, W), raw domain; the first is drawn.
+        names: of the rows.
+        stages: of ``isp.stages``.
+
+    Raises:
+        ValueError: a stage that one of them does not have.
+    """
+    with torch.no_grad():
+        rows = [isp.stages(raw[:1]) for isp in (before, after)]
+    if missing := {s for s in stages for row in rows if s not in row}:
+        raise ValueError(f"no stages {sorted(missing)}; choose from {', '.join(rows[0])}")
+    figure, axes = panels(2, len(stages), (1.75 * len(stages) + 0.3, 4.2))
+    for column, stage in zip(axes.T, stages, strict=True):
+        white = min(1.0, max(float(np.quantile(first_image(rows[0][stage]), 0.99)), 1e-6))
+        for ax, row in zip(column, rows, strict=True):
+            image = first_image(row[stage])
+            draw_image(ax, image / white)
+            ax.set_title(f"{stage}\n{image.min():.3f} to {image.max():.3f}", fontsize=8, color=INK)
+    _name_rows(axes, names)
+    return figure
+
+
+def plot_attack(
+    raw: Tensor,
+    before: nn.Module,
+    after: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    gain: float = 5.0,
+) -> Figure:
+    """Draw one frame stage by stage before and after an attack, their difference, and the gradients.
+
+    Gradients are those of ``loss`` with respect to each stage, summed over channels; red where the loss
+    rises if the value rises, blue where it falls, both rows of a stage on one scale.
+
+    Args:
+        raw: (1, 1, H, W), raw domain.
+        before: the unchanged pipeline.
+        after: the attacked one, with stages of the same names.
+        loss: the pipeline's image (1, 3, H, W) to a scalar, such as the margin of a task model.
+        gain: how much differences are amplified, around mid-grey.
+    """
+    pairs = [stage_gradients(isp, raw, loss) for isp in (before, after)]
+    names = [name for name in _ATTACKED if all(name in stages for stages in pairs)]
+    figure, axes = panels(5, len(names), (1.55 * len(names) + 0.6, 8.2))
+    for column, name in zip(axes.T, names, strict=True):
+        old, new = (first_image(stages[name].image) for stages in pairs)
+        for ax, picture in zip(column, (old, new, 0.5 + gain * (new - old)), strict=False):
+            draw_image(ax, picture)
+        end = _draw_gradients(column[3:], [stages[name].gradient for stages in pairs], 99.5)
+        column[0].set_title(name.replace("_", " "), fontsize=9, color=INK)
+        column[3].set_title(f"± {end:.2g}", fontsize=8, color=SOFT)
+    rows = ("before", "after", f"{gain:g} x difference", "gradient before", "gradient after")
+    _name_rows(axes, rows)
+    return figure
+
+
+def _name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
+    bare(axes.flat)
+    for ax, name in zip(axes[:, 0], names, strict=True):
+        ax.set_ylabel(name, fontsize=9, color=INK)

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from r2l.camera import CFA, Camera
 from r2l.sensor import CONTAINER_MAX
-from r2l.viz.pictures import show
-from r2l.viz.style import CYCLE, INK, SOFT, ink
+from r2l.viz.pictures import draw_image
+from r2l.viz.style import CYCLE, INK, SOFT, ink, panels, tidy
 
 #: Lines of the four planes, told apart by dashes too: red, green beside red, green beside blue, blue.
 PLANE_STYLES = {
@@ -22,7 +22,7 @@ PLANE_STYLES = {
 }
 
 
-def name_planes(cfa: CFA) -> dict[str, int]:
+def _name_planes(cfa: CFA) -> dict[str, int]:
     """Return the position in the 2x2 tile of each plane: red, green 1, green 2, blue."""
     (red,), (first, second), (blue,) = (cfa.positions(colour) for colour in range(3))
     return {"red": red, "green 1": first, "green 2": second, "blue": blue}
@@ -30,7 +30,7 @@ def name_planes(cfa: CFA) -> dict[str, int]:
 
 def split_planes(mosaic: np.ndarray, cfa: CFA) -> dict[str, np.ndarray]:
     """Return the four planes (H/2, W/2) of a mosaic (H, W), any domain; views, by name."""
-    return {name: mosaic[p // 2 :: 2, p % 2 :: 2] for name, p in name_planes(cfa).items()}
+    return {name: mosaic[p // 2 :: 2, p % 2 :: 2] for name, p in _name_planes(cfa).items()}
 
 
 def colour_sites(mosaic: np.ndarray, cfa: CFA) -> np.ndarray:
@@ -51,9 +51,8 @@ def plot_sites(mosaic: np.ndarray, cfa: CFA, *, title: str = "", gain: float = 1
     """
     height, width = mosaic.shape
     shown = (gain * colour_sites(mosaic, cfa)).clip(0, 1) ** (1 / 2.2)
-    figure = Figure(figsize=(0.56 * width + 0.3, 0.56 * height + 0.5), layout="constrained")
-    ax = figure.subplots()
-    show(ax, shown)
+    figure, ((ax,),) = panels(1, 1, (0.56 * width + 0.3, 0.56 * height + 0.5))
+    draw_image(ax, shown)
     for (row, column), value in np.ndenumerate(mosaic):
         number = f"{round(float(value) * CONTAINER_MAX)}"
         colour = ink(shown[row, column])
@@ -69,8 +68,7 @@ def plot_levels(frames: Mapping[str, tuple[np.ndarray, Camera]]) -> Figure:
     Args:
         frames: mosaic and camera by title.
     """
-    figure = Figure(figsize=(4.4 * len(frames), 2.9), layout="constrained")
-    axes = figure.subplots(1, len(frames), squeeze=False)[0]
+    figure, (axes,) = panels(1, len(frames), (4.4 * len(frames), 2.9))
     for ax, (title, (mosaic, camera)) in zip(axes, frames.items(), strict=True):
         bins = np.linspace(0, 1, 129)
         for name, plane in split_planes(mosaic, camera.cfa).items():
@@ -95,8 +93,7 @@ def plot_transfer(measured: Mapping[str, tuple[np.ndarray, np.ndarray, float, fl
         measured: mean and variance (N,) of positive digital numbers, slope and intercept of the line, by
             title.
     """
-    figure = Figure(figsize=(4.4 * len(measured), 3.1), layout="constrained")
-    axes = figure.subplots(1, len(measured), squeeze=False)[0]
+    figure, (axes,) = panels(1, len(measured), (4.4 * len(measured), 3.1))
     for ax, (title, (mean, variance, slope, intercept)) in zip(axes, measured.items(), strict=True):
         ax.plot(mean, variance, "o", color=CYCLE[0], markersize=5, label="measured")
         line = np.geomspace(mean.min(), mean.max(), 100)
@@ -113,5 +110,4 @@ def _label(ax: Axes, title: str, x: str, y: str) -> None:
     ax.set_title(title, loc="left", fontsize=10, color=INK)
     ax.set_xlabel(x, fontsize=9, color=SOFT)
     ax.set_ylabel(y, fontsize=9, color=SOFT)
-    ax.tick_params(labelsize=8, labelcolor=INK)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)

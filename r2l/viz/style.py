@@ -1,19 +1,116 @@
-"""What all figures share: inks, and how a picture is drawn."""
+"""What all figures share: inks, axes, and alternative text.
+
+Neither JupyterLab nor nbconvert gives the ``<img>`` of an ``image/png`` output an ``alt`` attribute,
+so a described figure is an HTML output, whose ``alt`` both keep.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from r2l.drift.forensics import Setting
 
 INK = "#22252a"
 SOFT = "#6b7280"
 #: Told apart by colour-blind readers too (Okabe and Ito, "Color Universal Design", 2008).
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # How light a colour looks (Rec. 709 luma); above the middle it takes dark letters.
-LUMA = (0.2126, 0.7152, 0.0722)
+_LUMA = (0.2126, 0.7152, 0.0722)
 
 
 def ink(rgba: Sequence[float]) -> str:
     """Return the colour of letters on a ground of this colour."""
-    return INK if np.dot(rgba[:3], LUMA) > 0.5 else "white"
+    return INK if np.dot(rgba[:3], _LUMA) > 0.5 else "white"
+
+
+def panels(
+    rows: int, columns: int, size: tuple[float, float], layout: str = "constrained", **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure of ``size`` (width, height) in inches and its axes (rows, columns).
+
+    A `Figure` of its own, not pyplot's, so that matplotlib's global state stays as it is; further
+    options are those of `Figure.subplots`.
+    """
+    figure = Figure(figsize=size, layout=layout)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def tidy(ax: Axes, size: float = 8) -> None:
+    """Take off the frame above and on the right; labels of the ticks in ``size``."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=size, labelcolor=INK)
+
+
+def upright_grid(ax: Axes) -> None:
+    """Draw pale upright lines behind the values."""
+    ax.tick_params(color=SOFT)
+    ax.grid(axis="x", color="#e5e7eb", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def bare(axes: Iterable[Axes]) -> None:
+    """Leave nothing around pictures but what is written beside them."""
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+
+
+def heading(ax: Axes, text: str, size: float = 9) -> None:
+    """Write a title in bold, flush left."""
+    ax.set_title(text, loc="left", fontsize=size, fontweight="bold", color=INK)
+
+
+def note(figure: Figure, text: str) -> None:
+    """Write below a figure how it is to be read."""
+    figure.supxlabel(text, fontsize=8, color=SOFT)
+
+
+def setting_title(setting: Setting) -> str:
+    """Return what an axis of a setting's values is called."""
+    return f"{setting.label} ({setting.unit})" if setting.unit else setting.label
+
+
+def to_png(figure: Figure, dpi: float | str = "figure", **options: Any) -> bytes:
+    """Return a figure as the bytes of a PNG, which an image widget shows."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, **options)
+    return buffer.getvalue()
+
+
+class _Described:
+    """A picture and its alternative text; a notebook shows it as the last expression of a cell."""
+
+    def __init__(self, png: bytes, alt: str) -> None:
+        self.png, self.alt = png, alt
+
+    def __repr__(self) -> str:
+        return f"<figure: {self.alt}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        data = base64.b64encode(self.png).decode()
+        image = f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
+        return {"text/html": image, "text/plain": repr(self)}
+
+
+def with_alt(figure: Figure, alt: str) -> _Described:
+    """Return a figure as a picture with alternative text, at the resolution of the figure.
+
+    Args:
+        figure: left as it is; ``figure.savefig`` still writes it to a file.
+        alt: one to three sentences that say what there is to see, not what it means: a listener
+            should be able to follow the text that comes after.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+    if not alt.strip():
+        raise ValueError("the alternative text is empty: say what the figure shows")
+    return _Described(to_png(figure, bbox_inches="tight"), " ".join(alt.split()))

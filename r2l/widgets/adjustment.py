@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from r2l.drift.adjustment import Learning
-from r2l.viz.pictures import first, show
-from r2l.viz.style import CYCLE, INK, SOFT
-from r2l.widgets.matrix import to_png
+from r2l.viz.pictures import draw_image, first_image
+from r2l.viz.style import CYCLE, INK, SOFT, to_png
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -34,7 +33,7 @@ def plot_epoch(learning: Learning, raw: Tensor, condition: str, epoch: int) -> F
     """
     isps = [learning.processor(condition, e) for e in (0, epoch)]
     with torch.no_grad():
-        before, after = (first(isp(raw[:1])) for isp in isps)
+        before, after = (first_image(isp(raw[:1])) for isp in isps)
     figure = Figure(figsize=(9.2, 2.6), layout="constrained")
     curve, *pictures = figure.subplots(1, 4, width_ratios=[1.35, 1, 1, 1])
     bands = learning.bands(_measure(learning))
@@ -50,7 +49,7 @@ def plot_epoch(learning: Learning, raw: Tensor, condition: str, epoch: int) -> F
     for ax, image, title in zip(
         pictures, (before, after, 0.5 + 10 * (after - before)), titles, strict=True
     ):
-        show(ax, image)
+        draw_image(ax, image)
         ax.set_title(title, fontsize=9, color=INK)
         ax.set_axis_off()
     return figure
@@ -85,7 +84,7 @@ def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> ipywidge
 
     def draw(_change: object = None) -> None:
         name = condition.value
-        picture.value = to_png(plot_epoch(learning, frames[name], name, epoch.value))
+        picture.value = to_png(plot_epoch(learning, frames[name], name, epoch.value), dpi=90)
 
     for control in (condition, epoch):
         control.observe(draw, names="value")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from r2l.drift.forensics import AdjustedISP, Landscape, Prober
-from r2l.viz.forensics import plot_landscape
-from r2l.viz.pictures import first, show
-from r2l.widgets.matrix import to_png
+from r2l.viz import plot_landscape
+from r2l.viz.pictures import draw_image, first_image
+from r2l.viz.style import to_png
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -38,7 +38,7 @@ def plot_spot(
     plot_landscape(landscape, point, left)
     ax = right.subplots()
     with torch.inference_mode():
-        show(ax, first(isp(raw)))
+        draw_image(ax, first_image(isp(raw)))
     ax.set_axis_off()
     ax.set_title(f"{names[0]} {point[0]:.3g}, {names[1]} {point[1]:.3g}", fontsize=9)
     return figure
@@ -73,7 +73,7 @@ def landscape_explorer(
             return
         item, point = pairs[pair.value], tuple(slider.value for slider in sliders)
         note.value = f"{item.metric} {item.scores.loc[point]:.3f}"
-        picture.value = to_png(plot_spot(item, prober, raw, point))
+        picture.value = to_png(plot_spot(item, prober, raw, point), dpi=90)
 
     def choose(_change: object = None) -> None:
         item = pairs[pair.value]

@@ -11,9 +11,9 @@ from PIL import Image
 
 from r2l.training.callbacks import SCALE
 from r2l.training.tracking import Records, resolve
-from r2l.viz.lab import plot_curves
+from r2l.viz import plot_curves
+from r2l.viz.style import to_png
 from r2l.widgets.live import Live, picture_html
-from r2l.widgets.matrix import to_png
 
 if TYPE_CHECKING:
     import ipywidgets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,23 +15,16 @@ from matplotlib.colors import to_hex
 
 from r2l.drift import Views
 from r2l.drift.paired import SCORE_NAMES, paired_scores
+from r2l.viz.matrices import difference_reach, to_diagonal
 from r2l.viz.style import INK, ink
 from r2l.widgets.live import Live, picture_html, to_pixels
 
 if TYPE_CHECKING:
     import ipywidgets
-    from matplotlib.figure import Figure
     from torch import Tensor
 
 MOST = 8  # images
 WIDTH, GAP = 876, 2  # pixels; of the page, and between tiles
-
-
-def to_png(figure: Figure, dpi: int = 90) -> bytes:
-    """Return a figure as the bytes of a PNG, which an image widget shows."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
 
 
 def score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -177,10 +169,8 @@ def matrix_explorer(views: Views, answers: pd.DataFrame) -> ipywidgets.Widget:
 def _cell(scores: pd.DataFrame, train: str, test: str) -> ipywidgets.Button:
     import ipywidgets as widgets
 
-    # As in the figure: at least a tenth from end to middle.
-    fall = scores.sub([scores.loc[code, code] for code in scores.index], axis="index")
-    reach = max(0.1, float(fall.abs().to_numpy().max()))
-    colour = colormaps["RdBu"](0.5 + 0.5 * fall.loc[train, test] / reach)
+    fall = to_diagonal(scores)
+    colour = colormaps["RdBu"](0.5 + 0.5 * fall.loc[train, test] / difference_reach(fall))
     button = widgets.Button(
         description=f"{scores.loc[train, test]:.2f}",
         tooltip=f"trained under {train}, tested under {test}",

@@ -1,0 +1,216 @@
+"""Figures of lines: losses, learning curves, scans of a setting, drops against image distance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from r2l.drift.adjustment import Learning
+from r2l.drift.forensics import Scan, ToleranceReport
+from r2l.drift.matching import mean_distance
+from r2l.drift.matrix import MatrixSummary
+from r2l.drift.views import Views
+from r2l.viz.style import CYCLE, INK, SOFT, heading, note, panels, setting_title, tidy, upright_grid
+
+_BLUE, _ORANGE, _GREEN = CYCLE[:3]
+_KINDS = {"train": ("training", _BLUE), "val": ("validation", _ORANGE)}
+_MEASURES = {"val_accuracy": "accuracy on held-out images", "val_iou": "IoU on held-out images"}
+# Of each scale of severity.
+_MARKS = {"pipelines": "o", "published": "s", "image": "^", "matched": "D", "sensor": "v"}
+_LABELS = {
+    "pipelines": "other pipelines, one dot a cell",
+    "published": "corruptions, constants for 32 pixels",
+    "image": "corruptions, constants for this size",
+    "matched": "corruptions, matched",
+    "sensor": "sensor drift",
+}
+
+
+def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Figure:
+    """Draw training against validation by epoch: each fold thin, the mean over the folds thick.
+
+    Args:
+        curves: by fold, tables with the columns ``train_METRIC`` and ``val_METRIC`` and an index of epochs
+            (`r2l.training.lab.curves`, or the ``history`` of what `fit` returns).
+        metric: "loss", "accuracy", ...
+
+    Raises:
+        ValueError: no table has such a column; lists those that exist.
+    """
+    figure, ((ax,),) = panels(1, 1, (5.2, 3.4))
+    for prefix, (name, colour) in _KINDS.items():
+        column = f"{prefix}_{metric}"
+        lines = [table[column].dropna() for table in curves.values() if column in table]
+        if not lines:
+            continue
+        several = len(lines) > 1
+        for line in lines if several else []:
+            ax.plot(line.index, line, color=colour, linewidth=0.8, alpha=0.45)
+        mean = pd.concat(lines, axis=1).mean(axis=1)
+        label = f"{name} (mean of {len(lines)})" if several else name
+        marker = "o" if len(mean) == 1 else None
+        ax.plot(mean.index, mean, color=colour, linewidth=2, label=label, marker=marker)
+    if not ax.lines:
+        columns = sorted({column for table in curves.values() for column in table})
+        raise ValueError(f"no train_{metric} or val_{metric}; there are {', '.join(columns)}")
+    ax.set_xlabel("epoch", color=INK)
+    ax.set_ylabel(metric, color=INK)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    tidy(ax)
+    ax.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def plot_learning_curves(
+    learning: Learning, column: str = "val_accuracy", *, level: float = 0.95
+) -> Figure:
+    """Draw a learning curve of each arm, one panel a condition: mean over seeds, thin lines the seeds.
+
+    The band is the interval over seeds; with fewer than three seeds none is drawn, since it would tell
+    nothing.
+
+    Args:
+        learning: what `r2l.drift.compare_processing` returned.
+        column: of ``learning.curves``.
+        level: of the band.
+    """
+    bands = learning.bands(column, level)
+    conditions = list(bands["condition"].unique())
+    n_seeds = learning.curves["seed"].nunique()
+    figure, (axes,) = panels(1, len(conditions), (3.1 * len(conditions) + 0.4, 3.1), sharey=True)
+    arms = list(bands["arm"].unique())
+    for ax, condition in zip(axes, conditions, strict=True):
+        for arm, colour in zip(arms, CYCLE, strict=False):
+            band, curves = (
+                table[(table["condition"] == condition) & (table["arm"] == arm)]
+                for table in (bands, learning.curves)
+            )
+            ax.plot(band["epoch"], band["mean"], color=colour, linewidth=1.8, label=arm)
+            if n_seeds > 2:
+                ends = band["epoch"], band["low"], band["high"]
+                ax.fill_between(*ends, color=colour, alpha=0.18, linewidth=0)
+            for _, run in curves.groupby("seed"):
+                line = run.groupby("epoch")[column].mean()
+                ax.plot(line.index, line, color=colour, linewidth=0.5, alpha=0.6)
+        heading(ax, condition, 10)
+        tidy(ax)
+        ax.set_xlabel("epoch")
+    axes[0].set_ylabel(_MEASURES.get(column, column))
+    axes[0].set_ylim(bottom=0)  # neither a measure nor a loss goes below, a band may
+    axes[0].legend(frameon=False, fontsize=8)
+    band = f", band: {level:.0%} interval over seeds" if n_seeds > 2 else ""
+    note(figure, f"mean of {n_seeds} seeds, thin: each seed{band}" if n_seeds > 1 else "one seed")
+    return figure
+
+
+def plot_scans(report: ToleranceReport, columns: int = 4) -> Figure:
+    """Draw every scan of a report; shaded where the metric stays, by the worst case, above the drop.
+
+    Raises:
+        ValueError: a report without scans, such as one read from a file.
+    """
+    if not report.scans:
+        raise ValueError("this report has no scans; a file keeps the intervals alone")
+    columns = min(columns, len(report.scans))
+    rows = -(-len(report.scans) // columns)
+    figure, axes = panels(rows, columns, (2.6 * columns, 2.2 * rows), sharey=True)
+    for ax, (name, scan) in zip(axes.flat, report.scans.items(), strict=False):
+        row = report.table.loc[name]
+        ax.axvspan(row["safe_low"], row["safe_high"], color=_GREEN, alpha=0.18, linewidth=0)
+        _draw_scan(ax, scan, report.drop)
+    for ax in axes.flat[len(report.scans) :]:
+        ax.set_axis_off()
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
+    return figure
+
+
+def _draw_scan(ax: Axes, scan: Scan, drop: float) -> None:
+    table, setting = scan.table, scan.setting
+    band = table["value"], table["low"], table["high"]
+    ax.fill_between(*band, color=_BLUE, alpha=0.25, linewidth=0)
+    ax.plot(table["value"], table["score"], color=_BLUE, marker=".", markersize=4, linewidth=1.2)
+    ax.axvline(setting.value, color=SOFT, linewidth=0.8)
+    present = table.loc[(table["value"] - setting.value).abs().idxmin(), "score"]
+    ax.axhline(present - drop, color=_ORANGE, linewidth=1, linestyle="--")
+    if setting.geometric:
+        ax.set_xscale("log", base=2)
+        ticks = np.array([setting.value / 2, setting.value, setting.value * 2])
+        ax.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        ax.minorticks_off()
+    else:
+        ax.locator_params(axis="x", nbins=5)
+    ax.set_xlabel(setting_title(setting), fontsize=8)
+    ax.set_ylabel(scan.metric, fontsize=8)
+    tidy(ax)
+    ax.tick_params(length=2)
+
+
+def plot_corruptions(
+    drops: pd.DataFrame,
+    summary: MatrixSummary | None = None,
+    views: Views | None = None,
+    *,
+    distance: str = "psnr",
+    names: Sequence[str] = ("matched", "sensor"),
+) -> Figure:
+    """Draw how much is lost against how far the images moved: pipelines, corruptions and sensors.
+
+    Args:
+        drops: what `r2l.drift.drop_table` returned.
+        summary: the matrix, whose cells off the diagonal are drawn too; needs ``views``.
+        views: developed images, of which the cells' distances are taken.
+        distance: in which ``drops`` were measured: "psnr", "ssim" or "l2".
+        names: scales whose marks have the name of what was done beside them.
+    """
+    figure, ((ax,),) = panels(1, 1, (8.4, 5.0))
+    if summary is not None and views is not None:
+        _draw_cells(ax, summary, views, distance)
+    for number, (scale, part) in enumerate(drops.groupby("scale", sort=False)):
+        colour = CYCLE[(number + 1) % len(CYCLE)]
+        bars = [part["drop"] - part["low"], part["high"] - part["drop"]]
+        style = {"fmt": _MARKS.get(scale, "s"), "color": colour, "markersize": 5, "elinewidth": 0.7}
+        label = _LABELS.get(scale, scale)
+        part = part.assign(distance=part["distance"].clip(upper=60)) if distance == "psnr" else part
+        ax.errorbar(part["distance"], part["drop"], np.clip(bars, 0, None), label=label, **style)
+        if scale in names:
+            _name_kinds(ax, part, colour)
+    if distance == "psnr":
+        # What has hardly changed stands at the edge.
+        ax.set_xlim(min(60.0, ax.get_xlim()[1]), ax.get_xlim()[0])
+        ax.set_xlabel("PSNR to the model's own pipeline in dB (right: further away)", color=INK)
+    else:
+        ax.set_xlabel(f"distance to the model's own pipeline, {distance}", color=INK)
+    ax.set_ylabel("loss of score", color=INK)
+    ax.axhline(0, color=SOFT, linewidth=0.8)
+    tidy(ax, 7.5)
+    upright_grid(ax)
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
+def _draw_cells(ax: Axes, summary: MatrixSummary, views: Views, distance: str) -> None:
+    cells = summary.cells[summary.cells["train"] != summary.cells["test"]]
+    moved = [
+        mean_distance(views.images[test], views.images[train], distance)
+        for train, test in zip(cells["train"], cells["test"], strict=True)
+    ]
+    label, style = _LABELS["pipelines"], {"color": CYCLE[0], "markersize": 4, "alpha": 0.55}
+    ax.plot(moved, -cells["difference"], "o", label=label, linestyle="", **style)
+
+
+def _name_kinds(ax: Axes, part: pd.DataFrame, colour: str) -> None:
+    """Write each kind's name once, at its furthest mark; names move up until none covers another."""
+    furthest = part.loc[part.groupby("kind", sort=False)["severity"].idxmax()]
+    low, high = ax.get_ylim()
+    line, free = 0.025 * (high - low), -np.inf
+    for row in furthest.sort_values("drop").itertuples():
+        free = max(row.drop, free + line)
+        name = str(row.kind).replace("_", " ")
+        beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+        ax.annotate(name, (row.distance, free), fontsize=6.5, color=colour, **beside)
