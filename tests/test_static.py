@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
-from r2l.isp import PIPELINES, StaticISP, develop_all, functional
+from r2l.isp import (
+    PIPELINES,
+    ParametrizedISP,
+    StaticISP,
+    develop_all,
+    functional,
+    open_pipeline,
+    save_isp,
+)
 from r2l.isp.static import parse_code, pipeline_code
 from tests.reference import published
 
@@ -219,3 +227,50 @@ def test_unknown_options_list_those_that_exist(options, message):
 def test_unknown_codes_are_refused(code):
     with pytest.raises(ValueError, match="bi"):
         StaticISP.from_code(code, DRONE)
+
+
+def test_a_pipeline_is_a_code_a_folder_a_module_or_a_function(tmp_path):
+    raw = torch.rand(1, 1, 12, 16)
+    learned = ParametrizedISP(MICROSCOPE)
+    assert open_pipeline(learned, DRONE) is learned
+    paper = open_pipeline("me,u,ga", DRONE, "paper")
+    assert (paper.demosaic, paper.variant, paper.camera) == ("menon2007", "paper", DRONE)
+    folder = save_isp(learned, tmp_path / "isp")
+    for spec in (folder, str(folder)):
+        torch.testing.assert_close(open_pipeline(spec, DRONE)(raw), learned(raw), rtol=0, atol=0)
+    grey = open_pipeline(lambda x: x.expand(-1, 3, -1, -1), DRONE)
+    assert isinstance(grey, torch.nn.Module)
+    assert (grey(raw) == raw).all()
+    with pytest.raises(ValueError, match="image is"):
+        open_pipeline(lambda x: x, DRONE)(raw)
+
+
+@pytest.mark.parametrize("spec", ["bilinear", "", "runs/of/yesterday", 7, None])
+def test_what_is_no_pipeline_is_told_what_there_is(spec):
+    with pytest.raises(ValueError, match=r"bi,s,me .* me,u,ga.*save_isp.*module or function"):
+        open_pipeline(spec, DRONE)
+
+
+def test_a_folder_without_an_isp_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"(?s)isp\.json.*save_isp writes one"):
+        open_pipeline(tmp_path, DRONE)
+
+
+def test_develop_all_takes_pipelines_of_any_kind_by_name(tmp_path):
+    raw = torch.rand(2, 1, 20, 24)
+    isps = {
+        "quick": "ma,s,ga",
+        "foreign": StaticISP.from_code("ma,s,ga", MICROSCOPE),
+        "fft": "bi,s,fft",
+        "learned": ParametrizedISP(DRONE),
+        "saved": save_isp(ParametrizedISP(MICROSCOPE), tmp_path),
+        "mine": lambda x: x.expand(-1, 3, -1, -1),
+    }
+    views = develop_all(raw, DRONE, isps)
+    assert list(views) == list(isps)
+    for name, view in views.items():
+        alone = open_pipeline(isps[name], DRONE)(raw)
+        torch.testing.assert_close(view, alone, rtol=0, atol=2e-5)
+    assert list(develop_all(raw, DRONE, ["bi,s,ga", tmp_path])) == ["bi,s,ga", str(tmp_path)]
+    with pytest.raises(ValueError, match="ParametrizedISP has no name"):
+        develop_all(raw, DRONE, [isps["learned"]])

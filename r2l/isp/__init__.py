@@ -6,20 +6,11 @@ from r2l.isp.gradients import StageGradient, stage_gradients
 from r2l.isp.neural import HalfSizeRGB, NeuralISP
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.saving import load_isp, save_isp
-from r2l.isp.static import PIPELINES, StaticISP, Variant, develop_all
-
-__all__ = [
-    "PIPELINES",
-    "HalfSizeRGB",
-    "NeuralISP",
-    "ParametrizedISP",
-    "StageGradient",
-    "StaticISP",
-    "Variant",
-    "develop_all",
-    "half_size",
-    "load_isp",
-    "mosaic",
-    "save_isp",
-    "stage_gradients",
-]
+from r2l.isp.static import (
+    PIPELINES,
+    StaticISP,
+    Variant,
+    develop_all,
+    name_pipelines,
+    open_pipeline,
+)

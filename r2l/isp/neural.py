@@ -8,10 +8,12 @@ from r2l.camera import BLUE, GREEN, RED, Camera
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import half_size
 from r2l.isp.packing import pack, unpack
+from r2l.isp.saving import saved_with
 
 _DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
 
+@saved_with("encoder", "depth")
 class NeuralISP(nn.Module):
     """A learned pipeline: raw (B, 1, H, W) to display (B, 3, H, W) in [0, 1] by a U-Net++.
 
@@ -71,6 +73,7 @@ class NeuralISP(nn.Module):
         return self.stages(raw)["sigmoid"]
 
 
+@saved_with()
 class HalfSizeRGB(nn.Module):
     """No pipeline: raw (B, 1, H, W) to linear (B, 3, H/2, W/2), red, the mean of both greens, blue.
 

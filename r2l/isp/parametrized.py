@@ -13,6 +13,7 @@ from r2l.isp import functional as stage
 from r2l.isp.demosaic import bilinear
 from r2l.isp.functional import crop
 from r2l.isp.fused import apply_affine, develop_with_parameters, measure_affine
+from r2l.isp.saving import saved_with
 
 #: A lower and an upper bound for each value of a parameter, by the parameter's name.
 Box = Mapping[str, tuple[Tensor, Tensor]]
@@ -24,6 +25,7 @@ _KERNELS = ("sharpening_kernel", "blur_kernel")
 _LEAST_RANGE = 0.05
 
 
+@saved_with("additive_shape")
 class ParametrizedISP(nn.Module):
     """A pipeline of learnable parameters: raw (B, 1, H, W) to display (B, 3, H, W).
 

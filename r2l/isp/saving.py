@@ -1,105 +1,146 @@
-"""ISPs on disk: a folder with a small JSON (what it is, and the camera) and its weights, no pickle."""
+"""Modules on disk: a folder with a small JSON (what it is, and how to make it) and its weights, no pickle."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from r2l.camera import Camera
-from r2l.files import atomic_path
-from r2l.isp.neural import HalfSizeRGB, NeuralISP
-from r2l.isp.parametrized import ParametrizedISP
-from r2l.isp.static import StaticISP
+from r2l.files import R2LError, atomic_path, choose
 
 DESCRIPTION, WEIGHTS = "isp.json", "weights.safetensors"
 
-#: Each kind of ISP, and the arguments besides the camera that make it again.
-_KINDS: dict[type[nn.Module], tuple[str, ...]] = {
-    StaticISP: ("demosaic", "sharpening", "denoising", "variant"),
-    ParametrizedISP: ("additive_shape",),
-    NeuralISP: ("encoder", "depth"),
-    HalfSizeRGB: (),
-}
+#: Each kind of ISP by its name, and the arguments besides the camera that make it again.
+_KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {}
 # What reading JSON and weights, and making a module of them, fails in if they are damaged.
 _FAILURES = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError),
     SafetensorError,
 )
+Kind = TypeVar("Kind", bound=type[nn.Module])
+
+
+class SavedModuleError(R2LError, ValueError):
+    """A folder that does not hold a whole saved module."""
+
+
+def saved_with(*options: str) -> Callable[[Kind], Kind]:
+    """Let `save_isp` and `load_isp` know a class, made of a camera and of these attributes of its own."""
+
+    def register(kind: Kind) -> Kind:
+        _KINDS[kind.__name__] = kind, options
+        return kind
+
+    return register
 
 
 def save_isp(isp: nn.Module, folder: str | Path) -> Path:
     """Write an ISP into a folder, which is made if need be; each file whole or not at all.
 
+    >>> import tempfile, r2l
+    >>> folder = save_isp(r2l.ParametrizedISP(r2l.DRONE), tempfile.mkdtemp())
+    >>> sorted(file.name for file in folder.iterdir())
+    ['isp.json', 'weights.safetensors']
+
     Raises:
         ValueError: no ISP of `r2l.isp`.
         OSError: the folder can't be written.
     """
-    if type(isp) not in _KINDS:
-        kinds = ", ".join(kind.__name__ for kind in _KINDS)
-        raise ValueError(f"{type(isp).__name__} is no ISP that can be saved; those are {kinds}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    kind, options = _KINDS.get(type(isp).__name__, (None, ()))
+    if type(isp) is not kind:
+        raise ValueError(
+            f"{type(isp).__name__} is no ISP that can be saved; those are {', '.join(_KINDS)}"
+        )
     description = {
-        "kind": type(isp).__name__,
-        "options": {name: getattr(isp, name) for name in _KINDS[type(isp)]},
+        "kind": kind.__name__,
+        "options": {name: getattr(isp, name) for name in options},
         "camera": isp.camera.to_dict(),
     }
-    weights = {name: value.detach().contiguous().cpu() for name, value in isp.state_dict().items()}
-    with atomic_path(folder / WEIGHTS) as partial:
-        save_file(weights, partial)
-    with atomic_path(folder / DESCRIPTION) as partial:
-        partial.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
-    return folder
+    return save_module(isp, description, Path(folder) / DESCRIPTION)
 
 
 def load_isp(folder: str | Path) -> nn.Module:
     """Return the ISP that `save_isp` wrote, on the CPU. Reads data only, runs no foreign code.
 
+    >>> import tempfile, r2l
+    >>> folder = save_isp(r2l.StaticISP.from_code("ma,u,me", r2l.DRONE), tempfile.mkdtemp())
+    >>> load_isp(folder).sharpening
+    'unsharp_masking'
+
     Raises:
         ValueError: the folder does not hold a whole ISP; names the file and what is wrong with it.
     """
-    place, weights_place = Path(folder) / DESCRIPTION, Path(folder) / WEIGHTS
-    described = place, "no description of an ISP", "save_isp writes one"
-    weighted = weights_place, "no weights for this ISP", "copy the folder again, whole"
-    with reading(*described):
-        description = json.loads(place.read_text("utf-8"))
+    return load_module(Path(folder) / DESCRIPTION, _make, "an ISP", "save_isp writes one")
+
+
+def save_module(module: nn.Module, description: Mapping[str, Any], path: Path) -> Path:
+    """Write a description as JSON to ``path`` and the weights beside it; return their folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Clones: tied weights, which safetensors refuses, become equal ones.
+    weights = {n: v.detach().cpu().contiguous().clone() for n, v in module.state_dict().items()}
+    with atomic_path(path.with_name(WEIGHTS)) as partial:
+        save_file(weights, partial)
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    return path.parent
+
+
+def load_module(
+    path: Path, make: Callable[[Any, Mapping[str, Tensor]], nn.Module], what: str, remedy: str
+) -> nn.Module:
+    """Return what `save_module` wrote.
+
+    Args:
+        path: of the description.
+        make: description and weights, both as they were found, to a module that awaits the weights.
+        what: kind of module, for errors.
+        remedy: what to do where there is no description.
+
+    Raises:
+        SavedModuleError: something is missing or damaged.
+    """
+    with reading(path, f"no description of {what}", remedy):
+        description = json.loads(path.read_text("utf-8"))
+    weighted = (
+        path.with_name(WEIGHTS),
+        f"no weights for this {what.split()[-1]}",
+        "Copy the folder again, whole",
+    )
     with reading(*weighted):
-        weights = load_file(weights_place)
-    with reading(*described):
-        isp = _make(description, weights)
+        weights = load_file(path.with_name(WEIGHTS))
+    with reading(path, f"no description of {what}", remedy):
+        module = make(description, weights)
     with reading(*weighted):
-        isp.load_state_dict(weights)
-    return isp
+        module.load_state_dict(weights)
+    return module
 
 
 @contextmanager
 def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """Turn what fails while a part of a saved model is read and understood into one kind of error.
+    """Turn what fails while a part of a saved module is read and understood into one kind of error.
 
     Raises:
-        ValueError: it failed; names the file, says why in a line, and what to do.
+        SavedModuleError: it failed; names the file, says why in a line, and what to do.
     """
     try:
         yield
     except _FAILURES as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: {what} ({reason}); {remedy}") from error
+        raise SavedModuleError(path, f"{what} ({reason})", remedy) from error
 
 
-def _make(description: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    kinds = {kind.__name__: kind for kind in _KINDS}
-    if description["kind"] not in kinds:
-        raise ValueError(f"unknown kind {description['kind']!r}; choose from {', '.join(kinds)}")
-    kind, options = kinds[description["kind"]], description["options"]
-    if set(options) != set(_KINDS[kind]):
-        raise ValueError(f"options {sorted(options)}, expected {_KINDS[kind]}")
+def _make(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
+    kind, names = choose("kind", description["kind"], _KINDS)
+    options = description["options"]
+    if set(options) != set(names):
+        raise ValueError(f"options {sorted(options)}, expected {names}")
     # The only option that can ask for any amount of memory: looked at before it does.
     shape, additive = options.get("additive_shape"), weights.get("additive")
     if shape is not None and (additive is None or list(shape) != list(additive.shape)):

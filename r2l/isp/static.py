@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from r2l.camera import Camera
+from r2l.files import choose
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC
 from r2l.isp.functional import crop
 from r2l.isp.fused import apply_affine, develop_in_strips, measure_affine
 from r2l.isp.menon import MENON_RADIUS, menon_inside
+from r2l.isp.saving import DESCRIPTION, load_isp, saved_with
 
 Variant = Literal["corrected", "paper"]
 
@@ -70,12 +73,6 @@ PIPELINES: tuple[str, ...] = tuple(
 )
 
 
-def _check_option(what: str, name: str, options: Iterable[str]) -> None:
-    options = list(options)
-    if name not in options:
-        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(options)}")
-
-
 def parse_code(code: str) -> tuple[str, str, str]:
     """Spell out a pipeline code: "ma,s,ga" to its demosaic, sharpening and denoising.
 
@@ -88,9 +85,10 @@ def parse_code(code: str) -> tuple[str, str, str]:
             f"pipeline {code!r} is not of the form demosaic,sharpening,denoising, such as "
             f"{PIPELINES[0]!r}; the published ones: {' '.join(PIPELINES)}"
         )
-    for part, (what, table) in zip(parts, _PARTS.items(), strict=True):
-        _check_option(f"{what} in pipeline {code!r}:", part, table)
-    return tuple(table[part] for part, table in zip(parts, _PARTS.values(), strict=True))
+    return tuple(
+        choose(f"{what} in pipeline {code!r}:", part, table)
+        for part, (what, table) in zip(parts, _PARTS.items(), strict=True)
+    )
 
 
 def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
@@ -101,12 +99,11 @@ def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
     """
     parts = []
     for name, (what, table) in zip((demosaic, sharpening, denoising), _PARTS.items(), strict=True):
-        letters = {value: part for part, value in table.items()}
-        _check_option(what, name, letters)
-        parts.append(letters[name])
+        parts.append(choose(what, name, {value: part for part, value in table.items()}))
     return ",".join(parts)
 
 
+@saved_with("demosaic", "sharpening", "denoising", "variant")
 class StaticISP(nn.Module):
     """A fixed pipeline: raw mosaic (B, 1, H, W) to display image (B, 3, H, W) in [0, 1].
 
@@ -138,10 +135,10 @@ class StaticISP(nn.Module):
         variant: Variant = "corrected",
     ) -> None:
         super().__init__()
-        _check_option("demosaic", demosaic, DEMOSAIC)
-        _check_option("sharpening", sharpening, SHARPENING)
-        _check_option("denoising", denoising, [*DENOISING, FFT])
-        _check_option("variant", variant, ["corrected", "paper"])
+        choose("demosaic", demosaic, DEMOSAIC)
+        choose("sharpening", sharpening, SHARPENING)
+        choose("denoising", denoising, [*DENOISING, FFT])
+        choose("variant", variant, ["corrected", "paper"])
         self.camera = camera
         self.demosaic, self.sharpening, self.denoising = demosaic, sharpening, denoising
         self.variant: Variant = variant
@@ -273,22 +270,105 @@ def _develop(raw: Tensor, isps: Sequence[StaticISP]) -> list[Tensor]:
     return develop_in_strips(raw, margin, len(isps), develop)
 
 
+#: What names a pipeline: a code, a saved ISP's folder, a module or function from raw to display.
+Pipeline = str | Path | nn.Module | Callable[[Tensor], Tensor]
+
+
+class _Function(nn.Module):
+    """A function as a module, its ends watched."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, raw: Tensor) -> Tensor:
+        stage.check_mosaic(raw)
+        image = self.function(raw)
+        stage.check_image(image)
+        return image
+
+
+def open_pipeline(spec: Pipeline, camera: Camera, variant: Variant = "corrected") -> nn.Module:
+    """Return what ``spec`` names as a module from raw (B, 1, H, W) to display (B, 3, H, W).
+
+    >>> from r2l import DRONE
+    >>> open_pipeline("ma,s,ga", DRONE)
+    StaticISP(malvar2004, sharpening_filter, gaussian_denoising, corrected, Hasselblad L1D-20c (Raw-Drone))
+    >>> grey = open_pipeline(lambda raw: raw.expand(-1, 3, -1, -1), DRONE)
+    >>> grey(torch.rand(1, 1, 4, 6)).shape
+    torch.Size([1, 3, 4, 6])
+
+    Args:
+        spec: a code; the folder of a saved ISP (which has its own camera); a module, which is returned as
+            it is; or any function of a raw batch.
+        camera: of a pipeline that is given by its code.
+        variant: likewise; see `StaticISP`.
+
+    Raises:
+        ValueError: none of these, a code that does not exist (lists those that do), a damaged folder.
+    """
+    if isinstance(spec, nn.Module):
+        return spec
+    if isinstance(spec, Path) or (isinstance(spec, str) and (Path(spec) / DESCRIPTION).is_file()):
+        return load_isp(spec)
+    if isinstance(spec, str) and "," in spec:
+        return StaticISP.from_code(spec, camera, variant)
+    if callable(spec):
+        return _Function(spec)
+    raise ValueError(
+        f"{spec!r} is no pipeline; give a code (the published ones: {' '.join(PIPELINES)}), the folder that "
+        "save_isp wrote an ISP to, or a module or function from raw (B, 1, H, W) to display (B, 3, H, W)"
+    )
+
+
+def name_pipelines(pipelines: Sequence[str | Path] | Mapping[str, Pipeline]) -> dict[str, Pipeline]:
+    """Return pipelines by name: a mapping as it is, codes and folders by themselves.
+
+    Raises:
+        ValueError: a module or function without a name.
+    """
+    if isinstance(pipelines, Mapping):
+        return dict(pipelines)
+    if nameless := [spec for spec in pipelines if not isinstance(spec, str | Path)]:
+        raise ValueError(
+            f"{type(nameless[0]).__name__} has no name; give modules and functions as {{name: pipeline}}"
+        )
+    return {str(spec): spec for spec in pipelines}
+
+
 def develop_all(
     raw: Tensor,
     camera: Camera,
-    codes: Sequence[str] = PIPELINES,
+    pipelines: Sequence[str | Path] | Mapping[str, Pipeline] = PIPELINES,
     variant: Variant = "corrected",
 ) -> dict[str, Tensor]:
-    """Develop ``raw`` (B, 1, H, W) by several pipelines: {code: (B, 3, H, W) in display domain}.
+    """Develop ``raw`` (B, 1, H, W) by several pipelines: {name: (B, 3, H, W) in display domain}.
 
-    The same as ``StaticISP.from_code(code, camera, variant)(raw)`` for each code; demosaicing and
-    sharpening that pipelines share are done once.
+    The same as ``open_pipeline(spec, camera, variant)(raw)`` for each; what static pipelines share,
+    demosaicing and sharpening, is done once.
+
+    >>> from r2l import DRONE
+    >>> views = develop_all(torch.rand(2, 1, 8, 8), DRONE, ["bi,s,ga", "bi,s,me"])
+    >>> {code: tuple(view.shape) for code, view in views.items()}
+    {'bi,s,ga': (2, 3, 8, 8), 'bi,s,me': (2, 3, 8, 8)}
+
+    Args:
+        raw: raw domain.
+        camera: whose frames they are.
+        pipelines: codes and folders, or a mapping of names to whatever `open_pipeline` takes.
+        variant: of pipelines that are given by their codes.
 
     Raises:
-        ValueError: a code or variant that does not exist; wrong shape or dtype, odd height or width.
+        ValueError: as `open_pipeline` and `name_pipelines`; wrong shape or dtype, odd height or width.
     """
     stage.check_mosaic(raw)
-    isps = {code: StaticISP.from_code(code, camera, variant) for code in codes}
-    quick = [c for c, isp in isps.items() if isp.variant == "corrected" and isp.denoising != FFT]
-    views = dict(zip(quick, _develop(raw, [isps[c] for c in quick]), strict=True)) if quick else {}
-    return {code: views[code] if code in views else isps[code](raw) for code in codes}
+    isps = {n: open_pipeline(p, camera, variant) for n, p in name_pipelines(pipelines).items()}
+    quick = [
+        name
+        for name, isp in isps.items()
+        if isinstance(isp, StaticISP)
+        and (isp.variant, isp.camera) == ("corrected", camera)
+        and isp.denoising != FFT
+    ]
+    views = dict(zip(quick, _develop(raw, [isps[n] for n in quick]), strict=True)) if quick else {}
+    return {name: views[name] if name in views else isp(raw) for name, isp in isps.items()}

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from r2l.files import atomic_path
-from r2l.isp.saving import reading
+from r2l.isp.saving import load_module, reading, save_module
 from r2l.training.quiet import seeded
 
-DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
+DESCRIPTION = "model.json"
 #: Weights of a batch normalisation between processor and task model, in the folder that holds both.
 NORM = "norm.safetensors"
 #: The functions of `r2l.training.models` that a description may name; nothing else is ever called.
@@ -44,20 +44,10 @@ def save_model(description: Mapping[str, Any], model: nn.Module, folder: str | P
         OSError: the folder can't be written.
     """
     described = _checked(json.loads(json.dumps(description)))
-    weights = {
-        name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()
-    }
-    expected = {name: value.shape for name, value in _make(described).state_dict().items()}
-    if expected != {name: value.shape for name, value in weights.items()}:
+    weights = {name: value.shape for name, value in model.state_dict().items()}
+    if weights != {name: value.shape for name, value in _make(described).state_dict().items()}:
         raise ValueError(f"{described} does not make this {type(model).__name__}: weights differ")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / WEIGHTS) as partial:
-        # Clones: tied weights, which safetensors refuses, become equal ones.
-        save_file({name: value.clone() for name, value in weights.items()}, partial)
-    with atomic_path(folder / DESCRIPTION) as partial:
-        partial.write_text(json.dumps(described, indent=2) + "\n", "utf-8")
-    return folder
+    return save_module(model, described, Path(folder) / DESCRIPTION)
 
 
 def load_model(folder: str | Path) -> nn.Module:
@@ -68,19 +58,13 @@ def load_model(folder: str | Path) -> nn.Module:
     Raises:
         ValueError: the folder does not hold a whole model; names the file and what is wrong with it.
     """
-    place, weights_place = Path(folder) / DESCRIPTION, Path(folder) / WEIGHTS
-    described = place, "no description of a task model", "save_model writes one"
-    weighted = weights_place, "no weights for this model", "copy the folder again, whole"
-    with reading(*described):
-        description = _checked(json.loads(place.read_text("utf-8")))
-    with reading(*weighted):
-        weights = load_file(weights_place)
-    with reading(*described):
-        _check_sizes(description["arguments"], weights)
-        model = _make(description)
-    with reading(*weighted):
-        model.load_state_dict(weights)
-    return model
+
+    def make(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
+        checked = _checked(description)
+        _check_sizes(checked["arguments"], weights)
+        return _make(checked)
+
+    return load_module(Path(folder) / DESCRIPTION, make, "a task model", "save_model writes one")
 
 
 def save_norm(norm: nn.BatchNorm2d, folder: str | Path) -> Path:
@@ -97,7 +81,7 @@ def load_norm(folder: str | Path) -> nn.BatchNorm2d:
         ValueError: it is not there, or damaged.
     """
     path, norm = Path(folder) / NORM, nn.BatchNorm2d(3)
-    with reading(path, "no weights of a batch normalisation", "copy the folder again, whole"):
+    with reading(path, "no weights of a batch normalisation", "Copy the folder again, whole"):
         norm.load_state_dict(load_file(path))
     return norm
 
@@ -112,7 +96,7 @@ def load_state(path: str | Path, processor: nn.Module, model: nn.Module) -> nn.B
         ValueError: no such file, or weights of other models.
     """
     remedy = (
-        "give a safetensors file of a trained RawToLogits, or a folder with processor and model"
+        "Give a safetensors file of a trained RawToLogits, or a folder with processor and model"
     )
     with reading(Path(path), "no weights for these models", remedy):
         weights = load_file(path)
