@@ -1,13 +1,12 @@
 """Augmentation: image and mask together, each image by its own draw, nothing else disturbed."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
 
 from r2l.training import fit, make_classifier
-from r2l.training.augment import Augment, make_augment
+from r2l.training.augment import make_augment
+from r2l.training.quiet import seeded
 from tests.test_training import Shades
 
 
@@ -22,6 +21,11 @@ def pictures(n=24, size=(20, 20), seed=3):
     return images, masks
 
 
+def augmented(strength, *pair, seed=0):
+    with seeded(seed):
+        return make_augment(strength)(*pair)
+
+
 def dihedral(image):
     """The eight pictures that flips and quarter turns make of one, by numpy."""
     turned = [np.rot90(image, k, (-2, -1)) for k in range(4)]
@@ -32,8 +36,7 @@ def dihedral(image):
 @pytest.mark.parametrize("size", [(20, 20), (20, 28)])
 def test_image_and_mask_move_together_and_masks_stay_binary(strength, size):
     images, masks = pictures(size=size)
-    augment = Augment(strength, 0)
-    seen, moved = augment(images, masks, indices=range(24), epoch=0)
+    seen, moved = augmented(strength, images, masks)
     assert seen.shape == images.shape
     assert moved.shape == masks.shape
     assert moved.unique().tolist() == [0, 1]
@@ -50,7 +53,7 @@ def test_image_and_mask_move_together_and_masks_stay_binary(strength, size):
 
 def test_weak_makes_all_eight_views_and_no_others():
     image = pictures(1)[0]
-    seen, _ = Augment("weak", 0)(image.expand(200, -1, -1, -1), indices=range(200), epoch=0)
+    seen, _ = augmented("weak", image.expand(200, -1, -1, -1))
     views = dihedral(image[0].numpy())
     which = [[np.array_equal(s, v) for v in views].index(True) for s in seen.numpy()]
     counts = np.bincount(which, minlength=8)
@@ -59,52 +62,35 @@ def test_weak_makes_all_eight_views_and_no_others():
 
 def test_weak_keeps_the_shape_of_an_oblong():
     image = pictures(1, (20, 28))[0]
-    seen, _ = Augment("weak", 0)(image.expand(60, -1, -1, -1), indices=range(60), epoch=0)
+    seen, _ = augmented("weak", image.expand(60, -1, -1, -1))
     views = [v for v in dihedral(image[0].numpy()) if v.shape == image.shape[1:]]
     which = [[np.array_equal(s, v) for v in views].index(True) for s in seen.numpy()]
     assert set(which) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("strength", ["weak", "strong"])
-def test_a_draw_follows_from_seed_epoch_and_index_alone(strength):
-    images, _ = pictures()
-    augment = Augment(strength, 7)
-    whole, _ = augment(images, indices=range(24), epoch=2)
-    torch.rand(5)
-    part, _ = augment(images[[9, 4]], indices=torch.tensor([9, 4]), epoch=2)
-    torch.testing.assert_close(part, whole[[9, 4]], rtol=0, atol=1e-6)
-    for other in (
-        augment(images, indices=range(24), epoch=3),
-        Augment(strength, 8)(images, indices=range(24), epoch=2),
-        augment(images, indices=range(24, 48), epoch=2),
-    ):
-        changed = (other[0] != whole).flatten(1).any(1)
-        assert changed.float().mean() > 0.6
-    same, _ = augment(images[:1].expand(24, -1, -1, -1), indices=range(24), epoch=0)
-    assert len({s.numpy().tobytes() for s in same}) > 5, "each image by itself"
-
-
-@pytest.mark.parametrize("strength", ["weak", "strong"])
-def test_inputs_and_global_generators_stay(strength):
+def test_each_image_has_a_draw_of_its_own_which_follows_from_the_seed(strength):
     images, masks = pictures()
     before = images.clone(), masks.clone()
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    Augment(strength, 0)(images, masks, indices=range(24), epoch=0)
-    assert torch.equal(images, before[0])
+    whole, _ = augmented(strength, images, masks, seed=7)
+    again, _ = augmented(strength, images, masks, seed=7)
+    assert torch.equal(again, whole)
+    other, _ = augmented(strength, images, masks, seed=8)
+    assert (other != whole).flatten(1).any(1).float().mean() > 0.6
+    assert torch.equal(images, before[0]), "inputs stay"
     assert torch.equal(masks, before[1])
-    assert torch.equal(states[0], torch.get_rng_state())
-    np.testing.assert_array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
-    assert states[2] == random.getstate()
+    same, _ = augmented(strength, images[:1].expand(24, -1, -1, -1))
+    assert len({s.numpy().tobytes() for s in same}) > 5, "each image by itself"
 
 
 def test_gradients_pass_to_the_image():
     images = pictures()[0].requires_grad_()
-    seen, _ = Augment("weak", 0)(images, indices=range(24), epoch=0)
+    seen, _ = augmented("weak", images)
     weights = torch.rand_like(seen)
     (seen * weights).sum().backward()
     torch.testing.assert_close(images.grad.sum((1, 2, 3)), weights.sum((1, 2, 3)))
     images = pictures()[0].mul(0.5).add(0.25).requires_grad_()
-    seen, _ = Augment("strong", 0)(images, indices=range(24), epoch=0)
+    seen, _ = augmented("strong", images)
     seen.sum().backward()
     assert (images.grad.flatten(1) != 0).float().mean() > 0.8
 
@@ -114,9 +100,7 @@ def test_strong_moves_as_little_as_it_says():
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     disc = ((rows - 31.5) ** 2 + (columns - 31.5) ** 2 < 10**2).float()
     images = (0.5 + 0.3 * disc).expand(40, 3, 64, 64)
-    seen, masks = Augment("strong", 0)(
-        images, disc.expand(40, 1, 64, 64), indices=range(40), epoch=0
-    )
+    seen, masks = augmented("strong", images, disc.expand(40, 1, 64, 64))
     assert seen[..., 0, 0].min() > 0.3
     area = masks.sum((1, 2, 3)) / disc.sum()
     assert 0.78 < area.min() < area.max() < 1.25  # scales of 0.9 to 1.1
@@ -127,9 +111,9 @@ def test_strong_moves_as_little_as_it_says():
 
 
 def test_unknown_strength_lists_those_that_exist():
-    assert make_augment("none", 0) is None
+    assert make_augment("none") is None
     with pytest.raises(ValueError, match="'harsh'; choose from none, weak, strong"):
-        make_augment("harsh", 0)
+        make_augment("harsh")
 
 
 def test_only_training_sees_it():

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import make_augment
-from r2l.training.checkpoints import Keeper, Shuffled, claim, describe, read_last
+from r2l.training.checkpoints import Keeper, Shuffled, check_settings, read_last
 from r2l.training.module import RawToLogits
 from r2l.training.quiet import progress_bar, quiet_lightning, seeded
 from r2l.training.tasks import Loss
@@ -63,19 +64,6 @@ class _Epochs(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
         self.bar.update(len(self.rows) - self.bar.n)
-
-
-class _Numbered(Dataset):
-    """Items with their ``index``, which their augmentation follows from."""
-
-    def __init__(self, data: Dataset) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.data[index], "index": index}
 
 
 def make_trainer(**options: Any) -> L.Trainer:
@@ -136,7 +124,7 @@ def fit(
         loss: see `RawToLogits`.
         seed: of initial weights, order of the images, augmentation and dropout, 0 or more.
         num_workers: processes that load data; 0 loads in this one.
-        augmentation: "none", "weak" or "strong", of images in training, see `Augment`.
+        augmentation: "none", "weak" or "strong", of images in training, see `make_augment`.
         output_norm: "none", "batch" or a trained one: batch normalisation behind the processor, see
             `RawToLogits`.
         freeze_processor: train the task model alone.
@@ -177,7 +165,7 @@ def fit(
             lr,
             weight_decay,
             task=task,
-            augment=make_augment(augmentation, seed),
+            augment=make_augment(augmentation),
             output_norm=copy.deepcopy(output_norm),
             freeze_processor=freeze_processor,
             freeze_model=freeze_model,
@@ -185,8 +173,7 @@ def fit(
         )
         # A model that was evaluated before comes in eval mode, in which Lightning would leave it.
         module.train()
-        numbered = data if module.augment is None else _Numbered(data)
-        shuffled = _shuffled(numbered, batch_size, num_workers, seed)
+        shuffled = _shuffled(data, batch_size, num_workers, seed)
         ordered = None
         if validation is not None:
             ordered = DataLoader(validation, batch_size, num_workers=num_workers)
@@ -199,12 +186,9 @@ def fit(
         if checkpoint is None:
             make_trainer(**options).fit(module, shuffled, ordered)
         else:
-            norm = output_norm if isinstance(output_norm, str) else "batch"
             settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-            settings |= {"augmentation": augmentation, "output_norm": norm}
-            settings |= {"validate_every": validate_every} | describe(
-                module, data, validation, trainer
-            )
+            settings |= {"augmentation": augmentation, "validate_every": validate_every}
+            settings |= _settings(module, data, validation, trainer)
             _resume(module, shuffled, ordered, counter, Path(checkpoint), settings, options)
     module.history = pd.DataFrame(counter.rows).rename_axis("epoch")
     module.trainer = None  # it holds on to the data
@@ -233,18 +217,45 @@ def _resume(
     options: dict[str, Any],
 ) -> None:
     """Train with checkpoints, from the last one if there is one."""
-    claim(folder, settings)
-    found = read_last(folder)
-    if found is None or found[1]["epoch"] + 1 < settings["epochs"]:
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = read_last(folder)
+    if kept is not None:
+        check_settings(folder, kept[1], settings)
+    if kept is None or kept[1]["epoch"] + 1 < settings["epochs"]:
         options = {**options, "enable_checkpointing": True}
-        options["callbacks"] = [*options["callbacks"], Keeper(folder, shuffled)]
-        path = None if found is None else found[0]
+        options["callbacks"] = [*options["callbacks"], Keeper(folder, shuffled, settings)]
+        path = None if kept is None else kept[0]
         make_trainer(**options).fit(module, shuffled, ordered, ckpt_path=path, weights_only=True)
         # Processes that were spawned have kept the history for themselves.
-        found = None if counter.rows else read_last(folder)
-    if found is not None:
-        module.load_state_dict(found[1]["state_dict"])
-        counter.load_state_dict(found[1]["callbacks"][counter.state_key])
+        kept = None if counter.rows else read_last(folder)
+    if kept is not None:
+        module.load_state_dict(kept[1]["state_dict"])
+        counter.load_state_dict(kept[1]["callbacks"][counter.state_key])
+
+
+def _settings(
+    module: RawToLogits, data: Dataset, validation: Dataset | None, trainer: dict[str, Any]
+) -> dict[str, Any]:
+    """Return as plain values what tells one run in a folder from another; that its data are is trusted."""
+    return {
+        "task": module.task.name,
+        "loss": _plain(module.loss),
+        "lr": module.lr,
+        "weight_decay": module.weight_decay,
+        "output_norm": _plain(module.norm),
+        "trained": [name for name, p in module.named_parameters() if p.requires_grad],
+        "adversary": None if module.adversary is None else asdict(module.adversary),
+        "data": f"{len(data)} items",
+        "validation": None if validation is None else f"{len(validation)} items",
+        "trainer": {name: _plain(value) for name, value in sorted(trainer.items())},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """What of a setting can be compared from one run to the next: its value, or its name."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 @contextmanager

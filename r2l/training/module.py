@@ -11,17 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import BinaryJaccardIndex
 
+from r2l.files import choose
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import Augment
-from r2l.training.tasks import Loss, find_task, per_image
+from r2l.training.tasks import TASKS, Loss, per_image
 
-OUTPUT_NORMS = ("none", "batch")
-
-
-def _fresh_norm(name: str) -> nn.Module:
-    if name not in OUTPUT_NORMS:
-        raise ValueError(f"unknown output_norm {name!r}; choose from {', '.join(OUTPUT_NORMS)}")
-    return nn.BatchNorm2d(3) if name == "batch" else nn.Identity()
+#: What may stand between processor and task model, by the name of the option.
+OUTPUT_NORMS = {"none": nn.Identity, "batch": nn.BatchNorm2d}
 
 
 class RawToLogits(L.LightningModule):
@@ -71,10 +67,10 @@ class RawToLogits(L.LightningModule):
         adversary: Adversary | None = None,
     ) -> None:
         super().__init__()
-        self.task = find_task(task)
+        self.task = choose("task", task, TASKS)
         self.processor = nn.Identity() if processor is None else processor
-        given = isinstance(output_norm, nn.BatchNorm2d)
-        self.norm = output_norm if given else _fresh_norm(output_norm)
+        given = isinstance(output_norm, nn.Module)
+        self.norm = output_norm if given else choose("output_norm", output_norm, OUTPUT_NORMS)(3)
         self.model = model
         self.loss = loss or self.task.loss
         self.lr = lr
@@ -140,7 +136,9 @@ class RawToLogits(L.LightningModule):
         frames, targets = frames_of(batch), self.task.targets(batch)
         images = seen = self.develop(frames)
         if stage == "train" and self.augment is not None:
-            seen, targets = self._augmented(images, targets, batch["index"])
+            masked = self.task.name == "segmentation"
+            seen, moved = self.augment(images, targets if masked else None)
+            targets = moved if masked else targets
         outputs = self.task.check(self.model(self.norm(seen)), targets)
         loss = self.loss(outputs, targets)
         measured = {"loss": loss, **self._measure(outputs, targets, stage)}
@@ -158,11 +156,6 @@ class RawToLogits(L.LightningModule):
                 sync_dist=True,
             )
         return loss
-
-    def _augmented(self, images: Tensor, targets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        if self.task.name == "segmentation":
-            return self.augment(images, targets, indices=indices, epoch=self.current_epoch)
-        return self.augment(images, indices=indices, epoch=self.current_epoch)[0], targets
 
     def _measure(self, outputs: Tensor, targets: Tensor, stage: str) -> dict[str, Any]:
         if self.task.name == "segmentation":

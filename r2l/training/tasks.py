@@ -154,14 +154,3 @@ TASKS = {
         Task("segmentation", "mask", "iou", bce_dice, _segmented),
     )
 }
-
-
-def find_task(name: str) -> Task:
-    """Return a task by its name.
-
-    Raises:
-        ValueError: no such task; lists those that exist.
-    """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
-    return TASKS[name]

@@ -488,7 +488,7 @@ def _checkpoints(folder: Path) -> list[Seed]:
     import torch
 
     states = {"order": torch.Generator().get_state(), "python": random.Random(0).getstate()}
-    content = {"epoch": 3, "callbacks": {}, "generators": states}
+    content = {"epoch": 3, "callbacks": {}, "generators": states, "settings": {"epochs": 4}}
     torch.save(content | {"state_dict": {"a.b": torch.ones(3, 4)}}, folder / "last.ckpt")
     return [_seed(folder, "last.ckpt", mutate.archive)]
 
@@ -498,7 +498,7 @@ def _read_checkpoint(path: Path) -> None:
 
     place, found = read_last(path.parent)
     assert place == path
-    assert {"state_dict", "epoch", "callbacks", "generators"} <= set(found)
+    assert {"state_dict", "epoch", "callbacks", "generators", "settings"} <= set(found)
 
 
 def _archives(folder: Path) -> list[Seed]:

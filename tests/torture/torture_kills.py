@@ -288,7 +288,7 @@ class Training(Work):
 
     def faults(self, folder):
         wrong = []
-        for path in [*self._notes(folder), *folder.glob("runs/*/*/fold_*/checkpoint/*.json")]:
+        for path in self._notes(folder):
             try:
                 _json(path)
             except ValueError as error:
