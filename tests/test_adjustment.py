@@ -11,7 +11,7 @@ from torch import nn
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
 from r2l.drift import (
-    Condition,
+    Domain,
     Frames,
     adapt,
     adaptation_experiment,
@@ -28,7 +28,7 @@ from r2l.drift.adjustment import (
     describe_isp,
     train_on_pipelines,
 )
-from r2l.drift.adjustment.conditions import model_factory
+from r2l.drift.adjustment.domains import model_factory
 from r2l.drift.adjustment.objectives import batch_norms, entropy, recorded_features
 from r2l.drift.statistics import Bootstrap, bootstrap_means
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
@@ -50,16 +50,16 @@ def frames():
 
 
 @pytest.fixture(scope="module")
-def condition(frames):
-    return Condition(frames, ParametrizedISP(frames.camera))
+def domain(frames):
+    return Domain(frames, ParametrizedISP(frames.camera))
 
 
 @pytest.fixture(scope="module")
-def trained(condition):
+def trained(domain):
     return fit(
-        lambda: make_classifier("SmallResNet", 9, *condition.statistics(np.arange(45))),
-        condition.frames,
-        processor=condition.processor,
+        lambda: make_classifier("SmallResNet", 9, *domain.statistics(np.arange(45))),
+        domain.frames,
+        processor=domain.processor,
         freeze_processor=True,
         epochs=4,
         lr=3e-3,
@@ -73,10 +73,10 @@ def statistics(trained, frames):
 
 
 @pytest.fixture(scope="module")
-def learning(frames, condition):
+def learning(frames, domain):
     dim = Frames.of(SyntheticMicroscopy(45, 0, size=32, intensity=0.05), progress=False)
-    conditions = {"base": condition, "dim": Condition(dim, condition.processor)}
-    return compare_processing(conditions, n_splits=2, seeds=(0, 1, 2), **SETTINGS)
+    domains = {"base": domain, "dim": Domain(dim, domain.processor)}
+    return compare_processing(domains, n_splits=2, seeds=(0, 1, 2), **SETTINGS)
 
 
 def weights(module):
@@ -96,8 +96,8 @@ def with_processor(trained, processor):
 # Learned against frozen
 
 
-def test_frozen_stays_frozen_to_the_bit_and_learned_moves(learning, condition):
-    initial = condition.processor.state_dict()
+def test_frozen_stays_frozen_to_the_bit_and_learned_moves(learning, domain):
+    initial = domain.processor.state_dict()
     for (name, arm, _seed, _fold), states in learning.states.items():
         assert len(states) == 3, name
         assert not changed(initial, states[0])
@@ -114,19 +114,17 @@ def test_learned_isp_stays_a_camera(learning):
 def test_arms_share_folds_and_answers_are_complete(learning):
     answers = learning.answers
     assert len(answers) == 45 * 2 * 2 * 3
-    assert not answers.duplicated(["condition", "arm", "seed", "image"]).any()
-    folds = answers.pivot(index=["condition", "image"], columns=["seed", "arm"], values="fold")
+    assert not answers.duplicated(["domain", "arm", "seed", "image"]).any()
+    folds = answers.pivot(index=["domain", "image"], columns=["seed", "arm"], values="fold")
     for seed in (0, 1, 2):
         np.testing.assert_array_equal(folds[seed, "frozen"], folds[seed, "learned"])
     assert set(learning.curves["epoch"]) == {1, 2}
-    last = learning.curves.query(
-        "condition == 'dim' and arm == 'learned' and seed == 1 and fold == 0"
-    )
-    hits = answers.query("condition == 'dim' and arm == 'learned' and seed == 1 and fold == 0")
+    last = learning.curves.query("domain == 'dim' and arm == 'learned' and seed == 1 and fold == 0")
+    hits = answers.query("domain == 'dim' and arm == 'learned' and seed == 1 and fold == 0")
     assert last["val_accuracy"].iloc[-1] == pytest.approx(hits["correct"].mean())
 
 
-def test_arms_start_from_the_same_weights_and_normalisation(condition):
+def test_arms_start_from_the_same_weights_and_normalisation(domain):
     starts = []
 
     def factory(n_classes, mean, std):
@@ -134,13 +132,13 @@ def test_arms_start_from_the_same_weights_and_normalisation(condition):
         starts.append(weights(model))
         return model
 
-    compare_processing({"base": condition}, model=factory, n_splits=2, **SETTINGS)
+    compare_processing({"base": domain}, model=factory, n_splits=2, **SETTINGS)
     assert not changed(starts[0], starts[1]), "two arms, one fold"
     assert changed(starts[0], starts[2]), "two folds"
 
 
-def test_same_seed_same_learning(condition):
-    one, two = (compare_processing({"base": condition}, n_splits=2, **SETTINGS) for _ in range(2))
+def test_same_seed_same_learning(domain):
+    one, two = (compare_processing({"base": domain}, n_splits=2, **SETTINGS) for _ in range(2))
     pd.testing.assert_frame_equal(one.curves, two.curves)
     pd.testing.assert_frame_equal(one.answers, two.answers)
     assert not changed(one.processor("base").state_dict(), two.processor("base").state_dict())
@@ -156,8 +154,8 @@ def test_parameters_are_told_in_physical_terms(learning):
 
 
 def test_bands_are_means_over_seeds(learning):
-    bands = learning.bands("val_loss").set_index(["condition", "arm", "epoch"])
-    part = learning.curves.query("condition == 'dim' and arm == 'learned' and epoch == 2")
+    bands = learning.bands("val_loss").set_index(["domain", "arm", "epoch"])
+    part = learning.curves.query("domain == 'dim' and arm == 'learned' and epoch == 2")
     means = part.groupby("seed")["val_loss"].mean()
     row = bands.loc[("dim", "learned", 2)]
     assert row["mean"] == pytest.approx(means.mean())
@@ -165,11 +163,11 @@ def test_bands_are_means_over_seeds(learning):
     assert row["high"] - row["mean"] == pytest.approx(half, rel=1e-5)
 
 
-def test_normalisation_can_be_given_and_is_fixed(frames, condition):
-    given = Condition(frames, condition.processor, ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5)))
+def test_normalisation_can_be_given_and_is_fixed(frames, domain):
+    given = Domain(frames, domain.processor, ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5)))
     assert given.statistics(np.arange(5)) == given.normalisation
-    images = condition.processor(frames.raw[:5]).detach()
-    mean, std = condition.statistics(np.arange(5))
+    images = domain.processor(frames.raw[:5]).detach()
+    mean, std = domain.statistics(np.arange(5))
     np.testing.assert_allclose(mean, images.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(std, images.std((0, 2, 3), correction=0), rtol=1e-4)
 
@@ -177,7 +175,7 @@ def test_normalisation_can_be_given_and_is_fixed(frames, condition):
 @pytest.fixture(scope="module")
 def drone():
     tiles = Frames.of(SyntheticDrone(12, 0, size=32, tiles_per_photo=2), progress=False)
-    return Condition(tiles, ParametrizedISP(DRONE))
+    return Domain(tiles, ParametrizedISP(DRONE))
 
 
 def small_segmenter(_classes, mean, std):
@@ -217,15 +215,15 @@ def test_a_name_is_an_encoder_where_masks_are_asked_for():
     assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 4)
 
 
-def test_wrong_experiments_are_refused(condition, learning):
+def test_wrong_experiments_are_refused(domain, learning):
     with pytest.raises(ValueError, match="frozen, learned"):
-        compare_processing({"base": condition}, arms=["thawed"], **SETTINGS)
-    static = Condition(condition.frames, StaticISP(MICROSCOPE))
+        compare_processing({"base": domain}, arms=["thawed"], **SETTINGS)
+    static = Domain(domain.frames, StaticISP(MICROSCOPE))
     with pytest.raises(ValueError, match="nothing to learn"):
         compare_processing({"static": static}, **SETTINGS)
     other = Frames.of(SyntheticMicroscopy(45, 1, size=32), progress=False)
     with pytest.raises(ValueError, match="different scenes"):
-        compare_processing({"a": condition, "b": Condition(other, condition.processor)}, **SETTINGS)
+        compare_processing({"a": domain, "b": Domain(other, domain.processor)}, **SETTINGS)
     with pytest.raises(ValueError, match="0 to 2"):
         learning.processor("base", 3)
     with pytest.raises(ValueError, match="no training"):
@@ -477,8 +475,8 @@ def test_each_image_gets_a_pipeline_of_its_own_each_time(frames):
         RandomPipeline(frames.camera, [])
 
 
-def test_generalist_stands_behind_the_targets_isp(trained, frames, condition):
-    generalist = train_on_pipelines(condition, np.arange(20), epochs=1)
+def test_generalist_stands_behind_the_targets_isp(trained, frames, domain):
+    generalist = train_on_pipelines(domain, np.arange(20), epochs=1)
     adapted = adapt("all_pipelines", trained, frames, generalist=generalist)
     assert not changed(weights(generalist.model), weights(adapted.model))
     assert not changed(weights(trained.processor), weights(adapted.processor))
@@ -488,13 +486,13 @@ def test_generalist_stands_behind_the_targets_isp(trained, frames, condition):
 
 
 @pytest.fixture(scope="module")
-def experiment(frames, condition):
-    isp = copy.deepcopy(condition.processor)
+def experiment(frames, domain):
+    isp = copy.deepcopy(domain.processor)
     with torch.no_grad():
         isp.white_balance.mul_(torch.tensor([1.2, 1.0, 0.8]))
     return adaptation_experiment(
-        condition,
-        {"same": condition, "gains": Condition(frames, isp)},
+        domain,
+        {"same": domain, "gains": Domain(frames, isp)},
         methods=("none", "bn_statistics", "isp", "fine_tune"),
         n_splits=3,
         adaptation={"steps": 2, "batch_size": 8},
@@ -525,13 +523,13 @@ def test_summary_pairs_with_none(experiment):
         summarise_adaptations(experiment.drop(index=3))
 
 
-def test_adaptation_and_test_share_no_group(trained, condition):
+def test_adaptation_and_test_share_no_group(trained, domain):
     with pytest.raises(ValueError, match="groups"):
-        compare_adaptations(trained, {"same": condition}, range(12), range(12, 45))
+        compare_adaptations(trained, {"same": domain}, range(12), range(12, 45))
     with pytest.raises(ValueError, match="3 or more"):
-        adaptation_experiment(condition, {"same": condition}, n_splits=2)
+        adaptation_experiment(domain, {"same": domain}, n_splits=2)
     with pytest.raises(ValueError, match="unknown methods"):
-        compare_adaptations(trained, {"a": condition}, range(10), range(10, 45), methods=["x"])
+        compare_adaptations(trained, {"a": domain}, range(10), range(10, 45), methods=["x"])
 
 
 # Statistics with known answers
@@ -595,7 +593,7 @@ def test_figures_show_what_they_were_given(learning, experiment, frames):
     figure = plot_learning_curves(learning)
     figure.canvas.draw()
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["base", "dim"]
-    mean = learning.bands().query("condition == 'base' and arm == 'learned'")["mean"]
+    mean = learning.bands().query("domain == 'base' and arm == 'learned'")["mean"]
     lines = {tuple(np.round(line.get_ydata(), 6)) for line in figure.axes[0].lines}
     assert tuple(np.round(mean, 6)) in lines
     summary = summarise_adaptations(experiment)
@@ -618,9 +616,9 @@ def test_explorer_at_every_value(learning, frames):
     (menu, slider), picture = explorer.children[0].children, explorer.children[1]
     assert (slider.min, slider.max) == (0, 2)
     seen = set()
-    for condition in menu.options:
+    for domain in menu.options:
         for epoch in range(slider.min, slider.max + 1):
-            menu.value, slider.value = condition, epoch
+            menu.value, slider.value = domain, epoch
             assert bytes(picture.value).startswith(PNG)
             seen.add(bytes(picture.value))
     assert len(seen) == 6
@@ -630,6 +628,6 @@ def test_explorer_at_every_value(learning, frames):
 
 
 def test_other_isps_can_be_frozen(frames):
-    half = Condition(frames, HalfSizeRGB(frames.camera))
+    half = Domain(frames, HalfSizeRGB(frames.camera))
     result = compare_processing({"none": half}, arms=["frozen"], n_splits=2, **SETTINGS)
     assert len(result.answers) == 45

@@ -20,7 +20,7 @@ from r2l.drift import (
     published_corruptions,
 )
 from r2l.drift.corruptions import KINDS, constants_of
-from r2l.drift.matching import mean_distance
+from r2l.drift.matched_severity import mean_distance
 from r2l.sensor import DRONE_NOISE, NoiseModel, apply_levels, noise_variance
 
 

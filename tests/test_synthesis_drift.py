@@ -11,11 +11,11 @@ from r2l.drift import (
     PUBLISHED_CORRUPTIONS,
     Trained,
     ask_models,
+    benchmark_corruptions,
     corrupt,
     corruption_table,
     develop_views,
     drop_table,
-    fair_comparison,
     published_matrix,
     sensor_table,
     summarise,
@@ -24,7 +24,7 @@ from r2l.drift import (
 )
 from r2l.drift import synthesis as synthesis_module
 from r2l.drift import views as views_module
-from r2l.drift.matching import mean_distance
+from r2l.drift.matched_severity import mean_distance
 from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, StaticISP
 from r2l.training import RawToLogits, evaluate, group_folds, make_classifier, seeded
@@ -419,9 +419,9 @@ def test_drops_are_measured_from_each_models_diagonal():
     assert drops.loc["fog", "drop"] == pytest.approx(0)
 
 
-def test_fair_comparison_tells_three_sizes(views, models, results):
+def test_benchmark_corruptions_tells_three_sizes(views, models, results):
     some = (*PUBLISHED_CORRUPTIONS[:2], "brightness")
-    fair = fair_comparison(
+    fair = benchmark_corruptions(
         models, views, some, results=results, bootstrap=Bootstrap(draws=200), progress=False
     )
     assert list(fair.table.index) == ["pipelines", "published", "image", "matched"]
@@ -440,7 +440,7 @@ def test_fair_comparison_tells_three_sizes(views, models, results):
 
 
 def test_ratio_to_pipelines_is_the_known_one_and_unbounded_without_a_drop():
-    from r2l.drift.fair import _mean_drops
+    from r2l.drift.corruption_benchmark import _mean_drops
 
     pipelines = {("a", "a"): 0.9, ("a", "b"): 0.8, ("b", "a"): 0.8, ("b", "b"): 0.9}
     results = simulated(pipelines, n=2000)

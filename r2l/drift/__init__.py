@@ -1,7 +1,7 @@
 """Dataset drift under control: one thing on the way from raw data to logits changes at a time."""
 
 from r2l.drift.adjustment import (
-    Condition,
+    Domain,
     Learning,
     adapt,
     adaptation_experiment,
@@ -10,11 +10,10 @@ from r2l.drift.adjustment import (
     source_statistics,
     summarise_adaptations,
 )
-from r2l.drift.alarm import Alarm, AlarmResult
 from r2l.drift.comparison import corruption_table, sensor_table
+from r2l.drift.corruption_benchmark import CorruptionBenchmark, benchmark_corruptions, drop_table
 from r2l.drift.corruptions import CORRUPTIONS, PUBLISHED_CORRUPTIONS, corrupt
-from r2l.drift.effects import effects
-from r2l.drift.fair import FairComparison, drop_table, fair_comparison
+from r2l.drift.factorial import factorial_effects
 from r2l.drift.forensics import (
     bounded_attack,
     compare_to_random,
@@ -24,42 +23,42 @@ from r2l.drift.forensics import (
     verify_tolerances,
 )
 from r2l.drift.frames import Frames
-from r2l.drift.matching import match_amount, pipeline_distance
+from r2l.drift.matched_severity import match_amount, pipeline_distance
 from r2l.drift.matrix import MatrixSummary, flips, summarise
 from r2l.drift.published import published_corruptions, published_matrix
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
+from r2l.drift.shift_detector import ShiftDetector, ShiftTest, detection_rates
 from r2l.drift.synthesis import Trained, ask_models, train_models, train_test_matrix
 from r2l.drift.views import Views, develop_views
-from r2l.drift.watching import alarm_on_matrix
 
 __all__ = [
     "CORRUPTIONS",
     "PUBLISHED_CORRUPTIONS",
     "SENSOR_DRIFTS",
-    "Alarm",
-    "AlarmResult",
-    "Condition",
-    "FairComparison",
+    "CorruptionBenchmark",
+    "Domain",
     "Frames",
     "Learning",
     "MatrixSummary",
+    "ShiftDetector",
+    "ShiftTest",
     "Trained",
     "Views",
     "adapt",
     "adaptation_experiment",
-    "alarm_on_matrix",
     "ask_models",
+    "benchmark_corruptions",
     "bounded_attack",
     "compare_adaptations",
     "compare_processing",
     "compare_to_random",
     "corrupt",
     "corruption_table",
+    "detection_rates",
     "develop_views",
     "drift_sensor",
     "drop_table",
-    "effects",
-    "fair_comparison",
+    "factorial_effects",
     "flips",
     "match_amount",
     "penalised_attack",

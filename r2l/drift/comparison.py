@@ -13,7 +13,7 @@ from torch import Tensor
 from r2l.datasets import RawDataset
 from r2l.drift.asking import as_table, ask, ready
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, corrupt
-from r2l.drift.matching import distances, match_amount, pipeline_distance
+from r2l.drift.matched_severity import distances, match_amount, pipeline_distance
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.synthesis import Trained
 from r2l.drift.views import Views

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from r2l.drift.alarm import energy_test, least_p
-from r2l.drift.describing import describe
+from r2l.drift.features import image_features
 from r2l.drift.matrix import MatrixSummary
+from r2l.drift.shift_detector import energy_test, least_p
 from r2l.drift.synthesis import Trained
 from r2l.drift.views import Views
 from r2l.training.quiet import progress_bar
 
 
-def alarm_on_matrix(
+def detection_rates(
     views: Views,
     summary: MatrixSummary,
     n_images: Sequence[int] = (10, 20, 50, 100),
@@ -66,7 +66,8 @@ def alarm_on_matrix(
         for train, part in cells.groupby("train", sort=False):
             model, pool = _watched(train, views, models)
             seen = {
-                test: describe(views.images[test][pool], model).to_numpy() for test in part["test"]
+                test: image_features(views.images[test][pool], model).to_numpy()
+                for test in part["test"]
             }
             for cell in part.itertuples():
                 for length in n_images:

@@ -9,7 +9,7 @@ from r2l.viz.intervals import (
     plot_adaptations,
     plot_attacks,
     plot_effects,
-    plot_statistics,
+    plot_shift,
     plot_tolerances,
 )
 from r2l.viz.matrices import plot_detection_rates, plot_landscape, plot_matrix

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from r2l.drift.adjustment import Learning
 from r2l.drift.forensics import Scan, ToleranceReport
-from r2l.drift.matching import mean_distance
+from r2l.drift.matched_severity import mean_distance
 from r2l.drift.matrix import MatrixSummary
 from r2l.drift.views import Views
 from r2l.viz.style import CYCLE, INK, SOFT, heading, note, panels, setting_title, tidy, upright_grid
@@ -69,7 +69,7 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Fig
 def plot_learning_curves(
     learning: Learning, column: str = "val_accuracy", *, level: float = 0.95
 ) -> Figure:
-    """Draw a learning curve of each arm, one panel a condition: mean over seeds, thin lines the seeds.
+    """Draw a learning curve of each arm, one panel a domain: mean over seeds, thin lines the seeds.
 
     The band is the interval over seeds; with fewer than three seeds none is drawn, since it would tell
     nothing.
@@ -80,14 +80,14 @@ def plot_learning_curves(
         level: of the band.
     """
     bands = learning.bands(column, level)
-    conditions = list(bands["condition"].unique())
+    domains = list(bands["domain"].unique())
     n_seeds = learning.curves["seed"].nunique()
-    figure, (axes,) = panels(1, len(conditions), (3.1 * len(conditions) + 0.4, 3.1), sharey=True)
+    figure, (axes,) = panels(1, len(domains), (3.1 * len(domains) + 0.4, 3.1), sharey=True)
     arms = list(bands["arm"].unique())
-    for ax, condition in zip(axes, conditions, strict=True):
+    for ax, domain in zip(axes, domains, strict=True):
         for arm, colour in zip(arms, CYCLE, strict=False):
             band, curves = (
-                table[(table["condition"] == condition) & (table["arm"] == arm)]
+                table[(table["domain"] == domain) & (table["arm"] == arm)]
                 for table in (bands, learning.curves)
             )
             ax.plot(band["epoch"], band["mean"], color=colour, linewidth=1.8, label=arm)
@@ -97,7 +97,7 @@ def plot_learning_curves(
             for _, run in curves.groupby("seed"):
                 line = run.groupby("epoch")[column].mean()
                 ax.plot(line.index, line, color=colour, linewidth=0.5, alpha=0.6)
-        heading(ax, condition, 10)
+        heading(ax, domain, 10)
         tidy(ax)
         ax.set_xlabel("epoch")
     axes[0].set_ylabel(_MEASURES.get(column, column))

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from r2l.camera import Camera
-from r2l.drift.alarm import AlarmResult
 from r2l.drift.forensics import ToleranceReport
+from r2l.drift.shift_detector import ShiftTest
 from r2l.files import choose
 from r2l.viz.style import CYCLE, INK, SOFT, heading, note, panels, tidy, upright_grid
 
@@ -37,7 +37,7 @@ def plot_effects(table: pd.DataFrame) -> Figure:
     """Draw effects and their intervals, one panel a side; filled where the interval leaves out zero.
 
     Args:
-        table: what `r2l.drift.effects` returned.
+        table: what `r2l.drift.factorial_effects` returned.
 
     Raises:
         ValueError: no effects.
@@ -176,11 +176,11 @@ def plot_tolerances(report: ToleranceReport, cameras: Mapping[str, Camera] | Non
     return figure
 
 
-def plot_statistics(result: AlarmResult, *, most: int = 12) -> Figure:
+def plot_shift(result: ShiftTest, *, most: int = 12) -> Figure:
     """Draw which numbers moved, in standard deviations.
 
     Args:
-        result: of `r2l.drift.Alarm.test`.
+        result: of `r2l.drift.ShiftDetector.test`.
         most: how many numbers at most, the most telling first.
     """
     table = result.statistics.head(most)

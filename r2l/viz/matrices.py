@@ -152,7 +152,7 @@ def plot_detection_rates(table: pd.DataFrame) -> Figure:
     early warning. The diagonal holds the false alarms.
 
     Args:
-        table: what `r2l.drift.alarm_on_matrix` returned.
+        table: what `r2l.drift.detection_rates` returned.
 
     Raises:
         ValueError: an empty table.

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import ipywidgets
 
 
-def plot_epoch(learning: Learning, raw: Tensor, condition: str, epoch: int) -> Figure:
-    """Draw the learning curves of a condition, the epoch marked, beside what the ISP then makes of a frame.
+def plot_epoch(learning: Learning, raw: Tensor, domain: str, epoch: int) -> Figure:
+    """Draw the learning curves of a domain, the epoch marked, beside what the ISP then makes of a frame.
 
     Three pictures: by the initial ISP, by that of the epoch, and ten times their difference around
     mid-grey. The ISP is that of the first seed and fold.
@@ -25,24 +25,24 @@ def plot_epoch(learning: Learning, raw: Tensor, condition: str, epoch: int) -> F
     Args:
         learning: what `r2l.drift.compare_processing` returned.
         raw: (B, 1, H, W), raw domain; the first is drawn.
-        condition: which.
+        domain: which.
         epoch: from 0, before the first, to the last.
 
     Raises:
-        ValueError: no such condition or epoch.
+        ValueError: no such domain or epoch.
     """
-    isps = [learning.processor(condition, e) for e in (0, epoch)]
+    isps = [learning.processor(domain, e) for e in (0, epoch)]
     with torch.no_grad():
         before, after = (first_image(isp(raw[:1])) for isp in isps)
     figure = Figure(figsize=(9.2, 2.6), layout="constrained")
     curve, *pictures = figure.subplots(1, 4, width_ratios=[1.35, 1, 1, 1])
     bands = learning.bands(_measure(learning))
     for arm, colour in zip(bands["arm"].unique(), CYCLE, strict=False):
-        part = bands[(bands["condition"] == condition) & (bands["arm"] == arm)]
+        part = bands[(bands["domain"] == domain) & (bands["arm"] == arm)]
         curve.plot(part["epoch"], part["mean"], color=colour, label=arm)
     curve.axvline(epoch, color=SOFT, linewidth=0.9)
     curve.set_xlabel("epoch")
-    curve.set_title(f"{condition}: {_measure(learning)}", fontsize=9, color=INK)
+    curve.set_title(f"{domain}: {_measure(learning)}", fontsize=9, color=INK)
     curve.legend(frameon=False, fontsize=8)
     curve.spines[["top", "right"]].set_visible(False)
     titles = ("initial ISP", f"after epoch {epoch}", "10 x difference")
@@ -61,33 +61,33 @@ def _measure(learning: Learning) -> str:
 
 
 def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> ipywidgets.Widget:
-    """Return a menu of conditions and a slider over epochs, above what the ISP makes of a frame then.
+    """Return a menu of domains and a slider over epochs, above what the ISP makes of a frame then.
 
     Args:
         learning: what `r2l.drift.compare_processing` returned.
-        frames: a raw frame (B, 1, H, W) of each condition, by its name.
+        frames: a raw frame (B, 1, H, W) of each domain, by its name.
 
     Raises:
-        ValueError: a condition without a frame.
+        ValueError: a domain without a frame.
     """
     import ipywidgets as widgets
 
-    conditions = list(learning.initial)
-    if missing := set(conditions) - set(frames):
+    domains = list(learning.initial)
+    if missing := set(domains) - set(frames):
         raise ValueError(f"no frames for {sorted(missing)}")
     last = int(learning.curves["epoch"].max())
-    condition = widgets.Dropdown(options=conditions, value=conditions[-1], description="condition")
+    domain = widgets.Dropdown(options=domains, value=domains[-1], description="domain")
     epoch = widgets.IntSlider(
         value=last, min=0, max=last, description="epoch", continuous_update=False
     )
     picture = widgets.Image(format="png")
 
     def draw(_change: object = None) -> None:
-        name = condition.value
+        name = domain.value
         picture.value = to_png(plot_epoch(learning, frames[name], name, epoch.value), dpi=90)
 
-    for control in (condition, epoch):
+    for control in (domain, epoch):
         control.observe(draw, names="value")
     draw()
-    box = widgets.VBox([widgets.HBox([condition, epoch]), picture])
+    box = widgets.VBox([widgets.HBox([domain, epoch]), picture])
     return box.add_class("r2l-learning-explorer")

@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import Dataset
 
-from r2l.drift.adjustment.conditions import (
-    Condition,
+from r2l.drift.adjustment.domains import (
+    Domain,
     ModelFactory,
     RandomPipeline,
-    check_conditions,
+    check_domains,
     develop,
     mixed_seed,
     model_factory,
 )
-from r2l.drift.adjustment.crossed import paired_summary
 from r2l.drift.adjustment.methods import LABELLED, METHODS, adapt
 from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
+from r2l.drift.random_effects import paired_summary
 from r2l.isp import PIPELINES
 from r2l.training import RawToLogits, channel_statistics, evaluate, fit, group_folds, seeded
 from r2l.training.quiet import progress_bar
@@ -30,7 +30,7 @@ from r2l.training.quiet import progress_bar
 
 def compare_adaptations(
     trained: RawToLogits,
-    targets: Mapping[str, Condition],
+    targets: Mapping[str, Domain],
     adapt_on: Sequence[int] | np.ndarray,
     test_on: Sequence[int] | np.ndarray,
     *,
@@ -61,7 +61,7 @@ def compare_adaptations(
     if unknown := set(methods) - set(METHODS):
         raise ValueError(f"unknown methods {sorted(unknown)}; choose from {', '.join(METHODS)}")
     adapt_on, test_on = np.asarray(adapt_on), np.asarray(test_on)
-    check_conditions([*targets.values()])
+    check_domains([*targets.values()])
     tables = []
     for name, target in targets.items():
         groups = target.frames.groups
@@ -89,7 +89,7 @@ def compare_adaptations(
 
 
 def train_on_pipelines(
-    source: Condition,
+    source: Domain,
     indices: Sequence[int] | np.ndarray,
     *,
     codes: Sequence[str] = PIPELINES,
@@ -122,8 +122,8 @@ def train_on_pipelines(
 
 
 def adaptation_experiment(
-    source: Condition,
-    targets: Mapping[str, Condition],
+    source: Domain,
+    targets: Mapping[str, Domain],
     *,
     methods: Sequence[str] = tuple(METHODS),
     model: str | ModelFactory = "SmallResNet",
@@ -160,7 +160,7 @@ def adaptation_experiment(
     """
     if n_splits < 3:
         raise ValueError(f"n_splits is {n_splits}; to train, to adapt and to test takes 3 or more")
-    check_conditions([source, *targets.values()])
+    check_domains([source, *targets.values()])
     frames = source.frames
     tables = []
     with progress_bar(total=n_splits * len(seeds), desc="folds", disable=not progress) as bar:
@@ -194,7 +194,7 @@ def adaptation_experiment(
 
 
 def _train_source(
-    source: Condition,
+    source: Domain,
     training: np.ndarray,
     model: str | ModelFactory,
     seed: int,

@@ -19,16 +19,16 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from r2l.drift.adjustment.conditions import (
-    Condition,
+from r2l.drift.adjustment.domains import (
+    Domain,
     ModelFactory,
-    check_conditions,
+    check_domains,
     mixed_seed,
     model_factory,
 )
-from r2l.drift.adjustment.crossed import crossed_means, paired_summary
 from r2l.drift.adjustment.physical import describe_isp
 from r2l.drift.adjustment.recording import Recorder, State
+from r2l.drift.random_effects import crossed_means, paired_summary
 from r2l.isp import ParametrizedISP
 from r2l.training import Fold, RawToLogits, evaluate, fit, group_folds
 from r2l.training.quiet import progress_bar
@@ -42,13 +42,13 @@ class Learning:
     """What `compare_processing` found.
 
     Attributes:
-        curves: one row for each condition, arm, seed, fold and epoch (from 1): ``train_loss``,
+        curves: one row for each domain, arm, seed, fold and epoch (from 1): ``train_loss``,
             ``train_accuracy``, ``val_loss``, ``val_accuracy`` and so on, as `fit` logs them. Validation is
             on the held-out fold; nothing was chosen by it.
-        answers: one row for each condition, arm, seed and image: what `evaluate` tells of the model of the
+        answers: one row for each domain, arm, seed and image: what `evaluate` tells of the model of the
             last epoch, and ``fold``.
-        initial: the ISP that each condition started from.
-        states: the ISP's parameters before the first epoch and after each, by (condition, arm, seed, fold).
+        initial: the ISP that each domain started from.
+        states: the ISP's parameters before the first epoch and after each, by (domain, arm, seed, fold).
     """
 
     curves: pd.DataFrame
@@ -58,7 +58,7 @@ class Learning:
 
     def processor(
         self,
-        condition: str,
+        domain: str,
         epoch: int = -1,
         *,
         arm: str = "learned",
@@ -68,7 +68,7 @@ class Learning:
         """Return the ISP of one training as it stood after ``epoch`` (0: before the first; -1: the last).
 
         Args:
-            condition: which.
+            domain: which.
             epoch: see above.
             arm: "learned" or "frozen".
             seed: the first, if None.
@@ -78,18 +78,18 @@ class Learning:
             ValueError: no such training, or epoch.
         """
         seed = next(iter(self.states))[2] if seed is None else seed
-        states = self.states.get((condition, arm, seed, fold))
+        states = self.states.get((domain, arm, seed, fold))
         if states is None:
             raise ValueError(
-                f"no training {(condition, arm, seed, fold)}; there are {list(self.states)[:8]} ..."
+                f"no training {(domain, arm, seed, fold)}; there are {list(self.states)[:8]} ..."
             )
         if not -len(states) <= epoch < len(states):
             raise ValueError(f"epoch {epoch}; choose from 0 to {len(states) - 1}, or -1")
-        isp = copy.deepcopy(self.initial[condition])
+        isp = copy.deepcopy(self.initial[domain])
         isp.load_state_dict(states[epoch])
         return isp.requires_grad_(False)
 
-    def parameters(self, condition: str) -> pd.DataFrame:
+    def parameters(self, domain: str) -> pd.DataFrame:
         """Return what was learned in physical terms (`describe_isp`), over all seeds and folds.
 
         Returns:
@@ -98,22 +98,22 @@ class Learning:
         Raises:
             ValueError: the ISP is no `ParametrizedISP`, or nothing was learned.
         """
-        places = [key for key in self.states if key[:2] == (condition, "learned")]
-        if not places or not isinstance(self.initial[condition], ParametrizedISP):
-            raise ValueError(f"no ParametrizedISP was learned under {condition!r}")
+        places = [key for key in self.states if key[:2] == (domain, "learned")]
+        if not places or not isinstance(self.initial[domain], ParametrizedISP):
+            raise ValueError(f"no ParametrizedISP was learned under {domain!r}")
         learned = pd.DataFrame(
             [
-                describe_isp(self.processor(condition, seed=seed, fold=fold))
+                describe_isp(self.processor(domain, seed=seed, fold=fold))
                 for _, _, seed, fold in places
             ]
         )
         columns = {"mean": learned.mean(), "lowest": learned.min(), "highest": learned.max()}
-        return pd.DataFrame({"initial": describe_isp(self.initial[condition]), **columns})
+        return pd.DataFrame({"initial": describe_isp(self.initial[domain]), **columns})
 
     def summary(self, value: str = "correct", level: float = 0.95) -> pd.DataFrame:
-        """Return score and paired difference to frozen of each condition, see `paired_summary`."""
+        """Return score and paired difference to frozen of each domain, see `paired_summary`."""
         return paired_summary(
-            self.answers, arm="arm", baseline="frozen", by="condition", value=value, level=level
+            self.answers, arm="arm", baseline="frozen", by="domain", value=value, level=level
         )
 
     def bands(self, column: str = "val_accuracy", level: float = 0.95) -> pd.DataFrame:
@@ -127,7 +127,7 @@ class Learning:
         """
         if column not in self.curves:
             raise ValueError(f"no column {column!r}; choose from {', '.join(self.curves.columns)}")
-        keys = ["condition", "arm", "epoch"]
+        keys = ["domain", "arm", "epoch"]
         means = self.curves.groupby([*keys, "seed"], sort=False)[column].mean().unstack("seed")
         rows = means.mean(axis=1).rename("mean").to_frame()
         rows["low"] = rows["high"] = rows["mean"]
@@ -139,7 +139,7 @@ class Learning:
 
 
 def compare_processing(
-    conditions: Mapping[str, Condition],
+    domains: Mapping[str, Domain],
     *,
     arms: Sequence[str] = ARMS,
     model: str | ModelFactory = "SmallResNet",
@@ -151,11 +151,11 @@ def compare_processing(
 ) -> Learning:
     """Train task models with the ISP learned along and with the ISP frozen at its initial values.
 
-    Within a condition, fold and seed both arms start from the same weights and the same ISP, see the
-    images in the same order and normalise by the same numbers (`Condition.normalisation`).
+    Within a domain, fold and seed both arms start from the same weights and the same ISP, see the
+    images in the same order and normalise by the same numbers (`Domain.normalisation`).
 
     Args:
-        conditions: by name; such as the same scenes at several intensities, or a pipeline whose initial
+        domains: by name; such as the same scenes at several intensities, or a pipeline whose initial
             values are off. Processors are `ParametrizedISP` or other modules with parameters.
         arms: "frozen", "learned".
         model: a name for `make_classifier`, or a function of number of classes, means and stds.
@@ -170,20 +170,20 @@ def compare_processing(
     """
     if not arms or (unknown := set(arms) - set(ARMS)):
         raise ValueError(f"unknown arms {sorted(unknown or [])}; choose from {', '.join(ARMS)}")
-    check_conditions([*conditions.values()])
-    for name, condition in conditions.items():
-        if "learned" in arms and not [*condition.processor.parameters()]:
+    check_domains([*domains.values()])
+    for name, domain in domains.items():
+        if "learned" in arms and not [*domain.processor.parameters()]:
             raise ValueError(
-                f"{name}: {type(condition.processor).__name__} has nothing to learn; "
+                f"{name}: {type(domain.processor).__name__} has nothing to learn; "
                 "take a ParametrizedISP"
             )
-    frames = next(iter(conditions.values())).frames
+    frames = next(iter(domains.values())).frames
     folds = {seed: group_folds(frames.labels, frames.groups, n_splits, seed) for seed in seeds}
-    jobs = [*product(seeds, range(n_splits), conditions, arms)]
+    jobs = [*product(seeds, range(n_splits), domains, arms)]
     curves, answers, states = [], [], {}
     with progress_bar(total=len(jobs), desc="training", disable=not progress) as bar:
         for seed, number, name, arm in jobs:
-            place = {"condition": name, "arm": arm, "seed": seed, "fold": number}
+            place = {"domain": name, "arm": arm, "seed": seed, "fold": number}
             bar.set_postfix_str(", ".join(map(str, place.values())), refresh=False)
             with (
                 run.nested(" ".join(map(str, place.values())), place) if run else nullcontext() as r
@@ -191,10 +191,10 @@ def compare_processing(
                 fold = folds[seed][number]
                 recorder = Recorder()
                 trained = _train(
-                    conditions[name], arm, fold, (seed, number), model, recorder, settings
+                    domains[name], arm, fold, (seed, number), model, recorder, settings
                 )
                 table = evaluate(
-                    trained, {name: conditions[name].frames.subset(fold.test)}, by="condition"
+                    trained, {name: domains[name].frames.subset(fold.test)}, by="domain"
                 )
                 for epoch, row in trained.history.iterrows() if r else ():
                     r.metrics(row.to_dict(), step=epoch)
@@ -206,13 +206,13 @@ def compare_processing(
     return Learning(
         pd.concat(curves, ignore_index=True),
         pd.concat(answers, ignore_index=True),
-        {name: copy.deepcopy(condition.processor) for name, condition in conditions.items()},
+        {name: copy.deepcopy(domain.processor) for name, domain in domains.items()},
         states,
     )
 
 
 def _train(
-    condition: Condition,
+    domain: Domain,
     arm: str,
     fold: Fold,
     place: tuple[int, int],
@@ -220,13 +220,13 @@ def _train(
     recorder: Recorder,
     settings: dict[str, Any],
 ) -> RawToLogits:
-    mean, std = condition.statistics(fold.train)
+    mean, std = domain.statistics(fold.train)
     return fit(
-        partial(model_factory(model, settings), len(condition.frames.classes), mean, std),
-        condition.frames.subset(fold.train),
-        processor=condition.processor,
+        partial(model_factory(model, settings), len(domain.frames.classes), mean, std),
+        domain.frames.subset(fold.train),
+        processor=domain.processor,
         freeze_processor=arm == "frozen",
-        validation=condition.frames.subset(fold.test),
+        validation=domain.frames.subset(fold.test),
         seed=mixed_seed(*place),
         progress=False,
         callbacks=[recorder],

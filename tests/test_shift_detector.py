@@ -7,12 +7,12 @@ import torch
 from scipy import stats
 
 from r2l.datasets import SyntheticMicroscopy
-from r2l.drift import Alarm, Trained, alarm_on_matrix, develop_views
-from r2l.drift.alarm import energy_test
-from r2l.drift.describing import describe
+from r2l.drift import ShiftDetector, Trained, detection_rates, develop_views
+from r2l.drift.features import image_features
 from r2l.drift.matrix import summarise
+from r2l.drift.shift_detector import energy_test
 from r2l.training import RawToLogits, make_classifier, seeded
-from r2l.viz import plot_detection_rates, plot_statistics
+from r2l.viz import plot_detection_rates, plot_shift
 
 CODES = ("bi,s,me", "me,u,ga")
 
@@ -81,7 +81,7 @@ def test_energy_distance_is_that_of_scipy_in_one_dimension():
 def test_another_pipeline_is_noticed_and_the_same_is_not(views):
     first, rest = views.groups < np.median(views.groups), views.groups >= np.median(views.groups)
     own, other = (views.images[code] for code in CODES)
-    alarm = Alarm.fit(own[first], groups=views.groups[first])
+    alarm = ShiftDetector.fit(own[first], groups=views.groups[first])
     same = alarm.test(own[rest], views.groups[rest], seed=1)
     moved = alarm.test(other[rest], views.groups[rest], seed=1)
     assert not same.raised
@@ -92,7 +92,7 @@ def test_another_pipeline_is_noticed_and_the_same_is_not(views):
     assert "ALARM" in str(moved)
     assert "no alarm" in str(same)
     assert alarm.test(other[rest], views.groups[rest], seed=1).p_value == moved.p_value
-    figure = plot_statistics(moved)
+    figure = plot_shift(moved)
     figure.canvas.draw()
 
 
@@ -100,7 +100,7 @@ def test_statistics_of_known_pictures():
     grey = torch.full((1, 3, 16, 16), 0.5)
     grey[:, 1] = torch.linspace(0, 1, 16)
     grey[:, 2] = 1 - grey[:, 1]
-    row = describe(grey).iloc[0]
+    row = image_features(grey).iloc[0]
     assert row["mean, red"] == pytest.approx(0.5)
     assert row["deviation, red"] == pytest.approx(0, abs=1e-6)
     assert row["white, green"] == pytest.approx(1 / 16)
@@ -117,13 +117,17 @@ def model():
 def test_answers_of_a_model_can_be_watched_and_the_model_stays(views):
     network = model().train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    table = describe(views.images[CODES[0]][:5], network)
+    table = image_features(views.images[CODES[0]][:5], network)
     assert list(table) == [f"class {i}" for i in range(9)]
     np.testing.assert_allclose(np.exp(table).sum(axis=1), 1, rtol=1e-5)
     assert network.training
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     masks = torch.nn.Conv2d(3, 1, 1)
-    assert list(describe(views.images[CODES[0]][:5], masks)) == ["foreground", "unsure", "largest"]
+    assert list(image_features(views.images[CODES[0]][:5], masks)) == [
+        "foreground",
+        "unsure",
+        "largest",
+    ]
 
 
 def summary_of(views):
@@ -139,7 +143,7 @@ def summary_of(views):
 
 def test_matrix_tells_what_is_noticed_before_the_score_falls(views):
     summary = summary_of(views)
-    table = alarm_on_matrix(views, summary, (8, 24, 500), repeats=6, draws=59, progress=False)
+    table = detection_rates(views, summary, (8, 24, 500), repeats=6, draws=59, progress=False)
     assert set(table["verdict"]) <= {
         "noticed",
         "missed",
@@ -152,12 +156,12 @@ def test_matrix_tells_what_is_noticed_before_the_score_falls(views):
     assert (table[long & own]["raised"] <= 0.5).all()
     assert (table[long & ~own]["verdict"] == "noticed").all()
     assert table[table["n_images"] == 500]["raised"].isna().all()
-    again = alarm_on_matrix(views, summary, (8, 24, 500), repeats=6, draws=59, progress=False)
+    again = detection_rates(views, summary, (8, 24, 500), repeats=6, draws=59, progress=False)
     pd.testing.assert_frame_equal(table, again)
     figure = plot_detection_rates(table)
     figure.canvas.draw()
     watched = [Trained(model(), code, np.arange(len(views))) for code in CODES]
-    by_model = alarm_on_matrix(
+    by_model = detection_rates(
         views, summary, (24,), models=watched, repeats=2, draws=59, progress=False
     )
     assert len(by_model) == 4
@@ -166,14 +170,14 @@ def test_matrix_tells_what_is_noticed_before_the_score_falls(views):
 def test_mistakes_are_named(views):
     images = views.images[CODES[0]]
     with pytest.raises(ValueError, match="groups"):
-        Alarm.fit(images, groups=np.zeros(len(images)))
+        ShiftDetector.fit(images, groups=np.zeros(len(images)))
     with pytest.raises(ValueError, match="N, 3, H, W"):
-        Alarm.fit(images[:, :1])
+        ShiftDetector.fit(images[:, :1])
     with pytest.raises(ValueError, match="more groups"):
-        Alarm.fit(images[:4]).test(images[:1])
+        ShiftDetector.fit(images[:4]).test(images[:1])
     with pytest.raises(ValueError, match="no model of"):
-        alarm_on_matrix(views, summary_of(views), (8,), models=[], progress=False)
+        detection_rates(views, summary_of(views), (8,), models=[], progress=False)
     with pytest.raises(ValueError, match="2 images"):
-        alarm_on_matrix(views, summary_of(views), (), progress=False)
+        detection_rates(views, summary_of(views), (), progress=False)
     with pytest.raises(ValueError, match="no cells"):
         plot_detection_rates(pd.DataFrame())

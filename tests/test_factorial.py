@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from r2l.drift import effects
-from r2l.drift.effects import FACTORS, effect_contrasts
+from r2l.drift import factorial_effects
+from r2l.drift.factorial import FACTORS, effect_contrasts
 from r2l.drift.statistics import Bootstrap, bootstrap_ratios
 from r2l.isp import PIPELINES
 from r2l.viz import plot_effects
@@ -34,7 +34,7 @@ def pick(table, side, term, level):
 
 
 def test_a_tested_choice_that_costs_is_found_and_nothing_else():
-    table = effects(answers(lambda a, b: 0.9 - 0.12 * b.startswith("ma")))
+    table = factorial_effects(answers(lambda a, b: 0.9 - 0.12 * b.startswith("ma")))
     # The diagonal of a row under ma is low already: the drop is measured from there.
     assert pick(table, "test", "demosaic", "ma")["estimate"] == pytest.approx(0.08)
     assert pick(table, "test", "demosaic", "bi")["estimate"] == pytest.approx(-0.04)
@@ -44,7 +44,7 @@ def test_a_tested_choice_that_costs_is_found_and_nothing_else():
 
 
 def test_an_interaction_is_told_from_its_main_effects():
-    table = effects(answers(lambda a, b: 0.9 - 0.2 * (b.split(",")[1:] == ["s", "me"])))
+    table = factorial_effects(answers(lambda a, b: 0.9 - 0.2 * (b.split(",")[1:] == ["s", "me"])))
     both = pick(table, "test", "sharpening x denoising", "s x me")["estimate"]
     assert both == pytest.approx(0.05)
     assert pick(table, "test", "sharpening", "s")["estimate"] == pytest.approx(0.05)
@@ -56,7 +56,7 @@ def test_a_loss_by_changing_is_an_effect_of_change():
         one, two = train.split(","), test.split(",")
         return 0.9 - 0.1 * (one[0] != two[0]) - 0.03 * (one[1] != two[1])
 
-    table = effects(answers(score))
+    table = factorial_effects(answers(score))
     assert pick(table, "change", "demosaic", "differs")["estimate"] == pytest.approx(0.1)
     assert pick(table, "change", "sharpening", "differs")["estimate"] == pytest.approx(0.03)
     assert pick(table, "change", "denoising", "differs")["estimate"] == pytest.approx(0, abs=1e-10)
@@ -71,7 +71,7 @@ def test_effects_agree_with_marginal_means_and_with_least_squares_on_dummies():
     cells = results.groupby(["train", "test"], sort=False)["correct"].mean().unstack()
     cells = cells.loc[list(PIPELINES), list(PIPELINES)]
     drop = np.diag(cells)[:, None] - cells.to_numpy()
-    table = effects(results)
+    table = factorial_effects(results)
     choices = np.array([code.split(",") for code in PIPELINES])
     for place, factor in enumerate(FACTORS):
         for level in np.unique(choices[:, place]):
@@ -110,26 +110,28 @@ def test_a_null_effect_is_flagged_in_five_per_cent_and_a_real_one_found():
 
 def test_same_seed_same_intervals_and_they_hold_the_estimate():
     results = answers(lambda a, b: 0.8, noise=0.2)
-    table = effects(results, bootstrap=Bootstrap(draws=200, seed=5))
-    pd.testing.assert_frame_equal(table, effects(results, bootstrap=Bootstrap(draws=200, seed=5)))
+    table = factorial_effects(results, bootstrap=Bootstrap(draws=200, seed=5))
+    pd.testing.assert_frame_equal(
+        table, factorial_effects(results, bootstrap=Bootstrap(draws=200, seed=5))
+    )
     assert ((table["low"] <= table["estimate"]) & (table["estimate"] <= table["high"])).all()
 
 
 def test_designs_that_can_not_tell_are_refused():
     codes = ["bi,s,me", "ma,u,me", "me,s,ga"]
     with pytest.raises(ValueError, match="cross"):
-        effects(answers(lambda a, b: 0.8, codes))
+        factorial_effects(answers(lambda a, b: 0.8, codes))
     with pytest.raises(ValueError, match="bi,s,me"):
-        effects(answers(lambda a, b: 0.8, ["x", "y"]))
+        factorial_effects(answers(lambda a, b: 0.8, ["x", "y"]))
     with pytest.raises(ValueError, match="order"):
-        effects(answers(lambda a, b: 0.8, ["bi,s,me", "ma,s,me"]), order=0)
-    one = effects(answers(lambda a, b: 0.8 - 0.1 * (a != b), ["bi,s,me", "ma,s,me"]))
+        factorial_effects(answers(lambda a, b: 0.8, ["bi,s,me", "ma,s,me"]), order=0)
+    one = factorial_effects(answers(lambda a, b: 0.8 - 0.1 * (a != b), ["bi,s,me", "ma,s,me"]))
     assert pick(one, "change", "demosaic", "differs")["estimate"] == pytest.approx(0.1)
 
 
 def test_figure_has_a_panel_for_each_side():
     figure = plot_effects(
-        effects(answers(lambda a, b: 0.8, noise=0.1), bootstrap=Bootstrap(draws=100))
+        factorial_effects(answers(lambda a, b: 0.8, noise=0.1), bootstrap=Bootstrap(draws=100))
     )
     figure.canvas.draw()
     assert len(figure.axes) == 4

@@ -86,12 +86,12 @@ def paired_summary(
         answers: one row for each image, seed, ``arm`` and ``by``, with ``group`` and ``value``.
         arm: column that tells what was done.
         baseline: the arm that the others are compared with.
-        by: column of the conditions; comparisons stay within one.
+        by: column of the domains; comparisons stay within one.
         value: the per-image number, better if higher; True and False count as 1 and 0.
         level: of the intervals; 1 - level is that of the tests.
 
     Returns:
-        One row for each condition and arm: ``score`` with ``low`` and ``high``; ``difference`` to the
+        One row for each domain and arm: ``score`` with ``low`` and ``high``; ``difference`` to the
         baseline with ``difference_low``, ``difference_high``, ``p`` and ``p_holm`` (Holm's correction
         over all rows that are not the baseline); ``significant``; ``images``, ``groups``, ``seeds``.
 
@@ -104,7 +104,7 @@ def paired_summary(
     if baseline not in arms:
         raise ValueError(f"no {baseline!r} among the arms {arms}")
     parts = [
-        _summarise_condition(part, arm, arms, baseline, value, level).assign(**{by: name})
+        _summarise_domain(part, arm, arms, baseline, value, level).assign(**{by: name})
         for name, part in answers.groupby(by, sort=False)
     ]
     table = pd.concat(parts, ignore_index=True)
@@ -115,7 +115,7 @@ def paired_summary(
     return table[[by, arm, *[c for c in table.columns if c not in (by, arm)]]]
 
 
-def _summarise_condition(
+def _summarise_domain(
     part: pd.DataFrame, arm: str, arms: list[str], baseline: str, value: str, level: float
 ) -> pd.DataFrame:
     wide = part.astype({value: float}).pivot_table(

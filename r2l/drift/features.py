@@ -11,7 +11,7 @@ CHANNELS = ("red", "green", "blue")
 BATCH = 64
 
 
-def describe(images: Tensor, model: nn.Module | None = None) -> pd.DataFrame:
+def image_features(images: Tensor, model: nn.Module | None = None) -> pd.DataFrame:
     """Return numbers that describe each image: its statistics, or what a model answers to it.
 
     Args:

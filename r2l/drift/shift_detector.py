@@ -21,12 +21,12 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
-from r2l.drift.describing import describe
+from r2l.drift.features import image_features
 from r2l.drift.statistics import holm
 
 
 @dataclass(frozen=True)
-class AlarmResult:
+class ShiftTest:
     """What the alarm says of a stream.
 
     Attributes:
@@ -58,7 +58,7 @@ class AlarmResult:
 
 
 @dataclass(frozen=True)
-class Alarm:
+class ShiftDetector:
     """Remembers what images looked like; `fit` makes it, `test` asks.
 
     Attributes:
@@ -74,7 +74,7 @@ class Alarm:
     @classmethod
     def fit(
         cls, images: Tensor, model: nn.Module | None = None, groups: np.ndarray | None = None
-    ) -> Alarm:
+    ) -> ShiftDetector:
         """Remember reference images.
 
         Args:
@@ -87,7 +87,7 @@ class Alarm:
         Raises:
             ValueError: fewer than two groups, or another number of groups than of images.
         """
-        return cls(describe(images, model), _checked(groups, len(images)), model)
+        return cls(image_features(images, model), _checked(groups, len(images)), model)
 
     def test(
         self,
@@ -97,7 +97,7 @@ class Alarm:
         alpha: float = 0.05,
         draws: int = 999,
         seed: int = 0,
-    ) -> AlarmResult:
+    ) -> ShiftTest:
         """Say whether a stream of images comes from another source than the reference.
 
         Args:
@@ -110,13 +110,13 @@ class Alarm:
         Raises:
             ValueError: too few groups for any p-value at most ``alpha``, or groups that do not fit.
         """
-        stream, groups = describe(images, self.model), _checked(groups, len(images), least=1)
+        stream, groups = image_features(images, self.model), _checked(groups, len(images), least=1)
         distance, p_value = energy_test(
             self.reference.to_numpy(), stream.to_numpy(), self.groups, groups, alpha, draws, seed
         )
         table = _which(self.reference, stream, self.groups, groups)
         raised = p_value <= alpha + 1e-12
-        return AlarmResult(p_value, raised, distance, table, len(images), len(np.unique(groups)))
+        return ShiftTest(p_value, raised, distance, table, len(images), len(np.unique(groups)))
 
 
 def _checked(groups: np.ndarray | None, n_images: int, least: int = 2) -> np.ndarray:

@@ -31,7 +31,7 @@ FACTORS = ("demosaic", "sharpening", "denoising")
 Term = tuple[tuple[str, str], ...]  # of (side, factor)
 
 
-def effects(
+def factorial_effects(
     results: pd.DataFrame,
     *,
     value: str | None = None,
@@ -62,7 +62,7 @@ def effects(
 
 
 def effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the effects as weights of the cells' scores: what `effects` takes the intervals of.
+    """Return the effects as weights of the cells' scores: what `factorial_effects` takes the intervals of.
 
     Args:
         cells: ``train`` and ``test`` of each of K cells.
@@ -72,7 +72,7 @@ def effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame,
         ``side``, ``term`` and ``level`` of each of M effects, and the weights (M, K).
 
     Raises:
-        ValueError: as `effects`.
+        ValueError: as `factorial_effects`.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order is {order}, expected 1, 2 or 3")

@@ -1,4 +1,4 @@
-"""The conditions under which models are trained and tested: frames, and what develops them."""
+"""The domains under which models are trained and tested: frames, and what develops them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ModelFactory = Callable[[int, Sequence[float], Sequence[float]], nn.Module]
 
 
 @dataclass(frozen=True)
-class Condition:
+class Domain:
     """What a model meets: frames as some sensor recorded them, and the ISP that develops them.
 
     Attributes:
-        frames: all conditions of an experiment hold the same scenes in the same order.
+        frames: all domains of an experiment hold the same scenes in the same order.
         processor: raw (B, 1, H, W) to display RGB (B, 3, H, W).
         normalisation: channel means and standard deviations, display units, that a task model
             trained here subtracts and divides by. None measures them on the developed training
@@ -94,20 +94,20 @@ def model_factory(model: str | ModelFactory, settings: Mapping[str, Any]) -> Mod
     return partial(make_classifier, model)
 
 
-def check_conditions(conditions: Sequence[Condition]) -> None:
-    """Raise unless all conditions hold the same labels and groups, so that images can be paired.
+def check_domains(domains: Sequence[Domain]) -> None:
+    """Raise unless all domains hold the same labels and groups, so that images can be paired.
 
     Raises:
         ValueError: they do not, or there are none.
     """
-    if not conditions:
-        raise ValueError("no conditions")
-    first = conditions[0].frames
-    for other in (condition.frames for condition in conditions):
+    if not domains:
+        raise ValueError("no domains")
+    first = domains[0].frames
+    for other in (domain.frames for domain in domains):
         same = np.array_equal(first.labels, other.labels)
         if not same or not np.array_equal(first.groups, other.groups):
             raise ValueError(
-                "conditions hold different scenes: labels and groups have to be equal, in one order"
+                "domains hold different scenes: labels and groups have to be equal, in one order"
             )
 
 

@@ -2,8 +2,8 @@
 
 The published comparison sets the mean drop under other pipelines against that under corruptions of
 severity 3, and finds the latter "ten to four times" as large. How far each change moves the images is left
-open there. `fair_comparison` tries three sizes: the published constants, constants for the images' size,
-and corruptions that move the images as far as the pipelines do.
+open there. `benchmark_corruptions` tries three sizes: the published constants, constants for the images'
+size, and corruptions that move the images as far as the pipelines do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 from r2l.drift.comparison import MATCHED, corruption_table, spread
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES
-from r2l.drift.matching import pipeline_distance
+from r2l.drift.matched_severity import pipeline_distance
 from r2l.drift.paired import SCORE_NAMES, paired_scores
 from r2l.drift.statistics import Bootstrap, Interval
 from r2l.drift.synthesis import Trained, ask_models
@@ -24,8 +24,8 @@ from r2l.drift.views import Views
 
 
 @dataclass(frozen=True)
-class FairComparison:
-    """Mean drops under pipelines and under corruptions; `fair_comparison` makes it, ``print`` tells it.
+class CorruptionBenchmark:
+    """Mean drops under pipelines and under corruptions; `benchmark_corruptions` makes it, ``print`` tells it.
 
     Attributes:
         table: rows ``pipelines`` and, for each size of corruption, ``published``, ``image``, ``matched``;
@@ -64,7 +64,7 @@ class FairComparison:
         return "\n".join(lines)
 
 
-def fair_comparison(
+def benchmark_corruptions(
     models: Sequence[Trained],
     views: Views,
     kinds: Sequence[str] = PUBLISHED_CORRUPTIONS,
@@ -77,7 +77,7 @@ def fair_comparison(
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
-) -> FairComparison:
+) -> CorruptionBenchmark:
     """Set the mean drop under other pipelines against that under corruptions of three sizes.
 
     Models are tested in the pipeline they know, on images that they have not seen.
@@ -121,7 +121,7 @@ def fair_comparison(
     table[["ratio", "ratio_low", "ratio_high"]] = np.stack(ratios, axis=1)
     missed = others[~counted].drop_duplicates(["train", "kind"]).groupby("train", sort=False)
     left_out = {code: list(part["kind"]) for code, part in missed}
-    return FairComparison(table, others, distance, left_out, metric, bootstrap.level)
+    return CorruptionBenchmark(table, others, distance, left_out, metric, bootstrap.level)
 
 
 def drop_table(
