@@ -1,4 +1,4 @@
-"""Numbers that describe an image, for an alarm to watch: statistics of the picture, or a model's answers."""
+"""Numbers that describe an image, to detect shifts by: statistics of the picture, or a model's answers."""
 
 from __future__ import annotations
 

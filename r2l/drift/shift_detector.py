@@ -1,4 +1,4 @@
-"""An alarm without labels: does a stream of images come from the pipeline that a model was trained on?
+"""A shift detector: does a stream of images come from the pipeline that a model was trained on? No labels.
 
 Each image is described by a few numbers, either statistics of the picture or what the model answers to it
 (Lipton et al., "Detecting and Correcting for Label Shift with Black Box Predictors", ICML 2018; Rabanser et
@@ -8,10 +8,14 @@ Equal Distributions in High Dimension", InterStat 2004), whose p-value comes fro
 images of one slide zone or photograph hang together, and a test that took them for independent would cry
 wolf. Under no drift groups are exchangeable, so that the rate of false alarms is what was asked for,
 whatever the numbers are. Which of them moved is told by Kolmogorov-Smirnov tests on the groups' means.
+
+`ShiftDetector` is for a stream of one's own; `detection_rates` asks of a whole train x test matrix which
+changes of pipeline would have been noticed before the score fell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -22,12 +26,16 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from r2l.drift.features import image_features
+from r2l.drift.matrix import MatrixSummary
 from r2l.drift.statistics import holm
+from r2l.drift.synthesis import Trained
+from r2l.drift.views import Views
+from r2l.training.quiet import progress_bar
 
 
 @dataclass(frozen=True)
 class ShiftTest:
-    """What the alarm says of a stream.
+    """What a `ShiftDetector` says of a stream.
 
     Attributes:
         p_value: probability of as large a distance if the stream came from the same source, (0, 1].
@@ -59,7 +67,7 @@ class ShiftTest:
 
 @dataclass(frozen=True)
 class ShiftDetector:
-    """Remembers what images looked like; `fit` makes it, `test` asks.
+    """Remembers what images looked like; `fit` makes it, `test` tells whether others look the same.
 
     Attributes:
         reference: numbers of the reference images (N, F).
@@ -233,3 +241,117 @@ def _which(
     spread = pd.concat([reference, stream]).std().clip(lower=1e-12)
     shift = (table["stream"] - table["reference"]).abs() / spread
     return table.assign(shift=shift).sort_values(["p", "shift"], ascending=[True, False])
+
+
+def detection_rates(
+    views: Views,
+    summary: MatrixSummary,
+    n_images: Sequence[int] = (10, 20, 50, 100),
+    *,
+    models: Sequence[Trained] | None = None,
+    repeats: int = 20,
+    alpha: float = 0.05,
+    draws: int = 199,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Send streams of other pipelines to a detector that knows a model's own, and say what it notices.
+
+    Each time the groups are dealt out anew: half of them are the reference, as the model's own pipeline
+    develops them; ``n_images`` of the others (whole groups, as far as they go) are the stream, developed by
+    another pipeline, or by the same, which gives the rate of false alarms.
+
+    Args:
+        views: developed images.
+        summary: what `summarise` returned for the same pipelines; tells where the score fell.
+        n_images: lengths of the streams.
+        models: whose answers are watched, one for each pipeline (the first is taken) on the images that it
+            has not seen; without, statistics of the pictures are watched.
+        repeats: streams a cell and length.
+        alpha: rate of false alarms that is accepted.
+        draws: permutations of each test.
+        seed: of dealing and permutations.
+        progress: whether to show a bar.
+
+    Returns:
+        One row a cell and length: ``train``, ``test``, ``n_images``, ``raised`` (share of streams that
+        raised the alarm), ``streams`` (how many were long enough), ``drop`` (loss of score), ``fell``
+        (whether it is significantly below the row's diagonal), ``verdict``: "noticed" or "missed" where
+        the score fell (half of the streams decide), else "early warning" or "quiet".
+
+    Raises:
+        ValueError: no length, a pipeline that ``views`` or ``models`` lack, or too few groups.
+    """
+    if not n_images or min(n_images) < 2 or repeats < 1:
+        raise ValueError("expected lengths of 2 images or more, and a repeat")
+    cells = summary.cells
+    codes = dict.fromkeys([*cells["train"], *cells["test"]])
+    if missing := [code for code in codes if code not in views.images]:
+        raise ValueError(f"views lack {missing}; they hold {list(views.images)}")
+    rows = []
+    with progress_bar(total=len(cells), desc="watching", disable=not progress) as bar:
+        for train, part in cells.groupby("train", sort=False):
+            model, pool = _watched(train, views, models)
+            groups = views.groups[pool]
+            seen = {
+                test: image_features(views.images[test][pool], model).to_numpy()
+                for test in part["test"]
+            }
+            for cell in part.itertuples():
+                raised: dict[int, list[bool]] = {length: [] for length in n_images}
+                for length, number, kept, stream in _deals(groups, n_images, repeats, seed):
+                    known, new = (len(np.unique(groups[which])) for which in (kept, stream))
+                    if len(stream) < length or least_p(known, new, draws) > alpha:
+                        continue
+                    samples = seen[train][kept], seen[cell.test][stream]
+                    _, p = energy_test(*samples, groups[kept], groups[stream], alpha, draws, number)
+                    raised[length].append(p <= alpha + 1e-12)
+                rows += [_row(cell, length, raised[length]) for length in n_images]
+                bar.update()
+    return pd.DataFrame(rows)
+
+
+def _watched(
+    code: str, views: Views, models: Sequence[Trained] | None
+) -> tuple[nn.Module | None, np.ndarray]:
+    """Return the model whose answers are watched, if any, and the images that it has not seen."""
+    if models is None:
+        return None, np.arange(len(views))
+    found = next((trained for trained in models if trained.code == code), None)
+    if found is None:
+        raise ValueError(f"no model of {code!r} among {sorted({t.code for t in models})}")
+    return found.module, np.asarray(found.test)
+
+
+def _deals(
+    groups: np.ndarray, lengths: Sequence[int], repeats: int, seed: int
+) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Yield length, seed of the test, images of the reference, and images of a stream of that length.
+
+    Every cell gets the same deals, so that cells are compared on the same streams.
+    """
+    names = np.unique(groups)
+    for repeat in range(repeats):
+        dealt = np.random.default_rng((seed, repeat)).permutation(names)
+        half = len(dealt) // 2
+        kept = np.flatnonzero(np.isin(groups, dealt[:half]))
+        rest = np.concatenate([np.flatnonzero(groups == name) for name in dealt[half:]])
+        for length in lengths:
+            yield length, seed + repeat, kept, rest[:length]
+
+
+def _row(cell: object, length: int, raised: list[bool]) -> dict[str, object]:
+    share = float(np.mean(raised)) if raised else np.nan
+    fell = bool(cell.significant and cell.difference < 0)
+    noticed = share >= 0.5
+    words = ("noticed", "missed") if fell else ("early warning", "quiet")
+    return {
+        "train": cell.train,
+        "test": cell.test,
+        "n_images": length,
+        "raised": share,
+        "streams": len(raised),
+        "drop": -cell.difference,
+        "fell": fell,
+        "verdict": (words[0] if noticed else words[1]) if raised else "stream too short",
+    }
