@@ -90,7 +90,7 @@ def _loaders(work: MatrixWorkload) -> Call:
     def call() -> list[object]:
         views = develop_views(frames, progress=False)
         indices = np.arange(len(views))
-        held_out = {code: views.dataset(code, indices) for code in PIPELINES}
+        held_out = {code: views.view(code).subset(indices) for code in PIPELINES}
         accelerator = "cpu" if work.device == "cpu" else "gpu"
         return [evaluate(t.module, held_out, by="test", accelerator=accelerator) for t in models]
 

@@ -22,10 +22,11 @@ _HOMES = {
     ),
     "r2l.datasets": (
         *("RawDrone", "RawFolder", "RawMicroscopy", "SyntheticDrone", "SyntheticMicroscopy"),
+        *("Frames", "develop_views"),
     ),
     "r2l.training": ("fit", "make_classifier", "make_regressor", "make_segmenter", "seeded"),
     "r2l.drift": (
-        *("corrupt", "drift_sensor", "effects", "develop_views", "summarise", "train_models"),
+        *("corrupt", "drift_sensor", "effects", "summarise", "train_models"),
         *("adapt", "bounded_attack", "tolerance_report"),
     ),
 }

@@ -245,7 +245,8 @@ def test_frames_are_a_data_set():
     frames = flat_frames([0.1, 0.2, 0.3], per_group=2)
     item = frames[-1]
     assert torch.equal(item["raw"], frames.raw[2])
-    assert (item["label"], item["meta"]) == (1, {"image": 2, "group": 1})
+    said = {"image": 2, "group": 1, "intensity": 1.0, "camera": "plain"}
+    assert (item["label"], item["meta"]) == (1, said)
     with pytest.raises(IndexError):
         frames[3]
     model = RawToLogits(Bright(0.4), ParametrizedISP(PLAIN))
@@ -477,5 +478,5 @@ def test_scores_do_not_depend_on_how_frames_are_cut(noisy, monkeypatch):
     model, frames = noisy
     isp, task = AdjustedISP("bi,s,ga", frames.camera), task_model(model)
     whole = score_images(task, frames, isp, "p_true")
-    monkeypatch.setattr("r2l.drift.frames._STEP_PIXELS", 16 * 16 * 5)
+    monkeypatch.setattr("r2l.datasets.frames._STEP_PIXELS", 16 * 16 * 5)
     assert score_images(task, frames, isp, "p_true") == pytest.approx(whole, abs=1e-5)

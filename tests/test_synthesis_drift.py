@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
+from r2l.datasets import frames as frames_module
 from r2l.drift import (
     PUBLISHED_CORRUPTIONS,
     Trained,
@@ -23,7 +24,6 @@ from r2l.drift import (
     train_test_matrix,
 )
 from r2l.drift import synthesis as synthesis_module
-from r2l.drift import views as views_module
 from r2l.drift.matched_severity import mean_distance
 from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, StaticISP
@@ -48,25 +48,25 @@ def results(views):
 def test_views_are_what_the_isp_makes_of_each_frame(views):
     dataset = SyntheticMicroscopy(24, 0, size=16)
     isp = StaticISP.from_code("me,u,ga", dataset.camera)
-    item = views.dataset("me,u,ga", [3, 23])[1]
+    item = views.view("me,u,ga").subset([3, 23])[1]
     torch.testing.assert_close(item["image"], isp(dataset[23]["raw"][None])[0])
     assert item["label"] == dataset[23]["label"]
     assert item["meta"] == {
         "image": 23,
-        "group": dataset[23]["meta"]["group"],
         "pipeline": "me,u,ga",
+        **dataset[23]["meta"],
     }
 
 
 def test_frames_are_developed_once_and_not_per_cell(monkeypatch):
     developed = []
-    original = views_module.develop_all
+    original = frames_module.develop_all
 
     def counted(raw, *arguments):
         developed.append(len(raw))
         return original(raw, *arguments)
 
-    monkeypatch.setattr(views_module, "develop_all", counted)
+    monkeypatch.setattr(frames_module, "develop_all", counted)
     train_test_matrix(SyntheticMicroscopy(24, 0, size=16), CODES, **SETTINGS)
     assert sum(developed) == 24
 
@@ -101,7 +101,7 @@ def test_models_see_their_fold_alone_and_share_their_start(views):
             starts.append(network[1].weight.detach().clone())
             return network
 
-        seen.append((data.code, data.indices))
+        seen.append((data[0]["meta"]["pipeline"], data.indices))
         return original(keep, data, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -272,7 +272,7 @@ def test_asking_from_memory_is_evaluating(views, models):
     trained = models[1]
     shuffled = Trained(trained.module, trained.code, np.random.default_rng(0).permutation(24))
     got = ask_models([shuffled], views, CODES, batch_size=7, progress=False)
-    held_out = {code: views.dataset(code, shuffled.test) for code in CODES}
+    held_out = {code: views.view(code).subset(shuffled.test) for code in CODES}
     want = evaluate(trained.module, held_out, by="test")
     assert set(want.columns) <= set(got.columns)
     exact = ["image", "group", "label", "prediction", "correct", "test"]
@@ -313,8 +313,8 @@ def cars():
 
 def test_masks_are_kept_beside_the_views(cars):
     dataset = SyntheticDrone(12, 0, size=32)
-    item = cars.dataset(CODES[1], [2, 7])[1]
-    assert torch.equal(item["mask"], dataset[7]["mask"])
+    item = cars.view(CODES[1]).subset([2, 7])[1]
+    assert torch.equal(item["mask"].long(), dataset[7]["mask"])
     assert "label" not in item
 
 
@@ -326,7 +326,7 @@ def test_cells_of_a_matrix_of_masks_are_data_set_ious(cars):
     answers = ask_models([Trained(module, CODES[0], np.arange(12))], cars, CODES, progress=False)
     for code in CODES:
         found = cars.images[code].mean(1) > 0.5
-        there = cars.masks.reshape(found.shape) > 0
+        there = cars.truth.reshape(found.shape) > 0
         part = answers[answers["test"] == code]
         np.testing.assert_array_equal(part["union"], (found | there).flatten(1).sum(1))
         np.testing.assert_array_equal(part["pixels"], 32 * 32)
@@ -336,7 +336,7 @@ def test_cells_of_a_matrix_of_masks_are_data_set_ious(cars):
     for cell, row in sums.iterrows():
         assert cells[cell] == pytest.approx(row["intersection"] / row["union"])
     assert summary.metric == "IoU"
-    assert summary.chance["all foreground"] == pytest.approx(cars.masks.float().mean().item())
+    assert summary.chance["all foreground"] == pytest.approx(cars.truth.float().mean().item())
 
 
 def test_a_segmenter_is_made_by_name(cars):

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from r2l import progress
 from r2l.camera import MICROSCOPE
 from r2l.isp import HalfSizeRGB
 from r2l.training import (
@@ -39,7 +40,6 @@ from r2l.training import (
     make_segmenter,
     per_class,
     pretrained,
-    quiet,
     scores,
     seeded,
     target_statistics,
@@ -196,9 +196,9 @@ def test_in_a_notebook_the_bar_is_one_output_that_is_replaced(monkeypatch, capfd
         shown.append(content["text/plain"])
         return Handle()
 
-    monkeypatch.setattr(quiet, "in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", display)
-    with quiet.progress_bar(total=3, desc="steps", mininterval=0) as bar:
+    with progress.progress_bar(total=3, desc="steps", mininterval=0) as bar:
         for _ in range(3):
             bar.update()
     assert len(shown) == 1

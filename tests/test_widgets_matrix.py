@@ -13,7 +13,7 @@ from PIL import Image
 
 from r2l.camera import MICROSCOPE
 from r2l.datasets import SyntheticMicroscopy
-from r2l.drift import Views, develop_views, flips, train_test_matrix
+from r2l.drift import Frames, develop_views, flips, train_test_matrix
 from r2l.widgets import matrix_explorer
 from r2l.widgets.matrix import MOST, changed_html, most_changed, score_matrix, two_rows
 
@@ -33,8 +33,8 @@ def masked():
     """Answers by hand: image 2 falls most, image 0 a little, image 1 rises."""
     levels = dict(zip(CODES, (0.25, 0.75), strict=True))
     images = {code: torch.full((3, 3, 8, 12), level) for code, level in levels.items()}
-    masks = torch.ones(3, 8, 12, dtype=torch.long)
-    views = Views(images, np.zeros(3), np.arange(3), ("no", "yes"), MICROSCOPE, masks)
+    masks = torch.ones(3, 1, 8, 12, dtype=torch.uint8)
+    views = Frames(None, masks, np.arange(3), MICROSCOPE, classes=("no", "yes"), images=images)
     ious = {CODES[0]: [50, 20, 80], CODES[1]: [40, 30, 10]}
     rows = [
         {"train": CODES[0], "test": test, "seed": 0, "fold": 0, "image": i, "group": i}

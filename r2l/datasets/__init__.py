@@ -2,6 +2,7 @@
 
 from r2l.datasets.base import RawDataset
 from r2l.datasets.folder import RawFolder
+from r2l.datasets.frames import Frames, develop_views
 from r2l.datasets.info import INFO
 from r2l.datasets.layout import DatasetError, DatasetNotFoundError
 from r2l.datasets.raw_drone import RawDrone

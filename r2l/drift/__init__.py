@@ -1,5 +1,6 @@
 """Dataset drift under control: one thing on the way from raw data to logits changes at a time."""
 
+from r2l.datasets import Frames, develop_views
 from r2l.drift.adjustment import (
     Domain,
     Learning,
@@ -22,14 +23,12 @@ from r2l.drift.forensics import (
     tolerance_report,
     verify_tolerances,
 )
-from r2l.drift.frames import Frames
 from r2l.drift.matched_severity import match_amount, pipeline_distance
 from r2l.drift.matrix import MatrixSummary, flips, summarise
 from r2l.drift.published import published_corruptions, published_matrix
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.shift_detector import ShiftDetector, ShiftTest, detection_rates
 from r2l.drift.synthesis import Trained, ask_models, train_models, train_test_matrix
-from r2l.drift.views import Views, develop_views
 
 __all__ = [
     "CORRUPTIONS",
@@ -43,7 +42,6 @@ __all__ = [
     "ShiftDetector",
     "ShiftTest",
     "Trained",
-    "Views",
     "adapt",
     "adaptation_experiment",
     "ask_models",

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from r2l.drift.views import Views
+from r2l.datasets.frames import Frames
 from r2l.training import RawToLogits
 
 
@@ -35,7 +35,7 @@ def ready(module: RawToLogits, device: str | None = None) -> Iterator[torch.devi
 def ask(
     module: RawToLogits,
     images: Tensor,
-    views: Views,
+    views: Frames,
     indices: np.ndarray,
     batch_size: int = 128,
     device: str | torch.device | None = None,
@@ -72,8 +72,8 @@ def ask(
         for name in answers[0]
         if name != "meta"
     }
-    if views.masks is not None:
-        columns["pixels"] = np.full(len(indices), views.masks[0].numel())
+    if views.task == "segmentation":
+        columns["pixels"] = np.full(len(indices), views.truth[0].numel())
         return columns
     columns["correct"] = columns["prediction"] == columns["label"]
     order = ("image", "group", "label", "prediction", "correct", "p_true", "loss")
@@ -92,13 +92,13 @@ def as_table(parts: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]
 
 
 def _batch(
-    images: Tensor, views: Views, chosen: np.ndarray, device: torch.device
+    images: Tensor, views: Frames, chosen: np.ndarray, device: torch.device
 ) -> dict[str, Any]:
     # Neighbours are a slice, which is not copied.
     together = len(chosen) == chosen[-1] - chosen[0] + 1 and (np.diff(chosen) == 1).all()
     where = slice(int(chosen[0]), int(chosen[-1]) + 1) if together else torch.from_numpy(chosen)
-    if views.masks is None:
-        answer = {"label": torch.as_tensor(views.labels)[where].to(device)}
+    if views.task != "segmentation":
+        answer = {"label": views.truth[where].to(device)}
     else:
-        answer = {"mask": views.masks[where].to(device)}
+        answer = {"mask": views.truth[where].to(device)}
     return {"image": images[where].to(device), **answer, "meta": {}}

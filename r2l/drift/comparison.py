@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from r2l.datasets import RawDataset
+from r2l.datasets.frames import Frames
 from r2l.drift.asking import as_table, ask, ready
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, corrupt
 from r2l.drift.matched_severity import distances, match_amount, pipeline_distance
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.synthesis import Trained
-from r2l.drift.views import Views
 from r2l.isp import StaticISP
+from r2l.progress import progress_bar
 from r2l.sensor import NoiseModel
-from r2l.training.quiet import progress_bar
 
 MATCHED = "matched"
 MATCH_IMAGES = 64  # of which the matching amount is found
@@ -27,7 +27,7 @@ MATCH_IMAGES = 64  # of which the matching amount is found
 
 def corruption_table(
     models: Sequence[Trained],
-    views: Views,
+    views: Frames,
     kinds: Sequence[str] = PUBLISHED_CORRUPTIONS,
     severities: Sequence[int] = (3,),
     *,
@@ -88,7 +88,7 @@ def corruption_table(
 
 def sensor_table(
     models: Sequence[Trained],
-    views: Views,
+    views: Frames,
     dataset: RawDataset,
     kinds: Sequence[str] = SENSOR_DRIFTS,
     severities: Sequence[int] = (1, 2, 3, 4, 5),
@@ -139,7 +139,7 @@ def sensor_table(
     return as_table(parts)
 
 
-def _codes(models: Sequence[Trained], views: Views) -> list[str]:
+def _codes(models: Sequence[Trained], views: Frames) -> list[str]:
     codes = list(dict.fromkeys(trained.code for trained in models))
     if not codes:
         raise ValueError("no models to test")
@@ -150,7 +150,7 @@ def _codes(models: Sequence[Trained], views: Views) -> list[str]:
 
 def _answers(
     models: Sequence[Trained],
-    views: Views,
+    views: Frames,
     changed: Tensor,
     images: Tensor,
     change: dict[str, Any],

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from r2l.datasets.frames import Frames
 from r2l.drift.comparison import MATCHED, corruption_table, spread
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES
 from r2l.drift.matched_severity import pipeline_distance
 from r2l.drift.paired import SCORE_NAMES, paired_scores
 from r2l.drift.statistics import Bootstrap, Interval
 from r2l.drift.synthesis import Trained, ask_models
-from r2l.drift.views import Views
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CorruptionBenchmark:
 
 def benchmark_corruptions(
     models: Sequence[Trained],
-    views: Views,
+    views: Frames,
     kinds: Sequence[str] = PUBLISHED_CORRUPTIONS,
     *,
     results: pd.DataFrame | None = None,

@@ -10,8 +10,8 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from r2l.datasets.frames import Frames
 from r2l.drift.corruptions import corrupt
-from r2l.drift.views import Views
 from r2l.training.metrics import DISTANCES, image_distance
 
 LEAST, MOST = 1e-3, 64.0  # amounts that are tried
@@ -56,7 +56,7 @@ def distances(images: Tensor, references: Tensor, kind: str = "psnr") -> Tensor:
 
 
 def pipeline_distance(
-    views: Views,
+    views: Frames,
     code: str,
     others: Sequence[str] | None = None,
     kind: str = "psnr",

@@ -25,12 +25,12 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
+from r2l.datasets.frames import Frames
 from r2l.drift.features import image_features
 from r2l.drift.matrix import MatrixSummary
 from r2l.drift.statistics import holm
 from r2l.drift.synthesis import Trained
-from r2l.drift.views import Views
-from r2l.training.quiet import progress_bar
+from r2l.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _which(
 
 
 def detection_rates(
-    views: Views,
+    views: Frames,
     summary: MatrixSummary,
     n_images: Sequence[int] = (10, 20, 50, 100),
     *,
@@ -312,7 +312,7 @@ def detection_rates(
 
 
 def _watched(
-    code: str, views: Views, models: Sequence[Trained] | None
+    code: str, views: Frames, models: Sequence[Trained] | None
 ) -> tuple[nn.Module | None, np.ndarray]:
     """Return the model whose answers are watched, if any, and the images that it has not seen."""
     if models is None:

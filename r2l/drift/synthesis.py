@@ -23,12 +23,12 @@ import pandas as pd
 from torch import nn
 
 from r2l.datasets import RawDataset
+from r2l.datasets.frames import Frames, develop_views
 from r2l.drift.asking import as_table, ask, ready
 from r2l.drift.paired import SCORE_NAMES, paired_scores
-from r2l.drift.views import Views, develop_views
 from r2l.isp import PIPELINES
+from r2l.progress import progress_bar
 from r2l.training import Fold, RawToLogits, channel_statistics, fit, group_folds
-from r2l.training.quiet import progress_bar
 
 if TYPE_CHECKING:
     from r2l.training.tracking import Run
@@ -57,7 +57,7 @@ class Trained:
 
 
 def train_test_matrix(
-    data: RawDataset | Views,
+    data: RawDataset | Frames,
     codes: Sequence[str] = PIPELINES,
     *,
     model: str | ModelFactory = "SmallResNet",
@@ -74,7 +74,7 @@ def train_test_matrix(
     images in the same order, so that the pipeline is all that differs.
 
     Args:
-        data: raw frames, or `Views` of them (which then must hold all ``codes``). With masks the task is
+        data: raw frames, or `Frames` of them (which then must hold all ``codes``). With masks the task is
             segmentation, else classification.
         codes: pipelines, in the order of the matrix.
         model: a name for `make_classifier` (for segmentation architecture and encoder for
@@ -82,7 +82,7 @@ def train_test_matrix(
             and channel standard deviations that returns a fresh model.
         n_splits: number of folds; every image is tested in one of them.
         seeds: of folds, initial weights and order; with several, everything is repeated.
-        variant: "corrected" or "paper", see `StaticISP`; not used with `Views`.
+        variant: "corrected" or "paper", see `StaticISP`; not used with `Frames`.
         run: a run (`r2l.training.tracking.track`) to log each model below, as a nested run.
         progress: whether to show bars.
         **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ...).
@@ -106,7 +106,7 @@ def train_test_matrix(
 
 
 def train_models(
-    data: RawDataset | Views,
+    data: RawDataset | Frames,
     codes: Sequence[str] = PIPELINES,
     *,
     model: str | ModelFactory = "SmallResNet",
@@ -127,7 +127,7 @@ def train_models(
 
 def ask_models(
     models: Sequence[Trained],
-    data: RawDataset | Views,
+    data: RawDataset | Frames,
     codes: Sequence[str] = PIPELINES,
     *,
     variant: str = "corrected",
@@ -142,9 +142,9 @@ def ask_models(
 
     Args:
         models: what `train_models` returned, or `Trained` made by hand.
-        data: raw frames, or `Views` of them.
+        data: raw frames, or `Frames` of them.
         codes: pipelines, in the order of the matrix.
-        variant: "corrected" or "paper", see `StaticISP`; not used with `Views`.
+        variant: "corrected" or "paper", see `StaticISP`; not used with `Frames`.
         batch_size: images a step.
         device: where to ask, such as "cuda"; by default where each model is.
         progress: whether to show a bar.
@@ -172,8 +172,8 @@ def ask_models(
     return as_table(parts)
 
 
-def _views(data: RawDataset | Views, codes: Sequence[str], variant: str, progress: bool) -> Views:
-    if not isinstance(data, Views):
+def _views(data: RawDataset | Frames, codes: Sequence[str], variant: str, progress: bool) -> Frames:
+    if not isinstance(data, Frames):
         return develop_views(data, codes, variant=variant, progress=progress)
     if missing := [code for code in codes if code not in data.images]:
         raise ValueError(f"views lack {missing}; they hold {list(data.images)}")
@@ -181,7 +181,7 @@ def _views(data: RawDataset | Views, codes: Sequence[str], variant: str, progres
 
 
 def _trained(
-    views: Views,
+    views: Frames,
     codes: Sequence[str],
     model: str | ModelFactory,
     n_splits: int,
@@ -204,7 +204,7 @@ def _trained(
 
 
 def _jobs(
-    views: Views, codes: Sequence[str], n_splits: int, seeds: Sequence[int]
+    views: Frames, codes: Sequence[str], n_splits: int, seeds: Sequence[int]
 ) -> Iterator[tuple[str, int, int, Fold]]:
     for seed in seeds:
         folds = group_folds(views.labels, views.groups, n_splits, seed)
@@ -213,7 +213,7 @@ def _jobs(
 
 
 def _train(
-    views: Views,
+    views: Frames,
     code: str,
     fold: Fold,
     place: tuple[int, int],
@@ -221,10 +221,10 @@ def _train(
     settings: dict[str, Any],
 ) -> RawToLogits:
     mean, std = channel_statistics(views.images[code][fold.train])
-    task = {} if views.masks is None else {"task": "segmentation"}
+    task = {} if views.task != "segmentation" else {"task": "segmentation"}
     return fit(
         _factory(model, views, mean, std),
-        views.dataset(code, fold.train),
+        views.view(code).subset(fold.train),
         # Mixed, so that fold 1 of seed 0 does not share its draws with fold 0 of seed 1.
         seed=int(np.random.SeedSequence(place).generate_state(1)[0]),
         progress=False,
@@ -233,13 +233,13 @@ def _train(
 
 
 def _factory(
-    model: str | ModelFactory, views: Views, mean: Sequence[float], std: Sequence[float]
+    model: str | ModelFactory, views: Frames, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[], nn.Module]:
     from r2l.training import models
 
     if not isinstance(model, str):
         return partial(model, len(views.classes), mean, std)
-    if views.masks is None:
+    if views.task != "segmentation":
         return partial(models.make_classifier, model, len(views.classes), mean, std)
     architecture, _, encoder = model.partition("/")
     return partial(models.make_segmenter, architecture, encoder or "resnet34", mean, std)

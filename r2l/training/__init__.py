@@ -16,7 +16,7 @@ from r2l.training.models import (
     target_statistics,
 )
 from r2l.training.module import RawToLogits
-from r2l.training.quiet import seeded
+from r2l.training.seeding import seeded
 from r2l.training.tasks import TASKS
 
 __all__ = [

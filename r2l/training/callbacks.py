@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, default_collate
 from r2l.isp.gradients import StageGradient, stage_gradients
 from r2l.training.fit import epoch_numbers
 from r2l.training.module import RawToLogits, frames_of
-from r2l.training.quiet import seeded
+from r2l.training.seeding import seeded
 from r2l.training.tasks import per_image
 from r2l.training.tracking import Run
 

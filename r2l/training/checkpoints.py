@@ -9,7 +9,6 @@ nor the states of the generators.
 from __future__ import annotations
 
 import os
-import random
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any
 from zipfile import ZipFile
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from r2l.training.seeding import global_states, set_global_states
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _PARTS = {"state_dict", "epoch", "callbacks", "generators", "settings"}
@@ -58,7 +58,7 @@ class Keeper(Checkpoint):
     ) -> None:
         """Add the settings, and the states of all generators."""
         checkpoint["settings"] = dict(self.settings)
-        checkpoint["generators"] = {**_global_states(), "order": self.loader.generator.get_state()}
+        checkpoint["generators"] = {**global_states(), "order": self.loader.generator.get_state()}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -70,7 +70,7 @@ class Keeper(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the global generators where they were: nothing draws between this and the first image."""
         if self.states is not None:
-            _set_global_states(self.states)
+            set_global_states(self.states)
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         """Let the order of later epochs follow from this one's."""
@@ -85,25 +85,6 @@ class Keeper(Checkpoint):
             if last.exists():
                 os.replace(last, self.folder / PREVIOUS)
             os.replace(partial, last)
-
-
-def _global_states() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - other people's transforms draw from it
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "python": random.getstate(),
-    }
-
-
-def _set_global_states(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    random.setstate(states["python"])
 
 
 def _read_whole(path: Path) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from r2l.options import Options
 from r2l.training import models
 from r2l.training.corpora import Corpus
 from r2l.training.models import target_statistics
-from r2l.training.quiet import seeded
 from r2l.training.saving import DESCRIPTION, NORM, load_model, load_norm, load_state
+from r2l.training.seeding import seeded
 from r2l.training.tracking import resolve
 
 _MODE_OF = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
-from r2l.training.quiet import progress_bar
+from r2l.progress import progress_bar
 
 #: Bytes of images above which they are kept in a file instead of in memory.
 MEMORY_LIMIT = 2 * 2**30

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from r2l.progress import quiet_lightning
 from r2l.training.fit import make_trainer
 from r2l.training.module import RawToLogits
-from r2l.training.quiet import quiet_lightning
 
 
 def evaluate(

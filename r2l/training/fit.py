@@ -22,11 +22,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from r2l.progress import progress_bar, quiet_lightning
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import make_augment
 from r2l.training.checkpoints import Keeper, Shuffled, check_settings, read_last
 from r2l.training.module import RawToLogits
-from r2l.training.quiet import progress_bar, quiet_lightning, seeded
+from r2l.training.seeding import seeded
 from r2l.training.tasks import Loss
 
 Model = nn.Module | Callable[[], nn.Module]

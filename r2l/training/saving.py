@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from r2l.files import atomic_path
 from r2l.isp.saving import load_module, reading, save_module
-from r2l.training.quiet import seeded
+from r2l.training.seeding import seeded
 
 DESCRIPTION = "model.json"
 #: Weights of a batch normalisation between processor and task model, in the folder that holds both.

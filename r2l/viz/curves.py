@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from r2l.datasets.frames import Frames
 from r2l.drift.adjustment import Learning
 from r2l.drift.forensics import Scan, ToleranceReport
 from r2l.drift.matched_severity import mean_distance
 from r2l.drift.matrix import MatrixSummary
-from r2l.drift.views import Views
 from r2l.viz.style import CYCLE, INK, SOFT, heading, note, panels, setting_title, tidy, upright_grid
 
 _BLUE, _ORANGE, _GREEN = CYCLE[:3]
@@ -154,7 +154,7 @@ def _draw_scan(ax: Axes, scan: Scan, drop: float) -> None:
 def plot_corruptions(
     drops: pd.DataFrame,
     summary: MatrixSummary | None = None,
-    views: Views | None = None,
+    views: Frames | None = None,
     *,
     distance: str = "psnr",
     names: Sequence[str] = ("matched", "sensor"),
@@ -194,7 +194,7 @@ def plot_corruptions(
     return figure
 
 
-def _draw_cells(ax: Axes, summary: MatrixSummary, views: Views, distance: str) -> None:
+def _draw_cells(ax: Axes, summary: MatrixSummary, views: Frames, distance: str) -> None:
     cells = summary.cells[summary.cells["train"] != summary.cells["test"]]
     moved = [
         mean_distance(views.images[test], views.images[train], distance)

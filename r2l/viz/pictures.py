@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from r2l.datasets import RawDataset
+from r2l.datasets.frames import Frames
 from r2l.drift.matrix import flips
-from r2l.drift.views import Views
 from r2l.isp import StageGradient, StaticISP, stage_gradients
 from r2l.viz.style import INK, SOFT, bare, panels
 
@@ -130,7 +130,7 @@ def plot_samples(
 
 
 def plot_flips(
-    views: Views, results: pd.DataFrame, train: str, test: str, *, most: int = 8
+    views: Frames, results: pd.DataFrame, train: str, test: str, *, most: int = 8
 ) -> Figure:
     """Draw images whose right answer is lost under another pipeline: above seen under ``train``,
     below under ``test``, each with the answer.

@@ -13,7 +13,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from r2l.drift import Views
+from r2l.datasets.frames import Frames
 from r2l.drift.paired import SCORE_NAMES, paired_scores
 from r2l.viz.matrices import difference_reach, to_diagonal
 from r2l.viz.style import INK, ink
@@ -83,7 +83,7 @@ def two_rows(above: Tensor, below: Tensor, most: int = MOST) -> np.ndarray:
     return page
 
 
-def changed_html(views: Views, answers: pd.DataFrame, train: str, test: str) -> str:
+def changed_html(views: Frames, answers: pd.DataFrame, train: str, test: str) -> str:
     """Return the images of `most_changed` as HTML: above and below, each with what the model says."""
     table = most_changed(answers, train, test)
     images = table["image"].tolist()
@@ -97,9 +97,9 @@ def changed_html(views: Views, answers: pd.DataFrame, train: str, test: str) -> 
     return _captions(before) + picture_html(pictures, alt, WIDTH) + _captions(after)
 
 
-def _said(views: Views, table: pd.DataFrame, column: str) -> list[str]:
+def _said(views: Frames, table: pd.DataFrame, column: str) -> list[str]:
     """Return what the model says of each image, in words."""
-    if views.masks is not None:
+    if views.task == "segmentation":
         return [f"IoU {value:.2f}" for value in table[column]]
     truths = views.labels[table["image"]]
     return [
@@ -115,7 +115,7 @@ def _captions(words: Sequence[str]) -> str:
     return f'<div style="display: grid; {columns}; {text}">{spans}</div>'
 
 
-def matrix_explorer(views: Views, answers: pd.DataFrame) -> ipywidgets.Widget:
+def matrix_explorer(views: Frames, answers: pd.DataFrame) -> ipywidgets.Widget:
     """Return the matrix, each cell a button, above the images that lose most in the chosen cell.
 
     Rows: trained under; columns: tested under. Colour: difference to the row's diagonal.
@@ -139,7 +139,7 @@ def matrix_explorer(views: Views, answers: pd.DataFrame) -> ipywidgets.Widget:
             cell.layout.border = f"3px solid {INK}" if place == chosen[0] else "3px solid white"
         falls = most_changed(answers, train, test, len(views))["fall"]
         lost = int((falls > 0).sum())
-        what = "answers lost" if views.masks is None else "images with a lower IoU"
+        what = "answers lost" if views.task != "segmentation" else "images with a lower IoU"
         shown = (
             f"the first {MOST} of them"
             if lost > MOST

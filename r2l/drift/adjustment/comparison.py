@@ -24,8 +24,8 @@ from r2l.drift.adjustment.methods import LABELLED, METHODS, adapt
 from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
 from r2l.drift.random_effects import paired_summary
 from r2l.isp import PIPELINES
+from r2l.progress import progress_bar
 from r2l.training import RawToLogits, channel_statistics, evaluate, fit, group_folds, seeded
-from r2l.training.quiet import progress_bar
 
 
 def compare_adaptations(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from r2l.camera import Camera
-from r2l.drift.frames import Frames
+from r2l.datasets.frames import Frames
 from r2l.isp import PIPELINES, StaticISP
 from r2l.training import channel_statistics, make_classifier
 

@@ -30,8 +30,8 @@ from r2l.drift.adjustment.physical import describe_isp
 from r2l.drift.adjustment.recording import Recorder, State
 from r2l.drift.random_effects import crossed_means, paired_summary
 from r2l.isp import ParametrizedISP
+from r2l.progress import progress_bar
 from r2l.training import Fold, RawToLogits, evaluate, fit, group_folds
-from r2l.training.quiet import progress_bar
 from r2l.training.tracking import Run
 
 ARMS = ("frozen", "learned")

@@ -5,6 +5,7 @@ which the model fails; `random_search` and `compare_to_random` say whether that 
 `tolerance_report` says what the model stands, setting by setting.
 """
 
+from r2l.datasets.frames import Frames
 from r2l.drift.forensics.adjusted import AdjustedISP
 from r2l.drift.forensics.attack import Attack, bounded_attack, penalised_attack
 from r2l.drift.forensics.black_box import random_points, random_search, static_attack
@@ -14,7 +15,6 @@ from r2l.drift.forensics.report import ToleranceReport, tolerance_report, verify
 from r2l.drift.forensics.settings import Setting, camera_settings, settings_of
 from r2l.drift.forensics.space import ParameterSpace, SettingSpace
 from r2l.drift.forensics.tolerance import Landscape, Prober, Scan, landscape, scan
-from r2l.drift.frames import Frames
 
 __all__ = [
     "METRICS",

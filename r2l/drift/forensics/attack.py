@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from r2l.datasets.frames import Frames
 from r2l.drift.forensics.objective import margins, mean_margin, task_model
 from r2l.drift.forensics.space import ParameterSpace, Space
-from r2l.drift.frames import Frames
 from r2l.isp.parametrized import ParametrizedISP
+from r2l.progress import progress_bar
 from r2l.training.adversarial import Adversary
-from r2l.training.quiet import progress_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def margin_gradient(
     for chosen in frames.steps():
         image = space.develop(frames.raw[chosen], leaf)
         image = image.contiguous(memory_format=torch.channels_last)
-        loss = margins(task(image), frames.truth[chosen]).sum()
+        loss = margins(task(image), frames.targets(chosen)).sum()
         total += float(loss.detach())
         # A model that ignores its image gives no gradient.
         if loss.requires_grad:
@@ -193,9 +193,8 @@ def penalised_attack(
             batch = frames.take(order[start : start + batch_size])
             image = moved(batch.raw)
             distance = adversary.distances(image, reference(batch.raw)).mean()
-            kind = "classification" if batch.truth.ndim == 1 else "segmentation"
             optimizer.zero_grad()
-            adversary.objective(kind, task(image), batch.truth, distance).backward()
+            adversary.objective(batch.task, task(image), batch.targets(), distance).backward()
             optimizer.step()
             adversary.project_(moved)
     return tracker.attack()

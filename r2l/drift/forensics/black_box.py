@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import nn
 
+from r2l.datasets.frames import Frames
 from r2l.drift.forensics.attack import Attack, Tracker
 from r2l.drift.forensics.objective import mean_margin, task_model
 from r2l.drift.forensics.space import SettingSpace, Space
-from r2l.drift.frames import Frames
-from r2l.training.quiet import seeded
+from r2l.training.seeding import seeded
 
 
 def random_points(

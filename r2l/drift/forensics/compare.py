@@ -10,14 +10,14 @@ import pandas as pd
 import torch
 from torch import nn
 
+from r2l.datasets.frames import Frames
 from r2l.drift.forensics.attack import Attack, bounded_attack
 from r2l.drift.forensics.black_box import random_points, random_search
 from r2l.drift.forensics.objective import score_images, task_model
-from r2l.drift.frames import Frames
 from r2l.drift.statistics import Bootstrap, bootstrap_means, holm, sign_flip_test
 from r2l.isp.parametrized import ParametrizedISP
+from r2l.progress import progress_bar
 from r2l.training.metrics import image_distance
-from r2l.training.quiet import progress_bar
 
 _ROWS = ("unchanged", "random, typical", "random, worst of as many", "attack")
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from r2l.drift.frames import Frames
+from r2l.datasets.frames import Frames
 from r2l.training import RawToLogits
 from r2l.training.adversarial import Adversary
 from r2l.training.tasks import TASKS, Task
@@ -87,5 +87,5 @@ def _each(
     with torch.inference_mode():
         for step in frames.steps():
             image = develop(frames.raw[step]).contiguous(memory_format=torch.channels_last)
-            found.append(measure(task(image), frames.truth[step]).double().cpu().numpy())
+            found.append(measure(task(image), frames.targets(step)).double().cpu().numpy())
     return np.concatenate(found)

@@ -12,12 +12,12 @@ import pandas as pd
 from torch import nn
 
 from r2l.camera import Camera
+from r2l.datasets.frames import Frames
 from r2l.drift.forensics.settings import Setting, camera_settings
 from r2l.drift.forensics.tolerance import Prober, Scan, scan, tolerated
-from r2l.drift.frames import Frames
 from r2l.drift.statistics import Bootstrap
 from r2l.files import atomic_path
-from r2l.training.quiet import progress_bar
+from r2l.progress import progress_bar
 
 _FORMAT, _VERSION = "r2l tolerances", 1
 _EDGES = ("low", "high", "safe_low", "safe_high")

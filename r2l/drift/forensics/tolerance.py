@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from r2l.datasets.frames import Frames
 from r2l.drift.forensics.adjusted import AdjustedISP
 from r2l.drift.forensics.objective import score_images, task_model
 from r2l.drift.forensics.settings import Base, Setting, settings_of
-from r2l.drift.frames import Frames
 from r2l.drift.statistics import Bootstrap, bootstrap_means
-from r2l.training.quiet import progress_bar
+from r2l.progress import progress_bar
 
 
 class Prober:

@@ -1,0 +1,325 @@
+"""The labelled set in memory: raw frames, what pipelines make of them, and what is true of them.
+
+Everything that trains models or asks them works on it: it is read once, developed once, and then a slice of
+memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset, Subset
+
+from r2l.camera import Camera
+from r2l.datasets.base import RawDataset
+from r2l.isp import PIPELINES, develop_all
+from r2l.progress import progress_bar
+
+#: Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
+MEMORY_LIMIT = 2 * 2**30
+#: A code, or what maps raw (B, 1, H, W) to display (B, 3, H, W).
+Pipeline = str | Callable[[Tensor], Tensor]
+# Frames of a step hold about this many pixels: small enough for the caches of a small machine.
+_STEP_PIXELS = 400_000
+# Key of an item's truth, by task.
+_KEYS = {"classification": "label", "regression": "target", "segmentation": "mask"}
+
+
+@dataclass(frozen=True, eq=False)
+class Frames(Dataset):
+    """Frames in memory, developed or not, with what is true of them; a data set for `fit` and `predict`.
+
+    Items are ``dict(raw=(1, H, W) or image=(3, H, W); label=int, target=float or mask=(H, W) of 0 and 1;
+    meta=dict(image, group, intensity, camera))``: the frame where there are raw frames, else the image of the
+    only pipeline (`view`), whose name then is ``meta["pipeline"]``. Reading one copies nothing.
+
+    Attributes:
+        raw: (N, 1, H, W), raw domain; None where only developed images are kept.
+        truth: (N,) class of each frame (int), (N,) numbers (float), or (N, 1, H, W) masks of 0 and 1.
+        groups: (N,) which share something; what folds keep on one side and a bootstrap draws.
+        camera: whose they are.
+        labels: (N,) what folds are stratified by; by default the classes, the highest class of a mask, or
+            0, 1, 2 for low, middle and high numbers.
+        classes: names of the classes; none for numbers.
+        images: display RGB (N, 3, H, W) by name of the pipeline, in one order.
+        names: (N,) a name of each frame, such as its file's; by default its number.
+        intensity: exposure relative to the base exposure.
+    """
+
+    raw: Tensor | None = field(repr=False)
+    truth: Tensor = field(repr=False)
+    groups: np.ndarray = field(repr=False)
+    camera: Camera
+    labels: np.ndarray = field(default=None, repr=False)
+    classes: tuple[str, ...] = ()
+    images: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    names: np.ndarray = field(default=None, repr=False)
+    intensity: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.labels is None:
+            object.__setattr__(self, "labels", _strata(self.task, self.truth.cpu()))
+        if self.names is None:
+            object.__setattr__(self, "names", np.arange(len(self)).astype(str))
+
+    @classmethod
+    def of(
+        cls,
+        dataset: RawDataset,
+        indices: Sequence[int] | np.ndarray | None = None,
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+        folder: str | Path | None = None,
+        progress: bool = True,
+    ) -> Frames:
+        """Read frames of a data set, all or those of ``indices``. Memory: 4 bytes a pixel, 5 with masks.
+
+        Args:
+            dataset: frames of one size; see `RawDataset`.
+            indices: which.
+            memory_limit: bytes of frames above which they go to a memory-mapped temporary file.
+            folder: of that file; the system's folder for temporary files by default.
+            progress: whether to show a bar.
+
+        Raises:
+            ValueError: no frames, or frames of several sizes.
+            OSError: the file can't be written.
+        """
+        indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, int)
+        if not len(indices):
+            raise ValueError("nothing to load: no frames")
+        raw, truth = None, []
+        with progress_bar(total=len(indices), desc="loading", disable=not progress) as bar:
+            for row, index in enumerate(indices.tolist()):
+                item = dataset[index]
+                frame = item["raw"]
+                if raw is None:
+                    raw = _room((len(indices), *frame.shape), memory_limit, folder)
+                if frame.shape != raw.shape[1:]:
+                    sizes = " and ".join(f"{s[-2]} x {s[-1]}" for s in (raw.shape, frame.shape))
+                    raise ValueError(f"frames of several sizes ({sizes}) make no batch: crop them")
+                raw[row] = frame
+                truth.append(_truth(item))
+                bar.update()
+        names = np.asarray(getattr(dataset, "names", np.arange(len(dataset)).astype(str)))
+        return cls(
+            raw,
+            torch.stack(truth),
+            np.asarray(dataset.groups)[indices],
+            dataset.camera,
+            np.asarray(dataset.labels)[indices],
+            tuple(dataset.classes),
+            names=names[indices],
+            intensity=dataset.intensity,
+        )
+
+    @property
+    def task(self) -> str:
+        """What the truth asks for: "classification", "regression" or "segmentation"."""
+        if self.truth.ndim == 4:
+            return "segmentation"
+        return "regression" if self.truth.is_floating_point() else "classification"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of what an item holds."""
+        shown = self.raw if self.raw is not None else next(iter(self.images.values()))
+        return tuple(shown.shape[-2:])
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]
+        meta = {
+            "image": index,
+            "group": int(self.groups[index]),
+            "intensity": self.intensity,
+            "camera": self.camera.name,
+        }
+        item = self.batch(index)
+        if self.raw is None:
+            meta["pipeline"] = next(iter(self.images))
+        if self.task == "classification":
+            item["label"] = int(item["label"])
+        return {**item, "meta": meta}
+
+    def batch(self, rows: int | slice | Tensor) -> dict[str, Tensor]:
+        """Return some rows without ``meta``: ``raw`` or ``image``, and the truth under its task's key.
+
+        Raises:
+            ValueError: no raw frames, and several pipelines' images to choose from.
+        """
+        truth = self.truth[rows, 0] if self.task == "segmentation" else self.truth[rows]
+        if self.raw is not None:
+            return {"raw": self.raw[rows], _KEYS[self.task]: truth}
+        if len(self.images) != 1:
+            raise ValueError(f"images of {list(self.images)}: choose one of them by view()")
+        return {"image": next(iter(self.images.values()))[rows], _KEYS[self.task]: truth}
+
+    def targets(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Return the truth, of all or some rows, as losses take it: masks and numbers as floats."""
+        truth = self.truth[rows]
+        return truth if self.task == "classification" else truth.float()
+
+    def view(self, pipeline: str) -> Frames:
+        """Return the images of one pipeline as a set of their own; copies nothing.
+
+        Raises:
+            ValueError: images of other pipelines only.
+        """
+        self.require([pipeline])
+        return replace(self, raw=None, images={pipeline: self.images[pipeline]})
+
+    def require(self, pipelines: Sequence[str]) -> None:
+        """Raise unless there are images of all these pipelines.
+
+        Raises:
+            ValueError: there are not; lists those that are missing, and those that are there.
+        """
+        if missing := [name for name in pipelines if name not in self.images]:
+            raise ValueError(f"views lack {missing}; they hold {list(self.images)}")
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Subset:
+        """Return the items ``indices`` as a data set; each keeps its number as ``meta["image"]``."""
+        return Subset(self, np.asarray(indices, int).tolist())
+
+    def to(self, device: str | torch.device) -> Frames:
+        """Return the frames on a device, where searches and scans then run."""
+        return self._each(lambda values: values.to(device))
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Frames:
+        """Return some of the frames, numbered anew."""
+        indices = np.asarray(indices)
+        kept = torch.as_tensor(indices, device=self.truth.device)
+        parts = {name: getattr(self, name)[indices] for name in ("groups", "labels", "names")}
+        return replace(self._each(lambda values: values[kept]), **parts)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Frames:
+        raw = None if self.raw is None else change(self.raw)
+        images = {name: change(values) for name, values in self.images.items()}
+        parts = {"groups": self.groups, "labels": self.labels, "names": self.names}
+        return replace(self, raw=raw, truth=change(self.truth), images=images, **parts)
+
+    def split(self, share: float = 0.5, seed: int = 0) -> tuple[Frames, Frames]:
+        """Part the frames in two with whole groups on either side: ``share`` of them, and the rest.
+
+        Raises:
+            ValueError: one part would be empty.
+        """
+        names = np.unique(self.groups)
+        count = round(share * len(names))
+        if not 0 < count < len(names):
+            raise ValueError(f"{len(names)} groups can't be parted {share:g} to {1 - share:g}")
+        drawn = np.random.default_rng(seed).permutation(names)[:count]
+        inside = np.isin(self.groups, drawn)
+        return self.take(np.flatnonzero(inside)), self.take(np.flatnonzero(~inside))
+
+    def steps(self) -> Iterator[slice]:
+        """Cut the frames into steps that suit a small machine."""
+        size = max(1, _STEP_PIXELS // (self.shape[0] * self.shape[1]))
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+    def fingerprint(self) -> str:
+        """Return a short hash of names, labels and groups: other data, another hash."""
+        parts = [self.names.tolist(), self.labels.tolist(), self.groups.tolist(), self.classes]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _truth(item: Mapping[str, Any]) -> Tensor:
+    if "mask" in item:
+        mask = torch.as_tensor(item["mask"])
+        return mask.to(torch.uint8).reshape(1, *mask.shape[-2:])  # an eighth of the memory
+    return torch.as_tensor(item["target"] if "target" in item else item["label"])
+
+
+def _strata(task: str, truth: Tensor) -> np.ndarray:
+    if task == "classification":
+        return truth.numpy()
+    if task == "segmentation":
+        return truth.flatten(1).amax(1).long().numpy()
+    values = truth.double().numpy()
+    return np.searchsorted(np.quantile(values, (1 / 3, 2 / 3)), values)
+
+
+def _room(shape: tuple[int, ...], limit: int, folder: str | Path | None) -> Tensor:
+    """Return space for frames (N, C, H, W) in memory or, above ``limit`` bytes, in a file."""
+    if 4 * int(np.prod(shape)) <= limit:
+        return torch.empty(shape)
+    # Without a name where the system can do so: a killed process leaves nothing. The map keeps it open.
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+
+
+@torch.no_grad()
+def develop_views(
+    data: RawDataset | Frames,
+    pipelines: Sequence[str] | Mapping[str, Pipeline] = PIPELINES,
+    *,
+    variant: str = "corrected",
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    memory_limit: int = MEMORY_LIMIT,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> Frames:
+    """Develop every frame once by each of the pipelines; what codes share is done once for all of them.
+
+    Memory: 12 bytes a pixel and pipeline (300 tiles of 64x64 by 4 pipelines: 59 MB).
+
+    Args:
+        data: a data set, which is read first (see `Frames.of`, also for the last three), or frames.
+        pipelines: codes such as "ma,s,ga"; or by name codes and modules, raw (B, 1, H, W) to display
+            (B, 3, h, w). Where there are masks, smaller images are enlarged to fit.
+        variant: of the codes, "corrected" or "paper", see `StaticISP`.
+        batch_size: frames developed at once.
+        device: where; the images are kept on the CPU.
+
+    Returns:
+        The frames with ``images`` of these pipelines, and of no others.
+
+    Raises:
+        ValueError: no frames, no pipelines, one named twice, or a code that does not exist.
+        OSError: a file for images can't be written.
+    """
+    named = (
+        dict(pipelines) if isinstance(pipelines, Mapping) else {code: code for code in pipelines}
+    )
+    if not named or len(named) < len(pipelines) or len(data) == 0:
+        raise ValueError(f"nothing to develop, or twice: {len(data)} frames by {list(pipelines)}")
+    storage = {"memory_limit": memory_limit, "folder": folder, "progress": progress}
+    frames = data if isinstance(data, Frames) else Frames.of(data, **storage)
+    if frames.raw is None:
+        raise ValueError("nothing to develop: these frames hold developed images only")
+    codes = {name: code for name, code in named.items() if isinstance(code, str)}
+    others = {name: _ready(isp, device) for name, isp in named.items() if name not in codes}
+    images: dict[str, Tensor] = {}
+    with progress_bar(total=len(frames), desc="developing", disable=not progress) as bar:
+        for start in range(0, len(frames), batch_size):
+            raw = frames.raw[start : start + batch_size].to(device)
+            made = develop_all(raw, frames.camera, list(codes.values()), variant) if codes else {}
+            for name in named:
+                view = made[codes[name]] if name in codes else others[name](raw).float()
+                if frames.task == "segmentation" and view.shape[-2:] != raw.shape[-2:]:
+                    # A pipeline that halves the size: masks are as large as the frames.
+                    view = F.interpolate(view, raw.shape[-2:], mode="bilinear")
+                if name not in images:
+                    images[name] = _room((len(frames), *view.shape[1:]), memory_limit, folder)
+                images[name][start : start + len(view)] = view
+            bar.update(len(raw))
+    return replace(frames, images=images)
+
+
+def _ready(isp: Callable[[Tensor], Tensor], device: str | torch.device) -> Callable:
+    return copy.deepcopy(isp).to(device).eval() if isinstance(isp, nn.Module) else isp

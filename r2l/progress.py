@@ -1,0 +1,82 @@
+"""What is seen of long work: a bar that any front end can show, and none of Lightning's banners."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+
+class _NotebookBar(tqdm):
+    """A bar that is one output of its cell, replaced in place, and stays on the page as text."""
+
+    def __init__(self, **options: Any) -> None:
+        self.handle: Any = None
+        super().__init__(
+            **{**options, "leave": True, "file": io.StringIO(), "ascii": False, "ncols": 80}
+        )
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        from IPython.display import display
+
+        content = {"text/plain": str(self) if msg is None else msg}
+        if self.handle is None:
+            self.handle = display(content, raw=True, display_id=True)
+        else:
+            self.handle.update(content, raw=True)
+
+
+def in_notebook() -> bool:
+    """Tell whether what is printed goes to a Jupyter front end."""
+    return type(sys.stdout).__module__.startswith("ipykernel")
+
+
+def progress_bar(**options: Any) -> tqdm:
+    """Return a tqdm bar that redraws at most once a second; on a terminal it vanishes when closed.
+
+    In a notebook it is plain text that is replaced in place. Neither of tqdm's own would do there:
+    the state of a widget is not kept when papermill executes a notebook, so that it would stand at
+    zero on the page for ever, and a terminal's bar leaves a line for each time it was drawn.
+
+    >>> with progress_bar(total=2, desc="counting", disable=True) as bar:
+    ...     for _ in range(2):
+    ...         bar.update()
+
+    Args:
+        **options: of tqdm, such as ``total``, ``desc``, and ``disable`` to show none.
+
+    Returns:
+        The bar, a context manager; ``update()`` moves it, ``set_postfix`` writes behind it.
+    """
+    bar = _NotebookBar if in_notebook() else tqdm
+    return bar(**{"leave": False, "mininterval": 1.0, **options})
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's banners, tips and advice on workers off the page; errors still show."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for advice in (
+            ".*does not have many workers.*",
+            ".*number of training batches.*",
+            ".*in eval mode at the start of training.*",  # frozen parts are, on purpose
+            ".*validation_step.*no.*val_dataloader.*",
+            ".*`srun` command is available.*",  # on a cluster's login node
+            ".*LeafSpec.*is deprecated.*",  # between Lightning and torch; nothing a user can do
+        ):
+            warnings.filterwarnings("ignore", message=advice)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
