@@ -765,7 +765,9 @@ def test_ctrl_c_marks_the_run_and_keeps_the_checkpoint(small, monkeypatch):
     same_results(resumed, quietly(small(run_name="undisturbed", save_locally=True))[0])
 
 
-def test_other_options_data_or_no_resume_begin_anew_and_a_finished_run_is_repeated(small):
+def test_other_options_data_code_or_no_resume_begin_anew_and_a_finished_run_is_repeated(
+    small, monkeypatch
+):
     def opened(options, data="d", finish=False):
         try:
             with run_folder(options, data) as folder:
@@ -786,6 +788,9 @@ def test_other_options_data_or_no_resume_begin_anew_and_a_finished_run_is_repeat
     ):
         assert not other.resumed
         assert other.path != first.path
+    with monkeypatch.context() as patch:
+        patch.setattr("r2l.training.run_folder.code_version", lambda: "other")
+        assert not opened(small()).resumed
     assert opened(small(), finish=True).resumed
     again = opened(small())
     assert not again.resumed

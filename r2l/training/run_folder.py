@@ -1,4 +1,4 @@
-"""The folder of one run: what it needs to go on after a kill, and what it leaves behind."""
+"""Who a run is, and its folder: what it needs to go on after a kill, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -15,13 +15,36 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
+import r2l
 from r2l.files import atomic_path
 from r2l.options import Options
 
 NOTE = "run.json"
 TESTED = "tested.csv"
-#: Options that say how a run is carried out, not what comes out of it.
-_FREE = ("resume", "folder", "num_workers")
+#: Options that say where a run is kept.
+WHERE = ("experiment_name", "run_name", "tracking_uri", "folder", "resume")
+#: Folders of the package that no result depends on.
+_APART = ("cli", "sweep", "widgets")
+
+
+def identity(*parts: Any) -> str:
+    """Return the hash, 12 digits, of plain values that something depends on, such as options and data."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def what_counts(options: Options) -> dict[str, Any]:
+    """Return the options that the outcome of a run depends on, by name."""
+    free = (*WHERE, "num_workers")
+    return {name: value for name, value in asdict(options).items() if name not in free}
+
+
+def code_version() -> str:
+    """Return a hash of this package's source files, those apart that no result depends on."""
+    root = Path(r2l.__file__).parent
+    paths = (path.relative_to(root) for path in sorted(root.rglob("*.py")))
+    sources = [(path.as_posix(), (root / path).read_text("utf-8")) for path in paths]
+    return identity([source for source in sources if source[0].split("/")[0] not in _APART])
 
 
 class RunFolder:
@@ -44,19 +67,17 @@ class RunFolder:
 
     def fold(self, number: int) -> Path:
         """Return the folder of a fold; it is made if need be."""
-        place = self.path / f"fold_{number}"
-        place.mkdir(exist_ok=True)
-        return place
+        folder = self.path / f"fold_{number}"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def predictions(self, number: int) -> pd.DataFrame | None:
         """Return the answers of a finished fold, None of any other."""
-        place = self.path / f"fold_{number}" / "predictions.csv"
-        return pd.read_csv(place) if place.exists() else None
+        return _table(self.path / f"fold_{number}" / "predictions.csv")
 
     def tested(self, number: int) -> pd.DataFrame | None:
         """Return a finished fold's answers under the test pipelines, None where none were asked for."""
-        place = self.path / f"fold_{number}" / TESTED
-        return pd.read_csv(place) if place.exists() else None
+        return _table(self.path / f"fold_{number}" / TESTED)
 
     def finish_fold(self, number: int, predictions: pd.DataFrame) -> pd.DataFrame:
         """Keep the answers of a fold, which marks it as finished; its checkpoints go.
@@ -64,11 +85,11 @@ class RunFolder:
         Returns:
             The answers as they are kept, so that they are the same whether the run was interrupted or not.
         """
-        place = self.fold(number)
-        with atomic_path(place / "predictions.csv") as partial:
+        path = self.fold(number) / "predictions.csv"
+        with atomic_path(path) as partial:
             predictions.to_csv(partial, index=False)
-        _drop_checkpoints(place)
-        return pd.read_csv(place / "predictions.csv")
+        _drop_checkpoints(path.parent)
+        return pd.read_csv(path)
 
     def tidy(self) -> None:
         """Remove what a process that was killed had still to remove: it is of no use any more."""
@@ -82,7 +103,8 @@ class RunFolder:
 def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
     """Open the folder of a run for the length of a ``with`` block: a new one, or that of an interrupted run.
 
-    A run is gone on with if its options and data are the same, it did not finish, and ``options.resume``.
+    A run is gone on with if its options, its data and this package's code are the same, it did not finish,
+    and ``options.resume``.
 
     Args:
         options: of the run.
@@ -91,9 +113,9 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
     Raises:
         ValueError: another process is at work on the same run.
     """
-    plain = {k: v for k, v in asdict(options).items() if k not in _FREE}
-    key = hashlib.sha256(json.dumps([plain, data], sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{_safe(options.run_name or 'run')}-{key}"
+    counting, code = what_counts(options), code_version()
+    key = identity(counting, data, code, options.tracking_uri)
+    name = f"{_safe(options.run_name or 'run')}-{key[:8]}"
     parent = Path(options.folder) / _safe(options.experiment_name)
     parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(parent / f".{name}.lock", timeout=0)
@@ -111,31 +133,32 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
             path = parent / f"{name}-{number}"
             path.mkdir()
             opened = RunFolder(path, {}, resumed=False)
-            opened.keep(key=key, options=plain, data=data, finished=False)
+            opened.keep(key=key, options=counting, data=data, code=code, finished=False)
         else:
             opened.tidy()
         yield opened
         opened.keep(finished=True)
 
 
-def _drop_checkpoints(place: Path) -> None:
-    for checkpoints in place.glob("checkpoint*"):
+def _table(path: Path) -> pd.DataFrame | None:
+    return pd.read_csv(path) if path.exists() else None
+
+
+def _drop_checkpoints(fold: Path) -> None:
+    for checkpoints in fold.glob("checkpoint*"):
         shutil.rmtree(checkpoints)
 
 
 def _unfinished(parent: Path, name: str) -> RunFolder | None:
     """Return the newest run of this name that did not finish."""
-    for place in sorted(parent.glob(f"{name}-*"), key=_number, reverse=True):
+    runs = parent.glob(f"{name}-*")
+    for path in sorted(runs, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         try:
-            note = json.loads((place / NOTE).read_text("utf-8"))
+            note = json.loads((path / NOTE).read_text("utf-8"))
         except (OSError, ValueError):
             continue
-        return None if note["finished"] else RunFolder(place, note, resumed=True)
+        return None if note["finished"] else RunFolder(path, note, resumed=True)
     return None
-
-
-def _number(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])
 
 
 def _safe(name: str) -> str:
