@@ -25,8 +25,7 @@ from r2l.datasets.fetch.b2 import FOLDERS, get_b2_bucket, sync
 from r2l.datasets.fetch.download import fetch
 from r2l.datasets.fetch.manifest import NAME as MANIFEST
 from r2l.datasets.fetch.manifest import Manifest
-from r2l.datasets.fetch.transfer import DownloadError
-from r2l.datasets.fetch.zenodo import RemoteFile, files_of
+from r2l.datasets.fetch.transfer import DownloadError, RemoteFile, files_of
 from tests.fixtures_data import (
     KEPT,
     LABELS,
@@ -263,13 +262,13 @@ def test_a_download_killed_while_it_is_checked_does_not_come_again(server, tmp_p
 @pytest.mark.slow
 def test_a_killed_unpacking_goes_on(server, tmp_path):
     script = (
-        "import os, sys, r2l.datasets.fetch.archive as a, r2l.datasets.fetch.download as d\n"
+        "import os, sys, r2l.datasets.fetch.download as d\n"
         "replace, count = os.replace, []\n"
         "def killing(*paths):\n"
         "    count.append(1)\n"
         "    if 'raw_scale' in str(paths[1]) and len(count) > 12: os.kill(os.getpid(), 9)\n"
         "    replace(*paths)\n"
-        "a.os.replace = killing\n"
+        "os.replace = killing\n"
         "d.fetch('microscopy', sys.argv[1], progress=False)\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
@@ -553,7 +552,7 @@ def test_too_small_a_disk_is_seen_before(server, small_disk):
 
 
 def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch):
-    for module in ("archive", "zenodo"):
+    for module in ("archive", "transfer"):
         monkeypatch.setattr(f"r2l.datasets.fetch.{module}.check_room", lambda *_: None)
     (small_disk / "mine.txt").write_text("my notes")
     server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
@@ -566,7 +565,7 @@ def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch):
 
 
 def test_disk_that_fills_up_while_unpacking(server, small_disk, monkeypatch):
-    for module in ("archive", "zenodo"):
+    for module in ("archive", "transfer"):
         monkeypatch.setattr(f"r2l.datasets.fetch.{module}.check_room", lambda *_: None)
     images = [(GOOD[0].replace("_1.tiff", f"_{i}.tiff"), bytes(100_000)) for i in range(9)]
     server.files["Raw-Microscopy.zip"] = make_zip(images, compression=zipfile.ZIP_DEFLATED)
@@ -650,7 +649,7 @@ def test_b2_never_deletes_or_replaces(bucket, tmp_path):
 
 def test_b2_without_or_with_wrong_credentials(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("B2_APPLICATION_KEY", "no-such-secret")
-    with pytest.raises(DownloadError, match="B2 refuses") as caught:
+    with pytest.raises(DownloadError, match="B2: refuses the bucket") as caught:
         fetch("microscopy", tmp_path, source="b2", progress=False)
     assert "no-such-secret" not in str(caught.value)
     monkeypatch.delenv("B2_APPLICATION_KEY")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,19 @@ import torch
 
 from r2l.camera import CFA, Camera
 from r2l.datasets.base import Item, RawDataset, Transform
-from r2l.datasets.cache import cached_array
-from r2l.datasets.folder_tables import table_of_csv, table_of_folders, table_of_masks
-from r2l.datasets.layout import DatasetError, DatasetNotFoundError
-from r2l.datasets.pixels import read_mask, read_mask_values
+from r2l.datasets.layout import IMAGE_SUFFIXES, DatasetError, DatasetNotFoundError, by_stem
+from r2l.datasets.pixels import cached_array, read_mask, read_mask_values
 from r2l.datasets.splits import split_indices
 from r2l.rawfile import RawFrame, read_raw
+
+# Raw formats of today's and yesterday's cameras; what a file really is, `read_raw` finds out.
+_CAMERA_FORMATS = """
+    3fr ari arw bay cap cr2 cr3 crw dcr erf fff gpr iiq kdc mef mos mrw nef nrw orf pef raf raw rw2
+    rwl sr2 srf srw x3f
+"""
+_RAW_SUFFIXES = IMAGE_SUFFIXES | {f".{suffix}" for suffix in _CAMERA_FORMATS.split()}
+_COLUMNS = ["path", "label", "group", "mask"]
+_KEEP_OR_SKIP = "Add what is missing, or leave such images out (in Python: strict=False)"
 
 
 class RawFolder(RawDataset):
@@ -77,41 +85,31 @@ class RawFolder(RawDataset):
         if crop is not None and (crop < 2 or crop % 2):
             raise ValueError(f"crop is {crop}, expected an even number of pixels")
         self.root, self.crop, self.transform = Path(root), crop, transform
-        self.cache = None if cache is None else Path(cache)
+        self._cache = None if cache is None else Path(cache)
+        self._has_masks, self._is_binary = masks is not None, classes is None
         if masks is not None:
-            table = table_of_masks(self.root, Path(masks), strict)
+            table = _table_of_masks(self.root, Path(masks), strict)
             self.classes = tuple(classes or ("background", "object"))
-            self._binary = classes is None
         else:
-            place = self.root if labels is None else Path(labels)
-            table = (
-                table_of_folders(self.root, strict)
-                if labels is None
-                else table_of_csv(self.root, place, strict)
-            )
-            self.classes = _class_names(table["label"], classes, place)
+            if labels is None:
+                table = _table_of_folders(self.root, strict)
+            else:
+                table = _table_of_csv(self.root, Path(labels), strict)
+            self.classes = _class_names(table["label"], classes, Path(labels or root))
         if table.empty:
-            raise DatasetNotFoundError(f"{self.root}: no raw file with a label or a mask")
+            remedy = (
+                "Give each image a label or a mask, or leave strict=True to hear which has none"
+            )
+            raise DatasetNotFoundError(self.root, "no raw file with a label or a mask", remedy)
         self._given = camera
         self.camera = camera or read_raw(table["path"].iloc[0]).camera
-        is_mask = masks is not None
-        known = [0 if is_mask else self.classes.index(name) for name in table["label"]]
-        self._set_split(table, np.array(known, np.int64), split, fold, seed, is_mask)
-
-    def _set_split(
-        self,
-        table: pd.DataFrame,
-        labels: np.ndarray,
-        split: str,
-        fold: int,
-        seed: int,
-        is_mask: bool,
-    ) -> None:
-        groups = pd.factorize(table["group"])[0].astype(np.int64)
-        rows = split_indices(split, labels, groups, fold=fold, seed=seed)
+        numbers = [0 if self._has_masks else self.classes.index(name) for name in table["label"]]
+        all_labels = np.array(numbers, np.int64)
+        all_groups = pd.factorize(table["group"])[0].astype(np.int64)
+        rows = split_indices(split, all_labels, all_groups, fold=fold, seed=seed)
+        self.labels, self.groups = all_labels[rows], all_groups[rows]
         self.paths: list[Path] = table["path"].iloc[rows].tolist()
-        self._mask_paths: list[Path] | None = table["mask"].iloc[rows].tolist() if is_mask else None
-        self.labels, self.groups = labels[rows], groups[rows]
+        self._masks: list[Path] = table["mask"].iloc[rows].tolist()
 
     def frame(self, index: int) -> RawFrame:
         """Return the whole frame of an item as its file says, camera and all.
@@ -128,43 +126,38 @@ class RawFolder(RawDataset):
             RawFileError: no usable raw frame.
             DatasetError: a mask that is damaged or doesn't fit, or a frame smaller than the crop.
         """
-        if self._mask_paths is None:
-            mosaic = self._kept("frame", index, [self.paths[index]])
-            return {"raw": torch.tensor(mosaic)[None], "label": int(self.labels[index])}
-        sources = [self.paths[index], self._mask_paths[index]]
-        mosaic, mask = (self._kept(what, index, sources) for what in ("frame", "mask"))
-        return {"raw": torch.tensor(mosaic)[None], "mask": torch.tensor(mask.astype(np.int64))}
+        item: Item = {"raw": torch.tensor(self._kept("frame", index))[None]}
+        if not self._has_masks:
+            return {**item, "label": int(self.labels[index])}
+        return {**item, "mask": torch.tensor(self._kept("mask", index).astype(np.int64))}
 
-    def _kept(self, what: str, index: int, sources: list[Path]) -> np.ndarray:
+    def _kept(self, what: str, index: int) -> np.ndarray:
         """Return the mosaic or the mask of an item, from the cache if there is one."""
-        if self.cache is None:
+        if self._cache is None:
             return self._load(what, index)
+        sources = [self.paths[index], *([self._masks[index]] if self._has_masks else [])]
         settings = [self.camera.to_dict(), self._given is None, self.crop, self.classes]
-        name = f"{what}_{self.paths[index].name}"
-        return cached_array(
-            self.cache, name, sources, 1, lambda: [self._load(what, index)], settings
-        )[0]
+        name, rows = f"{what}_{self.paths[index].name}", lambda: [self._load(what, index)]
+        return cached_array(self._cache, name, sources, 1, rows, settings)[0]
 
     def _load(self, what: str, index: int) -> np.ndarray:
         frame, path = self.frame(index), self.paths[index]
         whole = frame.mosaic.shape
-        pixels = in_levels(frame, self.camera) if what == "frame" else self._mask(index, whole)
-        window = in_line(whole, frame.camera.cfa, self.camera.cfa)
-        pixels = pixels[window]
+        pixels = _in_levels(frame, self.camera) if what == "frame" else self._mask(index, whole)
+        pixels = pixels[_in_line(whole, frame.camera.cfa, self.camera.cfa)]
         if self.crop is None:
             return np.ascontiguousarray(pixels)
         if min(pixels.shape) < self.crop:
             size = f"{pixels.shape[0]} x {pixels.shape[1]}"
-            reason, remedy = f"{size} pixels, less than the crop of {self.crop}", "Crop less"
-            raise DatasetError(path, reason, remedy)
+            reason = f"{size} pixels, less than the crop of {self.crop}"
+            raise DatasetError(path, reason, "Crop less")
         # Even offsets keep the layout.
         top, left = ((side - self.crop) // 4 * 2 for side in pixels.shape)
         return np.ascontiguousarray(pixels[top : top + self.crop, left : left + self.crop])
 
     def _mask(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
-        assert self._mask_paths is not None
-        path, remedy = self._mask_paths[index], "Draw it on the upright picture, whole"
-        values = (read_mask if self._binary else read_mask_values)(path, remedy)
+        path, remedy = self._masks[index], "Draw it on the upright picture, whole"
+        values = (read_mask if self._is_binary else read_mask_values)(path, remedy)
         if values.shape != shape:
             reason = f"a mask of shape {values.shape} for the {shape} of {self.paths[index]}"
             raise DatasetError(path, reason, remedy)
@@ -174,34 +167,113 @@ class RawFolder(RawDataset):
         return values.astype(np.uint8)
 
 
-def _class_names(labels: pd.Series, classes: Sequence[str] | None, place: Path) -> tuple[str, ...]:
-    found = sorted(set(labels))
-    unknown = [name for name in found if classes is not None and name not in classes]
+# --- which file has which label or mask: tables of path, label, group and mask ---------------------
+
+
+def _raw_files(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise DatasetNotFoundError(root, "no such folder", "Give that of your raw files")
+    files = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in _RAW_SUFFIXES]
+    files = [p for p in files if not p.name.startswith(".")]
+    if not files:
+        remedy = (
+            "Give a folder of DNG, CR3, NEF, ARW and the like, or of mosaics as TIFF, PNG or NPY"
+        )
+        raise DatasetNotFoundError(root, "no raw files in it", remedy)
+    return files
+
+
+def _table_of_folders(root: Path, strict: bool) -> pd.DataFrame:
+    """Return ``root/<class>/<image>`` as a table; each image is a group of its own."""
+    rows = []
+    for path in _raw_files(root):
+        inside = path.relative_to(root).parts
+        if len(inside) > 1:
+            rows.append((path, inside[0], str(path), None))
+        elif strict:
+            raise DatasetError(path, "an image outside of the class folders", _KEEP_OR_SKIP)
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _table_of_csv(root: Path, csv: Path, strict: bool) -> pd.DataFrame:
+    """Return the table in a CSV with the columns file (below ``root``), label and, maybe, group."""
+    try:
+        table = pd.read_csv(csv, dtype=str)
+    except (OSError, ValueError) as error:
+        remedy = "Give a CSV with columns file and label"
+        raise DatasetError(csv, f"no readable CSV ({error})", remedy) from None
+    if not {"file", "label"} <= set(table.columns):
+        names = textwrap.shorten(", ".join(table.columns), 200, placeholder=" ...")
+        reason = f"columns {names}; expected file and label"
+        raise DatasetError(csv, reason, "Name the columns file, label and (if known) group")
+    empty = table[["file", "label"]].isna().any(axis=1)
+    if empty.any():
+        # The head is line 1.
+        reason = f"no file or no label in line {empty.to_numpy().argmax() + 2}"
+        raise DatasetError(csv, reason, "Fill it in, or take the line out")
+    for twice in table.loc[table["file"].duplicated(), "file"]:
+        raise DatasetError(csv, f"two labels for {twice}", "Keep one of the two")
+    files = _raw_files(root)
+    table["path"] = [root / name for name in table["file"]]
+    there = table["path"].isin(files)
+    if strict:
+        for name in table.loc[~there, "file"]:
+            raise DatasetError(csv, f"a label for {name}, which is not in {root}", _KEEP_OR_SKIP)
+        _refuse_rest(files, table["path"], f"an image without a label in {csv}")
+    groups = table["group"] if "group" in table else table["file"]
+    return table.assign(group=groups.fillna(table["file"]), mask=None)[there][_COLUMNS]
+
+
+def _table_of_masks(root: Path, folder: Path, strict: bool) -> pd.DataFrame:
+    """Return images and their masks (PNG of the same stem) as a table, without labels."""
+    if not folder.is_dir():
+        raise DatasetNotFoundError(folder, "no such folder", "Give that of the masks")
+    masks, inside = by_stem(sorted(folder.glob("*.png"))), folder.resolve()
+    images = by_stem(p for p in _raw_files(root) if inside not in p.resolve().parents)
+    both = [stem for stem in images if stem in masks]
+    if strict:
+        pairs = [(images[stem], masks[stem]) for stem in both]
+        _refuse_rest(images.values(), [p for p, _ in pairs], f"an image without a mask in {folder}")
+        _refuse_rest(masks.values(), [p for _, p in pairs], f"a mask without an image in {root}")
+    rows = [(images[stem], None, str(images[stem]), masks[stem]) for stem in both]
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _refuse_rest(paths: Iterable[Path], taken: Iterable[Path], reason: str) -> None:
+    """Raise a DatasetError about the first of the files that are not ``taken``."""
+    for path in sorted(set(paths) - set(taken)):
+        raise DatasetError(path, reason, _KEEP_OR_SKIP)
+
+
+def _class_names(labels: pd.Series, classes: Sequence[str] | None, source: Path) -> tuple[str, ...]:
+    names = sorted(set(labels))
+    unknown = [name for name in names if classes is not None and name not in classes]
     if unknown:
         reason = f"labels that are not among the classes: {', '.join(unknown)}"
-        raise DatasetError(place, reason, "Add them to classes=..., or leave the argument out")
-    return tuple(classes or found)
+        raise DatasetError(source, reason, "Add them to classes=..., or leave the argument out")
+    return tuple(classes or names)
 
 
-def in_line(shape: tuple[int, ...], has: CFA, wanted: CFA) -> tuple[slice, slice]:
+# --- frames of another camera than the set's --------------------------------------------------------
+
+
+def _in_line(shape: tuple[int, ...], has: CFA, wanted: CFA) -> tuple[slice, slice]:
     """Return the window of a mosaic (H, W) in which the layout ``has`` reads ``wanted``.
 
     It starts at the first or second row and column and stays even.
     """
-    for rows in (0, 1):
-        for columns in (0, 1):
-            if has.shifted(rows, columns) is wanted:
-                return slice(rows, shape[0] - rows), slice(columns, shape[1] - columns)
-    raise AssertionError("every Bayer layout is a shift of every other")
+    shifts = ((rows, columns) for rows in (0, 1) for columns in (0, 1))
+    rows, columns = next(shift for shift in shifts if has.shifted(*shift) is wanted)
+    return slice(rows, shape[0] - rows), slice(columns, shape[1] - columns)
 
 
-def in_levels(frame: RawFrame, camera: Camera) -> np.ndarray:
+def _in_levels(frame: RawFrame, camera: Camera) -> np.ndarray:
     """Return a mosaic (H, W), *raw* domain, with the black and white levels of ``camera``.
 
     Unchanged if they are the frame's own already; values beyond [0, 1] are clipped.
     """
     has, mosaic = frame.camera, frame.mosaic
-    window = in_line((2, 2), has.cfa, camera.cfa)
+    window = _in_line((2, 2), has.cfa, camera.cfa)
     rows, columns = window[0].start, window[1].start
     result = np.empty_like(mosaic)
     for position in range(4):

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RECORD = 5235536
-DOI = "10.5281/zenodo.5235536"
 INTENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
 class SetInfo:
-    """What is published about one data set.
+    """What is published about one data set; `INFO` has it by what `r2l data` calls it.
 
     Attributes:
-        name: what `r2l data` calls it, and its folder below the root.
         title: its published name.
         summary: content, in a sentence.
         classes: names of the labels, or of the values in a mask.
@@ -23,12 +21,11 @@ class SetInfo:
         tile: side of an image in pixels.
         groups: what a split must not tear apart.
         licence: SPDX name.
-        doi, url, paper: source.
+        url, paper: source.
         processed_mean, processed_std: R, G, B of developed images, *display* domain.
         mosaic_mean, mosaic_std: at R, G, B sites, *raw* domain; None where not published.
     """
 
-    name: str
     title: str
     summary: str
     classes: tuple[str, ...]
@@ -42,33 +39,19 @@ class SetInfo:
     mosaic_std: tuple[float, float, float] | None = None
     intensities: tuple[float, ...] = INTENSITIES
     licence: str = "CC-BY-4.0"
-    doi: str = DOI
-    url: str = f"https://doi.org/{DOI}"
+    url: str = f"https://doi.org/10.5281/zenodo.{RECORD}"
     paper: str = (
         'Oala et al., "Data Models for Dataset Drift Controls in Machine Learning With Optical '
         'Images", TMLR 2023'
     )
 
 
-_CELLS = {
-    "BAS": 18,
-    "EOS": 54,
-    "KSC": 163,
-    "LYA": 30,
-    "LYT": 230,
-    "MON": 191,
-    "NGB": 8,
-    "NGS": 216,
-    "UNC": 30,
-}
-
 INFO = {
     "microscopy": SetInfo(
-        name="microscopy",
         title="Raw-Microscopy",
         summary="White blood cells in stained smears, bright field, 40x/0.95, one cell an image",
-        classes=tuple(_CELLS),
-        class_counts=tuple(_CELLS.values()),
+        classes=("BAS", "EOS", "KSC", "LYA", "LYT", "MON", "NGB", "NGS", "UNC"),
+        class_counts=(18, 54, 163, 30, 230, 191, 8, 216, 30),
         images=940,
         tile=256,
         groups="zone of a slide, from lame and zone in the file's name",
@@ -78,7 +61,6 @@ INFO = {
         mosaic_std=(0.097, 0.0423, 0.008),
     ),
     "drone": SetInfo(
-        name="drone",
         title="Raw-Drone",
         summary="Tiles of 12 drone photos from 250 m, 6 cm a pixel, with masks of the cars",
         classes=("background", "car"),
@@ -91,11 +73,10 @@ INFO = {
     ),
 }
 
-# Raw-Drone's photos: how many, and their size in pixels (height, width).
-DRONE_FRAMES = 12
-DRONE_FRAME_SHAPE = (3648, 5472)
+DRONE_PHOTOS = 12
+DRONE_TASKS = {"segmentation": ("background", "car"), "classification": ("no car", "car")}
 # A tile that cars cover by more than this share counts as "car"; one without any as "no car".
 CAR_SHARE = 0.01
 # Unusable as published.
-BAD_FILES = frozenset({"Ma190c_lame3_zone13_composite_Mcropped_2.tiff"})
+BAD_STEM = "Ma190c_lame3_zone13_composite_Mcropped_2"
 LABEL_FILE = "Ma190c_annotations.dat"

@@ -1,19 +1,30 @@
-"""Files of pixels to arrays of one form, for the real data sets: 16-bit steps, and masks."""
+"""Files of pixels to arrays of one form (16-bit steps, and masks), kept decoded in a cache on disk.
+
+The arrays are memory-mapped, so that every epoch but the first is a copy of memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from r2l.camera import Camera
 from r2l.datasets.layout import DatasetError
+from r2l.files import atomic_path
 from r2l.plainfile import load_npy, load_tiff, open_png
 from r2l.rawfile import RawFileError, read_raw
 
 _FULL_SCALE = np.float32(65535)
+_CACHE_VERSION = 1  # of what is stored; another number makes all caches new
 
 
 def image_tensor(steps: np.ndarray) -> torch.Tensor:
@@ -70,14 +81,13 @@ def read_view(path: Path, remedy: str) -> np.ndarray:
     Raises:
         DatasetError: damaged, or not of three colours.
     """
+    suffix = path.suffix.lower()
     try:
-        if path.suffix.lower() == ".png":
+        if suffix == ".png":
             with open_png(path) as image:
                 values = np.asarray(image.convert("RGB"))
-        elif path.suffix.lower() == ".npy":
-            values = load_npy(path)
         else:
-            values = load_tiff(path)
+            values = (load_npy if suffix == ".npy" else load_tiff)(path)
     except Exception as error:
         raise DatasetError(path, f"no readable image ({error})", remedy) from error
     if values.ndim == 3 and values.shape[2] == 3:
@@ -104,10 +114,83 @@ def decode_all(
         values = read(path, remedy)
         shape = shape or values.shape
         if values.shape != shape:
-            reason = f"{_size(values.shape)} pixels, and {paths[0].name} has {_size(shape)}"
-            raise DatasetError(path, reason, remedy)
+            size, first = ("{} x {}".format(*each[-2:]) for each in (values.shape, shape))
+            raise DatasetError(path, f"{size} pixels, and {paths[0].name} has {first}", remedy)
         yield values
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[-2]} x {shape[-1]}"
+def cache_folder(root: Path) -> Path:
+    """Return where decoded data go: the variable R2L_CACHE, else ``root``/.r2l_cache."""
+    return Path(os.environ.get("R2L_CACHE") or root / ".r2l_cache")
+
+
+def cached_array(
+    folder: Path,
+    name: str,
+    sources: Sequence[Path],
+    count: int,
+    rows: Callable[[], Iterable[np.ndarray]],
+    settings: object = None,
+) -> np.ndarray:
+    """Return an array made from files: from the cache if they are unchanged, else made and cached.
+
+    Sources count as changed when their list, a size or a time of change differs. Many processes may
+    call at once: one makes the array, the others wait for it. Where the cache can't be written
+    (read-only or full disk), the array stays in memory, with a warning. What ``rows`` raises passes
+    through and leaves nothing behind.
+
+    Args:
+        folder: where caches lie.
+        name: what is cached; a newer cache of this name replaces the older.
+        sources: the files that the array is made from.
+        count: how many rows.
+        rows: makes the rows, in order, of one shape and type. Its errors are no OSError.
+        settings: JSON types; whatever else the rows depend on.
+
+    Returns:
+        Read-only, memory-mapped where possible.
+    """
+    stats = [(str(p.absolute()), s.st_size, s.st_mtime_ns) for p in sources for s in (p.stat(),)]
+    name = f"{name}-{_hash(str(sources[0].absolute().parent))[:8]}"
+    key = _hash(json.dumps([_CACHE_VERSION, stats, count, settings]))[:16]
+    path = folder / f"{name}-{key}.npy"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f"{name}.lock"):
+                if not path.exists():
+                    _write(path, count, rows())
+                    _drop_older(folder, name, path)
+    except OSError as error:
+        # What the sources raise is no OSError (see rows), so this is the cache's disk.
+        warnings.warn(f"not cached, kept in memory: {path}: {error.strerror}", stacklevel=2)
+        array = np.stack(list(rows()))
+        array.flags.writeable = False
+        return array
+    return np.load(path, mmap_mode="r")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write(path: Path, count: int, rows: Iterable[np.ndarray]) -> None:
+    # Plain writes: through a memory map, a full disk would kill the process.
+    written = 0
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        for row in rows:
+            if not written:
+                header = {"descr": row.dtype.str, "fortran_order": False}
+                np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *row.shape)})
+            file.write(row.tobytes())
+            written += 1
+    assert written == count, f"{written} rows, expected {count}"
+
+
+def _drop_older(folder: Path, name: str, newest: Path) -> None:
+    """Remove caches that ``newest`` replaces, and what a killed process left."""
+    hidden = folder.glob(f".{name}-*.part")
+    for old in (*folder.glob(f"{name}-*.npy"), *hidden):
+        if old != newest:
+            with suppress(OSError):  # open elsewhere, on systems that mind
+                old.unlink()

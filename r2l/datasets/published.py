@@ -1,7 +1,8 @@
-"""What the two real data sets have in common: frames from a cache, and a part of a split."""
+"""What the two published data sets have in common: frames from a cache, and a part of a split."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from r2l.datasets.base import Item, RawDataset, Transform
-from r2l.datasets.cache import cache_folder, cached_array
 from r2l.datasets.fetch.manifest import Manifest
 from r2l.datasets.info import INFO
 from r2l.datasets.layout import (
@@ -21,18 +21,45 @@ from r2l.datasets.layout import (
     images_in,
     not_found,
     scale_folder,
-    view_folder,
+    view_folders,
 )
-from r2l.datasets.pixels import decode_all, image_tensor, read_steps, read_view
+from r2l.datasets.pixels import (
+    cache_folder,
+    cached_array,
+    decode_all,
+    image_tensor,
+    read_steps,
+    read_view,
+)
 from r2l.datasets.splits import split_indices
 
-KEEP_OR_SKIP = "Put it back or fetch it again, or leave such images out (in Python: strict=False)"
+_KEEP_OR_SKIP = "Put it back or fetch it again, or leave such images out (in Python: strict=False)"
 
 
-class RealDataset(RawDataset):
+class PublishedDataset(RawDataset):
     """Images in files of one size; what else is known of them comes from names and other files.
 
-    A subclass lists all images of the set and calls `_take`, which keeps those of the split.
+    Images are decoded once into a cache (the variable R2L_CACHE, else ``.r2l_cache`` below the
+    root) and memory-mapped from then on, by any number of workers.
+
+    Args:
+        root: where data lie, the folder above ``microscopy`` and ``drone``; else the variable
+            R2L_DATA, else ./data.
+        split: "train", "val", "test" or "all".
+        intensity: 0.01, 0.05, 0.1, 0.25, 0.5, 0.75 or 1.0.
+        download: fetch what is missing first (see `r2l.datasets.fetch.download.fetch`).
+        transform: called on each item.
+        view: a pipeline such as "bi,s,ga": items have ``image`` (3, H, W) *display*, developed by
+            the authors, in the place of ``raw``.
+        scheme: "groups" or "published"; see `r2l.datasets.splits.split_indices`.
+        fold: which of the five folds.
+        seed: of the split.
+        strict: raise for an image without label or mask, or one without image; else leave it out.
+
+    Raises:
+        DatasetNotFoundError: not there; says how to fetch it.
+        DatasetError: a file is damaged or doesn't fit. Damaged images are found on first reading.
+        ValueError: an argument that isn't one of those listed, or that doesn't go with the others.
 
     Attributes:
         root: where the data lie.
@@ -44,15 +71,23 @@ class RealDataset(RawDataset):
 
     kind: str
     files: list[Path]
+    is_stratified = True  # whether the published splits kept the shares of the classes
 
     def __init__(
         self,
-        root: str | Path | None,
-        intensity: float,
-        view: str | None,
-        transform: Transform | None,
-        download: bool,
+        root: str | Path | None = None,
+        split: str = "train",
+        intensity: float = 1.0,
+        download: bool = False,
+        transform: Transform | None = None,
+        *,
+        view: str | None = None,
+        scheme: str = "groups",
+        fold: int = 0,
+        seed: int = 0,
+        strict: bool = True,
     ) -> None:
+        self._scale = scale_folder(intensity)
         if view is not None and intensity != 1.0:
             raise ValueError(
                 "processed views exist of intensity 1.0 only; develop the raw frames of "
@@ -63,96 +98,90 @@ class RealDataset(RawDataset):
         self.remedy = fetch_again(self.kind, self.root)
         self._arrays: dict[str, np.ndarray] = {}
         if download:
-            from r2l.datasets.fetch.download import (
-                fetch_if_missing,  # its packages are slow to import
-            )
+            from r2l.datasets.fetch.download import fetch_if_missing  # slow to import
 
             fetch_if_missing(self.kind, self.root)
+        names, *numbers = self._list(strict)
+        labels, groups = (np.array(values, np.int64) for values in numbers)
+        self.rows = split_indices(
+            *(split, labels, groups),
+            **{"scheme": scheme, "fold": fold, "seed": seed, "stratified": self.is_stratified},
+        )
+        self.names = np.array(names)[self.rows]
+        self.labels, self.groups = labels[self.rows], groups[self.rows]
 
-    def _images(self, raw: Path, views: Iterable[Path]) -> list[Path]:
-        """Return the files of the raw frames, or of the view asked for.
+    @abstractmethod
+    def _list(self, strict: bool) -> tuple[Sequence[str], Sequence[int], Sequence[int]]:
+        """Set ``files``; return name, label and group of each image of the set."""
+
+    def _images(self, raw: Path, *views: Path) -> list[Path]:
+        """Return the files of the raw frames, or of the view asked for, which is below ``views``.
 
         Raises:
             DatasetNotFoundError: there are none.
         """
-        folder = raw if self.view is None else view_folder(views, self.view)
-        if folder is None:
-            raise self._not_found(next(iter(views)) / str(self.view))
-        found = images_in(folder)
-        if not found:
+        folder = raw
+        if self.view is not None:
+            code = self.view.replace(" ", "")
+            folder = view_folders(*views).get(code, views[0] / self.view)
+        files = images_in(folder)
+        if not files:
             raise self._not_found(folder)
-        return found
+        return files
 
     def _not_found(self, looked_in: Path) -> DatasetNotFoundError:
         return not_found(self.kind, looked_in, self.root)
 
     def _matched(
-        self, images: Mapping[str, Path], others: Mapping[str, Any], place: Path, strict: bool
+        self, images: Mapping[str, Path], others: Mapping[str, Any], source: Path, strict: bool
     ) -> list[str]:
-        """Return the stems that have both an image and its other half (a label, a mask).
+        """Return the stems that have both an image and its other half, of the file or folder ``source``.
 
         Raises:
             DatasetError: one stands without the other, and ``strict``.
         """
-        part = f"{self.kind}/{scale_folder(self.intensity)}"
-        subset = Manifest.read(self.root).subsets.get(part)
+        subset = Manifest.read(self.root).subsets.get(f"{self.kind}/{self._scale}")
         wanted = others if subset is None else {stem for stem in subset if stem in others}
         if strict:
-            what = "label" if place.is_file() else "mask"
+            what = "label" if source.is_file() else "mask"
             for stem in images:
                 if stem not in others:
-                    reason = f"an image without a {what} in {place}"
-                    raise DatasetError(images[stem], reason, KEEP_OR_SKIP)
+                    reason = f"an image without a {what} in {source}"
+                    raise DatasetError(images[stem], reason, _KEEP_OR_SKIP)
             for stem in wanted:
                 if stem not in images:
                     folder = next(iter(images.values())).parent
                     reason = f"a {what} for {stem}, of which there is no image in {folder}"
-                    raise DatasetError(place, reason, KEEP_OR_SKIP)
+                    raise DatasetError(source, reason, _KEEP_OR_SKIP)
         stems = [stem for stem in images if stem in wanted]
         if not stems:
-            raise self._not_found(place)
+            raise self._not_found(source)
         return stems
 
-    def _take(
-        self,
-        names: Sequence[str],
-        labels: Sequence[int] | np.ndarray,
-        groups: Sequence[int] | np.ndarray,
-        split: str,
-        **options: Any,
-    ) -> None:
-        labels, groups = np.array(labels, np.int64), np.array(groups, np.int64)
-        self.rows = split_indices(split, labels, groups, **options)
-        self.names = np.array(names)[self.rows]
-        self.labels, self.groups = labels[self.rows], groups[self.rows]
-
-    def _once(self, key: str, load: Callable[[], np.ndarray]) -> np.ndarray:
+    def _once(self, name: str, load: Callable[[], np.ndarray]) -> np.ndarray:
         """Return an array that this process opens at its first use."""
-        if key not in self._arrays:
-            self._arrays[key] = load()
-        return self._arrays[key]
+        if name not in self._arrays:
+            self._arrays[name] = load()
+        return self._arrays[name]
 
     def _array(
         self,
         name: str,
         sources: Sequence[Path],
-        count: int,
         rows: Callable[[], Iterable[np.ndarray]],
+        count: int | None = None,
         settings: object = None,
     ) -> np.ndarray:
-        """Return an array made from files the first time ever, from the cache after that."""
+        """Return an array made from files, a row of each unless told; see `cached_array`."""
         name = f"{self.kind}_{name}".replace(",", "-")
-        place = cache_folder(self.root)
-        return self._once(name, lambda: cached_array(place, name, sources, count, rows, settings))
+        count, folder = count or len(sources), cache_folder(self.root)
+        return self._once(name, lambda: cached_array(folder, name, sources, count, rows, settings))
 
     def _decoded(self, paths: Sequence[Path]) -> np.ndarray:
         """Return all images: (M, H, W) or, developed, (M, 3, H, W); uint16."""
-        if self.view:
-            name, read = self.view, read_view
-        else:
-            name = "_".join(paths[0].parent.parts[-2:])
-            read = partial(read_steps, camera=self.camera)
-        return self._array(name, paths, len(paths), lambda: decode_all(paths, read, self.remedy))
+        name = self.view or "_".join(paths[0].parent.parts[-2:])
+        read = read_view if self.view else partial(read_steps, camera=self.camera)
+        return self._array(name, paths, lambda: decode_all(paths, read, self.remedy))
 
     def _item(self, steps: np.ndarray) -> Item:
         return {"image" if self.view else "raw": image_tensor(steps)}

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from r2l.camera import DRONE
-from r2l.datasets import drone_tiles
 from r2l.datasets.base import Item, Transform
-from r2l.datasets.info import CAR_SHARE, INFO
-from r2l.datasets.layout import DatasetError, by_stem, images_in, scale_folder
-from r2l.datasets.pixels import decode_all, read_mask
-from r2l.datasets.published import RealDataset
+from r2l.datasets.info import CAR_SHARE, DRONE_TASKS, INFO
+from r2l.datasets.layout import DatasetError, by_stem, images_in, pair_masks
+from r2l.datasets.pixels import decode_all, read_mask, read_steps
+from r2l.datasets.published import PublishedDataset
+from r2l.files import choose
 
-TASKS = {"segmentation": ("background", "car"), "classification": ("no car", "car")}
+_TILE = INFO["drone"].tile
+# Fixed, so that every split, fold and seed is one of the same tiles.
+_BALANCE_SEED = 0
 
 
-class RawDrone(RealDataset):
+class RawDrone(PublishedDataset):
     """Aerial tiles with cars, as raw mosaics; items as in `RawDataset`, with a mask or a label.
 
     What it is: 548 tiles of 256x256 with masks, cut from 12 photos of 3648x5472, each at seven
@@ -37,10 +39,8 @@ class RawDrone(RealDataset):
     Groups: the photo. The default splits never tear one apart; the published study's did
     (``scheme="published"``).
 
-    Files: tiles are read from ``images_tiles_256`` where they are, else cut from the photos.
-    Either way they are decoded once into a cache (below 200 MB an intensity; the variable
-    R2L_CACHE, else ``.r2l_cache`` below the root) and memory-mapped from then on. A cut tile is
-    named by photo and place: ``00_r03_c05``.
+    Files: tiles are read from ``images_tiles_256`` where they are, else cut from the photos; the
+    cache takes below 200 MB an intensity. A cut tile is named by photo and place: ``00_r03_c05``.
 
     Uses: how a camera's processing drifts a segmentation model. Limits: 12 photos of one region,
     one season, one camera; tiles of a photo overlap in nothing but look alike.
@@ -48,26 +48,14 @@ class RawDrone(RealDataset):
     Source and licence: Oala et al., "Data Models for Dataset Drift Controls in Machine Learning
     With Optical Images", TMLR 2023; Zenodo, DOI 10.5281/zenodo.5235536; CC BY 4.0.
 
+    Errors and attributes are those of `PublishedDataset`.
+
     Args:
-        root: where data lie, the folder above ``drone``; else the variable R2L_DATA, else ./data.
-        split: "train", "val", "test" or "all".
-        intensity: 0.01, 0.05, 0.1, 0.25, 0.5, 0.75 or 1.0.
-        download: fetch what is missing first (see `r2l.datasets.fetch.download.fetch`).
-        transform: called on each item.
+        root, split, intensity, download, transform: as of `PublishedDataset`.
         task: "segmentation" or "classification".
         tiled: False for whole photos (segmentation only), about 720 MB of cache.
         empty: keep tiles without a car too (segmentation), so that false alarms count.
-        view: a pipeline such as "bi,s,ga": items have ``image`` (3, H, W) *display*, developed by
-            the authors, in the place of ``raw``.
-        scheme: "groups" or "published"; see `r2l.datasets.splits.split_indices`.
-        fold: which of the five folds.
-        seed: of the split.
-        strict: raise for an image without mask or a mask without image; else leave it out.
-
-    Raises:
-        DatasetNotFoundError: not there; says how to fetch it.
-        DatasetError: a file is damaged or doesn't fit. Damaged images are found on first reading.
-        ValueError: an argument that isn't one of those listed, or that doesn't go with the others.
+        **options: ``view``, ``scheme``, ``fold``, ``seed`` and ``strict`` of `PublishedDataset`.
     """
 
     kind = "drone"
@@ -84,137 +72,134 @@ class RawDrone(RealDataset):
         task: str = "segmentation",
         tiled: bool = True,
         empty: bool = False,
-        view: str | None = None,
-        scheme: str = "groups",
-        fold: int = 0,
-        seed: int = 0,
-        strict: bool = True,
+        **options: Any,
     ) -> None:
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
+        self.classes = choose("task", task, DRONE_TASKS)
         if task == "classification" and (not tiled or empty):
             raise ValueError("classification is of tiles, half of them empty: see task=, tiled=")
-        if view and not tiled:
+        if options.get("view") and not tiled:
             raise ValueError("processed views exist of tiles only: leave tiled=True")
-        scale = scale_folder(intensity)
-        super().__init__(root, intensity, view, transform, download)
-        self.task, self.classes, self.tile = task, TASKS[task], INFO["drone"].tile
-        self._raw = {
-            "tiles": self.folder / f"images_tiles_{self.tile}" / scale,
-            "photos": self.folder / "images_full" / scale,
+        self.task, self.is_stratified = task, task == "classification"  # as published
+        self._tiled, self._empty = tiled, empty
+        super().__init__(root, split, intensity, download, transform, **options)
+
+    def _list(self, strict: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        raw = {
+            "tiles": self.folder / f"images_tiles_{_TILE}" / self._scale,
+            "photos": self.folder / "images_full" / self._scale,
         }
         # Tiles on disk may be those with cars only.
-        wants_empty = empty or task == "classification"
-        self._files = self._choose_files(wants_empty) if tiled else "photos"
-        self._cuts = tiled and self._files == "photos"
-        self._find(strict)
-        names, shares, photos = self._list()
-        self._chosen = self._choose(shares, photos, empty)
-        self._take(
-            [names[i] for i in self._chosen],
-            shares[self._chosen] > (CAR_SHARE if task == "classification" else 0),
-            photos[self._chosen],
-            split,
-            scheme=scheme,
-            fold=fold,
-            seed=seed,
-            stratified=task == "classification",  # as published
+        wants_empty = self._empty or self.task == "classification"
+        order = ["photos", "tiles"] if wants_empty else ["tiles", "photos"]
+        if not self._tiled or self.view:
+            order = ["tiles" if self.view else "photos"]
+        source = next((kind for kind in order if images_in(raw[kind])), order[0])
+        self._cuts, self._cache_name = self._tiled and source == "photos", raw["photos"].name
+        self._pair(
+            raw[source], f"masks_tiles_{_TILE}" if source == "tiles" else "masks_full", strict
         )
+        names, shares, photos = self._candidates()
+        if self.task == "classification":
+            self._chosen = _balanced(shares, photos)
+        elif self._empty or not self._tiled:
+            self._chosen = np.arange(len(shares))
+        else:
+            self._chosen = np.flatnonzero(shares > 0)
+        shares, photos = shares[self._chosen], photos[self._chosen]
+        if not len(shares) or (wants_empty and shares.all()):
+            # Tiles on disk are those with cars only: the photos have the others.
+            raise self._not_found(raw["photos"])
+        labels = shares > (CAR_SHARE if self.task == "classification" else 0)
+        return np.array(names)[self._chosen], labels, photos
 
-    def _choose_files(self, wants_empty: bool) -> str:
-        """Return what to read, "tiles" or "photos": what is wanted, if it is there."""
-        order = ("photos", "tiles") if wants_empty else ("tiles", "photos")
-        if self.view:
-            return "tiles"
-        return next((kind for kind in order if images_in(self._raw[kind])), order[0])
-
-    def _find(self, strict: bool) -> None:
+    def _pair(self, raw: Path, masks_folder: str, strict: bool) -> None:
         """List images and masks in pairs."""
-        masks = {"tiles": f"masks_tiles_{self.tile}", "photos": "masks_full"}[self._files]
-        raw = self._raw[self._files]
-        parents = self.folder / "processed_views", raw.parent / "processed_views"
-        images = by_stem(self._images(raw, parents))
-        found = drone_tiles.pair_masks(images, by_stem(images_in(self.folder / masks)))
-        if not found:
-            raise self._not_found(self.folder / masks)
-        stems = self._matched(images, found, self.folder / masks, strict)
+        views = self.folder / "processed_views", raw.parent / "processed_views"
+        folder, images = self.folder / masks_folder, by_stem(self._images(raw, *views))
+        masks = pair_masks(images, by_stem(images_in(folder)))
+        if not masks:
+            raise self._not_found(folder)
+        stems = self._matched(images, masks, folder, strict)
         self.files = [images[stem] for stem in stems]
-        self._mask_paths = [found[stem] for stem in stems]
+        self._masks = [masks[stem] for stem in stems]
 
-    def _list(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+    def _candidates(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Return all there is to choose from: names, shares that are car, and photos."""
         stems = [path.stem for path in self.files]
-        if self._files == "tiles":
-            photos = [_photo(path) for path in self.files]
-            return stems, self._whole_masks().mean(axis=(1, 2)), np.array(photos)
         if not self._cuts:
             shares = np.array([mask.mean() for mask in self._whole_masks()])
-            return stems, shares, np.arange(len(stems))
-        paths = self._mask_paths
-        grid = self._array(
-            f"shares_{self.tile}",
-            paths,
-            len(paths),
-            lambda: drone_tiles.car_shares(paths, self.tile, self.remedy),
-        )
+            photos = map(_photo_of, self.files) if self._tiled else range(len(stems))
+            return stems, shares, np.array(list(photos))
+        grid = self._array(f"shares_{_TILE}", self._masks, self._read_shares)
         self._per_photo = grid[0].size
-        places = np.indices(grid.shape).reshape(3, -1)
-        names = [f"{p:02d}_r{row:02d}_c{column:02d}" for p, row, column in places.T.tolist()]
-        return names, grid.ravel(), places[0]
+        spots = np.indices(grid.shape).reshape(3, -1)
+        names = [f"{p:02d}_r{row:02d}_c{column:02d}" for p, row, column in spots.T.tolist()]
+        return names, grid.ravel(), spots[0]
 
-    def _choose(self, shares: np.ndarray, photos: np.ndarray, empty: bool) -> np.ndarray:
-        """Return the images of the task among those that `_list` gave."""
-        if self.task == "classification":
-            chosen = drone_tiles.balanced_tiles(shares, photos)
-        elif empty or (not self._cuts and self._files == "photos"):
-            chosen = np.arange(len(shares))
-        else:
-            chosen = np.flatnonzero(shares > 0)
-        wants_empty = empty or self.task == "classification"
-        if not len(chosen) or (wants_empty and shares[chosen].all()):
-            # Tiles on disk are those with cars only: the photos have the others.
-            raise self._not_found(self._raw["photos"])
-        return chosen
+    def _read_shares(self) -> Iterator[np.ndarray]:
+        """Yield the share of each tile of a photo that is car, (rows, columns).
 
-    def _load_frames(self) -> np.ndarray:
-        images, masks, remedy = self.files, self._mask_paths, self.remedy
+        Raises:
+            DatasetError: a mask is damaged, smaller than a tile, or of another size than the first.
+        """
+        shape = None
+        for path in self._masks:
+            mask = read_mask(path, self.remedy)
+            shape = shape or mask.shape
+            if mask.shape != shape or min(mask.shape) < _TILE:
+                reason = f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels"
+                what = f"{shape[0]} x {shape[1]}, as {self._masks[0].name}, and a tile or more"
+                raise DatasetError(path, f"{reason}, expected {what}", self.remedy)
+            grid = mask.shape[0] // _TILE, mask.shape[1] // _TILE
+            yield _cut(mask).mean(axis=(1, 2)).reshape(grid)
+
+    def _frames(self) -> np.ndarray:
         if self._cuts:
-            chosen = self._places()
-            cut = partial(
-                drone_tiles.cut_photos, images, masks, chosen, self.tile, self.camera, remedy
-            )
-            return self._cut("tiles", [*images, *masks], cut)
-        frames, size = self._decoded(images), self._whole_masks().shape[1:]
-        drone_tiles.check_size(masks[0], size, images[0], frames.shape[-2:], remedy)
+            return self._cut_all("tiles", [*self.files, *self._masks], self._read_photo)
+        frames, size = self._decoded(self.files), self._whole_masks().shape[1:]
+        self._check_size(self._masks[0], size, self.files[0], frames.shape[-2:])
         return frames
 
-    def _load_masks(self) -> np.ndarray:
+    def _mask_frames(self) -> np.ndarray:
         if not self._cuts:
             return self._whole_masks()
-        masks, chosen = self._mask_paths, self._places()
-        cut = partial(drone_tiles.cut_masks, masks, chosen, self.tile, self.remedy)
-        return self._cut("tile_masks", masks, cut)
-
-    def _places(self) -> np.ndarray:
-        """Return the chosen tiles as photo and number in it, (N, 2)."""
-        return np.column_stack(np.divmod(self._chosen, self._per_photo))
-
-    def _cut(
-        self, what: str, sources: Sequence[Path], rows: Callable[[], Iterable[np.ndarray]]
-    ) -> np.ndarray:
-        """Return the chosen tiles of the photos or masks, cut the first time ever."""
-        count = len(self._chosen)
-        name = f"{what}_{self.task}_{count}_{self._raw['photos'].name}"
-        return self._array(name, sources, count, rows, settings=self._chosen.tolist())
+        return self._cut_all("tile_masks", self._masks, self._read_mask)
 
     def _whole_masks(self) -> np.ndarray:
-        paths = self._mask_paths
-        return self._array(
-            f"masks_{paths[0].parent.name}",
-            paths,
-            len(paths),
-            lambda: decode_all(paths, read_mask, self.remedy),
-        )
+        name, read = f"masks_{self._masks[0].parent.name}", read_mask
+        return self._array(name, self._masks, lambda: decode_all(self._masks, read, self.remedy))
+
+    def _read_mask(self, number: int) -> np.ndarray:
+        return read_mask(self._masks[number], self.remedy)
+
+    def _read_photo(self, number: int) -> np.ndarray:
+        photo, mask_shape = self.files[number], self._read_mask(number).shape
+        steps = read_steps(photo, self.remedy, self.camera)
+        self._check_size(self._masks[number], mask_shape, photo, steps.shape)
+        return steps
+
+    def _cut_all(
+        self, what: str, sources: Sequence[Path], read: Callable[[int], np.ndarray]
+    ) -> np.ndarray:
+        """Return the chosen tiles of what ``read`` gives of each photo, cut the first time ever."""
+        numbers, tiles = np.divmod(self._chosen, self._per_photo)
+
+        def rows() -> Iterable[np.ndarray]:
+            for number in np.unique(numbers).tolist():
+                yield from _cut(read(number))[tiles[numbers == number]]
+
+        name = f"{what}_{self.task}_{len(tiles)}_{self._cache_name}"
+        return self._array(name, sources, rows, len(tiles), self._chosen.tolist())
+
+    def _check_size(
+        self, mask: Path, mask_shape: tuple[int, ...], image: Path, shape: tuple[int, ...]
+    ) -> None:
+        if mask_shape != shape:
+            reason = (
+                f"a mask of {mask_shape[0]} x {mask_shape[1]} pixels for the "
+                f"{shape[0]} x {shape[1]} of {image}"
+            )
+            raise DatasetError(mask, reason, self.remedy)
 
     def read(self, index: int) -> Item:
         """Return the mosaic (or the developed image) with its mask or label.
@@ -223,17 +208,41 @@ class RawDrone(RealDataset):
             DatasetError: some image of the set is damaged; all are decoded together, once.
         """
         row = self.rows[index] if self._cuts else self._chosen[self.rows[index]]
-        item = self._item(self._once("frames", self._load_frames)[row])
+        item = self._item(self._once("frames", self._frames)[row])
         if self.task == "classification":
             return {**item, "label": int(self.labels[index])}
-        mask = self._once("masks", self._load_masks)[row]
+        mask = self._once("masks", self._mask_frames)[row]
         return {**item, "mask": torch.from_numpy(mask.astype(np.int64))}
 
 
-def _photo(tile: Path) -> int:
+def _photo_of(tile: Path) -> int:
     """Return the photo that a tile's name begins with: 3 for 03_00017.tif."""
     number = tile.stem.split("_")[0]
     if not number.isdigit():
         reason = "the name doesn't begin with the number of a photo (03_00017)"
         raise DatasetError(tile, reason, "Rename it as published, or move it away")
     return int(number)
+
+
+def _cut(pixels: np.ndarray) -> np.ndarray:
+    """Return the whole tiles of (H, W), left to right, then down: (N, tile, tile), a copy."""
+    rows, columns = (side // _TILE for side in pixels.shape)
+    whole = pixels[: rows * _TILE, : columns * _TILE].reshape(rows, _TILE, columns, _TILE)
+    return whole.swapaxes(1, 2).reshape(-1, _TILE, _TILE)
+
+
+def _balanced(shares: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    """Return the sorted tiles of the classification task: cars, and as many tiles without.
+
+    A tile counts as car above 1 % and as empty at 0; the few between are left out. The balance is
+    kept within each photo, as published, so that the photo tells nothing about the label.
+    """
+    rng = np.random.default_rng(_BALANCE_SEED)
+    chosen: list[int] = []
+    for photo in np.unique(photos):
+        here = photos == photo
+        sides = [np.flatnonzero(here & (shares > CAR_SHARE)), np.flatnonzero(here & (shares == 0))]
+        count = min(map(len, sides))
+        for side in sides:
+            chosen += rng.permutation(side)[:count].tolist()
+    return np.sort(np.array(chosen, np.int64))

@@ -258,7 +258,7 @@ def _text(content: bytes, words: Any) -> Mutants:
 
 def _read_labels(path: Path) -> None:
     if path.suffix == ".dat":
-        from r2l.datasets.raw_microscopy import read_labels
+        from r2l.datasets.layout import read_labels
 
         assert all(name and label for name, label in read_labels(path).items())
         return
@@ -524,7 +524,7 @@ def _archives(folder: Path) -> list[Seed]:
 
 
 def _unpack(path: Path) -> None:
-    from r2l.datasets.fetch.archive import unpack
+    from r2l.datasets.fetch.archive import Destination
     from r2l.datasets.fetch.manifest import Manifest
 
     def outside() -> set[Path]:
@@ -533,7 +533,7 @@ def _unpack(path: Path) -> None:
     before, root, manifest = outside(), path.parent / "root", Manifest()
     root.mkdir()
     try:
-        unpack("microscopy", path, root, manifest, progress=False)
+        Destination("microscopy", root, manifest, progress=False).unpack(path)
         sizes = {name: (root / name).stat().st_size for name in manifest.files}
         assert sizes == {name: size for name, (size, _) in manifest.files.items()}
     finally:
@@ -556,7 +556,7 @@ def _read_manifest(path: Path) -> None:
     from r2l.datasets.fetch.manifest import Manifest
 
     manifest = Manifest.read(path.parent)
-    manifest.changed(path.parent, "drone")
+    manifest.is_whole(path.parent, "drone")
     manifest.begin(path.parent, "drone")
     manifest.finish("drone")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
 import stat
@@ -12,13 +11,18 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from tqdm import tqdm
-
 from r2l.datasets.fetch.manifest import Manifest
-from r2l.datasets.fetch.transfer import CHUNK, DownloadError, check_room, disk_errors
+from r2l.datasets.fetch.transfer import (
+    CHUNK,
+    DownloadError,
+    check_room,
+    progress_bar,
+    whole_file,
+)
 from r2l.datasets.info import LABEL_FILE
 from r2l.datasets.layout import pipeline_code
 
@@ -28,6 +32,10 @@ _CELL = re.compile(r"lame\d+_zone\d+")
 _TILE = re.compile(r"\d{2}_\d{5}")
 _SCALE = re.compile(r"raw_scale(\d{3})")
 _JUNK = ("__MACOSX", ".DS_Store", ".bzEmpty", "Thumbs.db")
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, OSError),
+    *(EOFError, NotImplementedError, RuntimeError, ValueError),
+)
 
 
 class ArchiveError(DownloadError):
@@ -65,7 +73,7 @@ def safe_members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
 
 
 def _refused(name: str, reason: str) -> ArchiveError:
-    return ArchiveError(f"{name}: {reason}.\nNothing was unpacked. Don't use this archive.")
+    return ArchiveError(name, reason, "Nothing was unpacked. Don't use this archive")
 
 
 def _is_junk(name: str) -> bool:
@@ -86,75 +94,96 @@ def place_of(kind: str, archive: str, member: str) -> PurePosixPath:
     path = PurePosixPath(member)
     above = [PurePosixPath(archive).stem, *path.parts[:-1]]
     everything = "/".join([*above, path.name]).lower()
-    is_developed = any(word in everything for word in ("processed", "view", "rgb"))
-    view = next((part for part in above if pipeline_code(part)), None)
+    view = next((f"processed_views/{part}" for part in above if pipeline_code(part)), None)
     scales = _SCALE.findall(everything)
     scale = f"raw_scale{scales[-1]}" if scales else None
-    if path.name == LABEL_FILE:
-        return PurePosixPath("microscopy/labels", path.name)
+    is_mask = "mask" in everything
     folder = None
-    if _CELL.search(path.stem):
-        raw = scale or (None if is_developed else "raw_scale100")
-        folder = f"images/processed_views/{view}" if view else raw and f"images/{raw}"
-        kind = "microscopy"
+    if path.name == LABEL_FILE:
+        kind, folder = "microscopy", "labels"
+    elif _CELL.search(path.stem):
+        is_developed = any(word in everything for word in ("processed", "view", "rgb"))
+        kind, inside = "microscopy", view or scale or (None if is_developed else "raw_scale100")
+        folder = inside and f"images/{inside}"
     elif path.suffix.lower() == ".dng":
         kind, folder = "drone", f"images_full/{scale or 'raw_scale100'}"
     elif _TILE.fullmatch(path.stem):
-        kind, raw = "drone", scale and f"images_tiles_256/{scale}"
-        folder = f"processed_views/{view}" if view else raw
-        folder = "masks_tiles_256" if "mask" in everything and not view else folder
-    elif kind == "drone" and "mask" in everything and path.suffix.lower() == ".png":
+        kind, tiles = "drone", scale and f"images_tiles_256/{scale}"
+        folder = view or ("masks_tiles_256" if is_mask else tiles)
+    elif kind == "drone" and is_mask and path.suffix.lower() == ".png":
         folder = "masks_full"
     if folder is None:
         return PurePosixPath(kind, "other", above[0], *path.parts)
     return PurePosixPath(kind, folder, path.name)
 
 
-def unpack(
-    kind: str, archive: Path, root: Path, manifest: Manifest, progress: bool = True, depth: int = 0
-) -> None:
-    """Unpack a zip below ``root``, each file to its place; enter them into ``manifest``.
+@dataclass(frozen=True)
+class Destination:
+    """Where a data set is being put, each file whole or not at all, with a record of what came.
 
-    Each file appears whole or not at all. Files that are there already with the same content stay;
-    one with other content is the user's, and stops the unpacking. Zips in the zip are unpacked too.
-
-    Raises:
-        ArchiveError: damaged, dangerous, or a file with other content is in the way.
-        DownloadError: no room on the disk.
+    Attributes:
+        kind: "microscopy" or "drone".
+        root: the folder above it.
+        manifest: the record of ``root``.
+        progress: show bars.
     """
-    with _zip_errors(archive), zipfile.ZipFile(archive) as file:
-        members = safe_members(file, str(archive))
-        places = [place_of(kind, archive.name, member.filename) for member in members]
-        missing = [m for m, p in zip(members, places, strict=True) if not (root / p).exists()]
-        check_room(root, sum(member.file_size for member in missing))
+
+    kind: str
+    root: Path
+    manifest: Manifest
+    progress: bool = True
+
+    def unpack(self, archive: Path, depth: int = 0) -> None:
+        """Unpack a zip, each file to its place; zips in the zip are unpacked too.
+
+        Files that are there already with the same content stay; one with other content is the
+        user's, and stops the unpacking.
+
+        Raises:
+            ArchiveError: damaged, dangerous, or a file with other content is in the way.
+            DownloadError: no room on the disk.
+        """
         inner: list[Path] = []
-        total = sum(member.file_size for member in members)
-        bar = tqdm(
-            total=total,
-            unit="B",
-            unit_scale=True,
-            desc=f"unpack {archive.name}",
-            disable=not progress,
-        )
-        with bar:
-            for member, place in zip(members, places, strict=True):
-                if place.suffix.lower() == ".zip" and depth == 0:
-                    inner.append(archive.parent / archive.stem / place.name)
-                    extract(file, member, inner[-1])
-                else:
-                    extract(file, member, root / place)
-                    manifest.files[str(place)] = (member.file_size, member.CRC)
-                bar.update(member.file_size)
-    for path in inner:
-        unpack(kind, path, root, manifest, progress, depth + 1)
+        with _zip_errors(archive), zipfile.ZipFile(archive) as file:
+            members = safe_members(file, str(archive))
+            places = [place_of(self.kind, archive.name, member.filename) for member in members]
+            pairs = list(zip(members, places, strict=True))
+            check_room(
+                self.root, sum(m.file_size for m, p in pairs if not (self.root / p).exists())
+            )
+            total = sum(member.file_size for member in members)
+            with progress_bar(total, f"unpack {archive.name}", self.progress) as bar:
+                for member, place in pairs:
+                    if place.suffix.lower() == ".zip" and depth == 0:
+                        inner.append(archive.parent / archive.stem / place.name)
+                        _extract(file, member, inner[-1])
+                    else:
+                        self.extract(file, member, place)
+                    bar.update(member.file_size)
+        for path in inner:
+            self.unpack(path, depth + 1)
+
+    def extract(
+        self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: PurePosixPath
+    ) -> None:
+        """Write one file of an archive to its place below the root, and write it down."""
+        _extract(archive, member, self.root / place)
+        self.manifest.files[str(place)] = (member.file_size, member.CRC)
+
+    def install(self, path: Path) -> None:
+        """Copy a file that came by itself to its place; what isn't known (papers, read-mes) stays."""
+        place = place_of(self.kind, "", path.name)
+        if "other" not in place.parts:
+            size, crc = path.stat().st_size, crc32(path)
+            _install(lambda: path.open("rb"), size, crc, self.root / place)
+            self.manifest.files[str(place)] = (size, crc)
 
 
-def extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """Write one file of an archive; see `install`."""
-    install(lambda: archive.open(member), member.file_size, member.CRC, target)
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    _install(lambda: archive.open(member), member.file_size, member.CRC, target)
 
 
-def install(source: Callable[[], IO[bytes]], size: int, crc: int, target: Path) -> None:
+def _install(source: Callable[[], IO[bytes]], size: int, crc: int, target: Path) -> None:
     """Write a file, whole or not at all; leave it if it is there already.
 
     Raises:
@@ -164,26 +193,15 @@ def install(source: Callable[[], IO[bytes]], size: int, crc: int, target: Path) 
     if target.exists():
         if (target.stat().st_size, crc32(target)) == (size, crc):
             return
-        raise ArchiveError(
-            f"{target}: is there with other content than was published.\n"
-            "Nothing was replaced: move it away, then run the same command again."
-        )
-    # Of a fixed name, so that the next run replaces what a killed one left.
-    partial = target.with_name(f".{target.name}.r2l-part")
-    try:
-        with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with source() as reading, partial.open("wb") as writing:
-                shutil.copyfileobj(reading, writing, CHUNK)
-                came = writing.tell()
-            if came != size:
-                raise ArchiveError(
-                    f"{target}: should have {size} bytes, and {came} came.\n"
-                    "The archive contradicts itself: fetch it again."
-                )
-            os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+        remedy = "Nothing was replaced: move it away, then run the same command again"
+        raise ArchiveError(target, "is there with other content than was published", remedy)
+    with whole_file(target) as partial:
+        with source() as reading, partial.open("wb") as writing:
+            shutil.copyfileobj(reading, writing, CHUNK)
+            came = writing.tell()
+        if came != size:
+            why = f"should have {size} bytes, and {came} came"
+            raise ArchiveError(target, why, "The archive contradicts itself: fetch it again")
 
 
 def crc32(path: Path) -> int:
@@ -195,21 +213,13 @@ def crc32(path: Path) -> int:
     return value
 
 
-_DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-    *(EOFError, NotImplementedError, RuntimeError, ValueError),
-)
-
-
 @contextmanager
 def _zip_errors(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (*_DAMAGED, OSError) as error:
+    except _DAMAGED as error:
         # Of the system's errors, the one that an offset before the beginning of the file gives.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise ArchiveError(
-            f"{archive}: damaged, or no zip file ({error}).\n"
-            "Move it away, then run the same command again."
-        ) from error
+        remedy = "Move it away, then run the same command again"
+        raise ArchiveError(archive, f"damaged, or no zip file ({error})", remedy) from error

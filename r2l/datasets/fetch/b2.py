@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from b2sdk.v3 import B2Api, Bucket, FileVersion, InMemoryAccountInfo
 from b2sdk.v3.exception import B2Error
-from tqdm import tqdm
 
-from r2l.datasets.fetch.transfer import DownloadError, check_room, disk_errors
+from r2l.datasets.fetch.transfer import (
+    DownloadError,
+    check_room,
+    progress_bar,
+    translated,
+    whole_file,
+)
 
-BUCKET = "perturbed-minds"
-KEY_ID_VARIABLE, KEY_VARIABLE = "B2_APPLICATION_KEY_ID", "B2_APPLICATION_KEY"
+_KEY_ID, _KEY = "B2_APPLICATION_KEY_ID", "B2_APPLICATION_KEY"
 # Folder of the bucket to folder below the root; those with zips go to the downloads.
 FOLDERS = {
     "microscopy": {
@@ -30,7 +32,7 @@ FOLDERS = {
 _FOLDER_MARK = ".bzEmpty"
 
 
-def get_b2_bucket(name: str = BUCKET, api: B2Api | None = None) -> Bucket:
+def get_b2_bucket(name: str = "perturbed-minds", api: B2Api | None = None) -> Bucket:
     """Return a bucket, with the credentials in B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY.
 
     The key stays in memory. One that may read the bucket's files will do.
@@ -42,21 +44,15 @@ def get_b2_bucket(name: str = BUCKET, api: B2Api | None = None) -> Bucket:
     Raises:
         DownloadError: no credentials, or B2 refuses them or the bucket.
     """
-    key_id, key = os.environ.get(KEY_ID_VARIABLE), os.environ.get(KEY_VARIABLE)
+    key_id, key = os.environ.get(_KEY_ID), os.environ.get(_KEY)
     if not (key_id and key):
-        raise DownloadError(
-            f"B2 needs credentials: set {KEY_ID_VARIABLE} and {KEY_VARIABLE}.\n"
-            "Without an account there, use --source zenodo."
-        )
+        why, remedy = f"set {_KEY_ID} and {_KEY}", "Without an account there, use --source zenodo"
+        raise DownloadError("B2 needs credentials", why, remedy)
     api = api or B2Api(InMemoryAccountInfo())
-    try:
+    remedy = f"Check {_KEY_ID} and {_KEY}, or use --source zenodo"
+    with translated(B2Error, "B2", f"refuses the bucket {name}", remedy):
         api.authorize_account(key_id, key)
         return api.get_bucket_by_name(name)
-    except B2Error as error:
-        raise DownloadError(
-            f"B2 refuses the bucket {name} ({error}).\n"
-            f"Check {KEY_ID_VARIABLE} and {KEY_VARIABLE}, or use --source zenodo."
-        ) from error
 
 
 def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[Path]:
@@ -73,10 +69,11 @@ def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[P
         OSError: a folder can't be made.
     """
     missing: list[tuple[FileVersion, Path]] = []
+    kept = "What came is kept: run the same command again, or use --source zenodo"
     for prefix, below in FOLDERS[kind].items():
         target = root / below
         target.mkdir(parents=True, exist_ok=True)
-        with _b2_errors(f"{bucket.name}/{prefix}"):
+        with translated(B2Error, f"{bucket.name}/{prefix}", "B2 didn't give it", kept):
             for version, _ in bucket.ls(prefix, recursive=True):
                 path = _place(version.file_name, prefix, target)
                 # A file that is there stays, be it older or newer or of another size.
@@ -84,9 +81,15 @@ def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[P
                     missing.append((version, path))
     total = sum(version.size for version, _ in missing)
     check_room(root, total)
-    with tqdm(total=total, desc="fetch", unit="B", unit_scale=True, disable=not progress) as bar:
+    with progress_bar(total, "fetch", progress) as bar:
         for version, path in missing:
-            _fetch(bucket, version, path)
+            with (
+                translated(B2Error, version.file_name, "B2 didn't give it", kept),
+                whole_file(path) as partial,
+            ):
+                # Without seeking b2sdk uses one stream; with more it hangs for good on a full disk.
+                file = bucket.download_file_by_id(version.id_)
+                file.save_to(partial, "wb", allow_seeking=False)
             bar.update(version.size)
     return [root / below for below in FOLDERS[kind].values()]
 
@@ -95,29 +98,5 @@ def _place(name: str, prefix: str, target: Path) -> Path | None:
     """Return where a file of the bucket belongs; None for a mark of a folder."""
     inside = PurePosixPath(name).relative_to(prefix)
     if ".." in inside.parts or "\\" in name:
-        raise DownloadError(f"{name}: would be written outside of {target}.\nNothing was fetched.")
+        raise DownloadError(name, f"would be written outside of {target}", "Nothing was fetched")
     return None if inside.name == _FOLDER_MARK else target / inside
-
-
-def _fetch(bucket: Bucket, version: FileVersion, path: Path) -> None:
-    # Of a fixed name, so that the next run replaces what a killed one left.
-    partial = path.with_name(f".{path.name}.r2l-part")
-    try:
-        with _b2_errors(version.file_name), disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Without seeking b2sdk uses one stream; with more it hangs for good on a full disk.
-            bucket.download_file_by_id(version.id_).save_to(partial, "wb", allow_seeking=False)
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _b2_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except B2Error as error:
-        raise DownloadError(
-            f"{what}: B2 didn't give it ({error}).\n"
-            "What came is kept: run the same command again, or use --source zenodo."
-        ) from error

@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import requests
-from remotezip import RangeNotSupported, RemoteIOError, RemoteZip, RemoteZipError
+from remotezip import RemoteIOError, RemoteZip, RemoteZipError
 from tqdm import tqdm
 
-from r2l.datasets.fetch.archive import ArchiveError, extract, place_of, safe_members
-from r2l.datasets.fetch.manifest import Manifest
-from r2l.datasets.fetch.transfer import DownloadError, download
-from r2l.datasets.fetch.zenodo import RemoteFile
-from r2l.datasets.info import BAD_FILES, INFO, LABEL_FILE
-from r2l.datasets.layout import scale_folder
-from r2l.datasets.raw_microscopy import read_labels
+from r2l.datasets.fetch.archive import Destination, place_of, safe_members
+from r2l.datasets.fetch.transfer import RemoteFile, download, translated
+from r2l.datasets.info import BAD_STEM, INFO, LABEL_FILE
+from r2l.datasets.layout import pair_masks, read_labels, scale_folder
+from r2l.files import R2LError
 
 _SEED = 0  # the same images for every intensity
-_BAD_STEMS = {Path(name).stem for name in BAD_FILES}
+_LABELS = PurePosixPath("microscopy/labels", LABEL_FILE)
+_Members = Mapping[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]]
 
 
-class NoRangesError(Exception):
+class NoRangesError(R2LError):
     """The server doesn't serve parts of files, or the archives can't be read in parts."""
 
 
-@dataclass(frozen=True)
-class _Member:
-    archive: zipfile.ZipFile
-    info: zipfile.ZipInfo
-
-
 def fetch_subset(
-    kind: str,
+    into: Destination,
     files: Sequence[RemoteFile],
-    root: Path,
-    manifest: Manifest,
     session: requests.Session,
-    *,
     count: int,
-    intensity: float = 1.0,
-    progress: bool = True,
+    intensity: float,
 ) -> list[str]:
     """Fetch ``count`` images (tiles, or photos if there are no tiles) with their labels or masks.
 
@@ -57,91 +45,65 @@ def fetch_subset(
         NoRangesError: take whole archives instead.
         DownloadError: no connection or no room on the disk; or an archive that must not be used.
     """
+    errors, why = (RemoteIOError, zipfile.BadZipFile), "a part of an archive didn't come"
     with ExitStack() as stack:
-        members = _open_all(kind, files, session, stack)
+        members = _open_all(into.kind, files, session, stack)
         for file in files:
             if Path(file.key).name == LABEL_FILE:
-                target = root / place_of(kind, "", file.key)
+                target = into.root / place_of(into.kind, "", file.key)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                download(file.url, target, file.size, file.checksum, session)
-        try:
-            return _fetch(kind, members, root, manifest, count, intensity, progress)
-        except (RemoteIOError, zipfile.BadZipFile) as error:
-            raise DownloadError(
-                f"{root}: a part of an archive didn't come ({error}).\nTry again later."
-            ) from error
+                download(file, target, session)
+        with translated(errors, into.root, why, "Try again later"):
+            if into.kind == "microscopy" and _LABELS in members:
+                into.extract(*members[_LABELS], _LABELS)
+            images = _images_of(into, members, scale_folder(intensity))
+            stems = np.random.default_rng(_SEED).permutation(sorted(images))[:count].tolist()
+            bar = tqdm(sorted(stems), desc="fetch", unit="image", disable=not into.progress)
+            for stem in bar:
+                for place in images[stem]:
+                    into.extract(*members[place], place)
+    return sorted(stems)
 
 
 def _open_all(
     kind: str, files: Sequence[RemoteFile], session: requests.Session, stack: ExitStack
-) -> dict[PurePosixPath, _Member]:
+) -> _Members:
     """Return what the zips hold, by where it belongs."""
-    members: dict[PurePosixPath, _Member] = {}
+    members = {}
     for file in files:
         if not file.key.lower().endswith(".zip"):
             continue
         try:
             archive = stack.enter_context(RemoteZip(file.url, session=session))
-        except RangeNotSupported:
-            raise NoRangesError(f"{file.url}: no ranges") from None
         except (RemoteZipError, zipfile.BadZipFile) as error:
-            raise NoRangesError(f"{file.url}: {error}") from error
+            raise _no_ranges(file.url, str(error)) from error
         for info in safe_members(archive, file.url):
-            members[place_of(kind, file.key, info.filename)] = _Member(archive, info)
+            members[place_of(kind, file.key, info.filename)] = archive, info
     return members
 
 
-def _fetch(
-    kind: str,
-    members: dict[PurePosixPath, _Member],
-    root: Path,
-    manifest: Manifest,
-    count: int,
-    intensity: float,
-    progress: bool,
-) -> list[str]:
-    def get(place: PurePosixPath) -> None:
-        member = members[place]
-        extract(member.archive, member.info, root / place)
-        manifest.files[str(place)] = (member.info.file_size, member.info.CRC)
+def _images_of(into: Destination, members: _Members, scale: str) -> dict[str, list[PurePosixPath]]:
+    """Return the images with a label or a mask, by stem: where they belong, and their masks."""
 
-    scale = scale_folder(intensity)
-    if kind == "microscopy":
-        label_file = PurePosixPath("microscopy/labels", LABEL_FILE)
-        if label_file in members:
-            get(label_file)
-        if not (root / label_file).exists():
-            raise NoRangesError("no label file")
-        labels = read_labels(root / label_file)
-        known = {s for s, name in labels.items() if name in INFO[kind].classes} - _BAD_STEMS
-        images = _images(members, f"microscopy/images/{scale}")
-        pairs = {stem: [place] for stem, place in images.items() if stem in known}
-    else:
-        pairs = _with_masks(members, f"drone/images_tiles_256/{scale}", "drone/masks_tiles_256")
-        pairs = pairs or _with_masks(members, f"drone/images_full/{scale}", "drone/masks_full")
-    if not pairs:
-        raise NoRangesError("no images of this intensity in the archives' directories")
-    stems = np.random.default_rng(_SEED).permutation(sorted(pairs))[:count].tolist()
-    for stem in tqdm(sorted(stems), desc="fetch", unit="image", disable=not progress):
-        for place in pairs[stem]:
-            get(place)
-    return sorted(stems)
+    def stems(folder: str) -> dict[str, PurePosixPath]:
+        return {place.stem: place for place in members if str(place.parent) == folder}
+
+    images: dict[str, list[PurePosixPath]] = {}
+    if into.kind == "microscopy":
+        if not (into.root / _LABELS).exists():
+            raise _no_ranges(into.root / _LABELS, "no label file")
+        labels, classes = read_labels(into.root / _LABELS), INFO[into.kind].classes
+        for stem, place in stems(f"microscopy/images/{scale}").items():
+            if labels.get(stem) in classes and stem != BAD_STEM:
+                images[stem] = [place]
+    for what in ("tiles_256", "full") if into.kind == "drone" else ():
+        places = stems(f"drone/images_{what}/{scale}")
+        masks = pair_masks(places, stems(f"drone/masks_{what}"))
+        images = images or {s: [p, masks[s]] for s, p in places.items() if s in masks}
+    if not images:
+        raise _no_ranges(into.root, f"no images of {scale} in the archives' directories")
+    return images
 
 
-def _images(members: dict[PurePosixPath, _Member], folder: str) -> dict[str, PurePosixPath]:
-    return {place.stem: place for place in members if str(place.parent) == folder}
-
-
-def _with_masks(
-    members: dict[PurePosixPath, _Member], images: str, masks: str
-) -> dict[str, list[PurePosixPath]]:
-    found = {place.stem: place for place in _images(members, masks).values()}
-    pairs = {}
-    for stem, place in _images(members, images).items():
-        mask = next((found[other] for other in found if stem in other), None)
-        if mask is not None:
-            pairs[stem] = [place, mask]
-    return pairs
-
-
-__all__ = ["ArchiveError", "NoRangesError", "fetch_subset"]
+def _no_ranges(what: str | Path, why: str) -> NoRangesError:
+    return NoRangesError(what, why, "Fetch whole archives")

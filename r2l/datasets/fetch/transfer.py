@@ -1,4 +1,4 @@
-"""Files over HTTP that go on where they broke off, and servers that are asked politely."""
+"""The record at Zenodo, and files over HTTP that go on where they broke off, from servers asked politely."""
 
 from __future__ import annotations
 
@@ -7,29 +7,117 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
 
+from r2l.datasets.info import RECORD
+from r2l.files import R2LError
+
 CHUNK = 1 << 16  # a break loses what came of the last chunk
-TIMEOUT = (15, 60)  # seconds to connect, seconds of silence
-RETRIES = 5  # of one request, and breaks in a row without news
+_TIMEOUT = (15, 60)  # seconds to connect, seconds of silence
+_RETRIES = 5  # of one request, and breaks in a row without news
 BACKOFF = 0.5  # seconds before the second retry; doubles from there
+_MAX_REQUESTS = 2  # Zenodo answers more with 429
 _BREAKS = (
     requests.ConnectionError,
     requests.Timeout,
     requests.exceptions.ChunkedEncodingError,
     requests.exceptions.ContentDecodingError,
 )
+_REFUSED = "The files are not public, or this network is refused"
+_ADVICE = {
+    401: _REFUSED,
+    403: _REFUSED,
+    404: "The address may have changed; see the record's page",
+}
+# The names of the record's files are its own business; these words tell the sets apart.
+_WORDS = {
+    "microscopy": ("micro", "histo", "cell", "leuko", "blood", "ma190c"),
+    "drone": ("drone", "aerial", "car", "dji"),
+}
 
 
-class DownloadError(OSError):
+class DownloadError(R2LError, OSError):
     """A download that ended. Says what failed and what to do about it."""
+
+
+@contextmanager
+def explained(path: Path | str, url: str = "") -> Iterator[None]:
+    """Turn what a network, a server or a full disk raises into a DownloadError about ``url`` or ``path``."""
+    try:
+        yield
+    except requests.RequestException as error:
+        why = f"no connection ({type(error).__name__})"
+        remedy = "Check the network and try again; what came so far is kept"
+        if isinstance(error, requests.HTTPError):
+            status = error.response.status_code
+            why, remedy = f"the server answers {status}", _ADVICE.get(status, "Try later")
+        elif isinstance(error, requests.exceptions.RetryError):
+            why = "the server stays busy"
+            remedy = "Try again later; what came so far is kept"
+        raise DownloadError(url or path, why, remedy) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        why = f"no room on the disk ({os.strerror(error.errno)})"
+        remedy = (
+            "Make room or choose another --root, then run the same command: it goes on from here"
+        )
+        raise DownloadError(path, why, remedy) from error
+
+
+@contextmanager
+def translated(
+    errors: type[Exception] | tuple[type[Exception], ...], what: Path | str, why: str, remedy: str
+) -> Iterator[None]:
+    """Turn ``errors`` of a foreign package into a DownloadError that quotes them."""
+    try:
+        yield
+    except errors as error:
+        raise DownloadError(what, f"{why} ({error})", remedy) from error
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes ``target`` if the block ends well, and goes if it doesn't.
+
+    Its name is fixed, so that the next run replaces what a killed one left.
+
+    Raises:
+        DownloadError: no room on the disk.
+    """
+    partial = target.with_name(f".{target.name}.r2l-part")
+    try:
+        with explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise a DownloadError if the disk of ``folder`` has less than ``needed`` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DownloadError(
+            folder,
+            f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
+            "Make room or choose another --root; --tiles N fetches a few images only",
+        )
+
+
+def progress_bar(total: int, what: str, progress: bool) -> tqdm:
+    """Return a bar that counts ``total`` bytes."""
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=not progress)
 
 
 def polite_session() -> requests.Session:
@@ -38,7 +126,7 @@ def polite_session() -> requests.Session:
         total=None,
         connect=1,  # breaks are `_Resuming`'s business
         read=1,
-        status=RETRIES,
+        status=_RETRIES,
         backoff_factor=BACKOFF,
         status_forcelist=(429, 500, 502, 503, 504),
         allowed_methods=("GET", "HEAD"),
@@ -52,99 +140,125 @@ def polite_session() -> requests.Session:
     return session
 
 
-@contextmanager
-def network_errors(url: str) -> Iterator[None]:
-    """Turn what requests raises into a DownloadError of one or two lines."""
+class RemoteFile(NamedTuple):
+    """A file of a record: its name, size in bytes, checksum ("md5:<hex>") and address."""
+
+    key: str
+    size: int
+    checksum: str
+    url: str
+
+
+def record_files(session: requests.Session, api: str | None = None) -> list[RemoteFile]:
+    """Ask Zenodo's API (at ``api``, else at the variable R2L_ZENODO_API) which files the record has.
+
+    Raises:
+        DownloadError: no answer, or not the expected one.
+    """
+    base = api or os.environ.get("R2L_ZENODO_API") or "https://zenodo.org/api"
+    url = f"{base.rstrip('/')}/records/{RECORD}"
+    with explained(url):
+        response = session.get(url, timeout=_TIMEOUT)
+        response.raise_for_status()
     try:
-        yield
-    except requests.HTTPError as error:
-        status = error.response.status_code
-        raise DownloadError(f"{url}: the server answers {status}.\n{_advice(status)}") from error
-    except requests.exceptions.RetryError as error:
-        raise DownloadError(
-            f"{url}: the server stays busy.\nTry again later; what came so far is kept."
-        ) from error
-    except requests.RequestException as error:
-        raise DownloadError(
-            f"{url}: no connection ({type(error).__name__}).\n"
-            "Check the network and try again; what came so far is kept."
-        ) from error
+        files = [
+            RemoteFile(f["key"], int(f["size"]), f["checksum"], f["links"]["self"])
+            for f in response.json()["files"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"the answer is no record ({type(error).__name__})"
+        remedy = "The API may have changed: fetch the files from the record's page"
+        raise DownloadError(url, why, remedy) from None
+    for file in files:
+        if file.key in ("", ".", "..") or "/" in file.key or "\\" in file.key:
+            raise DownloadError(url, f"a file is called {file.key!r}", "Nothing was fetched")
+    if not files:
+        raise DownloadError(url, "the record has no files", "See the record's page")
+    return files
 
 
-def _advice(status: int) -> str:
-    if status in (401, 403):
-        return "The files are not public, or this network is refused."
-    return "The address may have changed; see the record's page." if status == 404 else "Try later."
+def files_of(kind: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """Return the files that belong to a data set by their names: all but those of the other set."""
+
+    def is_of(key: str, kind: str) -> bool:
+        return any(word in key.lower() for word in _WORDS[kind])
+
+    others = [other for other in _WORDS if other != kind]
+    return [
+        file
+        for file in files
+        if is_of(file.key, kind) or not any(is_of(file.key, other) for other in others)
+    ]
 
 
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Add the remedy to what a full disk raises about ``path``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def download_all(
+    files: Sequence[RemoteFile], folder: Path, session: requests.Session, progress: bool = True
+) -> list[Path]:
+    """Download files into a folder, two at once, with one bar; see `download`.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        DownloadError: the first that fails; the others end first. What came is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = [folder / file.key for file in files]
+    total, there = sum(file.size for file in files), 0
+    for file, target in zip(files, targets, strict=True):
+        there += sum(min(_size(path), file.size) for path in (target, _part_of(target)))
+    check_room(folder, total - there)
+    with progress_bar(total, "fetch", progress) as bar, ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+        jobs = [
+            pool.submit(download, file, target, session, bar)
+            for file, target in zip(files, targets, strict=True)
+        ]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
-        raise DownloadError(
-            f"{path}: no room on the disk ({os.strerror(error.errno)}).\n"
-            "Make room or choose another --root, then run the same command: it goes on from here."
-        ) from error
-
-
-def check_room(folder: Path, needed: int) -> None:
-    """Raise a DownloadError if the disk of ``folder`` has less than ``needed`` bytes left."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DownloadError(
-            f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free.\n"
-            "Make room or choose another --root; --tiles N fetches a few images only."
-        )
+    return targets
 
 
 def download(
-    url: str,
-    target: Path,
-    size: int,
-    checksum: str,
-    session: requests.Session,
-    bar: tqdm | None = None,
+    file: RemoteFile, target: Path, session: requests.Session, bar: tqdm | None = None
 ) -> None:
     """Fetch a file whole: it has its name only once its checksum is right.
 
     What a broken or killed download left (``<name>.part``) is gone on with, if the server serves
     ranges. A file that is there already with this checksum is left as it is.
 
-    Args:
-        url: where from.
-        target: where to.
-        size: bytes expected.
-        checksum: "md5:<hex>", or another algorithm of hashlib.
-        session: see `polite_session`.
-        bar: is moved by the bytes that came.
-
     Raises:
         DownloadError: no connection, a full disk, or other content than the checksum says.
     """
-    if target.exists() and _fits(target, checksum):
+    if target.exists() and _fits(target, file.checksum):
         if bar is not None:
-            bar.update(size)
+            bar.update(file.size)
         return
-    part = target.with_name(target.name + ".part")
+    part = _part_of(target)
     # What is there may be part of another version: then once more, from the start.
     for _ in range(2 if part.exists() else 1):
-        with disk_errors(target), network_errors(url):
-            _Resuming(part, size, session, bar).fetch(url)
+        with explained(target, file.url):
+            _Resuming(part, file.size, session, bar).fetch(file.url)
         # Until it is known to be whole it stays what the next process goes on with.
-        if _fits(part, checksum):
+        if _fits(part, file.checksum):
             os.replace(part, target)
             return
         if bar is not None:
-            bar.update(-part.stat().st_size)
+            bar.update(-_size(part))
         part.unlink()
-    raise DownloadError(
-        f"{target}: {url} sent other content than its record says (its checksum differs).\n"
-        "It was thrown away; try again later."
-    )
+    why = f"{file.url} sent other content than its record says (its checksum differs)"
+    raise DownloadError(target, why, "It was thrown away; try again later")
+
+
+def _part_of(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _fits(path: Path, checksum: str) -> bool:
@@ -161,23 +275,19 @@ class _Resuming:
 
     def fetch(self, url: str) -> None:
         """Bring the part to the size that the whole file has."""
-        self._move(self._have())
+        self._move(_size(self.part))
         breaks = 0
-        while self._have() < self.size:
-            before = self._have()
+        while (before := _size(self.part)) < self.size:
             try:
                 self._append(url, before)
             except _BREAKS:
                 breaks += 1
-                if breaks > RETRIES:
+                if breaks > _RETRIES:
                     raise
                 time.sleep(min(BACKOFF * 2**breaks, 60))
-            if self._have() > before:
+            if _size(self.part) > before:
                 breaks = 0
         self.part.touch()  # an empty file is a file
-
-    def _have(self) -> int:
-        return self.part.stat().st_size if self.part.exists() else 0
 
     def _move(self, by: int) -> None:
         if self.bar is not None:
@@ -186,7 +296,7 @@ class _Resuming:
     def _append(self, url: str, have: int) -> None:
         """Add what is missing, up to the end or the next break."""
         headers = {"Range": f"bytes={have}-"} if have else {}
-        with self.session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        with self.session.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
             goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
             if response.status_code != 416:
                 response.raise_for_status()
@@ -201,10 +311,8 @@ class _Resuming:
                 for chunk in response.iter_content(CHUNK):
                     have += len(chunk)
                     if have > self.size:
-                        raise DownloadError(
-                            f"{url}: sends more than the {self.size} bytes of its record.\n"
-                            "Try again later."
-                        )
+                        why = f"sends more than the {self.size} bytes of its record"
+                        raise DownloadError(url, why, "Try again later")
                     file.write(chunk)
                     self._move(len(chunk))
         if have < self.size:
