@@ -84,13 +84,18 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
     """Return a picture, *display* domain, in steps of 8 bit; beyond [0, 1] is 0 or 255, NaN is 0."""
     import numpy as np  # not needed by the command's help, which uses this module too
 
-    return np.round(np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
+    return np.rint(np.fmin(np.fmax(values, 0), 1) * 255).astype(np.uint8)
 
 
-def png_base64(pixels: np.ndarray) -> str:
-    """Return uint8 pixels (H, W) or (H, W, 3) as a PNG in base64, as pages hold pictures."""
+def png_base64(pixels: np.ndarray, compression: int = 6) -> str:
+    """Return uint8 pixels (H, W) or (H, W, 3) as a PNG in base64, as pages hold pictures.
+
+    Args:
+        pixels: the picture.
+        compression: from 1, quick, to 9, small.
+    """
     from PIL import Image  # not needed by those who write other files
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
+    Image.fromarray(pixels).save(buffer, "png", compress_level=compression)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -15,22 +15,25 @@ from PIL import Image
 
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
+from r2l.files import to_uint8
 from r2l.isp import PIPELINES, StaticISP
 from r2l.rawfile import RawFileError, RawFrame, write_dng
-from r2l.widgets import Settings, develop_with, processing_explorer, raw_explorer, read_upload
+from r2l.widgets import processing_explorer, raw_explorer
 from r2l.widgets import raw as looking
-from r2l.widgets.live import Live, picture_html, to_pixels
-from r2l.widgets.processing import SHOWN
-from r2l.widgets.raw import SIDES, VIEWS, Look
+from r2l.widgets.camera import _raw_upload, _read_upload
+from r2l.widgets.live import Live, picture_html
+from r2l.widgets.processing import _SHOWN
+from r2l.widgets.raw import _SIDES, _VIEWS, _Look
 from r2l.widgets.settings import (
     KNOBS,
+    Settings,
     clipped_shares,
+    develop_with,
     middle_tile,
     mix_matrix,
     shown,
     strip,
 )
-from r2l.widgets.upload import raw_upload
 
 
 @pytest.fixture(scope="module")
@@ -201,12 +204,12 @@ def test_the_explorer_shows_what_the_pipeline_makes(frames):
     found["pipeline"].value = "me,u,me"
     expected = StaticISP.from_code("me,u,me", DRONE)(frames["drone"].tensor())[0]
     shown_now = pixels(pictures(box)[0][1]).astype(int)
-    wanted = to_pixels(expected.permute(1, 2, 0).numpy()).astype(int)
+    wanted = to_uint8(expected.permute(1, 2, 0).numpy()).astype(int)
     assert abs(shown_now - wanted).max() <= 1
     assert found[KNOBS["blur"].label].disabled
     found["picture after"].value = "raw"
     assert pictures(box)[0][0] == "drone, pipeline me,u,me, after raw"
-    assert [label for _, label in SHOWN.items() if label not in pages(box)] == []
+    assert [label for _, label in _SHOWN.items() if label not in pages(box)] == []
 
 
 def test_drawing_leaves_the_number_of_threads_as_it_was(frames):
@@ -258,31 +261,31 @@ def test_raw_explorer_at_every_value(frames):
 def test_a_part_of_a_frame_is_painted_as_it_lies():
     mosaic = np.random.default_rng(0).random((40, 60)).astype(np.float32)
     frame = RawFrame(mosaic, DRONE)
-    look = Look(row=5, column=60, side=8, view=VIEWS[1], stretch=False)
+    look = _Look(row=5, column=60, side=8, view=_VIEWS[1], stretch=False)
     part = mosaic[4:12, 52:60]  # odd rows would change the layout; beyond the edge there is nothing
-    np.testing.assert_array_equal(looking.cut(mosaic, look), part)
-    np.testing.assert_allclose(looking.paint(frame, look, (0, 1)), part)
+    np.testing.assert_array_equal(looking._cut(mosaic, look), part)
+    np.testing.assert_allclose(looking._paint(frame, look, (0, 1)), part)
     for view, y, x in (("red", 0, 0), ("green 1", 0, 1), ("green 2", 1, 0), ("blue", 1, 1)):
-        plane = looking.paint(frame, Look(5, 60, 8, view, False), (0, 1))
+        plane = looking._paint(frame, _Look(5, 60, 8, view, False), (0, 1))
         np.testing.assert_allclose(plane, part[y::2, x::2])
-    stretched = looking.paint(frame, Look(5, 60, 8, VIEWS[1], True), (0.25, 0.75))
+    stretched = looking._paint(frame, _Look(5, 60, 8, _VIEWS[1], True), (0.25, 0.75))
     np.testing.assert_allclose(stretched, ((part - 0.25) * 2).clip(0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(22, 22), (64, 64), (1000, 1400)])
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", _SIDES)
 def test_any_size_of_frame_can_be_looked_at(shape, side):
     frame = RawFrame(np.full(shape, 0.5, np.float32), MICROSCOPE)
-    levels = looking.used_range(frame.mosaic)
+    levels = looking._used_range(frame.mosaic)
     assert levels[0] < levels[1], "also a flat one"
-    small = looking.overview(frame, levels)
+    small = looking._overview(frame, levels)
     assert max(small.shape) <= 200
     for row, column in ((0, 0), (10_000, 10_000)):
-        look = Look(row, column, side)
-        marked = looking.mark(small, look, shape)
+        look = _Look(row, column, side)
+        marked = looking._mark(small, look, shape)
         assert (marked == (255, 160, 0)).all(-1).any()
         assert (small == small[0, 0]).all(), "the overview itself stays"
-        assert "mean 32768" in looking.histogram_svg(frame, look, levels)
+        assert "mean 32768" in looking._histogram_svg(frame, look, levels)
 
 
 # Uploads.
@@ -300,11 +303,11 @@ def upload(button, name, content):
 
 
 def test_an_upload_is_read_and_named(tmp_path):
-    frame = read_upload("../holiday/mine.dng", dng(tmp_path))
+    frame = _read_upload("../holiday/mine.dng", dng(tmp_path))
     assert frame.camera == DRONE
     assert frame.mosaic.shape == (24, 32)
     with pytest.raises(RawFileError) as caught:
-        read_upload("song.dng", b"no raw file")
+        _read_upload("song.dng", b"no raw file")
     assert str(caught.value).startswith("song.dng: ")
 
 
@@ -321,7 +324,7 @@ def test_an_upload_joins_the_explorer(frames, tmp_path):
 
 def test_a_bad_upload_says_so_and_changes_nothing(tmp_path):
     received = []
-    row = raw_upload(lambda name, frame: received.append((name, frame)))
+    row = _raw_upload(lambda name, frame: received.append((name, frame)))
     button, camera, note = row.children
     upload(button, "song.mp3", b"no raw file")
     assert note.value.startswith("song.mp3: ")
@@ -410,8 +413,8 @@ def test_an_error_is_shown_and_the_next_change_drawn():
 
 def test_a_picture_is_a_png_with_words():
     picture = np.random.default_rng(0).random((6, 9, 3))
-    page = picture_html(to_pixels(picture), 'a "tile"', 90)
+    page = picture_html(to_uint8(picture), 'a "tile"', 90)
     assert 'alt="a &quot;tile&quot;" width="90" height="60"' in page
     data = re.search(r"base64,([^\"]+)", page)[1]
     np.testing.assert_array_equal(pixels(data), np.rint(picture * 255).astype(np.uint8))
-    np.testing.assert_array_equal(to_pixels(np.array([-1.0, 2.0])), [0, 255])
+    np.testing.assert_array_equal(to_uint8(np.array([-1.0, 2.0])), [0, 255])

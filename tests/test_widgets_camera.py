@@ -18,7 +18,7 @@ from r2l.training.callbacks import save_strip
 from r2l.training.tracking import TrackingError, track
 from r2l.widgets import camera as own
 from r2l.widgets import lab
-from r2l.widgets.upload import OWN_CAMERA
+from r2l.widgets.camera import _OWN
 from tests.test_forensics import Bright, flat_frames
 from tests.test_widgets import controls, pages, pictures, pixels
 
@@ -57,10 +57,10 @@ def test_numbers_go_with_their_colours(cfa):
 
 
 def test_the_verdict_says_where(report):
-    assert own.verdict(report, DRONE).startswith("inside")
+    assert own._verdict(report, DRONE).startswith("inside")
     dark = replace(DRONE, black_level=(0.3,) * 4)
-    assert own.verdict(report, dark) == "outside: black level"
-    table = own.verdict_table(report, dark)
+    assert own._verdict(report, dark) == "outside: black level"
+    table = own._verdict_table(report, dark)
     assert table.count("<tr>") == 1 + len(report.table)
     assert re.search(r"black level</td>.*?0\.3</td>.*?✗ outside", table)
     assert "? unknown" in table  # a camera tells no gamma
@@ -78,7 +78,7 @@ def test_camera_explorer_at_every_value(report, frames):
                 ((alt, data),) = pictures(box)
                 assert all(part in alt for part in (name, code))
                 camera = frames[name].camera
-                if numbers != OWN_CAMERA:
+                if numbers != _OWN:
                     camera = own.on_layout_of(DRONE, camera)
                 tile = torch.tensor(frames[name].mosaic)[None, None]
                 expected = StaticISP.from_code(code, camera)(tile)[0].permute(1, 2, 0)

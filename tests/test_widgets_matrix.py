@@ -15,7 +15,7 @@ from r2l.camera import MICROSCOPE
 from r2l.datasets import SyntheticMicroscopy
 from r2l.drift import Frames, develop_views, flips, train_test_matrix
 from r2l.widgets import matrix_explorer
-from r2l.widgets.matrix import MOST, changed_html, most_changed, score_matrix, two_rows
+from r2l.widgets.matrix import _MOST, _changed_html, _most_changed, _score_matrix, _two_rows
 
 CODES = ["bi,s,ga", "me,u,me"]
 
@@ -81,7 +81,7 @@ def test_every_cell_shows_its_images(experiment):
 
 def test_it_begins_with_the_worst_cell(experiment):
     views, answers = experiment
-    scores, metric = score_matrix(answers)
+    scores, metric = _score_matrix(answers)
     assert metric == "accuracy"
     falls = scores.sub(np.diag(scores), axis="index").stack()
     _, note, _ = parts(matrix_explorer(views, answers))
@@ -94,24 +94,24 @@ def test_lost_answers_come_first_and_nothing_else(experiment):
     for train, test in (CODES, CODES[::-1]):
         table = flips(answers, train, test)
         lost = table[table["change"] == "lost"].set_index("image")
-        found = most_changed(answers, train, test, most=1000).set_index("image")
+        found = _most_changed(answers, train, test, most=1000).set_index("image")
         if lost.empty:
             assert (found["fall"] == 0).any()
             continue
         assert set(found.index) == set(lost.index)
         assert (found["before"] == lost["before"].reindex(found.index)).all()
         assert (found["after"] == lost["after"].reindex(found.index)).all()
-    own = most_changed(answers, CODES[0], CODES[0])
-    assert len(own) == MOST, "where nothing can flip, the first images"
+    own = _most_changed(answers, CODES[0], CODES[0])
+    assert len(own) == _MOST, "where nothing can flip, the first images"
     assert (own["fall"] == 0).all()
 
 
 def test_masks_are_told_by_their_iou(masked):
     views, answers = masked
-    found = most_changed(answers, *CODES)
+    found = _most_changed(answers, *CODES)
     assert found["image"].tolist() == [2, 0]
     assert found["fall"].to_numpy() == pytest.approx([0.7, 0.1])
-    page = changed_html(views, answers, *CODES)
+    page = _changed_html(views, answers, *CODES)
     assert "<span>IoU 0.80</span><span>IoU 0.50</span>" in page
     buttons, note, _ = parts(matrix_explorer(views, answers))
     assert [b.description for b in buttons.values()] == ["0.50", "0.27"]
@@ -124,9 +124,9 @@ def test_masks_are_told_by_their_iou(masked):
 
 def test_large_pictures_become_small_and_keep_their_form():
     images = torch.rand(2, 3, 300, 600)
-    page = two_rows(images, images)
+    page = _two_rows(images, images)
     assert page.shape[1] <= 876
     assert page.shape[0] / 2 < 60
-    small = two_rows(images[..., :20, :20], images[..., :20, :20])
-    expected = np.floor(images[0, :, :20, :20].permute(1, 2, 0).numpy() * 255 + 0.5)
+    small = _two_rows(images[..., :20, :20], images[..., :20, :20])
+    expected = np.rint(images[0, :, :20, :20].permute(1, 2, 0).numpy() * 255)
     assert (small[:20, :20] == expected).all(), "small ones are not touched"

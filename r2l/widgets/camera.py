@@ -1,30 +1,113 @@
-"""Your own camera: a raw file developed, and its numbers held against what a model tolerates."""
+"""A reader's own camera: a raw file through the browser, developed, and held against a tolerance report."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from r2l.camera import Camera
 from r2l.drift.forensics import ToleranceReport
 from r2l.drift.forensics.settings import level_names
+from r2l.files import to_uint8
 from r2l.isp import PIPELINES, StaticISP
-from r2l.rawfile import RawFrame
-from r2l.widgets.live import Live, picture_html, to_pixels
-from r2l.widgets.processing import one_thread
+from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
+from r2l.widgets.live import Live, explorer, one_thread, picture_html, sized
 from r2l.widgets.settings import middle_tile
-from r2l.widgets.upload import OWN_CAMERA, raw_upload
 
 if TYPE_CHECKING:
     import ipywidgets
 
-PICTURE, SIDE = 420, 256
-#: Besides colour, since not everybody tells these apart.
+_OWN = "the file's own"
+_PICTURE, _SIDE = 420, 256
+# Besides colour, since not everybody tells these apart.
 _MARKS = {"inside": ("✓", "#00654a"), "outside": ("✗", "#a33c00"), "unknown": ("?", "#595959")}
+
+
+def frame_menu(frames: Mapping[str, RawFrame], **options: Any) -> ipywidgets.Dropdown:
+    """Return a menu of frames.
+
+    Raises:
+        ValueError: no frames.
+    """
+    import ipywidgets as widgets
+
+    if not frames:
+        raise ValueError("no frames to explore")
+    return widgets.Dropdown(options=list(frames), description="frame", **options)
+
+
+def upload_to(
+    frames: dict[str, RawFrame], menu: ipywidgets.Dropdown, live: Live
+) -> ipywidgets.Widget:
+    """Return a `_raw_upload` whose files join ``frames`` and the menu of them, and are drawn."""
+
+    def receive(name: str, frame: RawFrame) -> None:
+        frames[name] = frame
+        menu.options = list(frames)
+        menu.value = name
+        live()  # another file of the same name changes no control
+
+    return _raw_upload(receive)
+
+
+def _read_upload(name: str, content: bytes | memoryview, camera: Camera | None = None) -> RawFrame:
+    """Read a raw file that came as bytes; see `r2l.rawfile.read_raw`.
+
+    Args:
+        name: what the file is called where it comes from; its ending counts.
+        content: the file.
+        camera: calibration to use instead of the file's own; TIFF, PNG and NPY need it.
+
+    Raises:
+        RawFileError: no usable Bayer frame; names the file as the reader knows it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # Of the name only the ending is used as a path.
+        path = Path(folder, "upload" + PurePath(name).suffix)
+        path.write_bytes(content)
+        try:
+            return read_raw(path, camera)
+        except RawFileError as error:
+            raise RawFileError(name, *error.args[1:]) from None
+
+
+def _raw_upload(receive: Callable[[str, RawFrame], None]) -> ipywidgets.Widget:
+    """Return a button that takes a raw file, a menu of cameras, and a line for what is wrong.
+
+    Servers take messages of up to 10 MB unless told otherwise: larger files are read by path.
+
+    Args:
+        receive: called with the name and the frame of each file that could be read.
+    """
+    import ipywidgets as widgets
+
+    button = widgets.FileUpload(accept="", multiple=False, description="raw file")
+    camera = widgets.Dropdown(
+        options=[_OWN, *CAMERAS],
+        description="camera",
+        tooltip="TIFF, PNG and NPY files say nothing about their camera",
+    )
+    note = widgets.Label("below 10 MB; name a larger one in RAW_FILE")
+
+    def take(_change: object = None) -> None:
+        for file in button.value:
+            try:
+                frame = _read_upload(file["name"], file["content"], CAMERAS.get(camera.value))
+            except RawFileError as error:
+                note.value = str(error)
+            else:
+                note.value = f"{file['name']}: {frame.mosaic.shape[1]} x {frame.mosaic.shape[0]}"
+                receive(file["name"], frame)
+
+    for control in (button, camera):
+        control.observe(take, names="value")
+    return widgets.HBox([button, camera, note]).add_class("r2l-raw-upload")
 
 
 def on_layout_of(numbers: Camera, camera: Camera) -> Camera:
@@ -38,7 +121,7 @@ def on_layout_of(numbers: Camera, camera: Camera) -> Camera:
     return replace(numbers, cfa=camera.cfa, black_level=moved)
 
 
-def verdict(report: ToleranceReport, camera: Camera) -> str:
+def _verdict(report: ToleranceReport, camera: Camera) -> str:
     """Return in a line whether a camera lies inside what a model tolerates, and where it does not."""
     found = report.check(camera)["verdict"]
     outside = [report.table["label"][name] for name in found.index[found == "outside"]]
@@ -48,7 +131,7 @@ def verdict(report: ToleranceReport, camera: Camera) -> str:
     return f"inside, in all {told} settings that it tells"
 
 
-def verdict_table(report: ToleranceReport, camera: Camera) -> str:
+def _verdict_table(report: ToleranceReport, camera: Camera) -> str:
     """Return for each setting the camera's value, the safe interval and the verdict, as HTML."""
     rows = []
     for name, row in report.check(camera).iterrows():
@@ -85,14 +168,11 @@ def camera_explorer(
     """
     import ipywidgets as widgets
 
-    if not frames:
-        raise ValueError("no frames to explore")
-    frames = dict(frames)
-    style = {"style": {"description_width": "90px"}, "layout": {"width": "380px"}}
-    name = widgets.Dropdown(options=list(frames), description="frame", **style)
+    frames, style = dict(frames), sized(90, 380)
+    name = frame_menu(frames, **style)
     code = widgets.Dropdown(options=PIPELINES, value="bi,s,ga", description="pipeline", **style)
     foreign = f"those of {report.camera.name}"
-    numbers = widgets.Dropdown(options=[OWN_CAMERA, foreign], description="numbers", **style)
+    numbers = widgets.Dropdown(options=[_OWN, foreign], description="numbers", **style)
     picture, table, note = (widgets.HTML() for _ in range(3))
 
     @one_thread()
@@ -102,24 +182,19 @@ def camera_explorer(
         camera = frame.camera
         if numbers.value == foreign:
             camera = on_layout_of(report.camera, camera)
-        image = StaticISP.from_code(code.value, camera)(middle_tile(frame.mosaic, SIDE))
+        image = StaticISP.from_code(code.value, camera)(middle_tile(frame.mosaic, _SIDE))
         alt = f"{name.value}, pipeline {code.value}, numbers: {numbers.value}"
-        pixels = to_pixels(image[0].permute(1, 2, 0).numpy())
-        picture.value = picture_html(pixels, alt, PICTURE)
+        pixels = to_uint8(image[0].permute(1, 2, 0).numpy())
+        picture.value = picture_html(pixels, alt, _PICTURE)
         own = frame.camera
         about = f"{own.name}, {own.cfa.name}, {frame.mosaic.shape[1]} x {frame.mosaic.shape[0]}"
-        table.value = verdict_table(report, own)
-        note.value = f"{html.escape(about)}<br><b>{html.escape(verdict(report, own))}</b>"
-
-    def receive(file: str, frame: RawFrame) -> None:
-        frames[file] = frame
-        name.options = list(frames)
-        name.value = file
-        live()  # another file of the same name changes no control
+        table.value = _verdict_table(report, own)
+        note.value = f"{html.escape(about)}<br><b>{html.escape(_verdict(report, own))}</b>"
 
     live = Live(draw, note)
     live.watch(name, code, numbers)
     draw()
     left = widgets.VBox([name, code, numbers, note, table])
-    box = [widgets.HBox([left, picture])] + ([raw_upload(receive)] if uploads else [])
-    return widgets.VBox(box).add_class("r2l-camera-explorer")
+    rows = [widgets.HBox([left, picture])]
+    rows += [upload_to(frames, name, live)] if uploads else []
+    return explorer("camera", *rows)

@@ -13,7 +13,7 @@ from r2l.training.callbacks import SCALE
 from r2l.training.tracking import Records, resolve
 from r2l.viz import plot_curves
 from r2l.viz.style import to_png
-from r2l.widgets.live import Live, picture_html
+from r2l.widgets.live import Live, explorer, picture_html, sized
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -92,7 +92,7 @@ def lab_explorer(store: str | Path | None = None) -> ipywidgets.Widget:
     if not runs:
         raise ValueError("no run with tracked stages; train with --track_processing")
     records = Records(store)
-    style = {"style": {"description_width": "60px"}, "layout": {"width": "300px"}}
+    style = sized(60, 300)
     run = widgets.Dropdown(options=list(runs), description="run", **style)
     what = widgets.Dropdown(description="picture", **style)
     epoch = widgets.SelectionSlider(options=[0], description="epoch", **style)
@@ -131,5 +131,4 @@ def lab_explorer(store: str | Path | None = None) -> ipywidgets.Widget:
     live.watch(run, what, epoch)
     draw()
     draw_curves()
-    box = widgets.VBox([widgets.HBox([run, what, epoch]), picture, note, curves])
-    return box.add_class("r2l-lab-explorer")
+    return explorer("lab", widgets.HBox([run, what, epoch]), picture, note, curves)

@@ -1,23 +1,24 @@
-"""Drawing while a slider moves: always the latest value, never a queue of old ones."""
+"""What explorers share: drawing while a slider moves, always the latest value, and how they look."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import html
-import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+import torch
+
+from r2l.files import png_base64
 
 if TYPE_CHECKING:
     import ipywidgets
 
-#: Seconds in which the kernel may read what else has come before the next picture is drawn.
-SETTLE = 0.004
+# Seconds in which the kernel may read what else has come before the next picture is drawn.
+_SETTLE = 0.004
 
 
 class Live:
@@ -60,13 +61,13 @@ class Live:
             self._task = loop.create_task(self._follow())
 
     async def _follow(self) -> None:
-        await asyncio.sleep(SETTLE)
+        await asyncio.sleep(_SETTLE)
         while self._take():
             try:
                 self.draw()
             except Exception as error:
                 self.note.value = html.escape(f"{type(error).__name__}: {error}")
-            await asyncio.sleep(SETTLE)
+            await asyncio.sleep(_SETTLE)
 
     def _take(self) -> bool:
         with self._lock:
@@ -74,9 +75,30 @@ class Live:
             return self._busy
 
 
-def to_pixels(picture: np.ndarray) -> np.ndarray:
-    """Return a picture, *display* domain, as uint8; what leaves [0, 1] becomes 0 or 255."""
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: a tile takes milliseconds, and threads that wait for each other more.
+
+    Most of all where other work runs, or where a container sees more cores than it may use.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def explorer(name: str, *rows: ipywidgets.Widget) -> ipywidgets.Widget:
+    """Return the rows of an explorer below one another; a page finds it by the class of its name."""
+    import ipywidgets as widgets
+
+    return widgets.VBox(rows).add_class(f"r2l-{name}-explorer")
+
+
+def sized(label: int, whole: int) -> dict[str, dict[str, str]]:
+    """Return the options of a control whose label and whole are so many pixels wide."""
+    return {"style": {"description_width": f"{label}px"}, "layout": {"width": f"{whole}px"}}
 
 
 def picture_html(pixels: np.ndarray, alt: str, width: int) -> str:
@@ -89,11 +111,16 @@ def picture_html(pixels: np.ndarray, alt: str, width: int) -> str:
         alt: what it shows, for those who listen.
         width: on the page, in pixels.
     """
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = png_base64(pixels, compression=1)
     height = round(width * pixels.shape[0] / pixels.shape[1])
     return (
         f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" decoding="sync" '
         f'style="image-rendering: pixelated; display: block" src="data:image/png;base64,{data}">'
     )
+
+
+def caption_html(words: Sequence[str], width: int, style: str, columns: int | None = None) -> str:
+    """Return words as they stand above or below a row of pictures, in columns of equal width."""
+    columns = f"grid-template-columns: repeat({columns or len(words)}, 1fr); width: {width}px"
+    spans = "".join(f"<span>{html.escape(word)}</span>" for word in words)
+    return f'<div style="display: grid; {columns}; text-align: center; {style}">{spans}</div>'

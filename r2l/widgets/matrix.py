@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,19 +15,20 @@ from matplotlib.colors import to_hex
 
 from r2l.datasets.frames import Frames
 from r2l.drift.paired import SCORE_NAMES, paired_scores
+from r2l.files import to_uint8
 from r2l.viz.matrices import difference_reach, to_diagonal
 from r2l.viz.style import INK, ink
-from r2l.widgets.live import Live, picture_html, to_pixels
+from r2l.widgets.live import Live, caption_html, explorer, picture_html
 
 if TYPE_CHECKING:
     import ipywidgets
     from torch import Tensor
 
-MOST = 8  # images
-WIDTH, GAP = 876, 2  # pixels; of the page, and between tiles
+_MOST = 8  # images
+_WIDTH, _GAP = 876, 2  # pixels; of the page, and between tiles
 
 
-def score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Return the scores, trained (rows) by tested (columns), and what they are called.
 
     Args:
@@ -40,7 +41,7 @@ def score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return wide, SCORE_NAMES.get(paired.value, paired.value)
 
 
-def most_changed(answers: pd.DataFrame, train: str, test: str, most: int = MOST) -> pd.DataFrame:
+def _most_changed(answers: pd.DataFrame, train: str, test: str, most: int = _MOST) -> pd.DataFrame:
     """Return the images that a change of pipeline costs most; where it costs none, the first ones.
 
     Args:
@@ -65,27 +66,27 @@ def most_changed(answers: pd.DataFrame, train: str, test: str, most: int = MOST)
     return table.head(most).reset_index()
 
 
-def two_rows(above: Tensor, below: Tensor, most: int = MOST) -> np.ndarray:
+def _two_rows(above: Tensor, below: Tensor, most: int = _MOST) -> np.ndarray:
     """Return images (N, 3, H, W), display domain, in two rows of ``most`` places as uint8 (2H, W', 3).
 
     Large ones are made smaller; places that stay empty are white.
     """
-    side = min(above.shape[-1], WIDTH // most - GAP)
+    side = min(above.shape[-1], _WIDTH // most - _GAP)
     high = max(1, round(side * above.shape[-2] / above.shape[-1]))
-    page = np.full((2 * (high + GAP), most * (side + GAP), 3), 255, dtype=np.uint8)
+    page = np.full((2 * (high + _GAP), most * (side + _GAP), 3), 255, dtype=np.uint8)
     for row, images in enumerate((above, below)):
         small = images
         if images.shape[-2:] != (high, side):
             small = torch.nn.functional.interpolate(images, (high, side), mode="area")
-        for column, tile in enumerate(to_pixels(small.permute(0, 2, 3, 1).numpy())):
-            y, x = row * (high + GAP), column * (side + GAP)
+        for column, tile in enumerate(to_uint8(small.permute(0, 2, 3, 1).numpy())):
+            y, x = row * (high + _GAP), column * (side + _GAP)
             page[y : y + high, x : x + side] = tile
     return page
 
 
-def changed_html(views: Frames, answers: pd.DataFrame, train: str, test: str) -> str:
-    """Return the images of `most_changed` as HTML: above and below, each with what the model says."""
-    table = most_changed(answers, train, test)
+def _changed_html(views: Frames, answers: pd.DataFrame, train: str, test: str) -> str:
+    """Return the images of `_most_changed` as HTML: above and below, each with what the model says."""
+    table = _most_changed(answers, train, test)
     images = table["image"].tolist()
     before, after = (_said(views, table, column) for column in ("before", "after"))
     rows = [(train, before), (test, after)]
@@ -93,8 +94,10 @@ def changed_html(views: Frames, answers: pd.DataFrame, train: str, test: str) ->
         f"{where} developed by {code}: {', '.join(words)}"
         for where, (code, words) in zip(("Above", "Below"), rows, strict=True)
     )
-    pictures = two_rows(*(views.images[code][images] for code, _ in rows))
-    return _captions(before) + picture_html(pictures, alt, WIDTH) + _captions(after)
+    pictures = _two_rows(*(views.images[code][images] for code, _ in rows))
+    text = "font-size: 12px; line-height: 1.5"
+    above, below = (caption_html(words, _WIDTH, text, _MOST) for words in (before, after))
+    return above + picture_html(pictures, alt, _WIDTH) + below
 
 
 def _said(views: Frames, table: pd.DataFrame, column: str) -> list[str]:
@@ -108,13 +111,6 @@ def _said(views: Frames, table: pd.DataFrame, column: str) -> list[str]:
     ]
 
 
-def _captions(words: Sequence[str]) -> str:
-    columns = f"grid-template-columns: repeat({MOST}, 1fr); width: {WIDTH}px"
-    spans = "".join(f"<span>{html.escape(word)}</span>" for word in words)
-    text = "font-size: 12px; line-height: 1.5; text-align: center"
-    return f'<div style="display: grid; {columns}; {text}">{spans}</div>'
-
-
 def matrix_explorer(views: Frames, answers: pd.DataFrame) -> ipywidgets.Widget:
     """Return the matrix, each cell a button, above the images that lose most in the chosen cell.
 
@@ -126,58 +122,57 @@ def matrix_explorer(views: Frames, answers: pd.DataFrame) -> ipywidgets.Widget:
     """
     import ipywidgets as widgets
 
-    scores, metric = score_matrix(answers)
+    scores, metric = _score_matrix(answers)
     note, picture = widgets.HTML(), widgets.HTML()
-    cells = {(train, test): _cell(scores, train, test) for train in scores.index for test in scores}
+    differences = to_diagonal(scores)
+    cells = _cells(scores, differences)
     # The first cell to show is the worst.
-    falls = {(a, b): scores.loc[a, b] - scores.loc[a, a] for a, b in cells}
-    chosen = [min(falls, key=falls.get)]
+    shown = [min(cells, key=lambda names: differences.loc[names])]
 
     def draw() -> None:
-        train, test = chosen[0]
-        for place, cell in cells.items():
-            cell.layout.border = f"3px solid {INK}" if place == chosen[0] else "3px solid white"
-        falls = most_changed(answers, train, test, len(views))["fall"]
+        train, test = shown[0]
+        for names, cell in cells.items():
+            cell.layout.border = f"3px solid {INK}" if names == shown[0] else "3px solid white"
+        falls = _most_changed(answers, train, test, len(views))["fall"]
         lost = int((falls > 0).sum())
-        what = "answers lost" if views.task != "segmentation" else "images with a lower IoU"
-        shown = (
-            f"the first {MOST} of them"
-            if lost > MOST
-            else "all of them"
-            if lost
-            else "the first images"
-        )
+        masks = views.task == "segmentation"
+        what = "images with a lower IoU" if masks else "answers lost"
+        which = "all of them" if lost else "the first images"
+        which = f"the first {_MOST} of them" if lost > _MOST else which
         note.value = (
             f"<b>trained under {train} (above), tested under {test} (below)</b>: "
-            f"{metric} {scores.loc[train, test]:.3f}, {what}: {lost}; below, {shown}"
+            f"{metric} {scores.loc[train, test]:.3f}, {what}: {lost}; below, {which}"
         )
-        picture.value = changed_html(views, answers, train, test)
+        picture.value = _changed_html(views, answers, train, test)
 
     live = Live(draw, note)
 
-    def choose(place: tuple[str, str], _button: object) -> None:
-        chosen[0] = place
+    def choose(names: tuple[str, str], _button: object) -> None:
+        shown[0] = names
         live()
 
-    for place, cell in cells.items():
-        cell.on_click(partial(choose, place))
+    for names, cell in cells.items():
+        cell.on_click(partial(choose, names))
     draw()
-    box = widgets.VBox([_grid(scores, cells), note, picture])
-    return box.add_class("r2l-matrix-explorer")
+    return explorer("matrix", _grid(scores, cells), note, picture)
 
 
-def _cell(scores: pd.DataFrame, train: str, test: str) -> ipywidgets.Button:
+def _cells(
+    scores: pd.DataFrame, differences: pd.DataFrame
+) -> dict[tuple[str, str], ipywidgets.Button]:
     import ipywidgets as widgets
 
-    fall = to_diagonal(scores)
-    colour = colormaps["RdBu"](0.5 + 0.5 * fall.loc[train, test] / difference_reach(fall))
-    button = widgets.Button(
-        description=f"{scores.loc[train, test]:.2f}",
-        tooltip=f"trained under {train}, tested under {test}",
-        style={"button_color": to_hex(colour), "text_color": to_hex(ink(colour))},
-        layout={"width": "auto", "height": "34px", "margin": "1px", "padding": "0"},
-    )
-    return button.add_class("r2l-matrix-cell")
+    reach, cells = difference_reach(differences), {}
+    for train, test in product(scores.index, scores):
+        colour = colormaps["RdBu"](0.5 + 0.5 * differences.loc[train, test] / reach)
+        button = widgets.Button(
+            description=f"{scores.loc[train, test]:.2f}",
+            tooltip=f"trained under {train}, tested under {test}",
+            style={"button_color": to_hex(colour), "text_color": to_hex(ink(colour))},
+            layout={"width": "auto", "height": "34px", "margin": "1px", "padding": "0"},
+        )
+        cells[train, test] = button.add_class("r2l-matrix-cell")
+    return cells
 
 
 def _grid(

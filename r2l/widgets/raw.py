@@ -5,44 +5,45 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from r2l.files import to_uint8
 from r2l.rawfile import RawFrame
 from r2l.sensor import CONTAINER_MAX
 from r2l.viz.raw import PLANE_STYLES, colour_sites, split_planes
-from r2l.widgets.live import Live, picture_html, to_pixels
-from r2l.widgets.upload import raw_upload
+from r2l.widgets.camera import frame_menu, upload_to
+from r2l.widgets.live import Live, explorer, picture_html, sized
 
 if TYPE_CHECKING:
     import ipywidgets
 
-SITES, GREY = "all sites, in their filter's colour", "all sites, grey"
-VIEWS = (SITES, GREY, *PLANE_STYLES)
-SIDES = (8, 16, 32, 64, 128, 256)
-PICTURE, OVERVIEW, CHART = 480, 200, 380
+_SITES, _GREY = "all sites, in their filter's colour", "all sites, grey"
+_VIEWS = (_SITES, _GREY, *PLANE_STYLES)
+_SIDES = (8, 16, 32, 64, 128, 256)
+_PICTURE, _OVERVIEW, _CHART = 480, 200, 380
 
 
 @dataclass(frozen=True)
-class Look:
+class _Look:
     """Which part of a frame to look at, and how.
 
     Attributes:
         row, column: first site; odd ones are taken back by one, so that the layout stays.
         side: how many sites, along both sides.
-        view: one of `VIEWS`.
+        view: one of `_VIEWS`.
         stretch: spread the range that the frame uses over the range of the display.
     """
 
     row: int = 0
     column: int = 0
     side: int = 64
-    view: str = SITES
+    view: str = _SITES
     stretch: bool = True
 
 
-def cut(mosaic: np.ndarray, look: Look) -> np.ndarray:
+def _cut(mosaic: np.ndarray, look: _Look) -> np.ndarray:
     """Return the part of a mosaic (H, W) that is looked at, moved inside if it reaches beyond."""
     rows, columns = (
         max(0, min(start, n - look.side)) // 2 * 2
@@ -51,39 +52,39 @@ def cut(mosaic: np.ndarray, look: Look) -> np.ndarray:
     return mosaic[rows : rows + look.side, columns : columns + look.side]
 
 
-def used_range(mosaic: np.ndarray) -> tuple[float, float]:
+def _used_range(mosaic: np.ndarray) -> tuple[float, float]:
     """Return the 0.1 and the 99.9 percentile of a mosaic, from every so many sites of a large one."""
     step = max(1, max(mosaic.shape) // 512) | 1  # odd, so that all four positions are met
     low, high = np.percentile(mosaic[::step, ::step], (0.1, 99.9))
     return float(low), float(max(high, low + 1 / CONTAINER_MAX))
 
 
-def paint(frame: RawFrame, look: Look, levels: tuple[float, float]) -> np.ndarray:
+def _paint(frame: RawFrame, look: _Look, levels: tuple[float, float]) -> np.ndarray:
     """Return what is looked at as a picture (h, w) or (h, w, 3), *display* domain.
 
     Args:
         frame: raw domain.
         look: where and how.
-        levels: what is black and what is white if stretched; see `used_range`.
+        levels: what is black and what is white if stretched; see `_used_range`.
     """
-    part = cut(frame.mosaic, look)
+    part = _cut(frame.mosaic, look)
     low, high = levels if look.stretch else (0.0, 1.0)
     part = ((part - low) / (high - low)).clip(0, 1)
-    if look.view == SITES:
+    if look.view == _SITES:
         return colour_sites(part, frame.camera.cfa)
-    return part if look.view == GREY else split_planes(part, frame.camera.cfa)[look.view]
+    return part if look.view == _GREY else split_planes(part, frame.camera.cfa)[look.view]
 
 
-def overview(frame: RawFrame, levels: tuple[float, float], side: int = OVERVIEW) -> np.ndarray:
+def _overview(frame: RawFrame, levels: tuple[float, float], side: int = _OVERVIEW) -> np.ndarray:
     """Return a whole frame, one green site in so many, as uint8 (h, w, 3) of at most ``side``."""
     green = split_planes(frame.mosaic, frame.camera.cfa)["green 1"]
     step = -(-max(green.shape) // side)
     low, high = levels
-    pixels = to_pixels((green[::step, ::step] - low) / (high - low))
+    pixels = to_uint8((green[::step, ::step] - low) / (high - low))
     return np.repeat(pixels[..., None], 3, axis=2)
 
 
-def mark(small: np.ndarray, look: Look, shape: tuple[int, int]) -> np.ndarray:
+def _mark(small: np.ndarray, look: _Look, shape: tuple[int, int]) -> np.ndarray:
     """Return an overview (uint8) with a frame around what is looked at in a mosaic of ``shape``."""
     small = small.copy()
     edges = []
@@ -100,12 +101,12 @@ def mark(small: np.ndarray, look: Look, shape: tuple[int, int]) -> np.ndarray:
     return small
 
 
-def histogram_svg(frame: RawFrame, look: Look, levels: tuple[float, float]) -> str:
+def _histogram_svg(frame: RawFrame, look: _Look, levels: tuple[float, float]) -> str:
     """Return the histogram of the four planes of what is looked at, as an SVG with a legend.
 
     Square roots of counts, so that rare values show; the axis is digital numbers of 16 bits.
     """
-    planes = split_planes(cut(frame.mosaic, look), frame.camera.cfa)
+    planes = split_planes(_cut(frame.mosaic, look), frame.camera.cfa)
     low, high = levels if look.stretch else (0.0, 1.0)
     bins = np.linspace(low, high, 65)
     counts = {n: np.sqrt(np.histogram(p.clip(low, high), bins)[0]) for n, p in planes.items()}
@@ -116,7 +117,7 @@ def histogram_svg(frame: RawFrame, look: Look, levels: tuple[float, float]) -> s
         look_of_line = f'stroke="{colour}" stroke-width="1.5" fill="none"'
         look_of_line += ' stroke-dasharray="4 3"' if dashes == "--" else ""
         y = 130 - 110 * heights / top
-        x = np.linspace(10, CHART - 10, len(y))
+        x = np.linspace(10, _CHART - 10, len(y))
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
         lines.append(f'<polyline points="{points}" {look_of_line}/>')
         at = 14 + 90 * number
@@ -127,12 +128,12 @@ def histogram_svg(frame: RawFrame, look: Look, levels: tuple[float, float]) -> s
     ends = [f"{end * CONTAINER_MAX:.0f}" for end in (low, high)]
     label = f"Histogram of the four planes from {ends[0]} to {ends[1]} digital numbers"
     return (
-        f'<svg role="img" aria-label="{label}" width="{CHART}" height="165" font-size="11" '
+        f'<svg role="img" aria-label="{label}" width="{_CHART}" height="165" font-size="11" '
         f'fill="currentColor">{"".join(lines)}{"".join(legend)}'
-        f'<line x1="10" x2="{CHART - 10}" y1="131" y2="131" stroke="currentColor"/>'
+        f'<line x1="10" x2="{_CHART - 10}" y1="131" y2="131" stroke="currentColor"/>'
         f'<text x="10" y="146">{ends[0]}</text>'
-        f'<text x="{CHART - 10}" y="146" text-anchor="end">{ends[1]}</text>'
-        f'<text x="{CHART / 2}" y="160" text-anchor="middle">raw value (DN of 16 bits); height: '
+        f'<text x="{_CHART - 10}" y="146" text-anchor="end">{ends[1]}</text>'
+        f'<text x="{_CHART / 2}" y="160" text-anchor="middle">raw value (DN of 16 bits); height: '
         "square root of the count</text></svg>"
     )
 
@@ -149,13 +150,11 @@ def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> ipywid
     """
     import ipywidgets as widgets
 
-    if not frames:
-        raise ValueError("no frames to explore")
-    frames, ranges, smalls = dict(frames), {}, {}
-    style = {"style": {"description_width": "90px"}, "layout": {"width": "380px"}}
-    name = widgets.Dropdown(options=list(frames), description="frame", **style)
-    view = widgets.Dropdown(options=VIEWS, description="show", **style)
-    side = widgets.SelectionSlider(options=SIDES, value=64, description="zoom, sites", **style)
+    frames, style = dict(frames), sized(90, 380)
+    name = frame_menu(frames, **style)
+    last: dict[str, Any] = {}  # the frame that was drawn, its range and its overview
+    view = widgets.Dropdown(options=_VIEWS, description="show", **style)
+    side = widgets.SelectionSlider(options=_SIDES, value=64, description="zoom, sites", **style)
     row = widgets.IntSlider(0, 0, 2, 2, description="row", **style)
     column = widgets.IntSlider(0, 0, 2, 2, description="column", **style)
     stretch = widgets.Checkbox(value=True, description="stretch to the range used", indent=False)
@@ -168,27 +167,19 @@ def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> ipywid
 
     def draw() -> None:
         frame = frames[name.value]
-        if name.value not in ranges:
-            ranges[name.value] = used_range(frame.mosaic)
-            smalls[name.value] = overview(frame, ranges[name.value])
-        levels = ranges[name.value]
-        look = Look(row.value, column.value, side.value, view.value, stretch.value)
+        if last.get("frame") is not frame:
+            levels = _used_range(frame.mosaic)
+            last.update(frame=frame, levels=levels, overview=_overview(frame, levels))
+        levels = last["levels"]
+        look = _Look(row.value, column.value, side.value, view.value, stretch.value)
         alt = f"{name.value}: {look.side} sites from row {look.row}, column {look.column}"
-        pixels = to_pixels(paint(frame, look, levels))
-        picture.value = picture_html(pixels, f"{alt}; {look.view}", PICTURE)
-        marked = mark(smalls[name.value], look, frame.mosaic.shape)
-        small.value = picture_html(
-            marked, "The whole frame, with a frame around the part", OVERVIEW
-        )
-        chart.value = histogram_svg(frame, look, levels)
+        pixels = to_uint8(_paint(frame, look, levels))
+        picture.value = picture_html(pixels, f"{alt}; {look.view}", _PICTURE)
+        marked = _mark(last["overview"], look, frame.mosaic.shape)
+        alt = "The whole frame, with a frame around the part"
+        small.value = picture_html(marked, alt, _OVERVIEW)
+        chart.value = _histogram_svg(frame, look, levels)
         note.value = f"{html.escape(frame.camera.name)}, layout {frame.camera.cfa.name}"
-
-    def receive(file: str, frame: RawFrame) -> None:
-        frames[file] = frame
-        ranges.pop(file, None)
-        name.options = list(frames)
-        name.value = file
-        live()  # another file of the same name changes no control
 
     live = Live(draw, note)
     for control in (name, side):
@@ -198,6 +189,6 @@ def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> ipywid
     row.value, column.value = row.max // 4 * 2, column.max // 4 * 2
     draw()
     left = widgets.VBox([name, view, side, row, column, stretch, chart, small])
-    box = [widgets.HBox([left, widgets.VBox([picture, note])])]
-    box += [raw_upload(receive)] if uploads else []
-    return widgets.VBox(box).add_class("r2l-raw-explorer")
+    rows = [widgets.HBox([left, widgets.VBox([picture, note])])]
+    rows += [upload_to(frames, name, live)] if uploads else []
+    return explorer("raw", *rows)
