@@ -24,8 +24,13 @@ from r2l.drift.forensics import (
     verify_tolerances,
 )
 from r2l.drift.matched_severity import match_amount, pipeline_distance
-from r2l.drift.matrix import MatrixSummary, flips, summarise
-from r2l.drift.published import published_corruptions, published_matrix
+from r2l.drift.matrix import (
+    MatrixSummary,
+    flips,
+    published_corruptions,
+    published_matrix,
+    summarise,
+)
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.shift_detector import ShiftDetector, ShiftTest, detection_rates
 from r2l.drift.synthesis import Trained, ask_models, train_models, train_test_matrix

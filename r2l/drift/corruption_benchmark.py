@@ -18,7 +18,7 @@ from r2l.datasets.frames import Frames
 from r2l.drift.comparison import MATCHED, corruption_table, spread
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES
 from r2l.drift.matched_severity import pipeline_distance
-from r2l.drift.paired import SCORE_NAMES, paired_scores
+from r2l.drift.paired import paired_scores
 from r2l.drift.statistics import Bootstrap, Interval
 from r2l.drift.synthesis import Trained, ask_models
 
@@ -186,6 +186,6 @@ def _mean_drops(
             return np.nan_to_num(drops / base, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     sampled = paired.draws(bootstrap)
-    name = SCORE_NAMES.get(paired.value, paired.value)
+    name = paired.metric
     drops = sampled.interval(lambda scores: scores @ weights.T)
     return drops, sampled.interval(ratios), name

@@ -24,7 +24,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from r2l.drift.paired import paired_scores
+from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.statistics import Bootstrap
 
 FACTORS = ("demosaic", "sharpening", "denoising")
@@ -76,7 +76,9 @@ def effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame,
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order is {order}, expected 1, 2 or 3")
-    lost = _to_drops(cells)
+    own = diagonal_of(pd.MultiIndex.from_frame(cells[["train", "test"]]))
+    # Turns scores into drops: the row's diagonal less the cell.
+    lost = np.eye(len(cells))[own] - np.eye(len(cells))
     sides = {side: _choices(cells[side]) for side in ("train", "test")}
     tables = [_level_effects(sides, order), _change_effects(sides, order)]
     names = [name for rows, _ in tables for name in rows]
@@ -89,18 +91,6 @@ def _choices(codes: Iterable[str]) -> pd.DataFrame:
     if odd := sorted({",".join(row) for row in rows if len(row) != len(FACTORS)}):
         raise ValueError(f"expected pipelines such as 'bi,s,me', got {odd}")
     return pd.DataFrame(rows, columns=list(FACTORS))
-
-
-def _to_drops(cells: pd.DataFrame) -> np.ndarray:
-    """Return the matrix (K, K) that turns scores into drops: the row's diagonal less the cell."""
-    own = {
-        train: i for i, (train, test) in enumerate(cells.itertuples(index=False)) if train == test
-    }
-    if missing := set(cells["train"]) - set(own):
-        raise ValueError(f"no diagonal: trained but not tested under {sorted(missing)}")
-    matrix = -np.eye(len(cells))
-    matrix[np.arange(len(cells)), [own[train] for train in cells["train"]]] += 1
-    return matrix
 
 
 def _sum_coding(values: Sequence[str]) -> tuple[list[str], np.ndarray]:

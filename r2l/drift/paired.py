@@ -35,6 +35,11 @@ class PairedScores:
     groups: np.ndarray
     value: str
 
+    @property
+    def metric(self) -> str:
+        """What the score is called."""
+        return SCORE_NAMES.get(self.value, self.value)
+
     def draws(self, bootstrap: Bootstrap) -> Draws:
         """Return scores and bootstrap samples of them, the same groups for every cell."""
         return bootstrap_ratios(self.numerators, self.denominators, self.groups, bootstrap)
@@ -85,3 +90,16 @@ def paired_scores(
     return PairedScores(
         above.columns, above.to_numpy(), below, wide.index.to_numpy(), groups.to_numpy(), value
     )
+
+
+def diagonal_of(cells: pd.MultiIndex) -> np.ndarray:
+    """Return of each of K cells (train, test) the number of the cell (train, train), (K,).
+
+    Raises:
+        ValueError: some train has none.
+    """
+    trains = cells.get_level_values("train")
+    own = cells.get_indexer(pd.MultiIndex.from_arrays([trains, trains]))
+    if missing := sorted(set(trains[own < 0])):
+        raise ValueError(f"no diagonal: trained but not tested under {missing}")
+    return own

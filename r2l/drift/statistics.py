@@ -30,6 +30,11 @@ class Interval(NamedTuple):
     high: np.ndarray
 
 
+def interval_text(estimate: float, low: float, high: float, form: str = "+.3f") -> str:
+    """Return an estimate and its bounds as they are printed: ``+0.120 (+0.080 to +0.170)``."""
+    return f"{estimate:{form}} ({low:{form}} to {high:{form}})"
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """How intervals are made.

@@ -25,7 +25,7 @@ from torch import nn
 from r2l.datasets import RawDataset
 from r2l.datasets.frames import Frames, develop_views
 from r2l.drift.asking import as_table, ask, ready
-from r2l.drift.paired import SCORE_NAMES, paired_scores
+from r2l.drift.paired import paired_scores
 from r2l.isp import PIPELINES
 from r2l.progress import progress_bar
 from r2l.training import Fold, RawToLogits, channel_statistics, fit, group_folds
@@ -249,6 +249,6 @@ def _log(run: Run, trained: RawToLogits, table: pd.DataFrame) -> None:
     for epoch, row in trained.history.iterrows():
         run.metrics(row.to_dict(), step=epoch)
     paired = paired_scores(table, "test")
-    name = SCORE_NAMES.get(paired.value, paired.value)
+    name = paired.metric
     shares = paired.numerators.sum(axis=0) / paired.denominators.sum(axis=0)
     run.metrics({f"{name} on {t}": v for t, v in zip(paired.cells, shares, strict=True)})

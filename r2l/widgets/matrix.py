@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from r2l.datasets.frames import Frames
-from r2l.drift.paired import SCORE_NAMES, paired_scores
+from r2l.drift.paired import paired_scores
 from r2l.files import to_uint8
 from r2l.viz.matrices import difference_reach, to_diagonal
 from r2l.viz.style import INK, ink
@@ -38,7 +38,7 @@ def _score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     scores = paired.numerators.sum(axis=0) / paired.denominators.sum(axis=0)
     wide = pd.Series(scores, paired.cells).unstack()
     wide = wide.loc[answers["train"].unique(), answers["test"].unique()]
-    return wide, SCORE_NAMES.get(paired.value, paired.value)
+    return wide, paired.metric
 
 
 def _most_changed(answers: pd.DataFrame, train: str, test: str, most: int = _MOST) -> pd.DataFrame:
