@@ -41,6 +41,13 @@ class RawFolder(RawDataset):
     to bring its layout in line; other black and white levels are mapped onto those of ``camera``.
     White balance and matrix are ``camera``'s; a file's own are in ``frame(index).camera``.
 
+    >>> import tempfile, r2l
+    >>> with tempfile.TemporaryDirectory() as photos:
+    ...     Path(photos, "cats").mkdir()
+    ...     r2l.write_dng(f"{photos}/cats/1.dng", np.full((22, 22), 0.5), r2l.DRONE)
+    ...     RawFolder(photos).classes
+    ('cats',)
+
     Args:
         root: folder of the images.
         labels: CSV file; "file" is a path below ``root``.

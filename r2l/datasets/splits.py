@@ -33,6 +33,9 @@ def group_folds(
     on both sides would let a model recognise the group instead of the class. Class shares are kept
     as equal between folds as whole groups allow (scikit-learn's StratifiedGroupKFold).
 
+    >>> [fold.test.tolist() for fold in group_folds([0, 1, 0, 1], ["a", "a", "b", "b"], 2)]
+    [[2, 3], [0, 1]]
+
     Args:
         labels: class of each image, (N,).
         groups: group of each image, (N,); None makes every image its own group.

@@ -27,24 +27,28 @@ from r2l.datasets.twins.procedural import (
     wrap,
 )
 
-PSF_SIGMA = 2.52 * 0.06  # metres
-PAVEMENT = 1.5  # metres
-LUSH, DRY, SOIL = seen(0.24, 0.31, 0.24), seen(0.41, 0.39, 0.33), seen(0.40, 0.34, 0.30)
-ASPHALT, PAVING, MARKING = seen(0.36, 0.37, 0.40), seen(0.46, 0.46, 0.47), seen(0.70, 0.70, 0.68)
-GLASS = seen(0.13, 0.15, 0.18)
-SUNLIGHT = np.array([1.06, 1.0, 0.9], np.float32)  # what a shadow lacks: it is bluer than the sun
+_PSF_SIGMA = 2.52 * 0.06  # metres
+_PAVEMENT = 1.5  # metres
+_LUSH, _DRY, _SOIL = seen(0.24, 0.31, 0.24), seen(0.41, 0.39, 0.33), seen(0.40, 0.34, 0.30)
+_ASPHALT, _PAVING, _MARKING = seen(0.36, 0.37, 0.40), seen(0.46, 0.46, 0.47), seen(0.70, 0.70, 0.68)
+_GLASS = seen(0.13, 0.15, 0.18)
+_SUNLIGHT = np.array([1.06, 1.0, 0.9], np.float32)  # what a shadow lacks: it is bluer than the sun
 # Where windscreen and rear window begin and end, as shares of the length, by kind of car.
-WINDOWS = (((0.29, 0.43), (0.74, 0.84)), ((0.27, 0.41), (0.88, 0.95)), ((0.10, 0.20), (0.98, 0.99)))
+_WINDOWS = (
+    ((0.29, 0.43), (0.74, 0.84)),
+    ((0.27, 0.41), (0.88, 0.95)),
+    ((0.10, 0.20), (0.98, 0.99)),
+)
 
 
 @lru_cache(maxsize=3)
-def car_sprite(kind: int) -> Array:
+def _car_sprite(kind: int) -> Array:
     """Return a car from above, front first: (3, 130, 66), its body, glass and brightness.
 
     A frame of nothing is round it, so that a look-up beyond the car finds nothing.
     """
     u, v = np.arange(128)[:, None] / 127, np.abs(np.arange(64)[None] / 63 * 2 - 1)
-    (front, top), (back, rear) = WINDOWS[kind]
+    (front, top), (back, rear) = _WINDOWS[kind]
     body = coverage(rectangle((u - 0.5) * 4.5, v * 0.9, 2.25, 0.9, 0.4), 0.05)
     panes = ((u > front) & (u < top) | (u > back) & (u < rear)) & (v < 0.82)
     sides = (u > front + 0.05) & (u < rear - 0.04) & (v > 0.80) & (v < 0.93)
@@ -82,7 +86,7 @@ class _Window:
         (top, bottom), (left, right) = self.y[[0, -1], 0].tolist(), self.x[0, [0, -1]].tolist()
         away = turned((top + bottom) / 2 - road.y, (left + right) / 2 - road.x, road.heading)[1]
         window = Box(0, 0, road.heading, right - left, bottom - top, 0, road.colour)
-        return abs(away) < upright(window)[0] + road.width / 2 + PAVEMENT + self.pixel
+        return abs(away) < upright(window)[0] + road.width / 2 + _PAVEMENT + self.pixel
 
     def blend(self, where: Part, cover: Array, colour: Array, shade: Array | float = 1) -> None:
         """Lay ``colour`` (3,), brighter or darker by ``shade``, over a part of the ground.
@@ -103,33 +107,33 @@ class _Window:
             a, b, field = fy * self.y + phase, fx * self.x, fields[int(layer)]
             field += np.multiply(0.4 * np.cos(a), np.cos(b), out=wave)
             field -= np.multiply(0.4 * np.sin(a), np.sin(b), out=wave)
-        self.albedo[:] = LUSH[:, None, None]
-        for field, colour in zip(fields, (DRY, SOIL), strict=True):
+        self.albedo[:] = _LUSH[:, None, None]
+        for field, colour in zip(fields, (_DRY, _SOIL), strict=True):
             self.blend(EVERYWHERE, field.clip(0, 1, out=field), colour)
         self.albedo *= 1 + 0.12 * self.grain + 0.18 * self.leaves
 
     def paint_pavement(self, road: Box) -> None:
         """Lay a pavement on both sides, and under the road."""
-        where, _, across = self.local(road, PAVEMENT)
-        beyond = np.abs(across) - np.float32(road.width / 2 + PAVEMENT)
-        self.blend(where, coverage(beyond, self.pixel), PAVING, self.rough[where])
+        where, _, across = self.local(road, _PAVEMENT)
+        beyond = np.abs(across) - np.float32(road.width / 2 + _PAVEMENT)
+        self.blend(where, coverage(beyond, self.pixel), _PAVING, self.rough[where])
 
     def paint_road(self, road: Box) -> None:
         """Lay asphalt and a broken line in the middle."""
         where, along, across = self.local(road)
         beyond = np.abs(across) - np.float32(road.width / 2)
-        self.blend(where, coverage(beyond, self.pixel), ASPHALT, self.rough[where])
+        self.blend(where, coverage(beyond, self.pixel), _ASPHALT, self.rough[where])
         line = coverage(np.abs(across) - 0.06, self.pixel) * (remainder(along, 6) < 3)
-        self.blend(where, 0.7 * line, MARKING)
+        self.blend(where, 0.7 * line, _MARKING)
 
     def paint_lot(self, lot: Box) -> None:
         """Lay asphalt, with a line between two parking spaces."""
         where, along, across = self.local(lot)
         inside = coverage(rectangle(along, across, lot.length / 2, lot.width / 2, 0.5), self.pixel)
-        self.blend(where, inside, ASPHALT, self.rough[where])
+        self.blend(where, inside, _ASPHALT, self.rough[where])
         to_line = np.abs(remainder(along + (lot.length + STALL[0]) / 2, STALL[0]) - STALL[0] / 2)
         line = coverage(to_line - 0.05, self.pixel) * (np.abs(across) > lot.width / 2 - STALL[1])
-        self.blend(where, 0.6 * line * inside, MARKING)
+        self.blend(where, 0.6 * line * inside, _MARKING)
 
     def shade(self, box: Box) -> None:
         """Take the sun from where the box stands in its way: the box, swept along its shadow."""
@@ -175,11 +179,11 @@ class _Window:
         where, along, across = self.local(car)
         u = np.rint((along / car.length + 0.5) * 127 + 1).clip(0, 129)
         v = np.rint((across / car.width + 0.5) * 63 + 1).clip(0, 65)
-        sprite = car_sprite(car.kind)
+        sprite = _car_sprite(car.kind)
         spots = (u * sprite.shape[2] + v).astype(np.intp)
         body, glass, bright = (plane.take(spots) for plane in sprite)
         self.blend(where, body, car.colour, bright)
-        self.blend(where, glass, GLASS)
+        self.blend(where, glass, _GLASS)
         self.sun[where] += body * (sun[where] - self.sun[where])
         self.cars[where] |= body > 0.5
 
@@ -231,11 +235,11 @@ class _Window:
     def light(self) -> Array:
         """Return what reaches the sensor, after the lens: (3, ...), smaller by the lens's reach."""
         dark, light = 1 - self.sun, []
-        for i, warm in enumerate(SUNLIGHT):
+        for i, warm in enumerate(_SUNLIGHT):
             lit = dark * (-self.photo.light[i] * np.float32(self.photo.sun) * warm)
             lit += self.photo.light[i]
             lit *= self.albedo[i]
-            light.append(smooth(lit, PSF_SIGMA / self.pixel))
+            light.append(smooth(lit, _PSF_SIGMA / self.pixel))
         return np.stack(light)
 
 
@@ -255,7 +259,7 @@ def paint_photo(
     Returns:
         The light (3, height, width), linear camera colours, and where cars are (height, width).
     """
-    halo = smooth_reach(PSF_SIGMA / pixel)  # the lens brings light from beyond the window
+    halo = smooth_reach(_PSF_SIGMA / pixel)  # the lens brings light from beyond the window
     size = height + 2 * halo, width + 2 * halo
     window = _Window(photo, top - halo, left - halo, *size, pixel)
     window.paint()

@@ -6,6 +6,7 @@ everything is a function of its arguments, and chance comes from a `numpy.random
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -23,13 +24,11 @@ def stream(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng((seed, *key))
 
 
-def apportion(total: int, weights: dict[str, int]) -> dict[str, int]:
+def apportion(total: int, weights: Sequence[int]) -> NDArray[np.int64]:
     """Split ``total`` in proportion to ``weights``, in whole numbers (largest remainders)."""
-    exact = {name: total * w / sum(weights.values()) for name, w in weights.items()}
-    counts = {name: int(share) for name, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
-    for name in by_remainder[: total - sum(counts.values())]:
-        counts[name] += 1
+    exact = total * np.array(weights) / sum(weights)
+    counts = exact.astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
     return counts
 
 

@@ -21,22 +21,22 @@ from r2l.datasets.twins.procedural import (
     wobble,
 )
 
-FIELD = 256 * 6.5 / 40  # micrometres: 256 pixels of 6.5 um behind a 40x objective
-PSF_SIGMA = 0.450 / 2.355  # micrometres; the published 450 nm taken as full width at half maximum
-WAVELENGTHS = np.array([620, 525, 450]) / 525  # of the three filters; a PSF grows with them
+_FIELD = 256 * 6.5 / 40  # micrometres: 256 pixels of 6.5 um behind a 40x objective
+_PSF_SIGMA = 0.450 / 2.355  # micrometres; the published 450 nm taken as full width at half maximum
+_WAVELENGTHS = np.array([620, 525, 450]) / 525  # of the three filters; a PSF grows with them
 
 # Decadic absorbance of a full layer at 620, 525 and 450 nm. Eosin (pink) absorbs green, the azures
 # (blue, purple on chromatin) absorb red and green. Red cell and nucleus are read off the demo tile
 # of the raw2logit repository; the others are chosen by eye, no measured spectra.
-RED_CELL = np.array([0.075, 0.185, 0.055], np.float32)
-PINK = np.array([0.06, 0.22, 0.03], np.float32)
-BLUE = np.array([0.24, 0.22, 0.02], np.float32)
-NUCLEAR = np.array([0.55, 0.85, 0.14], np.float32)
-ORANGE = np.array([0.08, 0.42, 0.14], np.float32)
+_RED_CELL = np.array([0.075, 0.185, 0.055], np.float32)
+_PINK = np.array([0.06, 0.22, 0.03], np.float32)
+_BLUE = np.array([0.24, 0.22, 0.02], np.float32)
+_NUCLEAR = np.array([0.55, 0.85, 0.14], np.float32)
+_ORANGE = np.array([0.08, 0.42, 0.14], np.float32)
 
 
 @dataclass(frozen=True)
-class CellType:
+class _CellType:
     """What a class of white cell looks like. Lengths in micrometres, pairs are mean and deviation.
 
     A nucleus is a chain of lobes that share an area: one lobe has the radius ``lobe``, four have
@@ -66,25 +66,25 @@ class CellType:
     dark: float = 0.0
 
 
-CELL_TYPES = {
-    "BAS": CellType(
+_CELL_TYPES = {
+    "BAS": _CellType(
         (5.9, 0.7), (2, 3), (2.9, 0.3), 1.0, (0.9, 0.1), (0.8, 0.4), pink=0.5, blue=0.4, dark=0.9
     ),
-    "EOS": CellType(
+    "EOS": _CellType(
         (6.7, 0.7), (2, 3), (3.2, 0.3), 1.9, (0.5, 0.2), (0.9, 0.4), 1.0, pink=0.5, orange=0.9
     ),
-    "KSC": CellType(
+    "KSC": _CellType(
         (7.5, 1.2), (1, 4), (5.0, 0.9), 0.9, edge=2.5, ragged=1.0, density=0.65, pink=0, blue=0.1
     ),
-    "LYA": CellType((6.6, 1.0), (1, 2), (4.4, 0.6), 0.5, chromatin=0.14, pink=0.1, blue=0.9),
-    "LYT": CellType((5.1, 0.9), (1, 2), (3.8, 0.5), 0.3, chromatin=0.16, pink=0.1, blue=0.7),
-    "MON": CellType(
+    "LYA": _CellType((6.6, 1.0), (1, 2), (4.4, 0.6), 0.5, chromatin=0.14, pink=0.1, blue=0.9),
+    "LYT": _CellType((5.1, 0.9), (1, 2), (3.8, 0.5), 0.3, chromatin=0.16, pink=0.1, blue=0.7),
+    "MON": _CellType(
         (7.5, 0.9), (2, 4), (4.8, 0.6), 0.8, (0.95, 0.1), (0.8, 0.4), 1.0, density=0.8, blue=0.6
     ),
-    "NGB": CellType(
+    "NGB": _CellType(
         (6.6, 0.6), (4, 6), (3.5, 0.35), 1.2, (0.85, 0.14), (0.6, 0.3), 0.9, pink=0.6, blue=0.3
     ),
-    "NGS": CellType(
+    "NGS": _CellType(
         (6.5, 0.7), (2, 5), (3.6, 0.4), 1.8, (0.5, 0.2), (1.1, 0.5), 0.7, pink=0.6, blue=0.3
     ),
 }
@@ -124,8 +124,8 @@ class _Slide:
 
     def __init__(self, size: int, zone: Zone, rng: np.random.Generator) -> None:
         self.size, self.zone, self.rng = size, zone, rng
-        self.pixel = FIELD / size
-        across = ((np.arange(size) + 0.5) * self.pixel - FIELD / 2).astype(np.float32)
+        self.pixel = _FIELD / size
+        across = ((np.arange(size) + 0.5) * self.pixel - _FIELD / 2).astype(np.float32)
         self.y, self.x = across[:, None], across[None]  # micrometres from the middle
         self.absorbance = np.zeros((3, size, size), np.float32)
 
@@ -156,7 +156,7 @@ class _Slide:
 
     def add_red_cells(self, keep_free: float) -> None:
         """Strew red cells about a free middle of radius ``keep_free``; they overlap a little."""
-        rng, half = self.rng, FIELD / 2 + 3
+        rng, half = self.rng, _FIELD / 2 + 3
         spots = rng.uniform(-half, half, (int(100 * self.zone.crowding), 2))
         radii = rng.normal(4.0, 0.3, len(spots)).clip(2.5, 5)
         gaps = np.hypot(*(spots[:, None] - spots).T) - 0.75 * (radii[:, None] + radii)
@@ -166,7 +166,7 @@ class _Slide:
             if not taken[i]:
                 taken |= collides
                 self.add_red_cell(layer, spots[i], radii[i])
-        self.paint(EVERYWHERE, layer, RED_CELL, self.zone.stain[0])
+        self.paint(EVERYWHERE, layer, _RED_CELL, self.zone.stain[0])
 
     def add_red_cell(self, layer: Array, spot: Array, radius: float) -> None:
         """Add to ``layer`` a biconcave disc: thinner in the middle, by the zone's pallor."""
@@ -186,12 +186,12 @@ class _Slide:
     def add_platelets(self) -> None:
         """Strew a few platelets, purple and small."""
         for _ in range(self.rng.poisson(1.2)):
-            spot, radius = self.rng.uniform(-FIELD / 2, FIELD / 2, 2), self.rng.uniform(0.5, 1.3)
+            spot, radius = self.rng.uniform(-_FIELD / 2, _FIELD / 2, 2), self.rng.uniform(0.5, 1.3)
             where, y, x = patch(spot, 2 * radius, self.y, self.x)
             density = coverage(self.blob(y, x, radius, 1, 0.15), 0.5)
-            self.paint(where, density, NUCLEAR, self.rng.uniform(0.2, 0.6) * self.zone.stain[3])
+            self.paint(where, density, _NUCLEAR, self.rng.uniform(0.2, 0.6) * self.zone.stain[3])
 
-    def nucleus(self, y: Array, x: Array, kind: CellType, room: float) -> Array:
+    def nucleus(self, y: Array, x: Array, kind: _CellType, room: float) -> Array:
         """Return the signed distance to a nucleus, shrunk where needed to fit into ``room``."""
         rng = self.rng
         count = rng.integers(kind.lobes[0], kind.lobes[1] + 1)
@@ -216,7 +216,7 @@ class _Slide:
         threshold = 0.6 - 0.6 * amount * self.rng.uniform(0.6, 1.1)
         return np.clip(3 * (self.grain(0.7, inside.shape, 3) - threshold), 0, 1) * inside
 
-    def add_white_cell(self, kind: CellType, spot: Array, radius: float) -> None:
+    def add_white_cell(self, kind: _CellType, spot: Array, radius: float) -> None:
         """Paint a white cell: cytoplasm, nucleus with its chromatin, granules."""
         rng = self.rng
         where, y, x = patch(spot, 1.3 * radius, self.y, self.x)
@@ -227,32 +227,32 @@ class _Slide:
         chromatin = nuclear * (1 + kind.chromatin * self.grain(0.8, body.shape, 2))
         _, pink, blue, purple = self.zone.stain
         tone = np.exp(rng.normal(0, [0.25, 0.25, 0.1]))
-        self.paint(where, cytoplasm, PINK, pink * kind.pink * tone[0])
-        self.paint(where, cytoplasm, BLUE, blue * kind.blue * tone[1])
-        self.paint(where, chromatin, NUCLEAR, purple * kind.density * tone[2])
+        self.paint(where, cytoplasm, _PINK, pink * kind.pink * tone[0])
+        self.paint(where, cytoplasm, _BLUE, blue * kind.blue * tone[1])
+        self.paint(where, chromatin, _NUCLEAR, purple * kind.density * tone[2])
         if kind.orange:
             around = inside * (1 - 0.8 * nuclear)
-            self.paint(where, self.granules(around, kind.orange), ORANGE, 0.8 * pink)
+            self.paint(where, self.granules(around, kind.orange), _ORANGE, 0.8 * pink)
         if kind.dark:  # a basophil's granules hide its nucleus
-            self.paint(where, self.granules(inside, kind.dark), NUCLEAR, 0.8 * purple)
+            self.paint(where, self.granules(inside, kind.dark), _NUCLEAR, 0.8 * purple)
 
     def light(self, defocus: float) -> Array:
         """Return what passes (3, size, size): Beer-Lambert, then the lens."""
         place = self.rng.uniform(-1, 1, 2).astype(np.float32)  # of the crop in its zone, in crops
         down, right = self.zone.tilt.astype(np.float32)
-        lamp = 1 + down * (place[0] + self.y / FIELD) + right * (place[1] + self.x / FIELD)
+        lamp = 1 + down * (place[0] + self.y / _FIELD) + right * (place[1] + self.x / _FIELD)
         light = self.absorbance * np.float32(-np.log(10))
-        sigma = np.hypot(PSF_SIGMA, defocus) / self.pixel
+        sigma = np.hypot(_PSF_SIGMA, defocus) / self.pixel
         # The lens works on longer rows: columns at a power of two collide in the processor's cache.
         sharp, blurred = np.empty((2, self.size, self.size + 16), np.float32)[..., : self.size]
-        for colour, relative, strength in zip(light, WAVELENGTHS, self.zone.light, strict=True):
+        for colour, relative, strength in zip(light, _WAVELENGTHS, self.zone.light, strict=True):
             np.multiply(np.exp(colour, out=colour), lamp, out=sharp)
             gaussian_filter(sharp, sigma * relative, output=blurred, truncate=3, mode="nearest")
             np.multiply(blurred, np.float32(strength), out=colour)
         return light
 
 
-def spoil(kind: CellType, amount: float, rng: np.random.Generator) -> CellType:
+def _spoil(kind: _CellType, amount: float, rng: np.random.Generator) -> _CellType:
     """Return the cell as a bad smear shows it: frayed, borderless, pale, by ``amount`` (0 to 1)."""
     frayed, smudged, pale = rng.uniform(0, amount, 3)
     return replace(
@@ -273,9 +273,9 @@ def draw_smear(label: str, zone: Zone, size: int, rng: np.random.Generator) -> A
     that nobody can name it.
     """
     slide = _Slide(size, zone, rng)
-    known = label in CELL_TYPES
-    name = label if known else rng.choice(list(CELL_TYPES))
-    kind = spoil(CELL_TYPES[name], rng.beta(0.5, 3) if known else rng.uniform(0.6, 1.2), rng)
+    known = label in _CELL_TYPES
+    name = label if known else rng.choice(list(_CELL_TYPES))
+    kind = _spoil(_CELL_TYPES[name], rng.beta(0.5, 3) if known else rng.uniform(0.6, 1.2), rng)
     blur = abs(rng.normal(0, 0.12)) if known else rng.uniform(0.2, 1.4)
     radius = max(rng.normal(*kind.radius), 3.5)
     slide.add_red_cells(keep_free=radius)
