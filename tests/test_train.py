@@ -24,7 +24,7 @@ from r2l.option_rules import resolve_options
 from r2l.options import FIELDS, TASK_OF, Options
 from r2l.rawfile import write_dng
 from r2l.training import crossval, fit, make_classifier
-from r2l.training.components import image_statistics, open_parts
+from r2l.training.components import image_statistics, open_components
 from r2l.training.corpora import FEW, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
 from r2l.training.developed import Developed, develop
@@ -597,21 +597,23 @@ def test_a_state_dict_of_both(small, static_run, tmp_path):
     outcome, _, _ = static_run
     corpus = open_corpus(small())
     folder = outcome.folder / "fold_1"
-    parts = open_parts(small(state_dict_uri=str(folder)), corpus, print)
-    assert parts.mode == "static"
+    components = open_components(small(state_dict_uri=str(folder)), corpus, print)
+    assert components.mode == "static"
     weights = {f"model.{k}": v for k, v in load_model(folder / "model").state_dict().items()}
     isp = ParametrizedISP(MICROSCOPE)
     torch.nn.init.constant_(isp.gamma, 1.7)
     weights |= {f"processor.{k}": v for k, v in isp.state_dict().items()}
     path = tmp_path / "both.safetensors"
     save_file(weights, path)
-    parts = open_parts(small(state_dict_uri=str(path)), corpus, print)
-    assert parts.processor.gamma.item() == pytest.approx(1.7)
+    components = open_components(small(state_dict_uri=str(path)), corpus, print)
+    assert components.processor.gamma.item() == pytest.approx(1.7)
     assert torch.equal(
-        parts.model.state_dict()["network.0.weight"], weights["model.network.0.weight"]
+        components.model.state_dict()["network.0.weight"], weights["model.network.0.weight"]
     )
     with pytest.raises(ValueError, match="no weights for these models"):
-        open_parts(small(state_dict_uri=str(path), classifier_network="ResNet18"), corpus, print)
+        open_components(
+            small(state_dict_uri=str(path), classifier_network="ResNet18"), corpus, print
+        )
 
 
 def test_a_batch_normalisation_comes_back_with_the_models(small, static_run, tmp_path):
@@ -620,25 +622,25 @@ def test_a_batch_normalisation_comes_back_with_the_models(small, static_run, tmp
     given, corpus = small(state_dict_uri=str(folder), output_norm="batch"), open_corpus(small())
     (folder / "norm.safetensors").write_bytes(b"0")
     with pytest.raises(ValueError, match="no weights of a batch normalisation"):
-        open_parts(given, corpus, print)
+        open_components(given, corpus, print)
     norm = torch.nn.BatchNorm2d(3)
     norm.running_mean += torch.tensor([0.1, 0.2, 0.3])
     save_file(norm.state_dict(), folder / "norm.safetensors")
     with pytest.raises(ValueError, match="trained with --output_norm batch"):
-        open_parts(small(state_dict_uri=str(folder)), corpus, print)
+        open_components(small(state_dict_uri=str(folder)), corpus, print)
     alone = {"processor_uri": str(folder / "processor"), "classifier_uri": str(folder / "model")}
     with pytest.raises(ValueError, match="trained with --output_norm batch"):
-        open_parts(small(**alone), corpus, print)
+        open_components(small(**alone), corpus, print)
     said = []
-    found = open_parts(small(**alone, output_norm="batch"), corpus, said.append).norm
+    found = open_components(small(**alone, output_norm="batch"), corpus, said.append).norm
     assert torch.equal(found.running_mean, norm.running_mean)
     assert any("it has not seen" in line for line in said)
-    parts = open_parts(given, corpus, print)
-    whole = RawToLogits(parts.model, parts.processor, output_norm=norm)
+    components = open_components(given, corpus, print)
+    whole = RawToLogits(components.model, components.processor, output_norm=norm)
     save_file(whole.state_dict(), tmp_path / "whole.safetensors")
     file = small(state_dict_uri=str(tmp_path / "whole.safetensors"), output_norm="batch")
     for options in (given, replace(file, processing_mode="static")):
-        found = open_parts(options, corpus, print).norm
+        found = open_components(options, corpus, print).norm
         assert torch.equal(found.running_mean, norm.running_mean)
 
 
@@ -658,7 +660,7 @@ def test_training_goes_on_with_the_batch_normalisation_it_is_given():
 def test_a_loaded_network_goes_before_the_one_that_is_named(small, static_run):
     outcome, _, _ = static_run
     said, uri = [], str(outcome.folder / "fold_0" / "model")
-    open_parts(
+    open_components(
         small(classifier_uri=uri, classifier_network="ResNet18"), open_corpus(small()), said.append
     )
     assert f"{uri} holds a SmallResNet: --classifier_network is not used" in said
@@ -669,13 +671,13 @@ def test_what_is_loaded_is_checked_against_the_data(small, static_run, tmp_path)
     nine = str(outcome.folder / "fold_0" / "model")
     drone = small(dataset="SyntheticDrone", classifier_uri=nine)
     with pytest.raises(ValueError, match="needs 2 outputs"):
-        open_parts(drone, open_corpus(drone), print)
+        open_components(drone, open_corpus(drone), print)
     save_isp(StaticISP(MICROSCOPE), tmp_path / "isp")
     attack = small(adv_training=True, processor_uri=str(tmp_path / "isp"))
     with pytest.raises(ValueError, match="needs a parametrized processor"):
-        open_parts(attack, open_corpus(attack), print)
+        open_components(attack, open_corpus(attack), print)
     with pytest.raises(ValueError, match="no such folder or file"):
-        open_parts(small(processor_uri="nowhere"), open_corpus(small()), print)
+        open_components(small(processor_uri="nowhere"), open_corpus(small()), print)
 
 
 # --- going on -------------------------------------------------------------------------------------

@@ -609,7 +609,7 @@ def test_pretrained_weights_come_from_the_cache(tmp_path, monkeypatch):
     with pytest.raises(pretrained.PretrainedWeightsError, match="holds no weights of ResNet18"):
         make_classifier("ResNet18", 4, pretrained=True)
     cached.write_bytes(b"half")
-    with pytest.raises(pretrained.PretrainedWeightsError, match="remove the file"):
+    with pytest.raises(pretrained.PretrainedWeightsError, match="Remove the file"):
         make_classifier("ResNet18", 4, pretrained=True)
     with pytest.raises(ValueError, match="SmallResNet has no pretrained"):
         make_classifier("SmallResNet", 4, pretrained=True)

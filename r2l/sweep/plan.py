@@ -162,7 +162,7 @@ def measure(job: Job, setting: Setting) -> tuple[Measured, list[tuple[int, int]]
     """
     from r2l.datasets.splits import Fold
     from r2l.sweep.work import working_in
-    from r2l.training.components import open_parts
+    from r2l.training.components import open_components
     from r2l.training.corpora import make_folds, open_corpus
     from r2l.training.crossval import FoldTrainer
 
@@ -172,9 +172,9 @@ def measure(job: Job, setting: Setting) -> tuple[Measured, list[tuple[int, int]]
         corpus = open_corpus(options)
         folds = [(len(fold.train), len(fold.test)) for fold in make_folds(corpus, options)]
         few = corpus.few(_BATCHES * options.batch_size)
-        parts = open_parts(options, few, say=lambda _: None)
+        components = open_components(options, few, say=lambda _: None)
         start = time.perf_counter() - begin
-        trainer = FoldTrainer(replace(options, epochs=_BATCHES), few, parts, progress=False)
+        trainer = FoldTrainer(replace(options, epochs=_BATCHES), few, components, progress=False)
         begin = time.perf_counter()
         _ = trainer.images if trainer.fixed else trainer.frames
         image = (time.perf_counter() - begin) / len(few)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from r2l.options import Options
 from r2l.training import models
 from r2l.training.corpora import Corpus
 from r2l.training.models import target_statistics
-from r2l.training.saving import DESCRIPTION, NORM, load_model, load_norm, load_state
+from r2l.training.saving import NORM, load_described, load_norm, load_state
 from r2l.training.seeding import seeded
 from r2l.training.tracking import resolve
 
@@ -30,17 +30,17 @@ _MODE_OF = {
     NeuralISP: "neural_network",
     HalfSizeRGB: "none",
 }
+Say = Callable[[str], None]
 #: What a fresh network's images will be like is not known before it is trained.
-_UNKNOWN = ((0.5,) * 3, (0.25,) * 3)
+UNKNOWN = ((0.5,) * 3, (0.25,) * 3)
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What is trained in each fold, before it is.
 
     Attributes:
         processor: raw (B, 1, H, W) to images (B, 3, H, W).
-        mode: processing mode of the processor, also where it was loaded.
         fresh: whether the processor was made, not loaded.
         model: a loaded task model; None where each fold makes one.
         description: how a loaded task model was made, for `r2l.training.saving.save_model`.
@@ -48,95 +48,115 @@ class Parts:
     """
 
     processor: nn.Module
-    mode: str
     fresh: bool
     model: nn.Module | None = None
     description: Mapping[str, Any] | None = None
     norm: nn.BatchNorm2d | None = None
 
+    @property
+    def mode(self) -> str:
+        """Processing mode of the processor, also where it was loaded."""
+        return _MODE_OF[type(self.processor)]
 
-def open_parts(options: Options, corpus: Corpus, say: Callable[[str], None]) -> Parts:
+
+def open_components(options: Options, corpus: Corpus, say: Say) -> Components:
     """Return processor and task model; what has to be fetched or loaded is, and is checked against the data.
 
     Raises:
         ValueError: nothing there at an address, or what is there does not fit the data.
         OSError: a store that does not answer, or pretrained weights that can't be fetched.
     """
-    frame = corpus.data[0]["raw"]
-    processor, model, description, norm = None, None, None, None
-    processor_uri, classifier_uri = options.processor_uri, options.classifier_uri
-    if options.state_dict_uri:
-        place = _resolved(options.state_dict_uri, options)
-        if place.is_dir():
-            processor_uri, classifier_uri = str(place / "processor"), str(place / "model")
-        else:
-            with seeded(options.seed):
-                make, description = fresh_model(options, corpus, *_UNKNOWN)
-                model = make()
-            processor = make_processor(options, corpus, frame.shape)
-            norm = load_state(place, processor, model)
-    if processor_uri:
-        processor = load_isp(_resolved(processor_uri, options))
-        mode = _MODE_OF[type(processor)]
-        if mode != options.processing_mode:
-            say(f"{processor_uri} holds a {type(processor).__name__}: --processing_mode {mode}")
-    if classifier_uri:
-        place = _resolved(classifier_uri, options)
-        model = load_model(place)
-        description = json.loads((place / DESCRIPTION).read_text("utf-8"))
-        norm = load_norm(place.parent) if (place.parent / NORM).exists() else None
-        network = description["arguments"].get("name", options.classifier_network)
-        if network != options.classifier_network:
-            say(f"{classifier_uri} holds a {network}: --classifier_network is not used")
-    if norm is not None and options.output_norm != "batch":
-        # Without it the task model would see other images than those it was trained on.
-        place = classifier_uri or options.state_dict_uri
-        raise ValueError(f"{place} was trained with --output_norm batch; give that here too")
-    if model is not None:
+    with _fetching(options) as fetch:
+        components = _load_components(options, corpus, fetch, say)
+    if components.model is not None:
         say(
             "the task model was trained before: scores are of images it has not seen only in the fold that "
             "it was validated in (--fold, with the --n_splits and the --seed of then), or of other data"
         )
-    fresh = processor is None
-    processor = processor or make_processor(options, corpus, frame.shape)
-    if classifier_uri:
-        _check_model(model, processor, corpus, frame[None], classifier_uri)
-    elif model is None and options.classifier_pretrained:
+    elif options.classifier_pretrained:
         # Fetched now, so that what can't be had is noticed before anything is begun.
-        fresh_model(options, corpus, *_UNKNOWN)[0]()
-    parts = Parts(processor, _MODE_OF[type(processor)], fresh, model, description, norm)
-    _check_adversary(options, parts)
-    return parts
+        build_model(options, corpus, *UNKNOWN)[0]()
+    if options.adv_training:
+        _check_adversary(options, components)
+    return components
 
 
-def _check_adversary(options: Options, parts: Parts) -> None:
-    if not options.adv_training:
-        return
-    if parts.mode != "parametrized":
+@contextmanager
+def _fetching(options: Options) -> Iterator[Callable[[str], Path]]:
+    """Lend what brings here what lies at an address; without a cache it is gone when all is loaded."""
+    with ExitStack() as stack:
+        cache = None
+        if not options.cache_downloaded_models:
+            cache = stack.enter_context(TemporaryDirectory(prefix="r2l-"))
+        yield lambda uri: resolve(uri, options.tracking_uri, cache)
+
+
+def _load_components(
+    options: Options, corpus: Corpus, fetch: Callable[[str], Path], say: Say
+) -> Components:
+    """Load what the options give addresses of, and make the processor where they give none."""
+    processor_uri, classifier_uri = options.processor_uri, options.classifier_uri
+    if options.state_dict_uri:
+        both = fetch(options.state_dict_uri)
+        if not both.is_dir():
+            return _load_state_dict(both, options, corpus)
+        processor_uri, classifier_uri = str(both / "processor"), str(both / "model")
+    processor = _load_processor(processor_uri, options, fetch, say) if processor_uri else None
+    components = Components(processor or build_processor(options, corpus), processor is None)
+    if not classifier_uri:
+        return components
+    folder = fetch(classifier_uri)
+    model, description = load_described(folder)
+    norm = load_norm(folder.parent) if (folder.parent / NORM).exists() else None
+    network = description["arguments"].get("name", options.classifier_network)
+    if network != options.classifier_network:
+        say(f"{classifier_uri} holds a {network}: --classifier_network is not used")
+    _check_norm(norm, classifier_uri, options)
+    _check_model(model, components.processor, corpus, classifier_uri)
+    return replace(components, model=model, description=description, norm=norm)
+
+
+def _load_state_dict(path: Path, options: Options, corpus: Corpus) -> Components:
+    with seeded(options.seed):
+        make, description = build_model(options, corpus, *UNKNOWN)
+        model = make()
+    processor = build_processor(options, corpus)
+    norm = load_state(path, processor, model)
+    _check_norm(norm, options.state_dict_uri, options)
+    return Components(processor, False, model, description, norm)
+
+
+def _load_processor(
+    uri: str, options: Options, fetch: Callable[[str], Path], say: Say
+) -> nn.Module:
+    processor = load_isp(fetch(uri))
+    mode = _MODE_OF[type(processor)]
+    if mode != options.processing_mode:
+        say(f"{uri} holds a {type(processor).__name__}: --processing_mode {mode}")
+    return processor
+
+
+def _check_norm(norm: nn.BatchNorm2d | None, uri: str | None, options: Options) -> None:
+    if norm is not None and options.output_norm != "batch":
+        # Without it the task model would see other images than those it was trained on.
+        raise ValueError(f"{uri} was trained with --output_norm batch; give that here too")
+
+
+def _check_adversary(options: Options, components: Components) -> None:
+    if components.mode != "parametrized":
         raise ValueError(
-            f"--adv_training needs a parametrized processor, not one of mode {parts.mode}"
+            f"--adv_training needs a parametrized processor, not one of mode {components.mode}"
         )
-    if parts.processor.additive is None and "additive_layer" in options.adversarial_parameters:
+    if components.processor.additive is None and "additive_layer" in options.adversarial_parameters:
         raise ValueError("the processor that was loaded has no additive layer to be searched")
 
 
-def _resolved(uri: str, options: Options) -> Path:
-    # Without a cache, what is fetched is fetched anew, to a place of its own.
-    cache = None if options.cache_downloaded_models else tempfile.mkdtemp(prefix="r2l-")
-    return resolve(uri, options.tracking_uri, cache)
-
-
-def make_processor(options: Options, corpus: Corpus, frame: Sequence[int]) -> nn.Module:
-    """Return a fresh processor of the mode asked for, its weights drawn from the seed.
-
-    Args:
-        options: mode and its details.
-        corpus: whose camera.
-        frame: shape of a frame (1, H, W), which an additive layer has too.
-    """
+def build_processor(options: Options, corpus: Corpus) -> nn.Module:
+    """Return a fresh processor of the mode asked for, its weights drawn from the seed."""
     camera, mode = corpus.camera, options.processing_mode
     if mode == "parametrized":
-        return ParametrizedISP(camera, (1, 3, *frame[-2:]) if options.adv_noise_layer else None)
+        size = corpus.data[0]["raw"].shape[-2:] if options.adv_noise_layer else ()
+        return ParametrizedISP(camera, (1, 3, *size) if size else None)
     if mode == "static":
         return StaticISP(camera, options.sp_debayer, options.sp_sharpening, options.sp_denoising)
     if mode == "none":
@@ -145,7 +165,7 @@ def make_processor(options: Options, corpus: Corpus, frame: Sequence[int]) -> nn
         return NeuralISP(camera, options.smp_encoder)
 
 
-def fresh_model(
+def build_model(
     options: Options,
     corpus: Corpus,
     mean: Sequence[float],
@@ -180,16 +200,14 @@ def fresh_model(
 
 
 @torch.no_grad()
-def _check_model(
-    model: nn.Module, processor: nn.Module, corpus: Corpus, raw: Tensor, uri: str
-) -> None:
+def _check_model(model: nn.Module, processor: nn.Module, corpus: Corpus, uri: str) -> None:
     """Raise unless a loaded task model answers in the form of the task.
 
     Raises:
         ValueError: it doesn't.
     """
     outputs = {"classification": len(corpus.classes)}.get(corpus.task, 1)
-    answer = model.eval()(processor.eval()(raw))
+    answer = model.eval()(processor.eval()(corpus.data[0]["raw"][None]))
     wanted = 4 if corpus.task == "segmentation" else 2
     if answer.ndim != wanted or answer.shape[1] != outputs:
         raise ValueError(

@@ -21,7 +21,7 @@ from r2l.isp import StaticISP, save_isp
 from r2l.options import Options
 from r2l.training.adversarial import Adversary
 from r2l.training.callbacks import DifferenceTracker, MetricTracker, StageTracker
-from r2l.training.components import Parts, fresh_model, image_statistics
+from r2l.training.components import UNKNOWN, Components, build_model, image_statistics
 from r2l.training.corpora import Corpus
 from r2l.training.developed import Developed, develop
 from r2l.training.evaluate import evaluate
@@ -65,7 +65,7 @@ class FoldTrainer:
 
     options: Options
     corpus: Corpus
-    parts: Parts
+    parts: Components
     progress: bool = True
 
     @property
@@ -135,12 +135,12 @@ class FoldTrainer:
             return self.parts.model, dict(self.parts.description)
         if self.parts.mode == "neural_network" and self.parts.fresh and not self.fixed:
             # What a fresh network's images will be like is not known before it is trained.
-            statistics = (0.5,) * 3, (0.25,) * 3
+            statistics = UNKNOWN
         else:
             data = self._data(False)
             processor = self.parts.processor if data.key == "raw" else None
             statistics = image_statistics(data, fold.train, processor)
-        return fresh_model(self.options, self.corpus, *statistics, self._targets(fold))
+        return build_model(self.options, self.corpus, *statistics, self._targets(fold))
 
     def _targets(self, fold: Fold) -> torch.Tensor | None:
         """Return the numbers of the training images (N,), None where there are none."""

@@ -13,7 +13,7 @@ from r2l.datasets.splits import Fold
 from r2l.files import atomic_path
 from r2l.option_rules import resolve_options
 from r2l.options import Options
-from r2l.training.components import open_parts
+from r2l.training.components import open_components
 from r2l.training.corpora import Corpus, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
 from r2l.training.fold_scores import describe_scores, summary, table_scores
@@ -68,14 +68,14 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         say(line)
     # Noticed now, and not after the work.
     open_client(store_address(options.tracking_uri))
-    parts = open_parts(options, corpus, say)
+    components = open_components(options, corpus, say)
     with (
         run_folder(options, corpus.fingerprint()) as folder,
         _record(options, corpus, folder, say) as run,
     ):
         # Of a resumed run too: the process before may have been killed just before.
         run.camera(corpus.camera)
-        trainer = FoldTrainer(options, corpus, parts, progress)
+        trainer = FoldTrainer(options, corpus, components, progress)
         tables = {}
         for number in numbers:
             table = folder.predictions(number)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,58 +12,47 @@ import torchvision
 from safetensors import SafetensorError
 from torch import nn
 
+from r2l.files import R2LError
+
 # What fetching and reading can end in.
 _FAILURES = (
-    *(OSError, EOFError, RuntimeError, ValueError, LookupError),
+    *(OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError),
     *(pickle.UnpicklingError, SafetensorError),
 )
 # How long a server may take to answer.
 _PATIENCE_S = 10.0
 
 
-class PretrainedWeightsError(OSError):
+class PretrainedWeightsError(R2LError, OSError):
     """Pretrained weights are neither in the cache nor to be had; says where they belong."""
 
 
 def load_imagenet_weights(network: nn.Module, name: str) -> None:
     """Load torchvision's ImageNet weights into a ResNet, in place, all but its last layer ``fc``.
 
-    Args:
-        network: a ResNet of torchvision with any number of classes.
-        name: its name, such as "ResNet18".
-
     Raises:
         PretrainedWeightsError: they are not in torch's cache and can't be fetched, or are damaged.
     """
-    url = torchvision.models.get_model_weights(name.lower()).IMAGENET1K_V1.url
+    weights = torchvision.models.get_model_weights(name.lower()).IMAGENET1K_V1
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.rsplit("/", 1)[-1]
-    remedy = f"fetch {url} on a machine that can, put it into {folder}, or leave pretrained off"
+    path = folder / weights.url.rsplit("/", 1)[-1]
+    remedy = (
+        f"fetch {weights.url} on a machine that can, put it into {folder}, or leave pretrained off"
+    )
     if not path.exists():
-        _knock(url, f"no pretrained weights for {name}: {path} does not exist", remedy)
-    try:
-        weights = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
-        left = network.load_state_dict(
-            {key: value for key, value in weights.items() if not key.startswith("fc.")},
-            strict=False,
-        )
-    except _FAILURES as error:
-        raise PretrainedWeightsError(
-            f"pretrained weights for {name} can't be read from {path} ({error!r}); remove the file if it is "
-            f"there, {remedy}"
-        ) from error
-    if set(left.missing_keys) != {"fc.weight", "fc.bias"} or left.unexpected_keys:
-        raise PretrainedWeightsError(f"{path} holds no weights of {name}; remove it, {remedy}")
+        why = f"{path} does not exist, and {weights.url} can't be reached"
+        with _explained(name, why, f"To go on, {remedy}"):
+            _knock(weights.url)
+    with _explained(name, f"{path} holds no weights of {name}", f"Remove the file, {remedy}"):
+        own = {f"fc.{key}": value for key, value in network.fc.state_dict().items()}
+        options = {"map_location": "cpu", "progress": False, "check_hash": True}
+        network.load_state_dict({**weights.get_state_dict(**options, weights_only=True), **own})
 
 
 def load_encoder_weights(encoder: nn.Module, name: str) -> None:
     """Load ImageNet weights into an encoder of segmentation-models-pytorch, in place.
 
-    Args:
-        encoder: the encoder, for 3 channels.
-        name: its name, such as "resnet34".
+    Its own ``encoder_weights`` asks the server, with many retries, also for what is cached.
 
     Raises:
         PretrainedWeightsError: there are none, they are not in Hugging Face's cache and can't be fetched.
@@ -72,39 +63,39 @@ def load_encoder_weights(encoder: nn.Module, name: str) -> None:
     settings = encoders[name].get("pretrained_settings", {}).get("imagenet")
     if settings is None:
         raise PretrainedWeightsError(
-            f"encoder {name} has no ImageNet weights; take another or leave pretrained off"
+            f"encoder {name}", "it has no ImageNet weights", "Take another or leave pretrained off"
         )
-    repository, revision = settings["repo_id"], settings["revision"]
-    what = {"repo_id": repository, "filename": "model.safetensors", "revision": revision}
+    file = {"repo_id": settings["repo_id"], "revision": settings["revision"]}
+    file["filename"] = "model.safetensors"
     remedy = (
-        f"fetch it on a machine that can by 'hf download {repository} --revision {revision}' and copy "
-        "Hugging Face's cache here (the folder in HF_HOME), or leave pretrained off"
+        f"Fetch it on a machine that can by 'hf download {file['repo_id']} --revision "
+        f"{file['revision']}' and copy Hugging Face's cache here (the folder in HF_HOME), or leave "
+        "pretrained off"
     )
-    try:
+    why = f"{file['repo_id']} is not cached whole, and can't be had"
+    with _explained(f"encoder {name}", why, remedy):
         try:
-            path = hf_hub_download(**what, local_files_only=True)
+            path = hf_hub_download(**file, local_files_only=True)
         except FileNotFoundError:
-            address = f"https://huggingface.co/{repository}"
-            lacking = f"no pretrained weights for encoder {name}: {repository} is not cached"
-            _knock(address, lacking, remedy)
-            path = hf_hub_download(**what)
+            _knock(f"https://huggingface.co/{file['repo_id']}")
+            path = hf_hub_download(**file)
         encoder.load_state_dict(load_file(path))
-    except PretrainedWeightsError:
-        raise
+
+
+@contextmanager
+def _explained(name: str, why: str, remedy: str) -> Iterator[None]:
+    """Say of what fails in the ``with`` block what it means, and what to do."""
+    try:
+        yield
     except _FAILURES as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise PretrainedWeightsError(
-            f"pretrained weights for encoder {name} can't be had from {repository} ({error}); {remedy}"
+            f"no pretrained weights for {name}", f"{why} ({reason})", remedy
         ) from error
 
 
-def _knock(url: str, what: str, remedy: str) -> None:
+def _knock(url: str) -> None:
     """See that a server answers before it is asked for much: the libraries wait long, or retry."""
     import requests
 
-    try:
-        requests.head(url, timeout=_PATIENCE_S, allow_redirects=True).raise_for_status()
-    except requests.RequestException as error:
-        reason = type(error).__name__
-        raise PretrainedWeightsError(
-            f"{what}, and {url} can't be reached ({reason}). To go on: {remedy}"
-        ) from error
+    requests.head(url, timeout=_PATIENCE_S, allow_redirects=True).raise_for_status()

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from r2l.files import atomic_path
+from r2l.files import atomic_path, choose
 from r2l.isp.saving import load_module, reading, save_module
+from r2l.training import models
 from r2l.training.seeding import seeded
 
 DESCRIPTION = "model.json"
 #: Weights of a batch normalisation between processor and task model, in the folder that holds both.
 NORM = "norm.safetensors"
 #: The functions of `r2l.training.models` that a description may name; nothing else is ever called.
-MAKERS = ("make_classifier", "make_segmenter", "make_regressor")
+MAKERS = {
+    maker.__name__: maker
+    for maker in (models.make_classifier, models.make_segmenter, models.make_regressor)
+}
 # Arguments that would fetch weights, only to be overwritten.
 _FETCHING = ("pretrained",)
 # Arguments that can ask for any amount of memory.
@@ -58,13 +61,20 @@ def load_model(folder: str | Path) -> nn.Module:
     Raises:
         ValueError: the folder does not hold a whole model; names the file and what is wrong with it.
     """
+    return load_described(folder)[0]
+
+
+def load_described(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return what `load_model` does, and the description that it was saved with."""
+    described: dict[str, Any] = {}
 
     def make(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
-        checked = _checked(description)
-        _check_sizes(checked["arguments"], weights)
-        return _make(checked)
+        described.update(_checked(description))
+        _check_sizes(described["arguments"], weights)
+        return _make(described)
 
-    return load_module(Path(folder) / DESCRIPTION, make, "a task model", "save_model writes one")
+    path = Path(folder) / DESCRIPTION
+    return load_module(path, make, "a task model", "save_model writes one"), described
 
 
 def save_norm(norm: nn.BatchNorm2d, folder: str | Path) -> Path:
@@ -80,10 +90,9 @@ def load_norm(folder: str | Path) -> nn.BatchNorm2d:
     Raises:
         ValueError: it is not there, or damaged.
     """
-    path, norm = Path(folder) / NORM, nn.BatchNorm2d(3)
+    path = Path(folder) / NORM
     with reading(path, "no weights of a batch normalisation", "Copy the folder again, whole"):
-        norm.load_state_dict(load_file(path))
-    return norm
+        return _norm(load_file(path))
 
 
 def load_state(path: str | Path, processor: nn.Module, model: nn.Module) -> nn.BatchNorm2d | None:
@@ -106,11 +115,13 @@ def load_state(path: str | Path, processor: nn.Module, model: nn.Module) -> nn.B
         }
         processor.load_state_dict(own["processor"])
         model.load_state_dict(own["model"])
-        if not own["norm"]:
-            return None
-        norm = nn.BatchNorm2d(3)
-        norm.load_state_dict(own["norm"])
-        return norm
+        return _norm(own["norm"]) if own["norm"] else None
+
+
+def _norm(weights: Mapping[str, Tensor]) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(3)
+    norm.load_state_dict(weights)
+    return norm
 
 
 def _check_sizes(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -129,7 +140,8 @@ def _checked(description: Any) -> dict[str, Any]:
     """Return a description whose maker and arguments exist, and that fetches nothing."""
     if not isinstance(description, dict) or set(description) != {"maker", "arguments"}:
         raise ValueError('expected {"maker": ..., "arguments": {...}}')
-    maker, arguments = _maker(description["maker"]), description["arguments"]
+    maker = choose("maker", description["maker"], MAKERS)
+    arguments = description["arguments"]
     known = inspect.signature(maker).parameters
     if not isinstance(arguments, dict) or not set(arguments) <= set(known):
         raise ValueError(f"{description['maker']} takes the arguments {', '.join(known)}")
@@ -137,14 +149,6 @@ def _checked(description: Any) -> dict[str, Any]:
     return {"maker": description["maker"], "arguments": arguments}
 
 
-def _maker(name: Any) -> Callable[..., nn.Module]:
-    models = importlib.import_module("r2l.training.models")
-    known = [maker for maker in MAKERS if hasattr(models, maker)]
-    if name not in known:
-        raise ValueError(f"unknown maker {name!r}; choose from {', '.join(known)}")
-    return getattr(models, name)
-
-
 def _make(description: dict[str, Any]) -> nn.Module:
     with seeded(0):  # drawn only to be overwritten
-        return _maker(description["maker"])(**description["arguments"])
+        return MAKERS[description["maker"]](**description["arguments"])
