@@ -16,6 +16,7 @@ from r2l.dng import standard_form
 from r2l.drift.forensics import (
     AdjustedISP,
     Attack,
+    Evaluator,
     Frames,
     ParameterSpace,
     SettingSpace,
@@ -28,11 +29,9 @@ from r2l.drift.forensics import (
     random_search,
     settings_of,
     static_attack,
-    task_model,
 )
-from r2l.drift.forensics.attack import margin_gradient
-from r2l.drift.forensics.compare import compare_scores
-from r2l.drift.forensics.objective import margins, mean_margin, score_images, scores
+from r2l.drift.forensics.evaluator import _margins, _scores
+from r2l.drift.forensics.random_baseline import _compare_scores
 from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, ParametrizedISP, StaticISP
 from r2l.training import RawToLogits, evaluate, make_classifier, seeded
@@ -200,18 +199,18 @@ def test_wrong_settings_are_refused():
 def test_scores_and_margins_of_known_answers():
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 5.0, 1.0]])
     truth = torch.tensor([0, 2])
-    assert scores(logits, truth).tolist() == [1, 0]
-    assert margins(logits, truth).tolist() == [1, -1]  # 1 - 5 = -4 is lost like any other
+    assert _scores(logits, truth).tolist() == [1, 0]
+    assert _margins(logits, truth).tolist() == [1, -1]  # 1 - 5 = -4 is lost like any other
     p = math.exp(2) / (math.exp(2) + math.e + 1)
-    assert float(scores(logits, truth, "p_true")[0]) == pytest.approx(p)
+    assert float(_scores(logits, truth, "p_true")[0]) == pytest.approx(p)
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., :2, :] = 1
     found = torch.where(torch.arange(4)[None, None, :, None] < 1, 1.0, -1.0).expand(1, 1, 4, 4)
-    assert float(scores(found, mask, "iou")) == pytest.approx(0.5)
+    assert float(_scores(found, mask, "iou")) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="does not fit"):
-        scores(logits, truth, "iou")
+        _scores(logits, truth, "iou")
     with pytest.raises(ValueError, match="choose from accuracy"):
-        scores(logits, truth, "f1")
+        _scores(logits, truth, "f1")
 
 
 def test_masks_are_attacked_like_classes():
@@ -223,12 +222,12 @@ def test_masks_are_attacked_like_classes():
 
     flat = flat_frames([0.3] * 4, side=12)
     frames = Frames(flat.raw, torch.ones(4, 1, 12, 12), flat.groups, flat.camera)
-    task, isp = task_model(BrightPixels()), ParametrizedISP(PLAIN)
-    assert score_images(task, frames, isp, "iou").tolist() == [1] * 4
-    assert margins(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2)).tolist() == [-1]
+    asked, isp = Evaluator(BrightPixels(), frames, "iou"), ParametrizedISP(PLAIN)
+    assert asked.scores(isp).tolist() == [1] * 4
+    assert _margins(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2)).tolist() == [-1]
     attack = bounded_attack(BrightPixels(), frames, isp, parameters="white_balance", steps=8)
     assert attack.point == pytest.approx([-1, -1, -1])
-    assert score_images(task, frames, attack.pipeline(), "iou").max() < 0.5
+    assert asked.scores(attack.pipeline()).max() < 0.5
     assert "mask" in frames[0]
 
 
@@ -269,8 +268,9 @@ def test_projected_gradient_finds_the_known_worst_corner():
         assert attack.table().filter(like=name).to_list() == pytest.approx(
             [worst] * isp.get_parameter(name).numel()
         )
+    asked = Evaluator(Bright(0.2), frames)
     corners = [
-        mean_margin(task_model(Bright(0.2)), frames, attack.space.pipeline(np.array(corner)))
+        asked.margin(attack.space.pipeline(np.array(corner)))
         for corner in product([-1.0, 1.0], repeat=8)
     ]
     assert attack.margin == pytest.approx(min(corners), abs=1e-5)
@@ -312,12 +312,13 @@ def test_the_gradient_is_that_of_the_margin(noisy):
     model, frames = noisy
     frames = Frames(frames.raw.double(), frames.truth, frames.groups, frames.camera)
     space = ParameterSpace(ParametrizedISP(frames.camera).double(), fraction=0.05)
-    task = task_model(model).double()
+    asked = Evaluator(model, frames)
+    asked.task.double()
     rng = np.random.default_rng(0)
     point = rng.uniform(-0.3, 0.3, len(space.coordinates))
-    _, gradient = margin_gradient(task, frames, space, point)
+    _, gradient = asked.margin_gradient(space.develop, point)
     way = rng.normal(size=len(point))
-    ends = [margin_gradient(task, frames, space, point + s * 1e-3 * way)[0] for s in (-1, 1)]
+    ends = [asked.margin_gradient(space.develop, point + s * 1e-3 * way)[0] for s in (-1, 1)]
     assert (ends[1] - ends[0]) / 2e-3 == pytest.approx(float(gradient @ way), rel=0.05)
 
 
@@ -328,7 +329,7 @@ def test_the_search_is_bounded_and_beats_its_start(noisy):
     assert np.abs(attack.point).max() <= 1
     assert attack.margin < attack.trace["margin"].iloc[0]
     assert attack.margin == pytest.approx(
-        mean_margin(task_model(model), frames, attack.pipeline()), abs=1e-4
+        Evaluator(model, frames).margin(attack.pipeline()), abs=1e-4
     )
     found = dict(attack.pipeline().named_parameters())
     for name, (low, high) in isp.tolerance_bounds(0.1).items():
@@ -392,9 +393,8 @@ def test_a_whole_model_is_asked_without_its_processor(noisy):
     model, frames = noisy
     isp = ParametrizedISP(frames.camera)
     module = RawToLogits(model, isp).eval()
-    assert mean_margin(task_model(module), frames, isp) == pytest.approx(
-        mean_margin(task_model(model), frames, isp)
-    )
+    alone = Evaluator(model, frames).margin(isp)
+    assert Evaluator(module, frames).margin(isp) == pytest.approx(alone)
 
 
 # --- against chance -------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ def simulated(rng, effect, n_groups=30, per_group=5):
 def test_chance_is_called_an_attack_in_at_most_5_percent():
     rng = np.random.default_rng(0)
     calls = [
-        compare_scores(values, np.zeros((4, 2)), groups, Bootstrap(draws=50)).beats_random
+        _compare_scores(values, np.zeros((4, 2)), groups, Bootstrap(draws=50)).beats_random
         for values, groups in (simulated(rng, 0.0) for _ in range(400))
     ]
     assert sum(calls) <= stats.binom.ppf(0.99, 400, 0.05)
@@ -456,7 +456,7 @@ def test_chance_is_called_an_attack_in_at_most_5_percent():
 def test_an_attack_of_given_size_is_found():
     rng = np.random.default_rng(1)
     found = [
-        compare_scores(values, np.zeros((4, 2)), groups, Bootstrap(draws=200))
+        _compare_scores(values, np.zeros((4, 2)), groups, Bootstrap(draws=200))
         for values, groups in (simulated(rng, 0.25) for _ in range(40))
     ]
     assert np.mean([f.beats_random for f in found]) > 0.9
@@ -476,7 +476,7 @@ def test_unequal_effort_is_no_comparison(noisy):
 
 def test_scores_do_not_depend_on_how_frames_are_cut(noisy, monkeypatch):
     model, frames = noisy
-    isp, task = AdjustedISP("bi,s,ga", frames.camera), task_model(model)
-    whole = score_images(task, frames, isp, "p_true")
+    isp, asked = AdjustedISP("bi,s,ga", frames.camera), Evaluator(model, frames, "p_true")
+    whole = asked.scores(isp)
     monkeypatch.setattr("r2l.datasets.frames._STEP_PIXELS", 16 * 16 * 5)
-    assert score_images(task, frames, isp, "p_true") == pytest.approx(whole, abs=1e-5)
+    assert asked.scores(isp) == pytest.approx(whole, abs=1e-5)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from r2l.drift.adjustment import Learning
-from r2l.drift.forensics import AdjustedISP, Landscape, Prober
+from r2l.drift.forensics import Landscape, Prober
 from r2l.viz import plot_landscape
 from r2l.viz.pictures import draw_image, first_image
 from r2l.viz.style import CYCLE, INK, SOFT, panels, to_png
@@ -107,7 +107,7 @@ def _plot_spot(
         point: values of the first and the second setting.
     """
     names = landscape.first.name, landscape.second.name
-    isp = AdjustedISP(prober.base, prober.base.camera, **dict(zip(names, point, strict=True)))
+    isp = prober.pipeline(**dict(zip(names, point, strict=True)))
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
     plot_landscape(landscape, point, left)

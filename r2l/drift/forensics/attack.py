@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.objective import margins, mean_margin, task_model
-from r2l.drift.forensics.space import ParameterSpace, Space
+from r2l.drift.forensics.evaluator import Evaluator
+from r2l.drift.forensics.search_space import ParameterSpace, SearchSpace
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
 from r2l.training.adversarial import Adversary
@@ -34,7 +34,7 @@ class Attack:
     """
 
     method: str
-    space: Space
+    space: SearchSpace
     point: np.ndarray
     margin: float
     evaluations: int
@@ -49,21 +49,41 @@ class Attack:
         return pd.Series(self.point, index=list(self.space.coordinates), name=self.method)
 
 
-class Tracker:
-    """Remembers each evaluation of a search, and the best point."""
+class Search:
+    """A search under way: asks for the margin at points, and remembers all of them and the worst.
 
-    def __init__(self, method: str, space: Space, total: int, progress: bool) -> None:
+    Raises:
+        ValueError: no evaluations; or as `Evaluator`.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        model: nn.Module,
+        frames: Frames,
+        space: SearchSpace,
+        total: int,
+        progress: bool,
+    ) -> None:
+        if total < 1:
+            raise ValueError(f"{total} evaluations find nothing")
         self.method, self.space = method, space
+        self.evaluator = Evaluator(model, frames)
         self.margins: list[float] = []
         self.best, self.point = math.inf, np.zeros(len(space.coordinates))
         self.bar = progress_bar(total=total, desc=method, disable=not progress)
 
-    def add(self, point: np.ndarray, margin: float) -> None:
+    def ask(self, point: np.ndarray) -> float:
+        """Return the mean margin of the frames at ``point``."""
+        return self.add(point, self.evaluator.margin(self.space.pipeline(point)))
+
+    def add(self, point: np.ndarray, margin: float) -> float:
         """Count an evaluation."""
         self.margins.append(margin)
         if margin < self.best:
             self.best, self.point = margin, np.array(point, dtype=float)
         self.bar.update()
+        return margin
 
     def attack(self) -> Attack:
         """Close the bar and return what was found."""
@@ -111,36 +131,17 @@ def bounded_attack(
     if steps < 1 or restarts < 1:
         raise ValueError(f"nothing to search: {steps} steps, {restarts} starts")
     space = ParameterSpace(copy.deepcopy(isp).to(frames.raw.device), parameters, fraction)
-    task = task_model(model, frames.raw.device)
+    search = Search("projected gradient", model, frames, space, steps * restarts, progress)
     rng = np.random.default_rng(seed)
-    tracker = Tracker("projected gradient", space, steps * restarts, progress)
     for start in range(restarts):
         size = len(space.coordinates)
         point = np.zeros(size) if start == 0 else rng.uniform(-1, 1, size)
         for number in range(steps):
-            margin, gradient = margin_gradient(task, frames, space, point)
-            tracker.add(point, margin)
+            margin, gradient = search.evaluator.margin_gradient(space.develop, point)
+            search.add(point, margin)
             length = step * 0.5 * (1 + math.cos(math.pi * number / steps))
             point = np.clip(point - length * np.sign(gradient), -1, 1)
-    return tracker.attack()
-
-
-def margin_gradient(
-    task: nn.Module, frames: Frames, space: ParameterSpace, point: np.ndarray
-) -> tuple[float, np.ndarray]:
-    """Return the mean margin at ``point`` (d,) and its gradient (d,)."""
-    leaf = torch.tensor(point, dtype=torch.float32, requires_grad=True)
-    total, gradient = 0.0, np.zeros(len(point))
-    for chosen in frames.steps():
-        image = space.develop(frames.raw[chosen], leaf)
-        image = image.contiguous(memory_format=torch.channels_last)
-        loss = margins(task(image), frames.targets(chosen)).sum()
-        total += float(loss.detach())
-        # A model that ignores its image gives no gradient.
-        if loss.requires_grad:
-            (part,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-            gradient += 0 if part is None else part.double().cpu().numpy()
-    return total / len(frames), gradient / len(frames)
+    return search.attack()
 
 
 def penalised_attack(
@@ -162,9 +163,7 @@ def penalised_attack(
     forensics); after each pass the mean margin of all frames is noted, and the best pass is kept.
 
     Args:
-        model: as in `bounded_attack`.
-        frames: as in `bounded_attack`.
-        isp: where the search starts, and the reference; stays as it is.
+        model, frames, isp: as in `bounded_attack`; the search starts at the ISP, and measures from it.
         adversary: weight, distance and parameters, and the bounds in which they stay physical.
         epochs: passes over the frames.
         batch_size: frames a step.
@@ -180,21 +179,21 @@ def penalised_attack(
         raise ValueError(f"nothing to search: {epochs} epochs of batches of {batch_size}")
     moved = copy.deepcopy(isp).to(frames.raw.device)
     space = ParameterSpace(moved, adversary.chosen(isp), fraction)
-    task = task_model(model, frames.raw.device)
+    search = Search("penalised gradient", model, frames, space, epochs + 1, progress)
     reference = adversary.reference(moved).requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in moved.parameters() if p.requires_grad], lr)
     rng = np.random.default_rng(seed)
-    tracker = Tracker("penalised gradient", space, epochs + 1, progress)
     for epoch in range(epochs + 1):
         point = space.point(dict(moved.named_parameters()))
-        tracker.add(point, mean_margin(task, frames, moved))
+        search.add(point, search.evaluator.margin(moved))
         order = rng.permutation(len(frames)) if epoch < epochs else []
         for start in range(0, len(order), batch_size):
             batch = frames.take(order[start : start + batch_size])
             image = moved(batch.raw)
             distance = adversary.distances(image, reference(batch.raw)).mean()
+            outputs = search.evaluator.task(image)
             optimizer.zero_grad()
-            adversary.objective(batch.task, task(image), batch.targets(), distance).backward()
+            adversary.objective(batch.task, outputs, batch.targets(), distance).backward()
             optimizer.step()
             adversary.project_(moved)
-    return tracker.attack()
+    return search.attack()

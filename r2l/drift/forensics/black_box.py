@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch import nn
 
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.attack import Attack, Tracker
-from r2l.drift.forensics.objective import mean_margin, task_model
-from r2l.drift.forensics.space import SettingSpace, Space
+from r2l.drift.forensics.attack import Attack, Search
+from r2l.drift.forensics.search_space import SearchSpace, SettingSpace
 from r2l.training.seeding import seeded
 
 
 def random_points(
-    space: Space, count: int, seed: int | np.random.SeedSequence = 0, size: np.ndarray | None = None
+    space: SearchSpace,
+    count: int,
+    seed: int | np.random.SeedSequence = 0,
+    size: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw perturbations (count, d) of a box, none smaller than what a search may use.
 
@@ -42,7 +44,7 @@ def random_points(
 def random_search(
     model: nn.Module,
     frames: Frames,
-    space: Space,
+    space: SearchSpace,
     *,
     evaluations: int,
     seed: int = 0,
@@ -52,24 +54,19 @@ def random_search(
     """Try random perturbations of the same size, and keep the worst: what an attack has to beat.
 
     Args:
-        model: as in `bounded_attack`.
-        frames: on whose average the draws are judged.
+        model, frames: as in `bounded_attack`.
         space: the box of the attack (`Attack.space`).
         evaluations: how many draws; as many as the attack used (`Attack.evaluations`).
-        seed: of the draws.
-        size: see `random_points`.
+        seed, size: of the draws, see `random_points`.
         progress: whether to show a bar.
 
     Raises:
         ValueError: no evaluations.
     """
-    if evaluations < 1:
-        raise ValueError(f"{evaluations} evaluations find nothing")
-    task = task_model(model, frames.raw.device)
-    tracker = Tracker("random", space, evaluations, progress)
+    search = Search("random", model, frames, space, evaluations, progress)
     for point in random_points(space, evaluations, seed, size):
-        tracker.add(point, mean_margin(task, frames, space.pipeline(point)))
-    return tracker.attack()
+        search.ask(point)
+    return search.attack()
 
 
 def static_attack(
@@ -90,8 +87,7 @@ def static_attack(
     Tutorial", 2016; the library pycma). A single setting is tried at evenly spaced values instead.
 
     Args:
-        model: as in `bounded_attack`.
-        frames: on whose average the search goes, of one camera. Judge the result on others.
+        model, frames: as in `bounded_attack`; the frames of one camera.
         pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`.
         settings: names, or "all", see `SettingSpace`.
         fraction: of tolerance.
@@ -102,45 +98,33 @@ def static_attack(
     Raises:
         ValueError: no evaluations; or as `SettingSpace`.
     """
-    if evaluations < 1:
-        raise ValueError(f"{evaluations} evaluations find nothing")
     space = SettingSpace(pipeline, frames.camera, settings, fraction)
-    task = task_model(model, frames.raw.device)
-    tracker = Tracker("CMA-ES", space, evaluations, progress)
-
-    def ask(point: np.ndarray) -> float:
-        margin = mean_margin(task, frames, space.pipeline(point))
-        tracker.add(point, margin)
-        return margin
-
+    search = Search("CMA-ES", model, frames, space, evaluations, progress)
     dimension = len(space.coordinates)
-    ask(np.zeros(dimension))
+    search.ask(np.zeros(dimension))
     left = evaluations - 1
     if dimension == 1:
         for value in np.linspace(-1, 1, left):
-            ask(np.array([value]))
+            search.ask(np.array([value]))
     else:
         # Draws of their own: those of `random_search` with this seed are what it is compared with.
         draws = random_points(space, left // 4, np.random.SeedSequence([seed, 1]))
         for point in draws:
-            ask(point)
-        _evolve(ask, tracker.point, left - len(draws), seed)
-    return tracker.attack()
+            search.ask(point)
+        _evolve(search, left - len(draws), seed)
+    return search.attack()
 
 
-def _evolve(
-    ask: Callable[[np.ndarray], float], start: np.ndarray, evaluations: int, seed: int
-) -> None:
+def _evolve(search: Search, evaluations: int, seed: int) -> None:
     import cma
 
     with seeded(seed):  # pycma draws from numpy's global generator
         options = {"bounds": [-1, 1], "seed": seed + 1, "verbose": -9}
-        strategy = cma.CMAEvolutionStrategy(start, 0.5, options)
+        strategy = cma.CMAEvolutionStrategy(search.point, 0.5, options)
         while evaluations > 0 and not strategy.stop():
             points = strategy.ask()
-            if len(points) > evaluations:
-                for point in points[:evaluations]:
-                    ask(point)
+            margins = [search.ask(point) for point in points[:evaluations]]
+            if len(margins) < len(points):
                 return
-            strategy.tell(points, [ask(point) for point in points])
+            strategy.tell(points, margins)
             evaluations -= len(points)

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.attack import Attack, bounded_attack
 from r2l.drift.forensics.black_box import random_points, random_search
-from r2l.drift.forensics.objective import score_images, task_model
+from r2l.drift.forensics.evaluator import Evaluator
 from r2l.drift.statistics import Bootstrap, bootstrap_means, holm, sign_flip_test
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
-from r2l.training.metrics import image_distance
 
 _ROWS = ("unchanged", "random, typical", "random, worst of as many", "attack")
 
@@ -94,20 +92,21 @@ def compare_to_random(
             f"no fair comparison: {attack.evaluations} evaluations over {attack.space.names} against "
             f"{random.evaluations} over {random.space.names}"
         )
-    task = task_model(model, fresh.raw.device)
+    evaluator = Evaluator(model, fresh, metric)
+    space, reference = attack.space, attack.space.reference()
     size = attack.point if np.abs(attack.point).max(initial=0) > 1 + 1e-6 else None
     # Not the draws that were picked from.
-    loose = random_points(attack.space, typical, bootstrap.seed + 1, size)
-    groups = [[None], [*loose], [random.point], [attack.point]]
-    columns, distances = [], []
-    for points in groups:
-        found = [_render(task, fresh, attack, point, metric) for point in points]
-        columns.append(np.mean([score for score, _ in found], axis=0))
-        distances.append(np.mean([distance for _, distance in found], axis=0))
-    return compare_scores(np.stack(columns, 1), np.array(distances), fresh.groups, bootstrap)
+    loose = random_points(space, typical, bootstrap.seed + 1, size)
+    columns, distances = [evaluator.scores(reference)], [np.zeros(2)]
+    for points in (loose, [random.point], [attack.point]):
+        pipelines = [space.pipeline(point) for point in points]
+        apart = [evaluator.image_distances(pipeline, reference) for pipeline in pipelines]
+        columns.append(np.mean([evaluator.scores(pipeline) for pipeline in pipelines], axis=0))
+        distances.append(np.mean(apart, axis=0))
+    return _compare_scores(np.stack(columns, 1), np.array(distances), fresh.groups, bootstrap)
 
 
-def compare_scores(
+def _compare_scores(
     values: np.ndarray,
     distances: np.ndarray,
     groups: np.ndarray,
@@ -136,25 +135,6 @@ def compare_scores(
     return Comparison(
         table, values, difference, low, high, float(p[0]), float(p[1]), bootstrap.level
     )
-
-
-def _render(
-    task: nn.Module, frames: Frames, attack: Attack, point: np.ndarray | None, metric: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores (N,) at a point (None: unchanged), and l2 and 1 - SSIM to unchanged, averaged."""
-    reference = attack.space.reference()
-    pipeline = reference if point is None else attack.space.pipeline(point)
-    score = score_images(task, frames, pipeline, metric)
-    if point is None:
-        return score, np.zeros(2)
-    apart = np.zeros(2)
-    with torch.inference_mode():
-        for step in frames.steps():
-            pair = pipeline(frames.raw[step]), reference(frames.raw[step])
-            kinds = ("l2", "ssim") if min(pair[0].shape[-2:]) >= 11 else ("l2",)
-            sums = [float(image_distance(*pair, kind).sum()) for kind in kinds]
-            apart += np.array([*sums, np.nan][:2])
-    return score, apart / len(frames)
 
 
 def attack_parameters(
@@ -192,38 +172,21 @@ def attack_parameters(
     """
     rows, attacks = {}, {}
     for name in progress_bar(iterable=parameters, desc="attacks", disable=not progress):
-        attack = attacks[name] = bounded_attack(
-            model,
-            frames,
-            isp,
-            parameters=name,
-            fraction=fraction,
-            steps=steps,
-            restarts=restarts,
-            seed=seed,
-        )
+        effort = {"fraction": fraction, "steps": steps, "restarts": restarts, "seed": seed}
+        attack = attacks[name] = bounded_attack(model, frames, isp, parameters=name, **effort)
         random = random_search(
             model, frames, attack.space, evaluations=attack.evaluations, seed=seed
         )
-        found = compare_to_random(
-            model,
-            fresh,
-            attack,
-            random,
-            metric=metric,
-            typical=1,
-            bootstrap=Bootstrap(level, seed=seed),
+        intervals = Bootstrap(level, seed=seed)
+        judged = compare_to_random(
+            model, fresh, attack, random, metric=metric, typical=1, bootstrap=intervals
         )
-        score = found.table["score"]
         rows[name] = {
-            "unchanged": score["unchanged"],
-            "random": score["random, worst of as many"],
-            "attack": score["attack"],
-            "difference": found.difference,
-            "low": found.low,
-            "high": found.high,
-            "p": found.p,
-            "psnr": found.table.loc["attack", "psnr"],
+            "unchanged": judged.table.loc["unchanged", "score"],
+            "random": judged.table.loc["random, worst of as many", "score"],
+            "attack": judged.table.loc["attack", "score"],
+            **{column: getattr(judged, column) for column in ("difference", "low", "high", "p")},
+            "psnr": judged.table.loc["attack", "psnr"],
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameters")
     table["p_holm"] = holm(table["p"])

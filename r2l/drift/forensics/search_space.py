@@ -7,8 +7,7 @@ random perturbations that they are compared with, move in such a box.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ _ADDITIVE_REACH = 0.1
 _KERNELS = ("sharpening_kernel", "blur_kernel")
 
 
-class Space(Protocol):
+class SearchSpace:
     """What a search asks of a box.
 
     Attributes:
@@ -38,12 +37,14 @@ class Space(Protocol):
 
     def pipeline(self, point: np.ndarray) -> nn.Module:
         """Return the pipeline at ``point`` (d,), a new module."""
+        raise NotImplementedError
 
     def reference(self) -> nn.Module:
-        """Return the pipeline at the centre."""
+        """Return the pipeline at the centre, a new module."""
+        return self.pipeline(np.zeros(len(self.coordinates)))
 
 
-class ParameterSpace:
+class ParameterSpace(SearchSpace):
     """Parameters of a `ParametrizedISP` around their present values; gradients pass.
 
     Args:
@@ -66,22 +67,17 @@ class ParameterSpace:
         fraction: float = 0.1,
     ) -> None:
         self.isp = copy.deepcopy(isp).requires_grad_(False)
-        known = dict(self.isp.named_parameters())
-        names = [parameters] if isinstance(parameters, str) else list(parameters)
-        names = list(known) if names == ["all"] else names
-        if not names or (unknown := set(names) - set(known)):
-            unknown = sorted(unknown) if names else "given"
-            raise ValueError(f"no parameters {unknown}; choose from all, {', '.join(known)}")
-        self.names = tuple(name for name in known if name in names)
-        self.centre = {name: known[name].detach().clone() for name in self.names}
-        bounds = self.isp.tolerance_bounds(fraction)
+        present = {name: value.detach() for name, value in self.isp.named_parameters()}
+        names = _selected("parameters", parameters, present, present)
+        self.names = tuple(name for name in present if name in names)
+        self.centre = {name: present[name].clone() for name in self.names}
+        bounds, physical = self.isp.tolerance_bounds(fraction), self.isp.physical_bounds()
         self.reach = {
             name: (bounds[name][1] - bounds[name][0]) / 2
             if name in bounds
             else torch.full_like(self.centre[name], fraction * _ADDITIVE_REACH)
             for name in self.names
         }
-        physical = self.isp.physical_bounds()
         self.limits = {
             name: (
                 torch.minimum(physical[name][0], self.centre[name] - self.reach[name]),
@@ -99,7 +95,7 @@ class ParameterSpace:
 
     def values(self, point: Tensor) -> dict[str, Tensor]:
         """Return the parameters at ``point`` (d,), by name; differentiable."""
-        found = {}
+        values = {}
         for name, part in zip(self.names, point.split(self.sizes), strict=True):
             centre = self.centre[name]
             value = centre + self.reach[name] * part.to(centre).reshape(centre.shape)
@@ -107,8 +103,8 @@ class ParameterSpace:
                 value = value.clamp(*self.limits[name])
             if name in _KERNELS:
                 value = value + (1 - value.sum()) / value.numel()
-            found[name] = value
-        return found
+            values[name] = value
+        return values
 
     def point(self, values: Mapping[str, Tensor]) -> np.ndarray:
         """Return the point (d,) of parameters by name; beyond the box it leaves [-1, 1]."""
@@ -130,11 +126,11 @@ class ParameterSpace:
         return isp
 
     def reference(self) -> ParametrizedISP:
-        """Return the pipeline at the centre."""
+        """Return the pipeline at the centre: as it is, were its kernels' sums not quite 1."""
         return copy.deepcopy(self.isp)
 
 
-class SettingSpace:
+class SettingSpace(SearchSpace):
     """Settings of a static pipeline (`AdjustedISP`) around their present values; no gradients needed.
 
     Args:
@@ -157,30 +153,33 @@ class SettingSpace:
     ) -> None:
         if not 0 < fraction < 1:
             raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
-        self.base = Base.of(pipeline, camera)
-        known = settings_of(self.base)
-        names = [settings] if isinstance(settings, str) else list(settings)
-        if names == ["all"]:
-            names = [n for n in known if not n.startswith("black_level_")]
-        if not names or (unknown := [n for n in names if n not in known]):
-            unknown = unknown if names else "given"
-            raise ValueError(f"no settings {unknown}; choose from all, {', '.join(known)}")
-        self.settings = {name: known[name] for name in names}
-        self.names = self.coordinates = tuple(names)
-        self.fraction = fraction
+        self.base, self.fraction = Base.of(pipeline, camera), fraction
+        present = settings_of(self.base)
+        together = [name for name in present if not name.startswith("black_level_")]
+        self.names = self.coordinates = _selected("settings", settings, present, together)
+        self.settings = {name: present[name] for name in self.names}
 
     def values(self, point: np.ndarray) -> dict[str, float]:
         """Return the settings at ``point`` (d,), by name; widths stop at 0."""
-        found = {}
+        values = {}
         for setting, part in zip(self.settings.values(), point, strict=True):
             value = setting.value + self.fraction * setting.reach * float(part)
-            found[setting.name] = max(value, 0.0) if setting.name == "blur" else value
-        return found
+            values[setting.name] = max(value, 0.0) if setting.name == "blur" else value
+        return values
 
     def pipeline(self, point: np.ndarray) -> AdjustedISP:
         """Return the pipeline at ``point`` (d,), a new module."""
         return AdjustedISP(self.base, self.base.camera, **self.values(point))
 
-    def reference(self) -> AdjustedISP:
-        """Return the pipeline at the centre."""
-        return AdjustedISP(self.base, self.base.camera)
+
+def _selected(
+    kind: str, names: str | Sequence[str], options: Iterable[str], together: Iterable[str]
+) -> tuple[str, ...]:
+    """Return the names that were asked for; "all" stands for ``together``."""
+    names = [names] if isinstance(names, str) else list(names)
+    names = list(together) if names == ["all"] else names
+    unknown = [name for name in names if name not in options]
+    if unknown or not names:
+        wrong = unknown if names else "given"
+        raise ValueError(f"no {kind} {wrong}; choose from all, {', '.join(options)}")
+    return tuple(names)

@@ -13,8 +13,8 @@ from torch import nn
 
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.settings import Setting, camera_settings
-from r2l.drift.forensics.tolerance import Prober, Scan, scan, tolerated
+from r2l.drift.forensics.sensitivity import SLACK, Prober, Scan, scan, tolerated
+from r2l.drift.forensics.settings import camera_settings
 from r2l.drift.statistics import Bootstrap
 from r2l.files import atomic_path
 from r2l.progress import progress_bar
@@ -176,8 +176,9 @@ def tolerance_report(
     names = list(prober.settings) if settings is None else list(settings)
     scans, rows = {}, {}
     for setting in progress_bar(iterable=names, desc="scanning", disable=not progress):
-        found = scans[setting] = scan(prober, setting, points)
-        rows[setting] = _described(found.setting) | tolerated(prober, found, drop, refine)
+        scanned = scans[setting] = scan(prober, setting, points)
+        head = {name: getattr(scanned.setting, name) for name in ("label", "unit", "value")}
+        rows[setting] = head | tolerated(prober, scanned, drop, refine)
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")[list(_COLUMNS)]
     return ToleranceReport(
         model=name or type(model).__name__,
@@ -192,10 +193,6 @@ def tolerance_report(
         table=table,
         scans=scans,
     )
-
-
-def _described(setting: Setting) -> dict[str, str | float]:
-    return {"label": setting.label, "unit": setting.unit, "value": setting.value}
 
 
 def verify_tolerances(
@@ -237,6 +234,6 @@ def verify_tolerances(
         part.insert(1, "edge", _EDGES)
         parts.append(part)
     table = pd.concat(parts, ignore_index=True).drop(columns=["score", "low", "high"])
-    table["holds"] = table["fall"] <= report.drop + 1e-9
-    table["refuted"] = table["fall_low"] > report.drop + 1e-9
+    table["holds"] = table["fall"] <= report.drop + SLACK
+    table["refuted"] = table["fall_low"] > report.drop + SLACK
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,14 @@ from torch import nn
 
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.adjusted import AdjustedISP
-from r2l.drift.forensics.objective import score_images, task_model
+from r2l.drift.forensics.evaluator import Evaluator
 from r2l.drift.forensics.settings import Base, Setting, settings_of
 from r2l.drift.statistics import Bootstrap, bootstrap_means
+from r2l.files import choose
 from r2l.progress import progress_bar
+
+#: What a fall may be above the accepted drop: forgives the order of adding.
+SLACK = 1e-9
 
 
 class Prober:
@@ -37,11 +42,14 @@ class Prober:
         metric: str = "accuracy",
         bootstrap: Bootstrap = Bootstrap(),
     ) -> None:
-        self.task, self.frames, self.metric = task_model(model, frames.raw.device), frames, metric
+        self.evaluator, self.bootstrap = Evaluator(model, frames, metric), bootstrap
         self.base = Base.of(pipeline, frames.camera)
         self.settings = settings_of(self.base)
-        self.bootstrap = bootstrap
-        self._known: dict[tuple[tuple[str, float], ...], np.ndarray] = {}
+        self._remembered: dict[tuple[tuple[str, float], ...], np.ndarray] = {}
+
+    def pipeline(self, **values: float) -> AdjustedISP:
+        """Return the pipeline under these settings, the others unchanged."""
+        return AdjustedISP(self.base, self.base.camera, **values)
 
     def scores(self, **values: float) -> np.ndarray:
         """Return the score (N,) of each frame under these settings; asked twice, remembered."""
@@ -49,18 +57,17 @@ class Prober:
             n: v for n, v in values.items() if n not in self.settings or v != self.settings[n].value
         }
         key = tuple(sorted(moved.items()))
-        if key not in self._known:
-            isp = AdjustedISP(self.base, self.base.camera, **moved)
-            self._known[key] = score_images(self.task, self.frames, isp, self.metric)
-        return self._known[key]
+        if key not in self._remembered:
+            self._remembered[key] = self.evaluator.scores(self.pipeline(**moved))
+        return self._remembered[key]
 
     def measure(self, name: str, values: Sequence[float]) -> pd.DataFrame:
         """Return score and fall of the metric, with bounds, one row a value of one setting."""
         columns = np.stack([self.scores(**{name: float(value)}) for value in values], 1)
-        falls = self.scores()[:, None] - columns
+        groups = self.evaluator.frames.groups
+        score = bootstrap_means(columns, groups, self.bootstrap)
+        fall = bootstrap_means(self.scores()[:, None] - columns, groups, self.bootstrap)
         table = pd.DataFrame({"value": np.asarray(values, dtype=float)})
-        score = bootstrap_means(columns, self.frames.groups, self.bootstrap)
-        fall = bootstrap_means(falls, self.frames.groups, self.bootstrap)
         table[["score", "low", "high"]] = np.stack(score, 1)
         table[["fall", "fall_low", "fall_high"]] = np.stack(fall, 1)
         return table
@@ -96,22 +103,22 @@ def scan(
     Raises:
         ValueError: an unknown setting (lists those that exist), or fewer than 3 points.
     """
-    if name not in prober.settings:
-        raise ValueError(f"no setting {name!r}; choose from {', '.join(prober.settings)}")
-    setting = prober.settings[name]
-    chosen = setting.grid(points) if values is None else np.sort(np.asarray(values, dtype=float))
-    return Scan(setting, prober.metric, prober.measure(name, chosen))
+    setting = choose("setting", name, prober.settings)
+    grid = setting.grid(points) if values is None else np.sort(np.asarray(values, dtype=float))
+    return Scan(setting, prober.evaluator.metric, prober.measure(name, grid))
 
 
-def tolerated(prober: Prober, found: Scan, drop: float, refine: int = 4) -> dict[str, float | bool]:
+def tolerated(
+    prober: Prober, scanned: Scan, drop: float, refine: int = 4
+) -> dict[str, float | bool]:
     """Return the interval around the present value in which the metric falls by less than ``drop``.
 
     Outwards from the present value, up to the first value that fails; between that and the last that
     passes the edge is narrowed by halving. What is returned has been measured, and passed.
 
     Args:
-        prober: what ``found`` was scanned with.
-        found: a scan.
+        prober: what was scanned with.
+        scanned: a scan.
         drop: the allowed fall, in units of the metric.
         refine: how often the step is halved.
 
@@ -120,40 +127,31 @@ def tolerated(prober: Prober, found: Scan, drop: float, refine: int = 4) -> dict
         upper bound of the fall (lower band of the metric). ``low_open`` and so on say whether the edge is
         that of the scan, so that the true one may lie further out.
     """
+    present, table = scanned.setting.value, scanned.table
+    outwards = {
+        "low": table[table["value"] < present][::-1],
+        "high": table[table["value"] > present],
+    }
     edges: dict[str, float | bool] = {}
-    name = found.setting.name
     for prefix, column in (("", "fall"), ("safe_", "fall_high")):
-        for side in ("low", "high"):
-            passes = found.table[column] <= drop + 1e-9
-            values = found.table["value"].to_numpy()
-            inside, outside = _crossing(values, passes.to_numpy(), found.setting.value, side)
 
-            def holds(value: float, column: str = column) -> bool:
-                return bool(prober.measure(name, [value])[column].iloc[0] <= drop + 1e-9)
+        def passes(value: float, column: str = column) -> bool:
+            return prober.measure(scanned.setting.name, [value])[column].iloc[0] <= drop + SLACK
 
-            edge = inside if outside is None else _halve(holds, inside, outside, refine)
-            edges |= {f"{prefix}{side}": edge, f"{prefix}{side}_open": outside is None}
+        for side, part in outwards.items():
+            failing = part["value"][~(part[column] <= drop + SLACK)]
+            passing = part["value"] if failing.empty else part["value"].loc[: failing.index[0]][:-1]
+            edge = float(passing.iloc[-1]) if len(passing) else present
+            if len(failing):
+                edge = _halve(passes, edge, float(failing.iloc[0]), refine)
+            edges |= {f"{prefix}{side}": edge, f"{prefix}{side}_open": failing.empty}
     return edges
 
 
-def _crossing(
-    values: np.ndarray, passes: np.ndarray, present: float, side: str
-) -> tuple[float, float | None]:
-    """Return the last value that passes on one side of the present one, and the first that fails."""
-    order = values[values > present] if side == "high" else values[values < present][::-1]
-    verdicts = passes[values > present] if side == "high" else passes[values < present][::-1]
-    inside = present
-    for value, passed in zip(order, verdicts, strict=True):
-        if not passed:
-            return float(inside), float(value)
-        inside = value
-    return float(inside), None
-
-
-def _halve(holds: Callable[[float], bool], inside: float, outside: float, times: int) -> float:
+def _halve(passes: Callable[[float], bool], inside: float, outside: float, times: int) -> float:
     for _ in range(times):
         middle = (inside + outside) / 2
-        inside, outside = (middle, outside) if holds(middle) else (inside, middle)
+        inside, outside = (middle, outside) if passes(middle) else (inside, middle)
     return inside
 
 
@@ -186,14 +184,12 @@ def landscape(
     Raises:
         ValueError: an unknown setting, twice the same, or fewer than 3 points.
     """
-    if missing := [n for n in (first, second) if n not in prober.settings]:
-        raise ValueError(f"no settings {missing}; choose from {', '.join(prober.settings)}")
+    settings = [choose("setting", name, prober.settings) for name in (first, second)]
     if first == second:
         raise ValueError(f"a landscape needs two settings, not {first!r} twice")
-    settings = prober.settings[first], prober.settings[second]
     rows, columns = (setting.grid(points) for setting in settings)
     scores = pd.DataFrame(index=pd.Index(rows, name=first), columns=pd.Index(columns, name=second))
-    pairs = [(row, column) for row in rows for column in columns]
+    pairs = list(product(rows, columns))
     for row, column in progress_bar(iterable=pairs, desc="landscape", disable=not progress):
         scores.loc[row, column] = prober.scores(**{first: row, second: column}).mean()
-    return Landscape(*settings, prober.metric, scores.astype(float))
+    return Landscape(*settings, prober.evaluator.metric, scores.astype(float))
