@@ -11,8 +11,13 @@ from r2l.drift.adjustment import (
     source_statistics,
     summarise_adaptations,
 )
-from r2l.drift.comparison import corruption_table, sensor_table
-from r2l.drift.corruption_benchmark import CorruptionBenchmark, benchmark_corruptions, drop_table
+from r2l.drift.corruption_benchmark import (
+    CorruptionBenchmark,
+    benchmark_corruptions,
+    corruption_table,
+    drop_table,
+    sensor_table,
+)
 from r2l.drift.corruptions import CORRUPTIONS, PUBLISHED_CORRUPTIONS, corrupt
 from r2l.drift.factorial import factorial_effects
 from r2l.drift.forensics import (

@@ -1,4 +1,4 @@
-"""Pipelines against corruptions: how much is lost, and how far the images had moved.
+"""Pipelines against corruptions and other sensors: how much is lost, and how far the images had moved.
 
 The published comparison sets the mean drop under other pipelines against that under corruptions of
 severity 3, and finds the latter "ten to four times" as large. How far each change moves the images is left
@@ -8,19 +8,177 @@ size, and corruptions that move the images as far as the pipelines do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from r2l.datasets.frames import Frames
-from r2l.drift.comparison import MATCHED, corruption_table, spread
-from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES
-from r2l.drift.matched_severity import pipeline_distance
-from r2l.drift.paired import paired_scores
-from r2l.drift.statistics import Bootstrap, Interval
+from r2l.drift.asking import as_table, ask, ready
+from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, corrupt
+from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
+from r2l.drift.paired import diagonal_of, paired_scores
+from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
+from r2l.drift.statistics import Bootstrap, Interval, interval_text
 from r2l.drift.synthesis import Trained, ask_models
+from r2l.isp import open_pipeline
+from r2l.progress import progress_bar
+from r2l.sensor import NoiseModel
+
+MATCHED = "matched"
+# What was changed (``train`` is the pipeline that it was changed in), and the images that it gave.
+Change = tuple[dict[str, Any], Tensor]
+
+
+def corruption_table(
+    models: Sequence[Trained],
+    views: Frames,
+    kinds: Sequence[str] = PUBLISHED_CORRUPTIONS,
+    severities: Sequence[int] = (3,),
+    *,
+    scale: str = "published",
+    distance: str = "psnr",
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Ask models about the images that they have not seen, corrupted, in the pipeline they know.
+
+    Args:
+        models: what `train_models` returned, or `Trained` made by hand.
+        views: the developed images.
+        kinds: of `CORRUPTIONS`.
+        severities: 1 to 5.
+        scale: "published" or "image", see `corrupt`; or "matched": of each corruption so much (or little)
+            of the severity's change (in constants for the images' size) that its mean distance is that of
+            the other pipelines in ``views`` to the model's own. Severities then are without effect but for
+            the starting point.
+        distance: "l2", "ssim" or "psnr", which images are matched in, and reported.
+        seed: of all chance.
+        device: where to ask, such as "cuda"; by default where each model is.
+        progress: whether to show a bar.
+
+    Returns:
+        One row an image, model and corruption: ``train``, ``test`` (scale, kind and severity in one),
+        ``scale``, ``kind``, ``severity``, ``amount``, ``reached`` (see `Match`), ``distance`` (of this
+        image), ``seed``, ``fold`` and the answers as `ask_models` tells them.
+
+    Raises:
+        ValueError: an unknown kind, scale or distance; no models; or a pipeline that ``views`` lack.
+    """
+
+    def changes() -> Iterator[Change]:
+        some = spread(len(views))
+        for code in codes:
+            images, size, reached = views.images[code], 1.0, True
+            if scale == MATCHED:
+                target = pipeline_distance(views, code, kind=distance, indices=some)
+            for kind, severity in product(kinds, severities):
+                how = {"severity": severity, "scale": scale, "seed": seed}
+                if scale == MATCHED:
+                    how["scale"] = "image"
+                    match = match_amount(
+                        images[some], kind, target, distance=distance, ids=some, **how
+                    )
+                    size, reached = match.amount, match.reached
+                change = _name(code, scale, kind, severity) | {"amount": size, "reached": reached}
+                yield change, corrupt(images, kind, amount=size, **how)
+
+    codes = _codes(models, views)
+    total = len(codes) * len(kinds) * len(severities)
+    bar = progress_bar(
+        iterable=changes(), total=total, desc=f"corrupting, {scale}", disable=not progress
+    )
+    return _ask_changed(models, views, bar, distance, device)
+
+
+def sensor_table(
+    models: Sequence[Trained],
+    views: Frames,
+    kinds: Sequence[str] = SENSOR_DRIFTS,
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
+    *,
+    variant: str = "corrected",
+    noise: NoiseModel | None = None,
+    distance: str = "psnr",
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Ask models about frames that another sensor would have given, developed as the models know it.
+
+    Args:
+        models, distance, seed, device, progress: as in `corruption_table`.
+        views: raw frames and their developments.
+        kinds: of `SENSOR_DRIFTS`.
+        severities: 1 to 5.
+        variant: "corrected" or "paper", as the views.
+        noise: of the sensor, see `drift_sensor`.
+
+    Returns:
+        As `corruption_table`, with "sensor" for ``scale``.
+
+    Raises:
+        ValueError: as `corruption_table` and `drift_sensor`; or views without raw frames.
+    """
+
+    def changes() -> Iterator[Change]:
+        for kind, severity in product(kinds, severities):
+            moved = drift_sensor(views.raw, views.camera, kind, severity, noise=noise, seed=seed)
+            for code, isp in isps.items():
+                with torch.no_grad():
+                    changed = torch.cat([isp(batch) for batch in moved.split(64)])
+                yield _name(code, "sensor", kind, severity), changed
+
+    codes = _codes(models, views)
+    if views.raw is None:
+        raise ValueError("these views hold no raw frames, which another sensor would have recorded")
+    isps = {code: open_pipeline(code, views.camera, variant) for code in codes}
+    total = len(codes) * len(kinds) * len(severities)
+    bar = progress_bar(
+        iterable=changes(), total=total, desc="drifting sensors", disable=not progress
+    )
+    return _ask_changed(models, views, bar, distance, device)
+
+
+def _codes(models: Sequence[Trained], views: Frames) -> list[str]:
+    codes = list(dict.fromkeys(trained.code for trained in models))
+    if not codes:
+        raise ValueError("no models to test")
+    views.require(codes)
+    return codes
+
+
+def _name(code: str, scale: str, kind: str, severity: int) -> dict[str, Any]:
+    change = {"train": code, "test": f"{scale}: {kind} {severity}", "scale": scale}
+    return change | {"kind": kind, "severity": severity}
+
+
+def _ask_changed(
+    models: Sequence[Trained],
+    views: Frames,
+    changes: tqdm[Change],
+    distance: str,
+    device: str | None,
+) -> pd.DataFrame:
+    """Ask the models of each change's pipeline about the changed images."""
+    parts = []
+    with changes:
+        for change, images in changes:
+            code = change["train"]
+            moved = distances(images, views.images[code], distance).numpy()
+            for trained in (t for t in models if t.code == code):
+                with ready(trained.module, device) as place:
+                    answers = ask(trained.module, images, views, trained.test, device=place)
+                cell = {**change, "seed": trained.seed, "fold": trained.fold}
+                parts.append((cell, {"distance": moved[trained.test], **answers}))
+    return as_table(parts)
 
 
 @dataclass(frozen=True)
@@ -53,11 +211,11 @@ class CorruptionBenchmark:
         for name, row in self.table.iterrows():
             ratio = "no ratio, since the pipelines lose nothing"
             if np.isfinite(row["ratio"]):
-                ends = f"{row['ratio_low']:.1f} to {row['ratio_high']:.1f}"
-                ratio = f"{row['ratio']:.1f} ({ends}) times that of the pipelines"
+                text = interval_text(*row[["ratio", "ratio_low", "ratio_high"]], ".1f")
+                ratio = f"{text} times that of the pipelines"
+            lost = interval_text(*row[["drop", "low", "high"]])
             lines.append(
-                f"{name:>10}: {row['drop']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), {ratio}; "
-                f"{self.distance} {row['distance']:.3g}{unit}"
+                f"{name:>10}: {lost}, {ratio}; {self.distance} {row['distance']:.3g}{unit}"
             )
         for code, kinds in self.left_out.items():
             lines.append(f"{code}: out of reach and not in the matched mean: {', '.join(kinds)}")
@@ -99,21 +257,20 @@ def benchmark_corruptions(
     """
     if results is None:
         results = ask_models(models, views, list(views.images), device=device, progress=progress)
+    scales = (*SCALES, MATCHED)
+    options = {"distance": distance, "seed": seed, "device": device, "progress": progress}
     tables = [
-        corruption_table(
-            models, views, kinds, (severity,), scale=scale, distance=distance, seed=seed,
-            device=device, progress=progress,
-        )
-        for scale in (*SCALES, MATCHED)
-    ]  # fmt: skip
+        corruption_table(models, views, kinds, (severity,), scale=s, **options) for s in scales
+    ]
     others = pd.concat(tables, ignore_index=True)
     counted = others["reached"]
-    groups = {s: (others["scale"] == s) & counted for s in (*SCALES, MATCHED)}
+    groups = {s: (others["scale"] == s) & counted for s in scales}
     groups = {s: rows for s, rows in groups.items() if rows.any()}
     drops, ratios, metric = _mean_drops(results, others, groups, value, bootstrap)
-    codes = list(dict.fromkeys(others["train"]))
     some = spread(len(views))
-    own = np.mean([pipeline_distance(views, c, kind=distance, indices=some) for c in codes])
+    own = np.mean(
+        [pipeline_distance(views, c, kind=distance, indices=some) for c in others["train"].unique()]
+    )
     moved = [own, *(others.loc[rows, "distance"].mean() for rows in groups.values())]
     used = [0, *(others.loc[rows, "kind"].nunique() for rows in groups.values())]
     table = pd.DataFrame({"distance": moved, "kinds": used}, index=["pipelines", *groups])
@@ -160,23 +317,19 @@ def _mean_drops(
     bootstrap: Bootstrap,
 ) -> tuple[Interval, Interval, str]:
     """Return mean drops of the pipelines and of groups of rows, their ratios to the first, the metric."""
-    trains = list(dict.fromkeys(others["train"]))
-    kept = results[results["train"].isin(trains)]
+    kept = results[results["train"].isin(others["train"].unique())]
     paired = paired_scores(pd.concat([kept, others]), ["train", "test"], value)
-    place = {cell: i for i, cell in enumerate(paired.cells)}
-    if missing := [train for train in trains if (train, train) not in place]:
-        raise ValueError(f"no diagonal: trained but not tested under {missing}")
+    diagonal = diagonal_of(paired.cells)
 
     def contrast(rows: pd.DataFrame) -> np.ndarray:
-        cells = set(zip(rows["train"], rows["test"], strict=True))
-        weights = np.zeros(len(place))
-        for train, test in cells:
-            weights[place[train, train]] += 1 / len(cells)
-            weights[place[train, test]] -= 1 / len(cells)
+        cells = pd.MultiIndex.from_frame(rows[["train", "test"]].drop_duplicates())
+        columns, weights = paired.cells.get_indexer(cells), np.zeros(len(diagonal))
+        np.add.at(weights, diagonal[columns], 1 / len(cells))
+        weights[columns] -= 1 / len(cells)
         return weights
 
-    chosen = [kept[kept["train"] != kept["test"]], *(others[rows] for rows in groups.values())]
-    weights = np.stack([contrast(rows) for rows in chosen])
+    pipelines = kept[kept["train"] != kept["test"]]
+    weights = np.stack([contrast(p) for p in (pipelines, *(others[g] for g in groups.values()))])
 
     def ratios(scores: np.ndarray) -> np.ndarray:
         drops = scores @ weights.T
@@ -186,6 +339,5 @@ def _mean_drops(
             return np.nan_to_num(drops / base, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
     sampled = paired.draws(bootstrap)
-    name = paired.metric
     drops = sampled.interval(lambda scores: scores @ weights.T)
-    return drops, sampled.interval(ratios), name
+    return drops, sampled.interval(ratios), paired.metric

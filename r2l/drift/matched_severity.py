@@ -17,6 +17,7 @@ from r2l.training.metrics import DISTANCES, image_distance
 LEAST, MOST = 1e-3, 64.0  # amounts that are tried
 SAME = 100.0  # dB; less than the steps of float32 at white
 BATCH = 64
+MATCH_IMAGES = 64  # of which the matching amount is found
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ def pipeline_distance(
     base = views.images[code][some]
     found = [mean_distance(views.images[other][some], base, kind) for other in others]
     return float(np.mean(found))
+
+
+def spread(total: int, most: int = MATCH_IMAGES) -> np.ndarray:
+    """Return at most so many indices, evenly spread: the images that distances are matched on."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).astype(int))
 
 
 def match_amount(
