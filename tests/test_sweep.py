@@ -7,16 +7,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import nbformat
 import pandas as pd
 import pytest
 import torch
 import yaml
 from dask.utils import parse_timedelta
-from distributed import LocalCluster
+from distributed import LocalCluster, SchedulerPlugin
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -24,14 +27,14 @@ import r2l
 from r2l.cli import app
 from r2l.drift import summarise
 from r2l.isp import PIPELINES
-from r2l.sweep import ClusterError, Job, ParameterError, code_version, open_engine, read_sweep
-from r2l.sweep.board import Board, Entry, live_view
-from r2l.sweep.driver import open_board, run_sweep, setting_of
+from r2l.sweep import ClusterError, Job, ParameterError, open_engine, read_sweep
+from r2l.sweep.driver import _bar, _setting, _until_done, read_outcomes, run_sweep
 from r2l.sweep.engine import _environment
-from r2l.sweep.plan import Measured, _cost, _kind, make_plan, measure
-from r2l.sweep.report import matrices, scores_table, write_report
-from r2l.sweep.work import RESULT, Result, Setting, carry_out, read_result
+from r2l.sweep.jobs import RESULT
+from r2l.sweep.report import matrices, plan, scores_table, write_report
+from r2l.sweep.work import Outcome, carry_out
 from r2l.training.lab import query
+from r2l.training.run_folder import code_version
 from tools.places import ROOT
 
 TINY = """
@@ -130,7 +133,7 @@ def test_several_grids_and_values_from_outside(tmp_path):
 def test_a_file_that_is_no_sweep(tmp_path, text, message):
     with pytest.raises(ParameterError, match=message) as error:
         read_sweep(written(tmp_path, text))
-    assert "\n" not in str(error.value).strip() or "YAML" in message
+    assert len(str(error.value).splitlines()) == 2 or "YAML" in message
 
 
 @pytest.mark.parametrize(
@@ -191,9 +194,9 @@ def test_a_script_that_each_worker_would_run_is_told_how(tmp_path):
 
 def test_the_hash_is_of_what_the_outcome_depends_on(tiny):
     job = tiny.jobs[0]
-    same = Job("train", {**job.parameters, "weight_decay": 1e-4}, {"other": "axis"})
+    same = Job({**job.parameters, "weight_decay": 1e-4}, {"other": "axis"})
     assert same.hash == job.hash, "a default that is written out is no other value"
-    other = Job("train", {**job.parameters, "weight_decay": 2e-4}, job.place)
+    other = Job({**job.parameters, "weight_decay": 2e-4}, job.axes)
     assert other.hash != job.hash
     assert len({j.hash for j in tiny.jobs}) == 4
 
@@ -205,7 +208,7 @@ def test_the_hash_of_a_notebook_is_of_its_code(tmp_path):
 
     def hash_now():
         nbformat.write(notebook, tmp_path / "n.ipynb")
-        return Job("notebook", {"A": 2}, {}, str(tmp_path / "n.ipynb")).hash
+        return Job({"A": 2}, {}, str(tmp_path / "n.ipynb")).hash
 
     first = hash_now()
     notebook.cells[1].source = "Other words."
@@ -217,13 +220,13 @@ def test_the_hash_of_a_notebook_is_of_its_code(tmp_path):
 
 def test_the_version_of_the_code_is_that_of_the_sources(tmp_path, monkeypatch):
     package = tmp_path / "r2l"
-    for name in ("__init__.py", "isp/gamma.py", "cli/train.py", "sweep/job.py"):
+    for name in ("__init__.py", "isp/gamma.py", "cli/train.py", "sweep/jobs.py"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("A = 1\n")
     monkeypatch.setattr(r2l, "__file__", str(package / "__init__.py"))
     first = code_version()
     (package / "cli" / "train.py").write_text("A = 2\n")
-    (package / "sweep" / "job.py").write_text("A = 2\n")
+    (package / "sweep" / "jobs.py").write_text("A = 2\n")
     assert code_version() == first, "no result depends on these"
     (package / "isp" / "gamma.py").write_text("A = 2\n")
     assert code_version() != first
@@ -241,9 +244,9 @@ def test_runs_of_another_version_count_only_when_asked(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"seconds": 1}', '{"seconds": 1, "odd": 2}'])
-def test_a_damaged_result_is_none(tmp_path, text):
+def test_a_damaged_result_is_none(tiny, tmp_path, text):
     (tmp_path / RESULT).write_text(text)
-    assert read_result(tmp_path) is None
+    assert Outcome(tiny.jobs[0], tmp_path).read() is None
 
 
 # Workers.
@@ -277,53 +280,64 @@ def test_engines_that_cannot_be(tmp_path):
 def test_a_scheduler_that_is_not_there():
     engine = open_engine(scheduler="tcp://127.0.0.1:9", wait=1)
     with (
-        pytest.raises(ClusterError, match=r"no Dask scheduler answers at .*dask scheduler"),
+        pytest.raises(
+            ClusterError, match=r"//127.0.0.1:9: no Dask scheduler answers (?s:.*)dask scheduler"
+        ),
         engine.connect(),
     ):
         pass
 
 
 def test_another_version_of_the_code_does_not_run(tiny, tmp_path):
-    setting = setting_of(tiny, open_engine(workers=1, threads=1), str(tmp_path / "m.db"))
-    result = carry_out(tiny.jobs[0], str(tmp_path / "run"), replace(setting, code="other"))
-    assert "install the same code" in result.error
+    setting = _setting(tiny, open_engine(workers=1, threads=1), str(tmp_path / "m.db"))
+    run = Outcome(tiny.jobs[0], tmp_path / "run")
+    ended = carry_out(run, replace(setting, code="other"))
+    assert ended.state == "failed"
+    assert "install the same code" in ended.error
     assert not (tmp_path / "run" / RESULT).exists()
 
 
 # What is shown.
 
 
-def test_without_a_terminal_each_end_is_a_line(tiny, tmp_path):
-    entries = [Entry(job, tmp_path / job.name) for job in tiny.jobs]
-    board, console = Board(entries), Console(record=True, width=200, file=quiet().file)
-    with live_view(board, console) as show:
-        show(board)
-        entries[0].start("w")
-        entries[0].end(Result(3.2, "h", "id", {"accuracy": 0.5}))
-        entries[1].end(Result(1, "h", error="ValueError: no"))
-        show(board)
-        show(board)
-    lines = console.export_text().splitlines()
-    assert lines == [
-        f"[1/4] finished  {entries[0].job.name}  3 s, accuracy 0.500",
-        f"[2/4] failed    {entries[1].job.name}  1 s: ValueError: no",
-    ]
+class Ends:
+    """An engine whose runs end at once, as they are told to."""
+
+    workers, threads, about = 1, 1, "nowhere"
+
+    def __init__(self, monkeypatch, **changes):
+        self.changes = changes
+        monkeypatch.setattr("r2l.sweep.driver._ended", self.end)
+
+    @contextmanager
+    def connect(self):
+        yield None
+
+    def end(self, client, left, setting):
+        for run in left:
+            yield replace(run, **self.changes.get(run.job.name, {"state": "finished"}))
 
 
-def test_in_a_terminal_there_is_a_table(tiny, tmp_path):
-    entries = [Entry(job, tmp_path / job.name) for job in tiny.jobs]
-    entries[0].start("w:1")
-    entries[1].end(Result(1, "h", error="ValueError: [red]no"))
-    board = Board(entries)
-    console = Console(record=True, width=160, height=30, force_terminal=True, file=quiet().file)
-    with live_view(board, console) as show:
-        show(board)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_each_end_is_a_line_and_in_a_terminal_there_is_a_bar(tiny, tmp_path, monkeypatch, terminal):
+    runs = read_outcomes(tiny, tmp_path)
+    first, second, *_ = (run.job.name for run in runs)
+    well = {"state": "finished", "seconds": 3.2, "scores": {"accuracy": 0.5}}
+    badly = {"state": "failed", "seconds": 1, "error": "ValueError: [red]no"}
+    engine = Ends(monkeypatch, **{first: well, second: badly})
+    console = Console(record=True, width=200, height=30, force_terminal=terminal, file=quiet().file)
+    with _bar(console) as bar:
+        assert _until_done(runs, engine, None, bar) == []
     text = console.export_text()
-    assert "running" in text
-    assert "w:1" in text
-    assert "ValueError: [red]no" in text
-    assert "1/4" in text
-    assert "2 waiting" in text
+    wanted = [
+        f"[1/4] finished  {first}  3 s, accuracy 0.500",
+        f"[2/4] failed    {second}  1 s: ValueError: [red]no",
+    ]
+    assert all(line in text for line in wanted)
+    if not terminal:
+        assert text.splitlines()[:2] == wanted
+        assert len(text.splitlines()) == 4
+    assert ("━━" in text) == terminal
 
 
 # Runs, really.
@@ -331,39 +345,45 @@ def test_in_a_terminal_there_is_a_table(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep that was carried out, its board, and where it lies."""
+    """A sweep that was carried out, how its runs ended, and where it lies."""
     folder = tmp_path_factory.mktemp("swept")
     sweep = read_sweep(written(folder, TINY))
     engine = open_engine(workers=2, threads=1)
-    board = run_sweep(sweep, folder / "out", engine, store=str(folder / "m.db"), console=quiet())
-    return sweep, board, folder
+    runs = run_sweep(sweep, folder / "out", engine, store=str(folder / "m.db"), console=quiet())
+    return sweep, runs, folder
+
+
+def count(runs):
+    return Counter(run.state for run in runs)
 
 
 @pytest.mark.slow
 def test_every_run_leaves_its_folder_and_its_record(swept):
-    _, board, folder = swept
-    assert board.count() == {"finished": 4}
-    for entry in board.entries:
-        kept = {path.name for path in entry.folder.iterdir()}
+    _, runs, folder = swept
+    assert count(runs) == {"finished": 4}
+    for run in runs:
+        kept = {path.name for path in run.folder.iterdir()}
         assert {"result.json", "log.txt", "predictions.csv", "tested.csv", "scores.csv"} <= kept
-        assert json.loads((entry.folder / RESULT).read_text())["scores"] == entry.result.scores
-    runs = query("select name, status from runs where name like 'pipeline%'", str(folder / "m.db"))
-    assert sorted(runs["name"]) == sorted(entry.job.name for entry in board.entries)
-    assert set(runs["status"]) == {"FINISHED"}
+        assert json.loads((run.folder / RESULT).read_text())["scores"] == run.scores
+    records = query(
+        "select name, status from runs where name like 'pipeline%'", str(folder / "m.db")
+    )
+    assert sorted(records["name"]) == sorted(run.job.name for run in runs)
+    assert set(records["status"]) == {"FINISHED"}
 
 
 @pytest.mark.slow
 def test_the_matrix_is_that_of_the_answers(swept):
-    sweep, board, folder = swept
-    page = write_report(sweep, board, folder / "out")
-    (matrix,) = matrices(board)
+    sweep, runs, folder = swept
+    page = write_report(sweep, runs, folder / "out")
+    (matrix,) = matrices(runs)
     assert matrix.summary.matrix().shape == (2, 2)
     # Put together by hand: what each model said about the images that it had not seen.
     rows = []
-    for entry in board.entries:
-        table = pd.read_csv(entry.folder / "tested.csv")
+    for run in runs:
+        table = pd.read_csv(run.folder / "tested.csv")
         assert list(table["test"].unique()) == ["bi,s,ga", "me,u,me"]
-        rows.append(table.assign(train=entry.job.place["pipeline"], seed=1))
+        rows.append(table.assign(train=run.job.axes["pipeline"], seed=1))
     table = pd.concat(rows)
     for (train, test), part in table.groupby(["train", "test"]):
         assert len(part) == part["image"].nunique() == 24
@@ -373,11 +393,10 @@ def test_the_matrix_is_that_of_the_answers(swept):
     assert "Train x test" in text
     assert "What failed" not in text
     assert (folder / "out" / "matrix.csv").exists()
-    assert len(scores_table(board)) == 2
+    assert len(scores_table(runs)) == 2
     # Under its own pipeline a model says what it said in validation.
-    entry = board.entries[0]
-    own = pd.read_csv(entry.folder / "tested.csv").query("test == 'bi,s,ga'")
-    said = pd.read_csv(entry.folder / "predictions.csv")
+    own = pd.read_csv(runs[0].folder / "tested.csv").query("test == 'bi,s,ga'")
+    said = pd.read_csv(runs[0].folder / "predictions.csv")
     assert own["p_true"].to_numpy() == pytest.approx(said["p_true"].to_numpy(), abs=1e-5)
 
 
@@ -386,54 +405,34 @@ def test_what_is_finished_is_not_done_again(swept):
     sweep, _, folder = swept
     times = {p: p.stat().st_mtime_ns for p in (folder / "out" / "runs").rglob("*") if p.is_file()}
     engine = open_engine(workers=1)
-    never = replace(engine, connect=lambda: pytest.fail("no worker is needed"))
-    board = run_sweep(sweep, folder / "out", never, store=str(folder / "m.db"), console=quiet())
-    assert board.count() == {"kept": 4}
+    never = replace(engine, start=lambda: pytest.fail("no worker is needed"))
+    runs = run_sweep(sweep, folder / "out", never, store=str(folder / "m.db"), console=quiet())
+    assert count(runs) == {"finished before": 4}
     for path, time_before in times.items():
         assert path.stat().st_mtime_ns == time_before
 
 
-def test_the_plan_reckons_each_run_with_its_own_folds(tmp_path):
-    grid = TINY.replace("n_splits: 2", "n_splits: 3")
-    grid = grid.replace("fold: [0, 1]", "fold: [null, 0, 1, 2]\n  n_images: [24, 48]")
-    jobs = [job for job in read_sweep(written(tmp_path, grid)).jobs if job.options().n_images == 24]
-    folds = [(32, 4), (64, 4), (96, 4)]
-    measured = Measured(step=1.0, image=0.0, start=0.0, weights=0)
-    whole, *parts = (_cost(job.options(), measured, folds) for job in jobs[:4])
-    assert whole == pytest.approx([sum(values) for values in zip(*parts, strict=True)])
-    assert len({seconds for seconds, _ in parts}) > 1
-
-
-@pytest.mark.slow
-def test_runs_on_other_numbers_of_images_are_measured_apart(tmp_path):
-    grid = TINY + "  n_images: [24, 48]\n"
-    jobs = read_sweep(written(tmp_path, grid)).jobs
-    assert set({_kind(job): job.options().n_images for job in jobs}.values()) == {24, 48}
-    setting = Setting("tiny", f"sqlite:///{tmp_path}/m.db", str(tmp_path), code_version(), 1)
-    sizes = {job.options().n_images: measure(job, setting)[1] for job in jobs[:2]}
-    assert [sum(fold) for fold in sizes[24]] == [24, 24]
-    assert [sum(fold) for fold in sizes[48]] == [48, 48]
-
-
-@pytest.mark.slow
-def test_the_plan_before_and_after(swept, tmp_path):
-    sweep, board, folder = swept
-    engine = open_engine(workers=2, threads=1)
-    setting = setting_of(sweep, engine, str(folder / "m.db"))
-    empty = open_board(sweep, tmp_path)
-    plan = make_plan(empty, engine, setting, tmp_path)
-    assert (plan.runs, plan.finished, plan.workers) == (4, 0, 2)
-    assert "measured steps" in plan.source
-    spent = sum(entry.result.seconds for entry in board.entries)
-    assert spent / 20 < plan.seconds < spent * 20, "the right order of magnitude, on a busy machine"
-    half = open_board(sweep, folder / "out")
-    half.entries[0].status, half.entries[0].result = "waiting", None
-    plan = make_plan(half, engine, setting, folder / "out")
-    assert plan.source == "the mean of 3 finished run(s)"
-    mean = sum(e.result.seconds for e in board.entries[1:]) / 3
-    assert plan.seconds == pytest.approx(mean)
-    assert plan.hours == pytest.approx(mean / 3600)
-    assert f"{plan.runs}, of which 3 are finished and 1 are left" in str(plan)
+def test_the_plan_is_reckoned_from_what_is_finished(tiny, tmp_path):
+    runs = read_outcomes(tiny, tmp_path)
+    text = plan(runs, 2, tmp_path / "not" / "there")
+    assert "4, of which 0 are finished and 4 are left" in text
+    assert "time    not known: let one run finish (--limit 1)" in text
+    for run, seconds in zip(runs[:2], (100, 200), strict=True):
+        run.folder.mkdir(parents=True)
+        (run.folder / "predictions.csv").write_bytes(bytes(1024 * seconds))
+        replace(run, seconds=seconds).keep()
+    runs = read_outcomes(tiny, tmp_path)
+    lines = plan(runs, 1, tmp_path).splitlines()
+    assert lines[0] == "runs    4, of which 2 are finished and 2 are left"
+    assert lines[1] == (
+        "time    300.00 s with 1 worker(s), 150.00 s a run; the mean of 2 finished run(s)"
+    )
+    assert lines[2].startswith("disk    300.")
+    assert "kiB more; " in lines[2]
+    assert "150.00 s with 2 worker(s)" in plan(runs, 2, tmp_path)
+    assert "150.00 s with 3 worker(s)" in plan(runs, 3, tmp_path), "runs are whole"
+    done = [replace(run, state="finished") for run in runs]
+    assert "time    none" in plan(done, 1, tmp_path)
 
 
 @pytest.mark.slow
@@ -457,23 +456,56 @@ def test_a_worker_that_is_killed_and_a_run_that_fails(tmp_path, swept):
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     engine = open_engine(workers=2, threads=1)
-    board = run_sweep(
-        sweep, tmp_path / "out", engine, store=str(tmp_path / "m.db"), console=quiet()
-    )
+    runs = run_sweep(sweep, tmp_path / "out", engine, store=str(tmp_path / "m.db"), console=quiet())
     thread.join(5)
     assert killed
-    assert board.count() == {"finished": 4, "failed": 4}
-    assert all("n_splits is 99" in entry.result.error for entry in board.failed)
-    page = write_report(sweep, board, tmp_path / "out").read_text("utf-8")
+    assert count(runs) == {"finished": 4, "failed": 4}
+    assert all("n_splits is 99" in run.error for run in runs if run.state == "failed")
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert page.count("n_splits is 99") >= 4
-    before = {
-        e.job.place["pipeline"] + str(e.job.place["fold"]): e.folder for e in swept[1].entries
-    }
-    for entry in board.entries:
-        if entry.status == "finished":
-            place = before[entry.job.place["pipeline"] + str(entry.job.place["fold"])]
+    before = {(run.job.axes["pipeline"], run.job.axes["fold"]): run.folder for run in swept[1]}
+    for run in runs:
+        if run.is_finished:
+            undisturbed = before[run.job.axes["pipeline"], run.job.axes["fold"]]
             for name in ("predictions.csv", "tested.csv"):
-                assert (entry.folder / name).read_bytes() == (place / name).read_bytes()
+                assert (run.folder / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+class Met(SchedulerPlugin):
+    """Remembers every worker that a scheduler met."""
+
+    def __init__(self):
+        self.workers = []
+
+    def add_worker(self, scheduler, worker):
+        self.workers.append(worker)
+
+
+@pytest.mark.slow
+def test_workers_that_a_queue_ends_are_replaced(tmp_path, monkeypatch):
+    """Each worker has three seconds to live, and all work together takes longer."""
+    monkeypatch.setattr("r2l.sweep.engine._cluster_class", lambda kind: LocalCluster)
+    monkeypatch.setattr("r2l.sweep.engine._RENEWAL", "200ms")
+    file = """
+        cluster: slurm
+        workers: 1
+        threads: 1
+        options: {n_workers: 0, threads_per_worker: 1, memory_limit: 0, lifetime: 3s,
+                  dashboard_address: "127.0.0.1:0", preload: [r2l.training.experiment]}
+    """
+    engine, met = open_engine(cluster=written(tmp_path, file, "queue.yaml"), wait=120), Met()
+
+    def start(start=engine.start):
+        cluster = start()
+        cluster.scheduler.add_plugin(met)
+        return cluster
+
+    sweep = read_sweep(written(tmp_path, TINY.replace("epochs: 1", "epochs: 60")))
+    place = {"store": str(tmp_path / "m.db"), "console": quiet()}
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "200ms"}):
+        runs = run_sweep(sweep, tmp_path / "out", replace(engine, start=start), **place)
+    assert count(runs) == {"finished": 4}, [run.error for run in runs]
+    assert len(met.workers) > 2, "one after the other"
 
 
 def children(pid):
@@ -546,5 +578,5 @@ def test_cores_are_shared_out(monkeypatch):
 
 
 def test_all_twelve_are_tested_when_asked(tiny):
-    job = Job("train", {**tiny.jobs[0].parameters, "test_pipelines": "all"})
+    job = Job({**tiny.jobs[0].parameters, "test_pipelines": "all"})
     assert job.options().tested_codes == PIPELINES

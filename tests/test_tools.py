@@ -58,7 +58,10 @@ def test_a_parameter_file_names_its_notebook_and_says_what_it_is(notebooks):
     [
         ("", "the first line must read"),
         ("SIZE: 9\n", "the first line must read"),
-        ("# Parameters for 09_none.ipynb\n", r"no notebook 09_none.ipynb; there are 01_one.ipynb"),
+        (
+            "# Parameters for 09_none.ipynb\n",
+            r"no notebook 09_none.ipynb\.\nThere are 01_one.ipynb",
+        ),
         ("# Parameters for 01_one.ipynb\n[1, 2\n", "no readable YAML"),
         ("# Parameters for 01_one.ipynb\n- SIZE\n", "name: value"),
     ],
@@ -71,7 +74,7 @@ def test_a_parameter_file_that_is_none(notebooks, text, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"SIEZ": 9}, "no parameter SIEZ; it has SIZE, SCALE, SEEDS, CHECK, OUTPUT"),
+        ({"SIEZ": 9}, "no parameter SIEZ.\nIt has SIZE, SCALE, SEEDS, CHECK, OUTPUT"),
         ({"SEEDS": 0}, r"SEEDS is 0, but the default is \[0\]"),
         ({"SIZE": "9"}, "SIZE is '9'"),
         ({"SIZE": True}, "SIZE is True"),

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from r2l.sweep.job import RESULT
+from r2l.sweep.jobs import RESULT
 
 GRID = """
 train: {dataset: SyntheticMicroscopy, n_images: 200, image_size: 64, classifier_network: SmallResNet,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r2l.cli.report import EXIT_INTERRUPTED, Failures
 
-EXIT_FAILED = 1
+if TYPE_CHECKING:
+    from r2l.sweep.engine import Engine
+    from r2l.sweep.jobs import Sweep
+
+_EXIT_FAILED = 1
 
 
 def sweep(
@@ -92,6 +97,8 @@ def sweep(
         with failures.reported():
             # Takes seconds: not for those who only ask for help.
             from r2l.sweep import open_engine, read_sweep
+            from r2l.sweep.driver import read_outcomes
+            from r2l.sweep.report import plan as costs
 
             given = _parameters(parameter or [])
             sweeps = [read_sweep(path, given) for path in files]
@@ -103,19 +110,20 @@ def sweep(
                 wait=wait,
                 deaths=deaths,
             )
-            how = {"store": store, "any_code": any_code}
             for one in sweeps:
                 place = folder / one.name
                 if plan:
-                    _plan(one, place, engine, **how)
+                    print(f"{one.name}: {one.about}\non {engine.about}")
+                    outcomes = read_outcomes(one, place, any_code=any_code)
+                    print(costs(outcomes, engine.workers, place))
                 else:
-                    failed += _run(one, place, engine, limit=limit, **how)
+                    failed += _carry_out(one, place, engine, any_code, store=store, limit=limit)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on with what is left", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     failures.exit_if_any()
     if failed:
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(_EXIT_FAILED)
 
 
 def _parameters(texts: list[str]) -> dict[str, Any]:
@@ -133,25 +141,16 @@ def _parameters(texts: list[str]) -> dict[str, Any]:
     return given
 
 
-def _plan(sweep: Any, place: Path, engine: Any, store: str | None, any_code: bool) -> None:
-    from r2l.sweep.driver import open_board, setting_of
-    from r2l.sweep.plan import make_plan
-
-    board = open_board(sweep, place, any_code=any_code)
-    print(f"{sweep.name}: {sweep.about}\non {engine.about}", flush=True)
-    print(make_plan(board, engine, setting_of(sweep, engine, store), place))
-
-
-def _run(sweep: Any, place: Path, engine: Any, **how: Any) -> int:
+def _carry_out(sweep: Sweep, folder: Path, engine: Engine, any_code: bool, **how: Any) -> int:
+    """Carry out a sweep, and return how many of its runs failed."""
     from r2l.sweep import run_sweep
-    from r2l.sweep.report import write_report
 
     print(f"{sweep.name}: {len(sweep.jobs)} runs on {engine.about}", flush=True)
-    board = run_sweep(sweep, place, engine, **how)
-    page = write_report(sweep, board, place)
-    count = board.count()
-    print(", ".join(f"{n} {'finished before' if s == 'kept' else s}" for s, n in count.items()))
-    for entry in board.failed:
-        print(f"{entry.job.name}: {entry.result.error}\n  {entry.folder}", file=sys.stderr)
-    print(f"report  {page}")
-    return len(board.failed)
+    outcomes = run_sweep(sweep, folder, engine, any_code=any_code, **how)
+    count = Counter(run.state for run in outcomes)
+    print(", ".join(f"{number} {state}" for state, number in count.items()))
+    for run in outcomes:
+        if run.error:
+            print(f"{run.job.name}: {run.error}\n  {run.folder}", file=sys.stderr)
+    print(f"report  {folder / 'report.html'}")
+    return count["failed"]

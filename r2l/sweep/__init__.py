@@ -7,19 +7,6 @@ parameters and of the code, so that nothing that is finished is done again.
 """
 
 from r2l.sweep.driver import run_sweep
-from r2l.sweep.engine import ClusterError, Engine, open_engine
-from r2l.sweep.grid import Sweep, read_sweep
-from r2l.sweep.job import Job, code_version
+from r2l.sweep.engine import ClusterError, open_engine
+from r2l.sweep.jobs import Job, read_sweep
 from r2l.sweep.notebook import ParameterError
-
-__all__ = [
-    "ClusterError",
-    "Engine",
-    "Job",
-    "ParameterError",
-    "Sweep",
-    "code_version",
-    "open_engine",
-    "read_sweep",
-    "run_sweep",
-]

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from r2l.files import atomic_path
-from r2l.sweep.board import Board, Entry, Show, live_view
 from r2l.sweep.engine import ClusterError, Engine
-from r2l.sweep.grid import Sweep
-from r2l.sweep.job import code_version
+from r2l.sweep.jobs import Sweep
 from r2l.sweep.notebook import ParameterError
-from r2l.sweep.work import Result, Setting, carry_out, read_result
+from r2l.sweep.report import write_report
+from r2l.sweep.work import Outcome, Setting, carry_out
+from r2l.training.run_folder import code_version
 from r2l.training.tracking import store_address
 from r2l.training.tracking.store import open_client, sqlite_path
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-NOTE = "sweep.json"
 #: Losses of the scheduler in a row, with no run finished between, after which a sweep gives up.
 _LOSSES = 5
-_LOOK = 0.5  # seconds
 
 
 class _LostError(Exception):
     """The scheduler does not know of our runs any more."""
 
 
-def open_board(sweep: Sweep, folder: Path, *, any_code: bool = False) -> Board:
+def read_outcomes(sweep: Sweep, folder: Path, *, any_code: bool = False) -> list[Outcome]:
     """Return where the runs of a sweep stand by what lies in its folder.
 
     Args:
@@ -47,13 +44,9 @@ def open_board(sweep: Sweep, folder: Path, *, any_code: bool = False) -> Board:
         folder: of the sweep.
         any_code: count runs that another version of the code finished, too.
     """
-    code = code_version()
-    entries = []
-    for job in sweep.jobs:
-        place = job.folder(folder.resolve() / "runs", code, any_code)
-        result = read_result(place)
-        entries.append(Entry(job, place, "kept" if result else "waiting", result))
-    return Board(entries)
+    code, runs = code_version(), folder.resolve() / "runs"
+    waiting = [Outcome(job, job.folder(runs, code, any_code)) for job in sweep.jobs]
+    return [outcome.read() or outcome for outcome in waiting]
 
 
 def run_sweep(
@@ -65,8 +58,8 @@ def run_sweep(
     any_code: bool = False,
     limit: int | None = None,
     console: Console | None = None,
-) -> Board:
-    """Carry out the runs of a sweep that aren't finished, and return how each ended.
+) -> list[Outcome]:
+    """Carry out the runs of a sweep that aren't finished, write its report, and return how each ended.
 
     A run that fails leaves its log and its error, and does not stop the others. One whose worker dies is
     given to another one. When the scheduler is lost, a new connection is made and what is left is sent again.
@@ -80,7 +73,7 @@ def run_sweep(
         store: address of the mlflow store, see `store_address`.
         any_code: take finished runs of other versions of the code as finished.
         limit: at most so many of the runs that are left, the first ones.
-        console: where to show how far it is; by default the terminal.
+        console: where to tell how each run ended; by default the terminal.
 
     Raises:
         ParameterError: another process is at work in the folder.
@@ -92,24 +85,21 @@ def run_sweep(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        setting = setting_of(sweep, engine, store)
+        setting = _setting(sweep, engine, store)
         open_client(setting.store)  # Noticed now, and made once, not by all workers together.
-        board = open_board(sweep, folder, any_code=any_code)
+        outcomes = read_outcomes(sweep, folder, any_code=any_code)
         if limit is not None:
-            beyond = {id(entry) for entry in board.left[limit:]}
-            board.entries = [entry for entry in board.entries if id(entry) not in beyond]
-        # What a loss means for the runs the board says; Dask's tracebacks would go right through it.
-        with silence_logging_cmgr(logging.CRITICAL), live_view(board, console) as show:
-            show(board)
-            _until_done(board, engine, setting, show)
-        _keep_note(folder, sweep, setting, board)
-    return board
+            beyond = {run.folder for run in _left(outcomes)[limit:]}
+            outcomes = [run for run in outcomes if run.folder not in beyond]
+        # What a loss means for the runs is told; Dask's tracebacks would go right through it.
+        with silence_logging_cmgr(logging.CRITICAL), _bar(console or Console()) as bar:
+            notes = _until_done(outcomes, engine, setting, bar)
+        write_report(sweep, outcomes, folder, notes)
+    return outcomes
 
 
-def setting_of(sweep: Sweep, engine: Engine, store: str | None = None) -> Setting:
-    """Return what the runs of a sweep share; they work in this process's working folder."""
-    store = _absolute(store_address(store))
-    return Setting(sweep.name, store, str(Path.cwd()), code_version(), engine.threads)
+def _left(outcomes: list[Outcome]) -> list[Outcome]:
+    return [run for run in outcomes if run.state == "waiting"]
 
 
 @contextmanager
@@ -119,65 +109,78 @@ def _alone(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise ParameterError(
-            f"another process is at work on this sweep ({folder}); wait for it, or give another --folder"
+            folder,
+            "another process is at work on this sweep",
+            "Wait for it, or give another --folder",
         ) from None
 
 
-def _absolute(store: str) -> str:
-    """Return an address that means the same on a worker, whatever folder that is in."""
-    path = sqlite_path(store)
-    return store if path is None else f"sqlite:///{path.resolve()}"
+def _setting(sweep: Sweep, engine: Engine, store: str | None) -> Setting:
+    store = store_address(store)
+    if path := sqlite_path(store):
+        # Means the same on a worker, whatever folder that is in.
+        store = f"sqlite:///{path.resolve()}"
+    return Setting(sweep.name, store, str(Path.cwd()), code_version(), engine.threads)
 
 
-def _until_done(board: Board, engine: Engine, setting: Setting, show: Show) -> None:
-    losses = 0
-    while board.left:
-        before = len(board.left)
+def _bar(console: Console) -> Progress:
+    columns = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _until_done(
+    outcomes: list[Outcome], engine: Engine, setting: Setting, bar: Progress
+) -> list[str]:
+    """Carry out what is left, put how each run ended into ``outcomes``, and tell it; return the losses."""
+    places = {run.folder: place for place, run in enumerate(outcomes)}
+    task = bar.add_task("runs", total=len(outcomes))
+    tell = partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
+    notes, losses = [], 0
+    while left := _left(outcomes):
+        bar.update(task, completed=len(outcomes) - len(left))
         try:
             with engine.connect() as client:
-                _round(client, board, setting, show)
+                for done in _ended(client, left, setting):
+                    outcomes[places[done.folder]] = done
+                    bar.advance(task)
+                    tell(f"[{len(outcomes) - len(_left(outcomes))}/{len(outcomes)}] {done}")
         except _LostError as error:
-            losses = 0 if len(board.left) < before else losses + 1
+            losses = 0 if len(_left(outcomes)) < len(left) else losses + 1
             if losses == _LOSSES:
                 raise ClusterError(
-                    f"the scheduler was lost {losses} times in a row and no run finished between; what is "
-                    "finished is kept: look at the scheduler's log, then give the same command again"
+                    engine.about,
+                    f"the scheduler was lost {losses} times in a row and no run finished between",
+                    "What is finished is kept: look at the scheduler's log, then give the same command "
+                    "again",
                 ) from error
-            for entry in board.entries:
-                entry.wait()
-            board.notes.append(f"the scheduler was lost ({error}): connecting again")
-            show(board)
+            notes.append(f"the scheduler was lost ({error}): connecting again")
+            tell(notes[-1])
             time.sleep(min(losses, 5))
+    bar.update(task, completed=len(outcomes))
+    return notes
 
 
-def _round(client: Client, board: Board, setting: Setting, show: Show) -> None:
-    """Send all that is left to the workers of one scheduler and wait for it.
+def _ended(client: Client, waiting: list[Outcome], setting: Setting) -> Iterator[Outcome]:
+    """Send runs to the workers of one scheduler, and yield each when it has ended.
 
     Raises:
         _LostError: the scheduler went, or came again without memory.
     """
+    from distributed import as_completed
+
     sent = {}
-    for entry in board.left:
+    for run in waiting:
         # The time makes it another task than that of a round before.
-        key = f"{entry.folder.name}-{time.time_ns()}"
-        future = client.submit(
-            carry_out, entry.job, str(entry.folder), setting, key=key, pure=False
-        )
-        sent[future] = entry
+        key = f"{run.folder.name}-{time.time_ns()}"
+        sent[client.submit(carry_out, run, setting, key=key, pure=False)] = run
     try:
-        while sent:
-            for future in [f for f in sent if f.done()]:
-                sent.pop(future).end(_outcome(future))
-            if client.status != "running":
-                raise _LostError(f"connection {client.status}")
-            _note_running(client, sent)
-            show(board)
-            time.sleep(_LOOK)
+        for future in as_completed(list(sent)):
+            yield _outcome(future, sent.pop(future))
     except (OSError, TimeoutError, CancelledError) as error:
         raise _LostError(str(error) or type(error).__name__) from error
 
 
-def _outcome(future: Future) -> Result:
+def _outcome(future: Future, run: Outcome) -> Outcome:
     """Return what a worker returned, or what became of it.
 
     Raises:
@@ -190,40 +193,10 @@ def _outcome(future: Future) -> Result:
     try:
         return future.result()
     except KilledWorker as error:
-        place = getattr(error.last_worker, "address", "")
-        times = error.allowed_failures + 1
-        return Result(0.0, place, error=f"its worker died {times} times: out of memory?")
+        host = getattr(error.last_worker, "address", "")
+        error = f"its worker died {error.allowed_failures + 1} times: out of memory?"
+        return replace(run, state="failed", host=host, error=error)
     except (OSError, CancelledError, TimeoutError):
         raise
     except Exception as error:
-        return Result(0.0, "", error=f"{type(error).__name__}: {error}")
-
-
-def _note_running(client: Client, sent: dict[Future, Entry]) -> None:
-    by_key = {future.key: entry for future, entry in sent.items()}
-    for worker, keys in client.processing().items():
-        # A worker does one run at a time; others that it was given wait at its door.
-        for key in keys[:1]:
-            if key in by_key:
-                by_key[key].start(worker.rpartition("//")[2])
-
-
-def _keep_note(folder: Path, sweep: Sweep, setting: Setting, board: Board) -> None:
-    note = {
-        "name": sweep.name,
-        "about": sweep.about,
-        "code": setting.code,
-        "store": setting.store,
-        "runs": [
-            {
-                "name": entry.job.name,
-                "folder": os.path.relpath(entry.folder, folder),
-                "status": entry.status,
-                "parameters": entry.job.parameters,
-                "result": asdict(entry.result) if entry.result else None,
-            }
-            for entry in board.entries
-        ],
-    }
-    with atomic_path(folder / NOTE) as partial:
-        partial.write_text(json.dumps(note, indent=1, default=str) + "\n", "utf-8")
+        return replace(run, state="failed", error=f"{type(error).__name__}: {error}")

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r2l.files import R2LError, choose
 from r2l.sweep.notebook import ParameterError, read_yaml
 
 if TYPE_CHECKING:
     from distributed import Client
+    from distributed.deploy.cluster import Cluster
 
-#: Kinds of cluster that a file can ask for, and where their classes are.
-CLUSTERS = {
-    "slurm": ("dask_jobqueue", "SLURMCluster", "slurm"),
-    "kubernetes": ("dask_kubernetes.operator", "KubeCluster", "kubernetes"),
+#: Kinds of cluster that a file can ask for beside "local", and where their classes are.
+_CLUSTERS = {
+    "slurm": ("dask_jobqueue", "SLURMCluster"),
+    "kubernetes": ("dask_kubernetes.operator", "KubeCluster"),
+}
+#: What else a file can say, of which types, and how it is asked for.
+_VALUES = {
+    "address": ((str,), "tcp://HOST:PORT"),
+    "workers": ((int,), "a number of 1 or more"),
+    "threads": ((int,), "a number of 1 or more"),
+    "wait": ((int, float), "seconds"),
 }
 #: How Dask's workers differ here from what they are else.
 _WORKERS = {
@@ -27,35 +38,94 @@ _WORKERS = {
     # Dask has memory given back at once, for which each tensor is cleared anew by the system.
     "distributed.nanny.pre-spawn-environ": {},
 }
+#: Why workers can't be had, and what to do.
+_TROUBLE = {
+    "local": (
+        "the workers on this machine did not start",
+        "In a script, keep what starts them below if __name__ == '__main__', since each worker imports "
+        "the script",
+    ),
+    "address": (
+        "no Dask scheduler answers",
+        "Start one (dask scheduler) and its workers (dask worker ADDRESS --nthreads 1), or leave out "
+        "--scheduler",
+    ),
+    "queue": ("there is no such cluster", "Mend what stands below options in the file"),
+}
 #: Workers on a machine without a GPU, unless asked for: each takes half a gigabyte and more.
 _MOST = 8
 #: Seconds without a worker after which a line says so.
 _PATIENCE = 60.0
-_KEYS = ("cluster", "address", "workers", "threads", "wait", "options")
+#: How often a queue is asked for workers in the place of those that it has ended.
+_RENEWAL = "10s"
 
 
-class ClusterError(OSError):
-    """Workers that can't be had, or were lost for good. Says which, why, and what to do about it."""
+class ClusterError(R2LError, OSError):
+    """Workers that can't be had, or were lost for good."""
 
 
 @dataclass(frozen=True)
 class Engine:
     """Workers of Dask, to be had for the length of a ``with engine.connect() as client`` block.
 
-    A second block is a second cluster, or a second connection to the same one: what a sweep does when it
-    has lost the first.
-
     Attributes:
         about: what it is, in words.
         workers: how many are meant to be there.
         threads: of each run; None leaves torch's own number.
-        connect: yields a `distributed.Client` that at least one worker listens to.
+        start: returns a new cluster, or the address of a scheduler that runs already.
+        kind: of cluster: "local", "address", "slurm" or "kubernetes".
+        wait: seconds to wait for a scheduler and a first worker.
+        deaths: of workers at one run, after which the run is given up.
     """
 
     about: str
     workers: int
     threads: int | None
-    connect: Callable[[], AbstractContextManager[Client]] = field(repr=False)
+    start: Callable[[], Cluster | str]
+    kind: str
+    wait: float
+    deaths: int
+
+    @contextmanager
+    def connect(self) -> Iterator[Client]:
+        """Yield a client that at least one worker listens to.
+
+        A second block is a second cluster, or a second connection to the same one: what a sweep does when
+        it has lost the first.
+
+        Raises:
+            ClusterError: no scheduler, or no worker.
+        """
+        import dask
+        from distributed import Client
+
+        config = {**_WORKERS, "distributed.scheduler.allowed-failures": self.deaths - 1}
+        with ExitStack() as stack:
+            stack.enter_context(dask.config.set(config))
+            try:
+                cluster = self.start()
+                if not isinstance(cluster, str):
+                    stack.enter_context(cluster)
+                client = stack.enter_context(Client(cluster, timeout=self.wait))
+            except (OSError, TypeError, ValueError, RuntimeError) as error:
+                why, remedy = _TROUBLE.get(self.kind, _TROUBLE["queue"])
+                raise ClusterError(self.about, f"{why} ({error})", remedy) from error
+            self._wait_for_worker(client)
+            yield client
+
+    def _wait_for_worker(self, client: Client) -> None:
+        try:
+            with suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=min(self.wait, _PATIENCE))
+                return
+            print(f"still none of {self.about}; the queue and its logs say why", file=sys.stderr)
+            client.wait_for_workers(1, timeout=max(self.wait - _PATIENCE, 0.01))
+        except (OSError, TimeoutError) as error:
+            raise ClusterError(
+                self.about,
+                f"none came within {self.wait:g} s",
+                "Look at the cluster's queue and logs",
+            ) from error
 
 
 def open_engine(
@@ -84,58 +154,83 @@ def open_engine(
         ClusterError: the package for that kind of cluster is not installed.
     """
     if scheduler and cluster:
-        raise ParameterError("--scheduler and --cluster are two ways to the workers: choose")
+        raise ParameterError("--scheduler and --cluster", "two ways to the workers", "Choose one")
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
-            raise ParameterError(f"--{name} is {value}, expected 1 or more")
-    if cluster:
-        return _from_file(Path(cluster), workers, threads, wait, deaths)
-    if scheduler:
-        return _at(scheduler, workers, threads, wait)
-    return _local(workers, threads, deaths)
+            raise ParameterError(f"--{name} is {value}", "too few", "Give 1 or more")
+    values = _read_cluster(Path(cluster)) if cluster else {}
+    workers, threads = workers or values.get("workers"), threads or values.get("threads")
+    wait, address = values.get("wait", wait), scheduler or values.get("address")
+    kind = values.get("cluster", "local")
+    if kind != "local":
+        if workers is None:
+            raise ParameterError(cluster, "how many workers?", "Give 'workers: 8', or --workers 8")
+        about = f"{workers} worker(s) of {kind} ({Path(cluster).name})"
+        start = _queue(kind, workers, values.get("options", {}))
+    elif address:
+        workers, about, kind = workers or 1, f"the workers of {address}", "address"
+        start = partial(str, address)
+    else:
+        gpus, cores = _gpus(), _cores()
+        workers = workers or gpus or min(cores, _MOST)
+        threads = threads or max(cores // workers, 1)
+        each = f", one GPU each of {gpus}" if gpus else ""
+        about = f"{workers} worker(s) on this machine{each}, {threads} thread(s) each"
+        start = partial(_local_cluster, workers, gpus, threads)
+    return Engine(about, workers, threads, start, kind, wait, deaths)
 
 
-def _local(workers: int | None, threads: int | None, deaths: int) -> Engine:
+def _read_cluster(path: Path) -> dict[str, Any]:
+    """Return what a cluster file says; mistakes below ``options`` are for Dask to find.
+
+    Raises:
+        ParameterError: an unknown name or a value of the wrong kind; says which.
+    """
+    _, values = read_yaml(path)
+    values = {name: value for name, value in values.items() if value is not None}
+    names = ("cluster", *_VALUES, "options")
+    if odd := ", ".join(sorted(set(values) - set(names))):
+        raise ParameterError(path, f"{odd} is not known", f"There are {', '.join(names)}")
+    for name, (kinds, expected) in _VALUES.items():
+        value = values.get(name, "tcp://" if str in kinds else 1)
+        if type(value) not in kinds or (str not in kinds and not 0 < value < 1e8):
+            raise ParameterError(path, f"{name} is {value!r}", f"Give {expected}")
+    options = values.get("options", {})
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise ParameterError(
+            path, "below options are no values by name", "Give lines 'name: value'"
+        )
+    try:
+        choose("cluster", values.get("cluster", "local"), ("local", *_CLUSTERS))
+    except ValueError as error:
+        raise ParameterError(path, str(error), "experiments/clusters holds examples") from error
+    return values
+
+
+def _gpus() -> int:
     import torch
 
-    gpus, cores = torch.cuda.device_count(), _cores()
-    workers = workers or gpus or min(cores, _MOST)
-    threads = threads or max(cores // workers, 1)
-
-    @contextmanager
-    def connect() -> Iterator[Client]:
-        import dask
-        from distributed import Client, Nanny, Scheduler, SpecCluster
-
-        # On the loopback address alone: whoever reaches a scheduler can run code on its workers.
-        home = {"host": "127.0.0.1", "dashboard": False}
-        each = {"nthreads": 1, "memory_limit": 0, "silence_logs": 50, **home}
-        spec = {
-            i: {"cls": Nanny, "options": {**each, "env": _environment(i, gpus, threads)}}
-            for i in range(workers)
-        }
-        chief = {**home, "dashboard_address": "127.0.0.1:0", "allowed_failures": deaths - 1}
-        chief = {"cls": Scheduler, "options": chief}
-        with ExitStack() as stack:
-            stack.enter_context(dask.config.set(_WORKERS))
-            try:
-                made = stack.enter_context(SpecCluster(spec, chief, silence_logs=50))
-            except RuntimeError as error:
-                raise ClusterError(
-                    f"the workers on this machine did not start ({error}); in a script, keep what starts "
-                    "them below if __name__ == '__main__', since each worker imports the script"
-                ) from error
-            yield stack.enter_context(Client(made))
-
-    kind = f", one GPU each of {gpus}" if gpus else ""
-    about = f"{workers} worker(s) on this machine{kind}, {threads} thread(s) each"
-    return Engine(about, workers, threads, connect)
+    return torch.cuda.device_count()
 
 
 def _cores() -> int:
     # What a container or a queue leaves us of the machine; not every system tells.
     asked = getattr(os, "sched_getaffinity", None)
     return len(asked(0)) if asked else os.cpu_count() or 1
+
+
+def _local_cluster(workers: int, gpus: int, threads: int) -> Cluster:
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    # On the loopback address alone: whoever reaches a scheduler can run code on its workers.
+    home = {"host": "127.0.0.1", "dashboard": False}
+    each = {"nthreads": 1, "memory_limit": 0, "silence_logs": 50, **home}
+    spec = {
+        i: {"cls": Nanny, "options": {**each, "env": _environment(i, gpus, threads)}}
+        for i in range(workers)
+    }
+    scheduler = {"cls": Scheduler, "options": {**home, "dashboard_address": "127.0.0.1:0"}}
+    return SpecCluster(spec, scheduler, silence_logs=50)
 
 
 def _environment(number: int, gpus: int, threads: int) -> dict[str, str]:
@@ -145,109 +240,26 @@ def _environment(number: int, gpus: int, threads: int) -> dict[str, str]:
     return {**shares, "CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else shares
 
 
-def _at(address: str, workers: int | None, threads: int | None, wait: float) -> Engine:
-    @contextmanager
-    def connect() -> Iterator[Client]:
-        from distributed import Client
+def _queue(kind: str, workers: int, options: dict[str, Any]) -> Callable[[], Cluster]:
+    """Return what asks a queue for workers, and for others in the place of those that it has ended."""
+    cluster_class = _cluster_class(kind)
 
-        try:
-            client = Client(address, timeout=wait)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ClusterError(
-                f"no Dask scheduler answers at {address} ({error}); start one (dask scheduler) and its "
-                "workers (dask worker ADDRESS --nthreads 1), or leave out --scheduler"
-            ) from error
-        with client:
-            _wait_for_worker(client, address, wait)
-            yield client
+    def start() -> Cluster:
+        cluster = cluster_class(**options)
+        cluster.scale(workers)
+        if kind == "slurm":
+            # Kubernetes does it by itself: Dask's operator makes each worker a Deployment.
+            cluster.adapt(minimum=workers, maximum=workers, interval=_RENEWAL)
+        return cluster
 
-    return Engine(f"the workers of {address}", workers or 1, threads, connect)
+    return start
 
 
-def _from_file(
-    path: Path, workers: int | None, threads: int | None, wait: float, deaths: int
-) -> Engine:
-    _, values = read_yaml(path)
-    kind = values.get("cluster") or "local"
-    if odd := set(values) - set(_KEYS):
-        raise ParameterError(
-            f"{path}: {', '.join(sorted(odd))} is not known; there are {', '.join(_KEYS)}"
-        )
-    _check_values(path, values)
-    workers, threads = workers or values.get("workers"), threads or values.get("threads")
-    if kind == "local":
-        if address := values.get("address"):
-            return _at(address, workers, threads, values.get("wait", wait))
-        return _local(workers, threads, deaths)
-    if kind not in tuple(CLUSTERS):
-        raise ParameterError(
-            f"{path}: unknown cluster {kind!r}; choose from local, {', '.join(CLUSTERS)}"
-        )
-    if workers is None:
-        raise ParameterError(f"{path}: how many workers? Give 'workers: 8', or --workers 8")
-    make = _cluster_class(kind)
-    options = values.get("options") or {}
-
-    @contextmanager
-    def connect() -> Iterator[Client]:
-        import dask
-        from distributed import Client
-
-        with ExitStack() as stack:
-            stack.enter_context(
-                dask.config.set({"distributed.scheduler.allowed-failures": deaths - 1})
-            )
-            try:
-                made = stack.enter_context(make(**options))
-                made.scale(workers)
-                client = stack.enter_context(Client(made))
-            except (OSError, TypeError, ValueError, RuntimeError) as error:
-                raise ClusterError(f"{path}: no {kind} cluster: {error}") from error
-            _wait_for_worker(client, kind, values.get("wait", wait))
-            yield client
-
-    return Engine(f"{workers} worker(s) of {kind} ({path.name})", workers, threads, connect)
-
-
-def _check_values(path: Path, values: dict[str, Any]) -> None:
-    """Find values of the wrong kind in a cluster file.
-
-    Raises:
-        ParameterError: there is one; says which.
-    """
-    for name in ("workers", "threads"):
-        value = values.get(name, 1)
-        if type(value) is not int or value < 1:
-            raise ParameterError(f"{path}: {name} is {value!r}, expected a number of 1 or more")
-    wait = values.get("wait", 1)
-    if type(wait) not in (int, float) or not 0 < wait < 1e8:
-        raise ParameterError(f"{path}: wait is {wait!r}, expected seconds")
-    if not isinstance(values.get("address", ""), str):
-        raise ParameterError(f"{path}: address is {values['address']!r}, expected tcp://HOST:PORT")
-    options = values.get("options") or {}
-    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise ParameterError(f"{path}: below options, lines 'name: value' are expected")
-
-
-def _cluster_class(kind: str) -> Callable[..., Any]:
-    module, name, extra = CLUSTERS[kind]
+def _cluster_class(kind: str) -> Callable[..., Cluster]:
+    module, name = _CLUSTERS[kind]
     try:
-        return getattr(__import__(module, fromlist=[name]), name)
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        raise ClusterError(
-            f"clusters of the kind {kind} need a package that isn't here ({error}): "
-            f"pip install 'r2l[{extra}]'"
-        ) from error
-
-
-def _wait_for_worker(client: Client, what: str, wait: float) -> None:
-    try:
-        with suppress(TimeoutError):
-            client.wait_for_workers(1, timeout=min(wait, _PATIENCE))
-            return
-        print(f"still no worker of {what}; its own queue and logs say why", file=sys.stderr)
-        client.wait_for_workers(1, timeout=max(wait - _PATIENCE, 0.01))
-    except (OSError, TimeoutError) as error:
-        raise ClusterError(
-            f"no worker of {what} came within {wait:g} s; look at the cluster's own queue and logs"
-        ) from error
+        missing = f"they need a package that isn't here ({error})"
+        remedy = f"pip install 'r2l[{kind}]'"
+        raise ClusterError(f"clusters of the kind {kind}", missing, remedy) from error

@@ -15,11 +15,13 @@ from typing import Any
 
 import yaml
 
+from r2l.files import R2LError
+
 HEAD = "# Parameters for "
 
 
-class ParameterError(ValueError):
-    """A file of parameters, or a parameter, that does not fit; the message says where and what to do."""
+class ParameterError(R2LError, ValueError):
+    """A file of parameters, or a parameter, that does not fit."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node, as the base class does."""
         if self.check_event(yaml.AliasEvent):
-            place = self.peek_event().start_mark
-            raise yaml.YAMLError(f"line {place.line + 1}: aliases (*name) are not taken here")
+            line = self.peek_event().start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: aliases (*name) are not taken here")
         return super().compose_node(parent, index)
 
 
@@ -57,14 +59,15 @@ def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:
         OSError: the file can't be read.
         ParameterError: it is no text, no YAML, or no mapping.
     """
+    remedy = "Give lines of the form 'name: value', as the files in experiments/ do"
     try:
         text = path.read_text("utf-8")
         values = yaml.load(text, _PlainLoader) or {}  # a safe loader: no code
     # A date such as 2024-99-99, or nesting without end, are errors of other kinds.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ParameterError(f"{path}: no readable YAML: {error}") from error
+        raise ParameterError(path, f"no readable YAML: {error}", remedy) from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ParameterError(f"{path}: lines of the form 'name: value' are expected")
+        raise ParameterError(path, "not values by name", remedy)
     lines = text.splitlines()
     about = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(line.lstrip("#").strip() for line in lines[:about]), values
@@ -85,7 +88,8 @@ def read_experiment(path: Path) -> Experiment:
     first, _, rest = about.partition("\n")
     head = HEAD.lstrip("# ")
     if not first.startswith(head):
-        raise ParameterError(f"{path}: the first line must read '{HEAD}NAME.ipynb'")
+        why = f"the first line must read '{HEAD}NAME.ipynb'"
+        raise ParameterError(path, why, "Say there for which notebook it is")
     notebook = find_notebook(path, first.removeprefix(head).strip())
     return Experiment(path, notebook, " ".join(rest.split("\n")), values)
 
@@ -100,29 +104,26 @@ def find_notebook(path: Path, name: str) -> Path:
     for folder in folders:
         if name.endswith(".ipynb") and (folder / name).is_file():
             return (folder / name).resolve()
-    found = sorted(p.name for folder in folders for p in folder.glob("[0-9]*.ipynb"))
-    raise ParameterError(f"{path}: there is no notebook {name}; there are {', '.join(found)}")
+    others = sorted(p.name for folder in folders for p in folder.glob("[0-9]*.ipynb"))
+    raise ParameterError(path, f"there is no notebook {name}", f"There are {', '.join(others)}")
 
 
 def defaults(notebook: Path) -> dict[str, Any]:
     """Return the parameters of a notebook with their values."""
     import papermill
 
-    found = papermill.inspect_notebook(str(notebook))
-    return {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
+    parameters = papermill.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(entry["default"]) for name, entry in parameters.items()}
 
 
-def is_like(value: Any, default: Any) -> bool:
+def _is_like(value: Any, default: Any) -> bool:
     """Whether ``value`` may stand in the place of ``default``: a list for a list, and so on."""
     if value is None or default is None:
         return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, list | tuple):
-        return isinstance(value, list)
-    return isinstance(value, type(default))
+    if isinstance(value, bool) != isinstance(default, bool):
+        return False
+    wider = {float: int | float, tuple: list}
+    return isinstance(value, wider.get(type(default), type(default)))
 
 
 def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
@@ -134,12 +135,13 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
     known = defaults(notebook)
     for name, value in parameters.items():
         if name not in known:
+            has = f"It has {', '.join(known)}"
+            raise ParameterError(notebook.name, f"it has no parameter {name}", has)
+        if not _is_like(value, known[name]):
             raise ParameterError(
-                f"{notebook.name} has no parameter {name}; it has {', '.join(known)}"
-            )
-        if not is_like(value, known[name]):
-            raise ParameterError(
-                f"{notebook.name}: {name} is {value!r}, but the default is {known[name]!r}"
+                notebook.name,
+                f"{name} is {value!r}, but the default is {known[name]!r}",
+                "Give a value of the same kind",
             )
 
 
@@ -177,11 +179,8 @@ def run(
     check_parameters(notebook, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / notebook.name
+    cwd = str(cwd or Path.cwd())
     papermill.execute_notebook(
-        str(notebook),
-        str(done),
-        parameters=parameters,
-        cwd=str(cwd or Path.cwd()),
-        progress_bar=progress,
+        str(notebook), str(done), parameters=parameters, cwd=cwd, progress_bar=progress
     )
     return done

@@ -1,25 +1,26 @@
-"""What a worker does: one job in its folder, whatever happens to it."""
+"""What a worker does: one run in its folder, whatever happens to it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import platform
 import shutil
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
-import pandas as pd
 from filelock import FileLock
 
 from r2l.files import atomic_path
-from r2l.sweep.job import RESULT, Job, code_version
-from r2l.training.run_folder import TESTED
+from r2l.sweep.jobs import RESULT, Job
+from r2l.sweep.notebook import run as run_notebook
+from r2l.training.run_folder import TESTED, code_version
 
 LOG, ERROR = "log.txt", "error.txt"
 PREDICTIONS, SCORES = "predictions.csv", "scores.csv"
@@ -45,10 +46,13 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a run ended.
+class Outcome:
+    """One run, and how it ended if it has.
 
     Attributes:
+        job: what it is.
+        folder: where it lies.
+        state: "finished before" is by an earlier sweep.
         seconds: that it took, of the last attempt.
         host: the machine.
         run_id: of its mlflow record.
@@ -56,40 +60,65 @@ class Result:
         error: one line, if it failed.
     """
 
-    seconds: float
-    host: str
+    job: Job
+    folder: Path
+    state: Literal["waiting", "finished", "finished before", "failed"] = "waiting"
+    seconds: float = 0.0
+    host: str = ""
     run_id: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is not to be done again."""
+        return self.state.startswith("finished")
 
-def read_result(folder: Path) -> Result | None:
-    """Return how the run in a folder ended; None if it did not finish."""
-    try:
-        return Result(**json.loads((folder / RESULT).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+    def __str__(self) -> str:
+        """Say in a line how it ended."""
+        words = self.error or next((f"{k} {v:.3f}" for k, v in self.scores.items()), "")
+        tail = f"{':' if self.error else ','} {words}" if words else ""
+        return f"{self.state:8}  {self.job.name}  {self.seconds:.0f} s{tail}"
+
+    def read(self) -> Outcome | None:
+        """Return it as the run in its folder ended; None if that did not finish."""
+        try:
+            kept = json.loads((self.folder / RESULT).read_text("utf-8"))
+            return replace(self, state="finished before", **{name: kept[name] for name in _KEPT})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def keep(self) -> None:
+        """Write how it ended into its folder: from now on it is finished."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        with atomic_path(self.folder / RESULT) as partial:
+            partial.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
 
 
-def carry_out(job: Job, folder: str, setting: Setting) -> Result:
-    """Do a job, unless it is finished, and return how it ended: errors are a result too.
+_KEPT = ("seconds", "host", "run_id", "scores")
 
-    It may be called for the same job at the same time elsewhere, as after the loss of a scheduler: the
-    second waits for the first and takes its result.
+
+def carry_out(run: Outcome, setting: Setting) -> Outcome:
+    """Do a run, unless it is finished, and return how it ended: errors are an outcome too.
+
+    It may be called for the same run at the same time elsewhere, as after the loss of a scheduler: the
+    second waits for the first and takes its outcome.
     """
     start = time.perf_counter()
-    place = Path(folder)
     try:
         _check_code(setting)
-        place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / ".lock"):
-            return read_result(place) or _do(job, place, setting, start)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(run.folder / ".lock"):
+            done = run.read() or _do(run, setting, start)
+        return replace(done, state="finished")
     except Exception as error:
-        _keep_trace(place)
-        return Result(time.perf_counter() - start, platform.node(), error=describe(error))
+        with suppress(OSError):  # The disk may be full.
+            (run.folder / ERROR).write_text(traceback.format_exc(), "utf-8")
+        seconds, host = time.perf_counter() - start, platform.node()
+        return replace(run, state="failed", seconds=seconds, host=host, error=_in_a_line(error))
 
 
-def describe(error: BaseException) -> str:
+def _in_a_line(error: BaseException) -> str:
     """Return an error in one line: of a notebook the cell's, of anything else its kind and words."""
     if hasattr(error, "ename"):  # papermill's
         return f"cell {error.exec_count}: {error.ename}: {error.evalue}".strip()
@@ -97,9 +126,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-@cache
-def _own_code() -> str:
-    return code_version()
+_own_code = cache(code_version)
 
 
 def _check_code(setting: Setting) -> None:
@@ -110,93 +137,62 @@ def _check_code(setting: Setting) -> None:
         )
 
 
-def _do(job: Job, place: Path, setting: Setting, start: float) -> Result:
-    (place / ERROR).unlink(missing_ok=True)
-    with working_in(setting):
-        run_id, scores = (_notebook if job.notebook else _train)(job, place, setting)
-    result = Result(time.perf_counter() - start, platform.node(), run_id, scores)
-    with atomic_path(place / RESULT) as partial:
-        partial.write_text(json.dumps(asdict(result), indent=1) + "\n", "utf-8")
-    return result
+def _do(run: Outcome, setting: Setting, start: float) -> Outcome:
+    (run.folder / ERROR).unlink(missing_ok=True)
+    with _working_in(setting):
+        run_id, scores = (_notebook if run.job.notebook else _train)(run.job, run.folder, setting)
+    seconds, host = time.perf_counter() - start, platform.node()
+    done = replace(run, seconds=seconds, host=host, run_id=run_id, scores=scores)
+    done.keep()
+    return done
 
 
 @contextmanager
-def working_in(setting: Setting) -> Iterator[None]:
+def _working_in(setting: Setting) -> Iterator[None]:
     """Work in the sweep's folder with its number of threads: a worker does one run at a time."""
     import torch
 
-    before = Path.cwd(), torch.get_num_threads()
-    os.chdir(setting.cwd)
-    if setting.threads:
-        torch.set_num_threads(setting.threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(setting.threads or before)
     try:
-        yield
+        with contextlib.chdir(setting.cwd):
+            yield
     finally:
-        os.chdir(before[0])
-        torch.set_num_threads(before[1])
+        torch.set_num_threads(before)
 
 
-def _train(job: Job, place: Path, setting: Setting) -> tuple[str, dict[str, float]]:
+def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, float]]:
     from r2l.training.experiment import experiment
 
     options = job.options(
         experiment_name=setting.sweep,
         run_name=job.name,
         tracking_uri=setting.store,
-        folder=str(place),
+        folder=str(folder),
     )
-    with (place / LOG).open("a", encoding="utf-8") as log:
-
-        def say(text: str) -> None:
-            print(text, file=log, flush=True)
-
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+        say = partial(print, file=log, flush=True)
         outcome = experiment(options, say=say, progress=False)
     tables = {PREDICTIONS: outcome.predictions, TESTED: outcome.tested, SCORES: outcome.scores}
     for name, table in tables.items():
         if table is not None:
-            _write(table, place / name)
+            with atomic_path(folder / name) as part:
+                table.to_csv(part, index=False)
     means = outcome.scores.drop(columns=["fold", "processing"], errors="ignore").mean()
     return outcome.run_id, {name: float(value) for name, value in means.items()}
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as partial:
-        table.to_csv(partial, index=False)
-
-
-def _notebook(job: Job, place: Path, setting: Setting) -> tuple[str, dict[str, float]]:
-    from r2l.sweep.notebook import run
+def _notebook(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, float]]:
     from r2l.training.tracking import track
 
     notebook = Path(job.notebook)
-    tags = {"r2l.folder": str(place)}
+    tags = {"r2l.folder": str(folder)}
     with track(setting.sweep, job.name, job.parameters, tags, setting.store) as record:
         try:
-            run(notebook, job.parameters, place, Path(setting.cwd), progress=False)
+            run_notebook(notebook, job.parameters, folder, Path(setting.cwd), progress=False)
         finally:
             # Of a failed run too: the error stands in it.
-            if (place / notebook.name).exists():
+            if (folder / notebook.name).exists():
                 with record.files() as artefacts:
-                    shutil.copy(place / notebook.name, artefacts)
+                    shutil.copy(folder / notebook.name, artefacts)
     return record.run_id, {}
-
-
-def _keep_trace(place: Path) -> None:
-    """Write the error being handled beside what the run left, if the disk takes it."""
-    try:
-        (place / ERROR).write_text(traceback.format_exc(), "utf-8")
-    except OSError:
-        return
-
-
-def last_lines(path: Path, number: int = 20) -> str:
-    """Return the end of a text file; nothing if there is none."""
-    try:
-        return "\n".join(path.read_text("utf-8", "replace").splitlines()[-number:])
-    except OSError:
-        return ""
-
-
-def size_of(folder: Path) -> int:
-    """Return how many bytes a folder's files take."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
