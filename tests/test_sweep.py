@@ -483,15 +483,15 @@ class Met(SchedulerPlugin):
 
 @pytest.mark.slow
 def test_workers_that_a_queue_ends_are_replaced(tmp_path, monkeypatch):
-    """Each worker has three seconds to live, and all work together takes longer."""
+    """Each worker has a second to live, and all work together takes longer."""
     monkeypatch.setattr("r2l.sweep.engine._cluster_class", lambda kind: LocalCluster)
     monkeypatch.setattr("r2l.sweep.engine._RENEWAL", "200ms")
     file = """
         cluster: slurm
         workers: 1
         threads: 1
-        options: {n_workers: 0, threads_per_worker: 1, memory_limit: 0, lifetime: 3s,
-                  dashboard_address: "127.0.0.1:0", preload: [r2l.training.experiment]}
+        options: {n_workers: 0, threads_per_worker: 1, memory_limit: 0, lifetime: 1s,
+                  dashboard_address: "127.0.0.1:0", processes: false}
     """
     engine, met = open_engine(cluster=written(tmp_path, file, "queue.yaml"), wait=120), Met()
 
