@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,25 +30,6 @@ from r2l.training.module import RawToLogits
 from r2l.training.run_folder import TESTED
 from r2l.training.saving import NORM, save_model, save_norm
 from r2l.training.tracking import Run
-
-
-class _StepClock(Callback):
-    """Takes the time of each training step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._start = self._now()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.seconds.append(self._now() - self._start)
-
-    @staticmethod
-    def _now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 @dataclass
@@ -148,21 +128,6 @@ class FoldTrainer:
             return None
         others = self._data(False).others
         return torch.stack([others[i]["target"] for i in fold.train.tolist()])
-
-    def measure(self, fold: Fold, place: Path) -> tuple[float, int]:
-        """Train on a fold without a record; return the median seconds of a step and the bytes of weights.
-
-        The first two steps are left out, in which caches are filled.
-
-        Args:
-            fold: training and validation images, of three batches or more.
-            place: an empty folder, for checkpoints.
-        """
-        clock = _StepClock()
-        model, _ = self._model(fold)
-        trained = self._fit(model, fold, 0, [clock], place / "checkpoint", False)
-        size = sum(p.numel() * p.element_size() for p in trained.parameters())
-        return float(np.median(clock.seconds[2:] or clock.seconds)), size
 
     def _fit(
         self,
