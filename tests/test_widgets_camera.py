@@ -57,10 +57,10 @@ def test_numbers_go_with_their_colours(cfa):
 
 
 def test_the_verdict_says_where(report):
-    assert own._verdict(report, DRONE).startswith("inside")
+    assert report.verdict(report.check(DRONE)).startswith("inside, in all 3 settings")
     dark = replace(DRONE, black_level=(0.3,) * 4)
-    assert own._verdict(report, dark) == "outside: black level"
-    table = own._verdict_table(report, dark)
+    verdict, table = own._verdict_html(report, dark)
+    assert verdict == "<b>outside in 1 of 4 settings: black level</b>"
     assert table.count("<tr>") == 1 + len(report.table)
     assert re.search(r"black level</td>.*?0\.3</td>.*?✗ outside", table)
     assert "? unknown" in table  # a camera tells no gamma

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from r2l.cli.report import Failures
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EXIT_OUTSIDE = 1
 
@@ -39,7 +36,7 @@ def check(
     failures = Failures()
     outside = False
     with failures.reported():
-        from r2l.drift.forensics import ToleranceReport
+        from r2l.drift.forensics.tolerance_report import ToleranceReport, as_text
         from r2l.rawfile import load_camera
 
         report = ToleranceReport.load(tolerances)
@@ -50,29 +47,10 @@ def check(
     failures.exit_if_any()
     for name in camera:
         with failures.reported():
-            found = report.check(load_camera(name))
-            outside |= bool((found["verdict"] == "outside").any())
-            print(f"\n{name}: {_verdict(found)}\n{_text(found)}")
+            checked = report.check(load_camera(name))
+            outside |= bool((checked["verdict"] == "outside").any())
+            text = as_text(checked).rename_axis(None).to_string()
+            print(f"\n{name}: {report.verdict(checked)}\n{text}")
     failures.exit_if_any()
     if outside:
         raise typer.Exit(EXIT_OUTSIDE)
-
-
-def _verdict(found: pd.DataFrame) -> str:
-    counts = found["verdict"].value_counts()
-    if "outside" in counts:
-        return f"outside in {counts['outside']} of {len(found)} settings"
-    unknown = counts.get("unknown", 0)
-    rest = f"; of {unknown} settings a camera tells nothing" if unknown else ""
-    return f"inside{rest}"
-
-
-def _text(found: pd.DataFrame) -> str:
-    lines = found.assign(
-        tolerated=[
-            f"{low:.4g} to {high:.4g} {unit}".rstrip()
-            for low, high, unit in found[["safe_low", "safe_high", "unit"]].itertuples(index=False)
-        ],
-        value=found["value"].map(lambda v: "-" if v != v else f"{v:.4g}"),
-    )
-    return lines[["value", "tolerated", "verdict"]].rename_axis(None).to_string()

@@ -7,21 +7,20 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ipywidgets as widgets
 import torch
 
 from r2l.camera import Camera
 from r2l.drift.forensics import ToleranceReport
 from r2l.drift.forensics.settings import level_names
+from r2l.drift.forensics.tolerance_report import as_text
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, StaticISP
 from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
 from r2l.widgets.live import Live, explorer, one_thread, picture_html, sized
 from r2l.widgets.settings import middle_tile
-
-if TYPE_CHECKING:
-    import ipywidgets
 
 _OWN = "the file's own"
 _PICTURE, _SIDE = 420, 256
@@ -29,22 +28,18 @@ _PICTURE, _SIDE = 420, 256
 _MARKS = {"inside": ("✓", "#00654a"), "outside": ("✗", "#a33c00"), "unknown": ("?", "#595959")}
 
 
-def frame_menu(frames: Mapping[str, RawFrame], **options: Any) -> ipywidgets.Dropdown:
+def frame_menu(frames: Mapping[str, RawFrame], **options: Any) -> widgets.Dropdown:
     """Return a menu of frames.
 
     Raises:
         ValueError: no frames.
     """
-    import ipywidgets as widgets
-
     if not frames:
         raise ValueError("no frames to explore")
     return widgets.Dropdown(options=list(frames), description="frame", **options)
 
 
-def upload_to(
-    frames: dict[str, RawFrame], menu: ipywidgets.Dropdown, live: Live
-) -> ipywidgets.Widget:
+def upload_to(frames: dict[str, RawFrame], menu: widgets.Dropdown, live: Live) -> widgets.Widget:
     """Return a `_raw_upload` whose files join ``frames`` and the menu of them, and are drawn."""
 
     def receive(name: str, frame: RawFrame) -> None:
@@ -77,7 +72,7 @@ def _read_upload(name: str, content: bytes | memoryview, camera: Camera | None =
             raise RawFileError(name, *error.args[1:]) from None
 
 
-def _raw_upload(receive: Callable[[str, RawFrame], None]) -> ipywidgets.Widget:
+def _raw_upload(receive: Callable[[str, RawFrame], None]) -> widgets.Widget:
     """Return a button that takes a raw file, a menu of cameras, and a line for what is wrong.
 
     Servers take messages of up to 10 MB unless told otherwise: larger files are read by path.
@@ -85,8 +80,6 @@ def _raw_upload(receive: Callable[[str, RawFrame], None]) -> ipywidgets.Widget:
     Args:
         receive: called with the name and the frame of each file that could be read.
     """
-    import ipywidgets as widgets
-
     button = widgets.FileUpload(accept="", multiple=False, description="raw file")
     camera = widgets.Dropdown(
         options=[_OWN, *CAMERAS],
@@ -121,41 +114,26 @@ def on_layout_of(numbers: Camera, camera: Camera) -> Camera:
     return replace(numbers, cfa=camera.cfa, black_level=moved)
 
 
-def _verdict(report: ToleranceReport, camera: Camera) -> str:
-    """Return in a line whether a camera lies inside what a model tolerates, and where it does not."""
-    found = report.check(camera)["verdict"]
-    outside = [report.table["label"][name] for name in found.index[found == "outside"]]
-    if outside:
-        return f"outside: {', '.join(outside)}"
-    told = int((found != "unknown").sum())
-    return f"inside, in all {told} settings that it tells"
-
-
-def _verdict_table(report: ToleranceReport, camera: Camera) -> str:
-    """Return for each setting the camera's value, the safe interval and the verdict, as HTML."""
-    rows = []
-    for name, row in report.check(camera).iterrows():
-        mark, colour = _MARKS[row["verdict"]]
-        # Six digits are enough; beyond them an exposure of nought has some rounding left.
-        value = "–" if row["value"] != row["value"] else f"{round(row['value'], 6):.3g}"
-        cells = (
-            html.escape(report.table["label"][name]),
-            value,
-            f"{row['safe_low']:.3g} to {row['safe_high']:.3g} {html.escape(row['unit'])}",
-            f'<span style="color: {colour}">{mark} {row["verdict"]}</span>',
-        )
-        rows.append("".join(f'<td style="padding: 0 10px 0 0">{cell}</td>' for cell in cells))
+def _verdict_html(report: ToleranceReport, camera: Camera) -> tuple[str, str]:
+    """Return the verdict on a camera, and for each setting its value, the safe interval and the verdict."""
+    checked, rows = report.check(camera), []
+    for name, value, tolerated, verdict in as_text(checked).itertuples():
+        mark, colour = _MARKS[verdict]
+        words = [html.escape(text) for text in (report.table["label"][name], value, tolerated)]
+        words.append(f'<span style="color: {colour}">{mark} {verdict}</span>')
+        rows.append("".join(f'<td style="padding: 0 10px 0 0">{word}</td>' for word in words))
     head = "".join(
         f'<th scope="col" style="text-align: left; padding: 0 10px 0 0">{name}</th>'
         for name in ("setting", "camera", "safe", "verdict")
     )
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<table style="line-height: 1.5"><tr>{head}</tr>{body}</table>'
+    table = f'<table style="line-height: 1.5"><tr>{head}</tr>{body}</table>'
+    return f"<b>{html.escape(report.verdict(checked))}</b>", table
 
 
 def camera_explorer(
     frames: Mapping[str, RawFrame], report: ToleranceReport, uploads: bool = True
-) -> ipywidgets.Widget:
+) -> widgets.Widget:
     """Return menus beside a developed picture and the verdict on the numbers it was developed with.
 
     Args:
@@ -166,8 +144,6 @@ def camera_explorer(
     Raises:
         ValueError: no frames.
     """
-    import ipywidgets as widgets
-
     frames, style = dict(frames), sized(90, 380)
     name = frame_menu(frames, **style)
     code = widgets.Dropdown(options=PIPELINES, value="bi,s,ga", description="pipeline", **style)
@@ -188,8 +164,8 @@ def camera_explorer(
         picture.value = picture_html(pixels, alt, _PICTURE)
         own = frame.camera
         about = f"{own.name}, {own.cfa.name}, {frame.mosaic.shape[1]} x {frame.mosaic.shape[0]}"
-        table.value = _verdict_table(report, own)
-        note.value = f"{html.escape(about)}<br><b>{html.escape(_verdict(report, own))}</b>"
+        verdict, table.value = _verdict_html(report, own)
+        note.value = f"{html.escape(about)}<br>{verdict}"
 
     live = Live(draw, note)
     live.watch(name, code, numbers)

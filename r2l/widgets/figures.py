@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import ipywidgets as widgets
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,9 +15,6 @@ from r2l.viz import plot_landscape
 from r2l.viz.pictures import draw_image, first_image
 from r2l.viz.style import CYCLE, INK, SOFT, panels, to_png
 from r2l.widgets.live import Live, explorer
-
-if TYPE_CHECKING:
-    import ipywidgets
 
 _DPI = 90
 
@@ -64,7 +61,7 @@ def _plot_epoch(learning: Learning, raw: Tensor, domain: str, epoch: int) -> Fig
     return figure
 
 
-def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> ipywidgets.Widget:
+def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> widgets.Widget:
     """Return a menu of domains and a slider over epochs, above what the ISP makes of a frame then.
 
     Args:
@@ -74,8 +71,6 @@ def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> ipywidge
     Raises:
         ValueError: a domain without a frame.
     """
-    import ipywidgets as widgets
-
     domains = list(learning.initial)
     if missing := set(domains) - set(frames):
         raise ValueError(f"no frames for {sorted(missing)}")
@@ -121,7 +116,7 @@ def _plot_spot(
 
 def landscape_explorer(
     landscapes: Sequence[Landscape], prober: Prober, raw: Tensor
-) -> ipywidgets.Widget:
+) -> widgets.Widget:
     """Return a menu of pairs and a slider for each setting, above the landscape and the picture.
 
     Args:
@@ -132,8 +127,6 @@ def landscape_explorer(
     Raises:
         ValueError: no landscapes.
     """
-    import ipywidgets as widgets
-
     if not landscapes:
         raise ValueError("no landscapes to explore")
     pairs = {f"{item.first.label} / {item.second.label}": item for item in landscapes}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
@@ -14,9 +15,6 @@ from r2l.training.tracking import Records, resolve
 from r2l.viz import plot_curves
 from r2l.viz.style import to_png
 from r2l.widgets.live import Live, explorer, picture_html, sized
-
-if TYPE_CHECKING:
-    import ipywidgets
 
 _PICTURE = re.compile(r"(stages|gradients)/([^/]+)/epoch_(\d+)\.png$")
 PICTURE = 600
@@ -76,7 +74,7 @@ def picture_of(run: Tracked, what: str, epoch: int, store: str | Path | None = N
         return picture
 
 
-def lab_explorer(store: str | Path | None = None) -> ipywidgets.Widget:
+def lab_explorer(store: str | Path | None = None) -> widgets.Widget:
     """Return menus of runs and stages and a slider over epochs, above the picture and the losses.
 
     Args:
@@ -86,8 +84,6 @@ def lab_explorer(store: str | Path | None = None) -> ipywidgets.Widget:
         ValueError: no run with tracked stages.
         TrackingError: the store can't be opened.
     """
-    import ipywidgets as widgets
-
     runs = tracked(store)
     if not runs:
         raise ValueError("no run with tracked stages; train with --track_processing")

@@ -7,15 +7,12 @@ import html
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+import ipywidgets as widgets
 import numpy as np
 import torch
 
 from r2l.files import png_base64
-
-if TYPE_CHECKING:
-    import ipywidgets
 
 # Seconds in which the kernel may read what else has come before the next picture is drawn.
 _SETTLE = 0.004
@@ -34,14 +31,14 @@ class Live:
         note: where an error's message is shown when there is nobody to raise it to.
     """
 
-    def __init__(self, draw: Callable[[], None], note: ipywidgets.Widget) -> None:
+    def __init__(self, draw: Callable[[], None], note: widgets.Widget) -> None:
         self.draw, self.note = draw, note
         self._wanted = self._busy = False
         # JupyterLab may deliver the changes of widgets to another thread than the cells'.
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    def watch(self, *controls: ipywidgets.Widget) -> None:
+    def watch(self, *controls: widgets.Widget) -> None:
         """Draw when one of these changes its value."""
         for control in controls:
             control.observe(self, names="value")
@@ -89,10 +86,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def explorer(name: str, *rows: ipywidgets.Widget) -> ipywidgets.Widget:
+def explorer(name: str, *rows: widgets.Widget) -> widgets.Widget:
     """Return the rows of an explorer below one another; a page finds it by the class of its name."""
-    import ipywidgets as widgets
-
     return widgets.VBox(rows).add_class(f"r2l-{name}-explorer")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import html
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING
 
+import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
+from torch import Tensor
 
 from r2l.datasets.frames import Frames
 from r2l.drift.paired import paired_scores
@@ -19,10 +20,6 @@ from r2l.files import to_uint8
 from r2l.viz.matrices import difference_reach, to_diagonal
 from r2l.viz.style import INK, ink
 from r2l.widgets.live import Live, caption_html, explorer, picture_html
-
-if TYPE_CHECKING:
-    import ipywidgets
-    from torch import Tensor
 
 _MOST = 8  # images
 _WIDTH, _GAP = 876, 2  # pixels; of the page, and between tiles
@@ -111,7 +108,7 @@ def _said(views: Frames, table: pd.DataFrame, column: str) -> list[str]:
     ]
 
 
-def matrix_explorer(views: Frames, answers: pd.DataFrame) -> ipywidgets.Widget:
+def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
     """Return the matrix, each cell a button, above the images that lose most in the chosen cell.
 
     Rows: trained under; columns: tested under. Colour: difference to the row's diagonal.
@@ -120,8 +117,6 @@ def matrix_explorer(views: Frames, answers: pd.DataFrame) -> ipywidgets.Widget:
         views: the developed images.
         answers: what `r2l.drift.train_test_matrix` returned for them.
     """
-    import ipywidgets as widgets
-
     scores, metric = _score_matrix(answers)
     note, picture = widgets.HTML(), widgets.HTML()
     differences = to_diagonal(scores)
@@ -159,9 +154,7 @@ def matrix_explorer(views: Frames, answers: pd.DataFrame) -> ipywidgets.Widget:
 
 def _cells(
     scores: pd.DataFrame, differences: pd.DataFrame
-) -> dict[tuple[str, str], ipywidgets.Button]:
-    import ipywidgets as widgets
-
+) -> dict[tuple[str, str], widgets.Button]:
     reach, cells = difference_reach(differences), {}
     for train, test in product(scores.index, scores):
         colour = colormaps["RdBu"](0.5 + 0.5 * differences.loc[train, test] / reach)
@@ -175,13 +168,10 @@ def _cells(
     return cells
 
 
-def _grid(
-    scores: pd.DataFrame, cells: dict[tuple[str, str], ipywidgets.Button]
-) -> ipywidgets.GridBox:
+def _grid(scores: pd.DataFrame, cells: dict[tuple[str, str], widgets.Button]) -> widgets.GridBox:
     """Lay the buttons out below the tested and beside the trained pipelines' names."""
-    import ipywidgets as widgets
 
-    def name(text: str) -> ipywidgets.HTML:
+    def name(text: str) -> widgets.HTML:
         words = f'<div style="font-size: 12px; text-align: center">{html.escape(text)}</div>'
         return widgets.HTML(words, layout={"margin": "0"})
 

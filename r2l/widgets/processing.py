@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import ipywidgets as widgets
 import torch
 
 from r2l.files import to_uint8
@@ -23,9 +23,6 @@ from r2l.widgets.settings import (
     strip,
 )
 
-if TYPE_CHECKING:
-    import ipywidgets
-
 # All fits what JupyterLab leaves of a window of 1280 pixels, 840.
 _PICTURE, _STRIP, _STRIP_SIDE = 440, 836, 101
 #: What the strip shows, and what people call it; the clip looks like what is before it.
@@ -41,7 +38,7 @@ _SHOWN = {
 }
 
 
-def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> ipywidgets.Widget:
+def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> widgets.Widget:
     """Return menus and sliders beside the developed picture, above the strip of its stages.
 
     Args:
@@ -51,8 +48,6 @@ def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> ipyw
     Raises:
         ValueError: no frames.
     """
-    import ipywidgets as widgets
-
     style = sized(120, 360)
     frame = frame_menu(frames, **style)
     tiles = {name: middle_tile(frame.mosaic, side) for name, frame in frames.items()}
@@ -108,9 +103,7 @@ def _strip_html(stages: Mapping[str, torch.Tensor], brighten: bool) -> str:
     return picture_html(pixels, alt, _STRIP) + names
 
 
-def _slider(name: str, **style: dict[str, str]) -> ipywidgets.FloatSlider:
-    import ipywidgets as widgets
-
+def _slider(name: str, **style: dict[str, str]) -> widgets.FloatSlider:
     knob = KNOBS[name]
     return widgets.FloatSlider(
         value=getattr(Settings, name),
@@ -123,6 +116,6 @@ def _slider(name: str, **style: dict[str, str]) -> ipywidgets.FloatSlider:
     )
 
 
-def _set_back(knobs: Mapping[str, ipywidgets.FloatSlider]) -> None:
+def _set_back(knobs: Mapping[str, widgets.FloatSlider]) -> None:
     for name, knob in knobs.items():
         knob.value = getattr(Settings, name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ipywidgets as widgets
 import numpy as np
 
 from r2l.files import to_uint8
@@ -15,9 +16,6 @@ from r2l.sensor import CONTAINER_MAX
 from r2l.viz.raw import PLANE_STYLES, colour_sites, split_planes
 from r2l.widgets.camera import frame_menu, upload_to
 from r2l.widgets.live import Live, explorer, picture_html, sized
-
-if TYPE_CHECKING:
-    import ipywidgets
 
 _SITES, _GREY = "all sites, in their filter's colour", "all sites, grey"
 _VIEWS = (_SITES, _GREY, *PLANE_STYLES)
@@ -86,18 +84,14 @@ def _overview(frame: RawFrame, levels: tuple[float, float], side: int = _OVERVIE
 
 def _mark(small: np.ndarray, look: _Look, shape: tuple[int, int]) -> np.ndarray:
     """Return an overview (uint8) with a frame around what is looked at in a mosaic of ``shape``."""
-    small = small.copy()
-    edges = []
+    small, spans = small.copy(), []
     for start, n, pixels in zip((look.row, look.column), shape, small.shape[:2], strict=True):
         start = max(0, min(start, n - look.side))
         first = start * pixels // n
-        edges.append((first, max(first + 1, min((start + look.side) * pixels // n, pixels) - 1)))
-    (top, bottom), (left, right) = edges
-    bottom, right = min(bottom, small.shape[0] - 1), min(right, small.shape[1] - 1)
-    for line in (np.s_[top, left : right + 1], np.s_[bottom, left : right + 1]):
-        small[line] = (255, 160, 0)
-    for line in (np.s_[top : bottom + 1, left], np.s_[top : bottom + 1, right]):
-        small[line] = (255, 160, 0)
+        last = max(first + 1, min((start + look.side) * pixels // n, pixels) - 1)
+        spans.append(slice(first, min(last, pixels - 1) + 1))
+    part = small[tuple(spans)]
+    part[[0, -1]] = part[:, [0, -1]] = (255, 160, 0)
     return small
 
 
@@ -138,7 +132,7 @@ def _histogram_svg(frame: RawFrame, look: _Look, levels: tuple[float, float]) ->
     )
 
 
-def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> ipywidgets.Widget:
+def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> widgets.Widget:
     """Return menus and sliders beside a part of a mosaic, an overview and a histogram.
 
     Args:
@@ -148,8 +142,6 @@ def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> ipywid
     Raises:
         ValueError: no frames.
     """
-    import ipywidgets as widgets
-
     frames, style = dict(frames), sized(90, 380)
     name = frame_menu(frames, **style)
     last: dict[str, Any] = {}  # the frame that was drawn, its range and its overview

@@ -89,23 +89,20 @@ class Scan:
     table: pd.DataFrame
 
 
-def scan(
-    prober: Prober, name: str, points: int = 21, values: Sequence[float] | None = None
-) -> Scan:
+def scan(prober: Prober, name: str, points: int = 21) -> Scan:
     """Measure the metric along one setting, the others unchanged.
 
     Args:
         prober: model, frames and pipeline.
         name: of the setting.
         points: how many values between the setting's ``low`` and ``high``.
-        values: these instead.
 
     Raises:
         ValueError: an unknown setting (lists those that exist), or fewer than 3 points.
     """
     setting = choose("setting", name, prober.settings)
-    grid = setting.grid(points) if values is None else np.sort(np.asarray(values, dtype=float))
-    return Scan(setting, prober.evaluator.metric, prober.measure(name, grid))
+    table = prober.measure(name, setting.grid(points))
+    return Scan(setting, prober.evaluator.metric, table)
 
 
 def tolerated(

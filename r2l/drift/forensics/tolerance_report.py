@@ -130,6 +130,25 @@ class ToleranceReport:
         )
         return table
 
+    def verdict(self, checked: pd.DataFrame) -> str:
+        """Return in a line what `check` found: inside, or in which settings outside."""
+        outside = [self.table["label"][n] for n in checked.index[checked["verdict"] == "outside"]]
+        if outside:
+            return f"outside in {len(outside)} of {len(checked)} settings: {', '.join(outside)}"
+        unknown = int((checked["verdict"] == "unknown").sum())
+        rest = f"; of {unknown} settings a camera tells nothing" if unknown else ""
+        return f"inside, in all {len(checked) - unknown} settings that it tells{rest}"
+
+
+def as_text(checked: pd.DataFrame) -> pd.DataFrame:
+    """Return what `ToleranceReport.check` found in words: ``value``, ``tolerated``, ``verdict``."""
+    # Six decimals are enough; beyond them an exposure of nought has some rounding left.
+    values = ["–" if np.isnan(v) else f"{round(v, 6):.4g}" for v in checked["value"]]
+    edges = checked[["safe_low", "safe_high", "unit"]].itertuples(index=False)
+    tolerated = [f"{low:.4g} to {high:.4g} {unit}".rstrip() for low, high, unit in edges]
+    columns = {"value": values, "tolerated": tolerated, "verdict": checked["verdict"]}
+    return pd.DataFrame(columns)
+
 
 def _read_row(row: dict) -> dict:
     read = {"name": str(row["name"])} | {name: kind(row[name]) for name, kind in _COLUMNS.items()}
