@@ -8,14 +8,15 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from benchmarks.calls import Call
 from benchmarks.timing import Contender, cuda_clock, wall_clock
 from benchmarks.workload import Workload
 from r2l.datasets.base import Item, RawDataset
-from r2l.drift import Trained, ask_models, develop_views
+from r2l.drift import Trained, develop_views, predict_matrix
 from r2l.isp import PIPELINES
-from r2l.training import RawToLogits, evaluate, make_classifier, seeded
+from r2l.training import RawToLogits, make_classifier, predict, seeded
 
 PURE = "models alone, on images that are ready"
 _CLASSES = 9
@@ -81,7 +82,7 @@ def _pure(work: MatrixWorkload) -> Call:
 
 
 def _matrix(work: MatrixWorkload) -> Call:
-    return partial(ask_models, work.models(), _Frames(work), progress=False)
+    return partial(predict_matrix, work.models(), _Frames(work), progress=False)
 
 
 def _loaders(work: MatrixWorkload) -> Call:
@@ -89,10 +90,9 @@ def _loaders(work: MatrixWorkload) -> Call:
 
     def call() -> list[object]:
         views = develop_views(frames, progress=False)
-        indices = np.arange(len(views))
-        held_out = {code: views.view(code).subset(indices) for code in PIPELINES}
+        held_out = {code: DataLoader(views.view(code), 128) for code in PIPELINES}
         accelerator = "cpu" if work.device == "cpu" else "gpu"
-        return [evaluate(t.module, held_out, by="test", accelerator=accelerator) for t in models]
+        return [predict(t.module, held_out, by="test", accelerator=accelerator) for t in models]
 
     return call
 
@@ -102,8 +102,8 @@ def matrix_contenders(work: MatrixWorkload) -> list[Contender]:
     clock = wall_clock if work.device == "cpu" else cuda_clock
     lines: tuple[tuple[str, Callable[[MatrixWorkload], Call]], ...] = (
         (PURE, _pure),
-        ("r2l ask_models, developing included", _matrix),
-        ("r2l evaluate, through loaders, developing included", _loaders),
+        ("r2l predict_matrix, developing included", _matrix),
+        ("r2l predict, through loaders, developing included", _loaders),
     )
     return [
         Contender(

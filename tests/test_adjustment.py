@@ -28,12 +28,11 @@ from r2l.drift.adjustment import (
     describe_isp,
     train_on_pipelines,
 )
-from r2l.drift.adjustment.domains import model_factory
 from r2l.drift.adjustment.objectives import batch_norms, entropy, recorded_features
 from r2l.drift.statistics import Bootstrap, bootstrap_means
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
 from r2l.training import RawToLogits, fit, make_classifier
-from r2l.training.models import _Normalize
+from r2l.training.models import _Normalize, model_factory
 from r2l.viz import plot_adaptations, plot_isp_change, plot_learning_curves
 from r2l.widgets import learning_explorer
 from r2l.widgets.figures import _plot_epoch
@@ -209,9 +208,9 @@ def test_segmentation_adapts_too(drone):
 
 
 def test_a_name_is_an_encoder_where_masks_are_asked_for():
-    factory = model_factory("resnet18", {"task": "segmentation"})
+    factory = model_factory("resnet18", "segmentation")
     assert factory(2, (0.5,) * 3, (0.1,) * 3)(torch.rand(2, 3, 32, 32)).shape == (2, 1, 32, 32)
-    classifier = model_factory("SmallResNet", {})(4, (0.5,) * 3, (0.1,) * 3)
+    classifier = model_factory("SmallResNet")(4, (0.5,) * 3, (0.1,) * 3)
     assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 4)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from r2l.datasets import SyntheticMicroscopy
 from r2l.isp import ParametrizedISP, StaticISP
-from r2l.training import Adversary, channel_statistics, evaluate, fit, make_classifier
+from r2l.training import Adversary, channel_statistics, fit, make_classifier, predict
 from r2l.training.metrics import image_distance
 
 pytestmark = pytest.mark.slow  # it trains
@@ -41,7 +41,7 @@ def search(trained, data, adversary, **settings):
 
 
 def accuracy(model, data):
-    return evaluate(model, {"a": data})["correct"].mean()
+    return predict(model, {"a": data})["correct"].mean()
 
 
 def test_a_free_search_makes_the_model_fail_and_touches_nothing_but_the_processor(trained, data):
@@ -137,7 +137,7 @@ def test_history_tells_task_loss_distance_and_objective(trained, data):
     found = search(trained, data, Adversary(3.0), validation=data, epochs=1, lr=1e-9)
     row = found.history.iloc[0]
     assert row["val_distance"] == pytest.approx(0, abs=1e-9)
-    table = evaluate(trained, {"a": data})
+    table = predict(trained, {"a": data})
     assert row["val_loss"] == pytest.approx(table["loss"].mean(), rel=1e-3, abs=1e-4)
     assert row["val_objective"] > 0, "a margin: the model is right"
 

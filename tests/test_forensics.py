@@ -34,7 +34,7 @@ from r2l.drift.forensics.evaluator import _margins, _scores
 from r2l.drift.forensics.random_baseline import _compare_scores
 from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, ParametrizedISP, StaticISP
-from r2l.training import RawToLogits, evaluate, make_classifier, seeded
+from r2l.training import RawToLogits, make_classifier, predict, seeded
 from r2l.training.adversarial import Adversary
 
 EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -249,7 +249,7 @@ def test_frames_are_a_data_set():
     with pytest.raises(IndexError):
         frames[3]
     model = RawToLogits(Bright(0.4), ParametrizedISP(PLAIN))
-    table = evaluate(model, {"own": frames})
+    table = predict(model, {"own": frames})
     # 0.1 ** (1 / 2.2) is 0.35, 0.2 gives 0.48.
     assert table["correct"].to_list() == [False, True, True]
 

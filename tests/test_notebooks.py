@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from r2l.datasets import SyntheticMicroscopy
-from r2l.drift import develop_views, flips, train_test_matrix
+from r2l.drift import develop_views, flips, predict_matrix, train_models
 from r2l.sweep.notebook import defaults, read_experiment, run
 from tools.places import EXPERIMENTS, NOTEBOOKS
 
@@ -72,7 +72,8 @@ def test_drift_synthesis_writes_its_answers(tiny_run):
 def experiment():
     dataset = SyntheticMicroscopy(40, seed=1, size=32)
     views = develop_views(dataset, ["bi,s,ga", "me,u,me"], progress=False)
-    answers = train_test_matrix(views, list(views.images), n_splits=2, epochs=1, progress=False)
+    models = train_models(views, list(views.images), n_splits=2, epochs=1, progress=False)
+    answers = predict_matrix(models, views, list(views.images), progress=False)
     return views, answers
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import Dataset
 
-from r2l.training import evaluate, fit, make_classifier
+from r2l.training import fit, make_classifier, predict
 from r2l.training.checkpoints import read_last
 
 ROOT = Path(__file__).parents[1]
@@ -248,8 +248,8 @@ def test_two_processes_train_one_model(tmp_path):
 
 
 def test_reduced_precision_reaches_the_trainer_and_answers_come_in_full(undisturbed):
-    table = evaluate(undisturbed, {"a": Noisy()}, precision="bf16-mixed")
-    full = evaluate(undisturbed, {"a": Noisy()})
+    table = predict(undisturbed, {"a": Noisy()}, precision="bf16-mixed")
+    full = predict(undisturbed, {"a": Noisy()})
     assert table["p_true"].dtype == np.float32
     assert not table["p_true"].equals(full["p_true"])
     reduced = train(precision="bf16-mixed", epochs=1)

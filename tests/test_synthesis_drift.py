@@ -13,24 +13,22 @@ from r2l.datasets import frames as frames_module
 from r2l.drift import (
     PUBLISHED_CORRUPTIONS,
     Trained,
-    ask_models,
     benchmark_corruptions,
     corrupt,
     corruption_table,
     develop_views,
     drop_table,
+    predict_matrix,
     published_matrix,
     sensor_table,
     summarise,
     train_models,
-    train_test_matrix,
 )
-from r2l.drift import synthesis as synthesis_module
 from r2l.drift.matched_severity import mean_distance
 from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, StaticISP
-from r2l.training import RawToLogits, evaluate, group_folds, make_classifier, seeded
-from r2l.training.tracking import track
+from r2l.training import RawToLogits, group_folds, make_classifier, predict, seeded
+from r2l.training import folds as folds_module
 from r2l.viz import plot_corruptions
 
 CODES = ("bi,s,me", "me,u,ga")
@@ -42,9 +40,15 @@ def views():
     return develop_views(SyntheticMicroscopy(24, 0, size=16), CODES, batch_size=10, progress=False)
 
 
+def train_and_test(views, codes, **settings):
+    """Fill a matrix in one go."""
+    models = train_models(views, codes, **settings)
+    return predict_matrix(models, views, codes, progress=False)
+
+
 @pytest.fixture(scope="module")
 def results(views):
-    return train_test_matrix(views, CODES, **SETTINGS)
+    return train_and_test(views, CODES, **SETTINGS)
 
 
 def test_views_are_what_the_isp_makes_of_each_frame(views):
@@ -69,8 +73,11 @@ def test_frames_are_developed_once_and_not_per_cell(monkeypatch):
         return original(raw, *arguments)
 
     monkeypatch.setattr(frames_module, "develop_all", counted)
-    train_test_matrix(SyntheticMicroscopy(24, 0, size=16), CODES, **SETTINGS)
+    dataset = SyntheticMicroscopy(24, 0, size=16)
+    trained = train_models(dataset, CODES, **SETTINGS)
     assert sum(developed) == 24
+    predict_matrix(trained, dataset, CODES, progress=False)
+    assert sum(developed) == 2 * 24
 
 
 def test_every_image_is_answered_once_in_every_cell_in_the_fold_that_holds_it_out(views, results):
@@ -84,7 +91,7 @@ def test_every_image_is_answered_once_in_every_cell_in_the_fold_that_holds_it_ou
 
 
 def test_same_seed_same_table(views, results):
-    pd.testing.assert_frame_equal(results, train_test_matrix(views, CODES, **SETTINGS))
+    pd.testing.assert_frame_equal(results, train_and_test(views, CODES, **SETTINGS))
 
 
 def test_models_see_their_fold_alone_and_share_their_start(views):
@@ -95,7 +102,7 @@ def test_models_see_their_fold_alone_and_share_their_start(views):
         return made[-1][1]
 
     starts, seen = [], []
-    original = synthesis_module.fit
+    original = folds_module.fit
 
     def spy(model, data, **settings):
         def keep():
@@ -107,8 +114,8 @@ def test_models_see_their_fold_alone_and_share_their_start(views):
         return original(keep, data, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthesis_module, "fit", spy)
-        train_test_matrix(views, CODES, model=factory, **SETTINGS)
+        patch.setattr(folds_module, "fit", spy)
+        train_models(views, CODES, model=factory, **SETTINGS)
     assert torch.equal(starts[0], starts[1]), "two pipelines, one fold"
     assert not torch.equal(starts[0], starts[2]), "two folds"
     folds = group_folds(views.labels, views.groups, 2, 0)
@@ -123,35 +130,14 @@ def test_models_see_their_fold_alone_and_share_their_start(views):
 
 
 def test_seeds_are_repetitions(views):
-    table = train_test_matrix(views, CODES, seeds=(0, 1), **SETTINGS)
+    table = train_and_test(views, CODES, seeds=(0, 1), **SETTINGS)
     assert len(table) == 2 * 24 * 4
     assert summarise(table).n_seeds == 2
 
 
-@pytest.mark.slow
-def test_models_are_logged_below_the_run(views, tmp_path):
-    from mlflow import MlflowClient
-
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    with track("drift", store=store) as run:
-        table = train_test_matrix(views, CODES, run=run, **SETTINGS)
-    nested = [
-        r
-        for r in MlflowClient(tracking_uri=store).search_runs([run.experiment_id])
-        if r.data.tags.get("mlflow.parentRunId") == run.run_id
-    ]
-    assert len(nested) == 4
-    one = next(
-        r for r in nested if r.data.params == {"pipeline": "bi,s,me", "fold": "1", "seed": "0"}
-    )
-    cell = table.query("train == 'bi,s,me' and test == 'me,u,ga' and fold == 1")
-    assert one.data.metrics["accuracy on me_u_ga"] == pytest.approx(cell["correct"].mean())
-    assert "train_loss" in one.data.metrics
-
-
 def test_wrong_codes_are_named(views):
     with pytest.raises(ValueError, match="ma,s,me"):
-        train_test_matrix(views, ("bi,s,me", "ma,s,me"), **SETTINGS)
+        train_models(views, ("bi,s,me", "ma,s,me"), **SETTINGS)
     with pytest.raises(ValueError, match="twice"):
         develop_views(SyntheticMicroscopy(4, 0, size=16), ("bi,s,me",) * 2, progress=False)
     with pytest.raises(ValueError, match="xx"):
@@ -267,15 +253,15 @@ def models(views):
 
 def test_kept_models_give_the_same_matrix(views, results, models):
     assert [(m.code, m.fold) for m in models] == [(c, f) for f in range(2) for c in CODES]
-    pd.testing.assert_frame_equal(ask_models(models, views, CODES, progress=False), results)
+    pd.testing.assert_frame_equal(predict_matrix(models, views, CODES, progress=False), results)
 
 
 def test_asking_from_memory_is_evaluating(views, models):
     trained = models[1]
     shuffled = Trained(trained.module, trained.code, np.random.default_rng(0).permutation(24))
-    got = ask_models([shuffled], views, CODES, batch_size=7, progress=False)
+    got = predict_matrix([shuffled], views, CODES, batch_size=7, progress=False)
     held_out = {code: views.view(code).subset(shuffled.test) for code in CODES}
-    want = evaluate(trained.module, held_out, by="test")
+    want = predict(trained.module, held_out, by="test")
     assert set(want.columns) <= set(got.columns)
     exact = ["image", "group", "label", "prediction", "correct", "test"]
     for name in exact:
@@ -286,12 +272,12 @@ def test_asking_from_memory_is_evaluating(views, models):
 def test_asking_leaves_the_model_as_it_was(views, models):
     module = models[0].module.train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    ask_models(models[:1], views, CODES, progress=False)
+    predict_matrix(models[:1], views, CODES, progress=False)
     assert module.training
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     module.eval()
     with pytest.raises(ValueError, match="no models"):
-        ask_models([], views)
+        predict_matrix([], views)
 
 
 # --- masks ----------------------------------------------------------------------------------------
@@ -321,11 +307,13 @@ def test_masks_are_kept_beside_the_views(cars):
 
 
 def test_cells_of_a_matrix_of_masks_are_data_set_ious(cars):
-    table = train_test_matrix(cars, CODES, model=lambda n, mean, std: Threshold(), **SETTINGS)
+    table = train_and_test(cars, CODES, model=lambda n, mean, std: Threshold(), **SETTINGS)
     assert len(table) == 12 * 4
     assert (table["intersection"] <= table["union"]).all()
     module = RawToLogits(Threshold(), task="segmentation").eval()
-    answers = ask_models([Trained(module, CODES[0], np.arange(12))], cars, CODES, progress=False)
+    answers = predict_matrix(
+        [Trained(module, CODES[0], np.arange(12))], cars, CODES, progress=False
+    )
     for code in CODES:
         found = cars.images[code].mean(1) > 0.5
         there = cars.truth.reshape(found.shape) > 0
@@ -343,7 +331,7 @@ def test_cells_of_a_matrix_of_masks_are_data_set_ious(cars):
 
 def test_a_segmenter_is_made_by_name(cars):
     with seeded(0):
-        table = train_test_matrix(
+        table = train_and_test(
             cars,
             CODES[:1],
             model="unet/resnet18",

@@ -33,12 +33,12 @@ from r2l.training import (
     RawToLogits,
     channel_statistics,
     confusion,
-    evaluate,
     fit,
     make_classifier,
     make_regressor,
     make_segmenter,
     per_class,
+    predict,
     pretrained,
     scores,
     seeded,
@@ -128,7 +128,7 @@ def test_fit_learns_and_writes_its_history(trained):
 
 
 def test_validation_history_is_the_loss_of_the_whole_set(trained):
-    table = evaluate(trained, Shades())
+    table = predict(trained, Shades())
     assert trained.history["val_loss"].iloc[-1] == pytest.approx(table["loss"].mean(), rel=1e-4)
 
 
@@ -174,7 +174,7 @@ def test_fit_is_silent_and_writes_nothing(capfd, tmp_path, tmp_path_factory, mon
     monkeypatch.setenv("PATH", f"{srun.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     fit(small, Shades(), epochs=1, progress=False)
-    evaluate(fit(small, Shades(), epochs=1, progress=False), Shades())
+    predict(fit(small, Shades(), epochs=1, progress=False), Shades())
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
     assert not list(tmp_path.iterdir())
@@ -214,15 +214,15 @@ def test_a_last_batch_of_one_image_does_not_stop_training():
 def test_nothing_to_train_or_evaluate_is_said(trained):
     with pytest.raises(ValueError, match="0 images"):
         fit(small, Shades(0), progress=False)
-    with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate(trained, {})
+    with pytest.raises(ValueError, match="nothing to predict"):
+        predict(trained, {})
     with pytest.raises(ValueError, match="meta\\['camera'\\]"):
-        evaluate(trained, Shades(), by="camera")
+        predict(trained, Shades(), by="camera")
 
 
 def test_evaluation_has_one_row_an_image_and_domain(trained):
     data = Shades()
-    table = evaluate(trained, {"a": data, "b": Subset(data, [5, 2, 40])})
+    table = predict(trained, {"a": data, "b": Subset(data, [5, 2, 40])})
     assert list(table.columns) == [
         *("image", "group", "label", "prediction", "correct", "p_true", "loss", "pipeline")
     ]
@@ -242,21 +242,21 @@ def test_evaluation_has_one_row_an_image_and_domain(trained):
 
 def test_evaluation_reads_the_domain_from_meta_and_keeps_the_order_of_the_data(trained):
     shuffled = DataLoader(Shades(), batch_size=7, shuffle=True)
-    table = evaluate(trained, shuffled)
+    table = predict(trained, shuffled)
     assert (table["pipeline"] == "dark").all()
     assert list(table["image"]) == list(range(48))
     np.testing.assert_array_equal(table["group"], np.arange(48) // 4)
 
 
 def test_evaluation_without_meta_takes_every_image_as_a_group(trained):
-    table = evaluate(trained, {"a": Shades(meta=False)})
+    table = predict(trained, {"a": Shades(meta=False)})
     np.testing.assert_array_equal(table["group"], table["image"])
 
 
 def test_evaluation_keeps_the_model_in_its_mode():
     model = small()
     running = model.network[1].running_mean.clone()
-    evaluate(model, Shades())
+    predict(model, Shades())
     assert model.training
     assert torch.equal(running, model.network[1].running_mean)
 
@@ -339,7 +339,7 @@ def test_a_segmenter_learns_masks():
     )
     assert {"train_loss", "train_iou", "val_loss", "val_iou"} <= set(module.history)
     assert module.history["val_iou"].iloc[-1] > 0.8 > module.history["train_iou"].iloc[0]
-    table = evaluate(module, {"a": data})
+    table = predict(module, {"a": data})
     assert scores(table).loc["a", "iou"] == pytest.approx(module.history["val_iou"].iloc[-1])
     assert module.history["val_loss"].iloc[-1] == pytest.approx(table["loss"].mean(), rel=1e-4)
 
@@ -347,11 +347,12 @@ def test_a_segmenter_learns_masks():
 @pytest.mark.parametrize("mask_shape", [(), (1,)])
 def test_answers_of_a_segmentation_are_counts_of_pixels(mask_shape):
     data, model = Squares(mask_shape=mask_shape), Threshold(0.2)
-    table = evaluate(model, {"a": data, "b": Subset(data, [0, 1])}, task="segmentation")
+    table = predict(model, {"a": data, "b": Subset(data, [0, 1])}, task="segmentation")
     assert list(table.columns) == [
         *("image", "group", "iou", "intersection", "union", "empty", "false_positives"),
-        *("loss", "pipeline"),
+        *("pixels", "loss", "pipeline"),
     ]
+    assert (table["pixels"] == 32 * 32).all()
     found = (data.images.mean(1) > 0.2).numpy()
     there = data.masks.reshape(24, 32, 32).numpy() > 0
     a = table[table["pipeline"] == "a"]
@@ -371,11 +372,11 @@ def test_answers_of_a_segmentation_are_counts_of_pixels(mask_shape):
 
 def test_an_empty_tile_left_alone_is_right_and_one_that_is_not_is_wrong():
     data = Subset(Squares(), [0])
-    assert evaluate(Threshold(0.9), {"a": data}, task="segmentation")["iou"].item() == 1
-    noisy = evaluate(Threshold(0.1), {"a": data}, task="segmentation")
+    assert predict(Threshold(0.9), {"a": data}, task="segmentation")["iou"].item() == 1
+    noisy = predict(Threshold(0.1), {"a": data}, task="segmentation")
     assert noisy["iou"].item() == 0
     assert noisy["false_positives"].item() == noisy["union"].item() > 800
-    nothing = scores(evaluate(Threshold(0.9), {"a": data}, task="segmentation"))
+    nothing = scores(predict(Threshold(0.9), {"a": data}, task="segmentation"))
     assert np.isnan(nothing.loc["a", "iou"])
 
 
@@ -446,7 +447,7 @@ def test_a_regressor_learns_numbers_in_their_own_units():
         **{"task": "regression", "validation": data, "epochs": 12, "batch_size": 6, "lr": 5e-3},
         progress=False,
     )
-    table = evaluate(module, {"a": data})
+    table = predict(module, {"a": data})
     assert list(table.columns) == ["image", "group", "target", "prediction", "loss", "pipeline"]
     np.testing.assert_allclose(table["target"], data.numbers)
     np.testing.assert_allclose(
@@ -469,7 +470,7 @@ def test_several_numbers_an_image():
 
     options = {"task": "regression", "epochs": 1, "progress": False}
     module = fit(lambda: make_regressor("SmallResNet", 2), Pairs(), **options)
-    table = evaluate(module, {"a": Pairs()})
+    table = predict(module, {"a": Pairs()})
     assert list(table)[2:6] == ["target_0", "target_1", "prediction_0", "prediction_1"]
     error = (
         table[["prediction_0", "prediction_1"]].to_numpy() - table.iloc[:, 2:4].to_numpy()
@@ -579,7 +580,7 @@ def test_the_processor_works_in_full_precision_whatever_the_model_does():
 
 def test_evaluation_leaves_the_generators_alone(trained):
     before = torch.get_rng_state()
-    evaluate(trained, Shades())
+    predict(trained, Shades())
     assert torch.equal(before, torch.get_rng_state())
 
 

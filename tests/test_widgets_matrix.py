@@ -13,7 +13,7 @@ from PIL import Image
 
 from r2l.camera import MICROSCOPE
 from r2l.datasets import SyntheticMicroscopy
-from r2l.drift import Frames, develop_views, flips, train_test_matrix
+from r2l.drift import Frames, develop_views, flips, predict_matrix, train_models
 from r2l.widgets import matrix_explorer
 from r2l.widgets.matrix import _MOST, _changed_html, _most_changed, _score_matrix, _two_rows
 
@@ -24,7 +24,8 @@ CODES = ["bi,s,ga", "me,u,me"]
 def experiment():
     dataset = SyntheticMicroscopy(40, seed=1, size=32)
     views = develop_views(dataset, CODES, progress=False)
-    answers = train_test_matrix(views, CODES, n_splits=2, epochs=1, progress=False)
+    models = train_models(views, CODES, n_splits=2, epochs=1, progress=False)
+    answers = predict_matrix(models, views, CODES, progress=False)
     return views, answers
 
 

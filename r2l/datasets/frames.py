@@ -67,6 +67,9 @@ class Frames(Dataset):
     intensity: float = 1.0
 
     def __post_init__(self) -> None:
+        for values in (*self.images.values(), *([] if self.raw is None else [self.raw])):
+            if len(values) != len(self):
+                raise ValueError(f"{len(values)} frames, but truth of {len(self)}")
         if self.labels is None:
             object.__setattr__(self, "labels", _strata(self.task, self.truth.cpu()))
         if self.names is None:
@@ -179,7 +182,11 @@ class Frames(Dataset):
             ValueError: images of other pipelines only.
         """
         self.require([pipeline])
-        return replace(self, raw=None, images={pipeline: self.images[pipeline]})
+        return self.seen_as(self.images[pipeline], pipeline)
+
+    def seen_as(self, images: Tensor, pipeline: str = "changed") -> Frames:
+        """Return the same scenes as other images (N, 3, H, W) show them; copies nothing."""
+        return replace(self, raw=None, images={pipeline: images})
 
     def require(self, pipelines: Sequence[str]) -> None:
         """Raise unless there are images of all these pipelines.
@@ -323,3 +330,21 @@ def develop_views(
 
 def _ready(isp: Callable[[Tensor], Tensor], device: str | torch.device) -> Callable:
     return copy.deepcopy(isp).to(device).eval() if isinstance(isp, nn.Module) else isp
+
+
+def with_views(
+    data: RawDataset | Frames,
+    pipelines: Sequence[str] | Mapping[str, Pipeline],
+    *,
+    variant: str = "corrected",
+    progress: bool = True,
+) -> Frames:
+    """Return frames with images of these pipelines: those that they hold, else `develop_views`.
+
+    Raises:
+        ValueError: frames that hold images, but not of all these pipelines; or as `develop_views`.
+    """
+    if isinstance(data, Frames) and data.images:
+        data.require(list(pipelines))
+        return data
+    return develop_views(data, pipelines, variant=variant, progress=progress)

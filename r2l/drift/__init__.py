@@ -38,7 +38,8 @@ from r2l.drift.matrix import (
 )
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.shift_detector import ShiftDetector, ShiftTest, detection_rates
-from r2l.drift.synthesis import Trained, ask_models, train_models, train_test_matrix
+from r2l.drift.synthesis import train_models
+from r2l.training.predict import Trained, predict_matrix
 
 __all__ = [
     "CORRUPTIONS",
@@ -54,7 +55,6 @@ __all__ = [
     "Trained",
     "adapt",
     "adaptation_experiment",
-    "ask_models",
     "benchmark_corruptions",
     "bounded_attack",
     "compare_adaptations",
@@ -71,6 +71,7 @@ __all__ = [
     "match_amount",
     "penalised_attack",
     "pipeline_distance",
+    "predict_matrix",
     "published_corruptions",
     "published_matrix",
     "sensor_table",
@@ -80,6 +81,5 @@ __all__ = [
     "summarise_adaptations",
     "tolerance_report",
     "train_models",
-    "train_test_matrix",
     "verify_tolerances",
 ]

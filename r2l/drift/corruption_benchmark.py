@@ -20,16 +20,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from r2l.datasets.frames import Frames
-from r2l.drift.asking import as_table, ask, ready
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, corrupt
 from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
 from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.statistics import Bootstrap, Interval, interval_text
-from r2l.drift.synthesis import Trained, ask_models
 from r2l.isp import open_pipeline
 from r2l.progress import progress_bar
 from r2l.sensor import NoiseModel
+from r2l.training.predict import (
+    Trained,
+    answer_table,
+    on_device,
+    predict_columns,
+    predict_matrix,
+)
 
 MATCHED = "matched"
 # What was changed (``train`` is the pipeline that it was changed in), and the images that it gave.
@@ -67,7 +72,7 @@ def corruption_table(
     Returns:
         One row an image, model and corruption: ``train``, ``test`` (scale, kind and severity in one),
         ``scale``, ``kind``, ``severity``, ``amount``, ``reached`` (see `Match`), ``distance`` (of this
-        image), ``seed``, ``fold`` and the answers as `ask_models` tells them.
+        image), ``seed``, ``fold`` and the answers as `predict_matrix` tells them.
 
     Raises:
         ValueError: an unknown kind, scale or distance; no models; or a pipeline that ``views`` lack.
@@ -173,12 +178,13 @@ def _ask_changed(
         for change, images in changes:
             code = change["train"]
             moved = distances(images, views.images[code], distance).numpy()
+            seen = views.seen_as(images)
             for trained in (t for t in models if t.code == code):
-                with ready(trained.module, device) as place:
-                    answers = ask(trained.module, images, views, trained.test, device=place)
+                with on_device(trained.module, device) as there:
+                    answers = predict_columns(trained.module, seen, trained.test, device=there)
                 cell = {**change, "seed": trained.seed, "fold": trained.fold}
                 parts.append((cell, {"distance": moved[trained.test], **answers}))
-    return as_table(parts)
+    return answer_table(parts)
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,7 @@ def benchmark_corruptions(
         models: what `train_models` returned.
         views: the developed images, under all pipelines that are compared.
         kinds: of `CORRUPTIONS`; the published ten unless given.
-        results: what `ask_models` returned for these models and views; asked for here, if not given.
+        results: what `predict_matrix` returned for these models and views; asked for here, if not given.
         severity: of the corruptions, 3 as published.
         distance: what "as far" means: "psnr", "ssim" or "l2".
         value, bootstrap: see `r2l.drift.summarise`.
@@ -253,10 +259,12 @@ def benchmark_corruptions(
         progress: whether to show bars.
 
     Raises:
-        ValueError: as `corruption_table` and `ask_models`.
+        ValueError: as `corruption_table` and `predict_matrix`.
     """
     if results is None:
-        results = ask_models(models, views, list(views.images), device=device, progress=progress)
+        results = predict_matrix(
+            models, views, list(views.images), device=device, progress=progress
+        )
     scales = (*SCALES, MATCHED)
     options = {"distance": distance, "seed": seed, "device": device, "progress": progress}
     tables = [
@@ -291,7 +299,7 @@ def drop_table(
     """Return the mean drop under each corruption or sensor drift, over all models, and its distance.
 
     Args:
-        results: what `ask_models` or `train_test_matrix` returned, for the models in ``others``.
+        results: what `predict_matrix` returned, for the models in ``others``.
         others: what `corruption_table` or `sensor_table` returned, or several of them together.
         value, bootstrap: see `r2l.drift.summarise`.
 

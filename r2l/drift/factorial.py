@@ -41,7 +41,7 @@ def factorial_effects(
     """Return main effects and interactions of the pipelines' choices on the drop, with intervals.
 
     Args:
-        results: what `train_test_matrix` returned, for pipelines that cross their choices.
+        results: what `predict_matrix` returned, for pipelines that cross their choices.
         value: see `r2l.drift.summarise`.
         order: most factors that interact, 1 to 3.
         bootstrap: of the intervals, over groups.

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from r2l.training.predict import on_device
+
 CHANNELS = ("red", "green", "blue")
 BATCH = 64
 
@@ -28,9 +30,11 @@ def image_features(images: Tensor, model: nn.Module | None = None) -> pd.DataFra
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
-    look = _picture if model is None else _Answers(model)
-    with torch.no_grad():
-        parts = [look(batch) for batch in images.split(BATCH)]
+    with torch.no_grad(), on_device(model or nn.Identity()) as device:
+        parts = [
+            _picture(batch) if model is None else _answers(model(batch.to(device)))
+            for batch in images.split(BATCH)
+        ]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return pd.DataFrame({name: values.cpu().double().numpy() for name, values in columns.items()})
 
@@ -60,20 +64,11 @@ def _picture(images: Tensor) -> dict[str, Tensor]:
     return columns
 
 
-class _Answers:
+def _answers(logits: Tensor) -> dict[str, Tensor]:
     """What a model answers: log-probabilities of the classes, or of masks share and sureness."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        training = self.model.training
-        place = next((p.device for p in self.model.parameters()), images.device)
-        logits = self.model.eval()(images.to(place))
-        self.model.train(training)
-        if logits.ndim == 2:
-            values = logits.log_softmax(1).clamp_min(-20)
-            return {f"class {i}": values[:, i] for i in range(values.shape[1])}
-        shares = logits.flatten(1).sigmoid()
-        unsure = (shares * (1 - shares)).mean(1)
-        return {"foreground": shares.mean(1), "unsure": unsure, "largest": shares.amax(1)}
+    if logits.ndim == 2:
+        values = logits.log_softmax(1).clamp_min(-20)
+        return {f"class {i}": values[:, i] for i in range(values.shape[1])}
+    shares = logits.flatten(1).sigmoid()
+    unsure = (shares * (1 - shares)).mean(1)
+    return {"foreground": shares.mean(1), "unsure": unsure, "largest": shares.amax(1)}

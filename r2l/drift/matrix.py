@@ -104,7 +104,7 @@ def summarise(
     n_classes: int | None = None,
     bootstrap: Bootstrap = Bootstrap(),
 ) -> MatrixSummary:
-    """Average the results of `train_test_matrix` by cell and say how sure each number is.
+    """Average the results of `predict_matrix` by cell and say how sure each number is.
 
     Args:
         results: one row for each image, ``train``, ``test`` and ``seed``, with ``group`` and what the
@@ -219,7 +219,7 @@ def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
     """Return the images whose answer is right under one pipeline and wrong under the other.
 
     Args:
-        results: what `train_test_matrix` returned. Of several seeds the first is used.
+        results: what `predict_matrix` returned. Of several seeds the first is used.
         train: pipeline that the models were trained under, and compared with.
         test: the other pipeline.
 

@@ -29,8 +29,8 @@ from r2l.datasets.frames import Frames
 from r2l.drift.features import image_features
 from r2l.drift.matrix import MatrixSummary
 from r2l.drift.statistics import holm
-from r2l.drift.synthesis import Trained
 from r2l.progress import progress_bar
+from r2l.training.predict import Trained
 
 
 @dataclass(frozen=True)

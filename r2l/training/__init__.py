@@ -3,7 +3,6 @@
 from r2l.datasets.splits import Fold, group_folds
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import AUGMENTATIONS
-from r2l.training.evaluate import evaluate
 from r2l.training.fit import fit
 from r2l.training.metrics import confusion, per_class, scores
 from r2l.training.models import (
@@ -16,6 +15,7 @@ from r2l.training.models import (
     target_statistics,
 )
 from r2l.training.module import RawToLogits
+from r2l.training.predict import predict
 from r2l.training.seeding import seeded
 from r2l.training.tasks import TASKS
 
@@ -29,13 +29,13 @@ __all__ = [
     "RawToLogits",
     "channel_statistics",
     "confusion",
-    "evaluate",
     "fit",
     "group_folds",
     "make_classifier",
     "make_regressor",
     "make_segmenter",
     "per_class",
+    "predict",
     "scores",
     "seeded",
     "target_statistics",

@@ -131,13 +131,11 @@ class StageTracker(Callback):
             self.run.predictions(answers, f"predictions/{name}.csv")
 
     def _answers(self, module: RawToLogits, batch: dict[str, Any]) -> pd.DataFrame:
-        targets = module.task.targets(batch)
         with torch.no_grad():
-            frames = frames_of(batch) if self.processor is None else self.processor(batch["raw"])
-            outputs = module.task.check(module(frames), targets)
-            answers = module.task.answers(outputs, targets)
-            answers["loss"] = per_image(module.loss, outputs, targets)
-        table = {name: values.cpu().numpy() for name, values in answers.items()}
+            if self.processor is not None:
+                batch = {**batch, "raw": self.processor(batch["raw"])}
+            answers = module.predict_step(batch)
+        table = {n: values.cpu().numpy() for n, values in answers.items() if n != "meta"}
         return pd.DataFrame(table).rename_axis("image").reset_index()
 
 

@@ -23,10 +23,10 @@ from r2l.training.callbacks import DifferenceTracker, MetricTracker, StageTracke
 from r2l.training.components import UNKNOWN, Components, build_model, image_statistics
 from r2l.training.corpora import Corpus
 from r2l.training.developed import Developed, develop
-from r2l.training.evaluate import evaluate
 from r2l.training.fit import fit
 from r2l.training.fold_scores import table_scores
 from r2l.training.module import RawToLogits
+from r2l.training.predict import predict
 from r2l.training.run_folder import TESTED
 from r2l.training.saving import NORM, save_model, save_norm
 from r2l.training.tracking import Run
@@ -203,7 +203,7 @@ class FoldTrainer:
     ) -> pd.DataFrame:
         part = Subset(data, fold.test.tolist())
         options = self.options
-        table = evaluate(
+        table = predict(
             module,
             {domain or self.parts.mode: part},
             batch_size=options.batch_size,

@@ -33,7 +33,7 @@ class Outcome:
         run_id: of its record.
         folder: what it left on disk.
         scores: one row a fold (with adversarial processing two: before and after).
-        predictions: one row a validation image, see `evaluate`; with ``fold`` and ``name``.
+        predictions: one row a validation image, see `predict`; with ``fold`` and ``name``.
         tested: the same under each of the ``test_pipelines``, in the column ``test``; None without.
     """
 

@@ -1,7 +1,7 @@
 """The loop: raw data through a processor and a task model to an answer, on Lightning.
 
 One module, `RawToLogits`, holds what is trained, and `fit` trains it. A data set is anything with a length
-whose items are ``dict(raw or image; label, target or mask; meta)``; for ``meta`` see `evaluate`.
+whose items are ``dict(raw or image; label, target or mask; meta)``; for ``meta`` see `predict`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures: how far two images are apart, and the scores of a table of answers (`evaluate`)."""
+"""Measures: how far two images are apart, and the scores of a table of answers (`predict`)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def scores(
       NaN for a single image). Several numbers an image are averaged over.
 
     Args:
-        table: what `evaluate` returns.
+        table: what `predict` returns.
         n_classes: number of classes; for classification only.
         by: column, or columns, that name the domain.
 
@@ -97,7 +97,7 @@ def scores(
         many).
 
     Raises:
-        ValueError: a classification without ``n_classes``, or a table that `evaluate` did not make.
+        ValueError: a classification without ``n_classes``, or a table that `predict` did not make.
     """
     measure = _measure_of(table, n_classes)
     rows = {
@@ -116,7 +116,7 @@ def _measure_of(table: pd.DataFrame, n_classes: int | None):  # noqa: ANN202 - t
         return _regression
     if "label" not in table:
         raise ValueError(
-            f"no table of answers: columns {', '.join(map(str, table))}; evaluate() makes one"
+            f"no table of answers: columns {', '.join(map(str, table))}; predict() makes one"
         )
     if n_classes is None:
         raise ValueError("scores of a classification need n_classes, the number of classes")
@@ -160,7 +160,7 @@ def per_class(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     answers with a class that were right.
 
     Args:
-        table: what `evaluate` returns for a classification; all its rows together.
+        table: what `predict` returns for a classification; all its rows together.
         classes: names, by label.
 
     Returns:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torchvision
@@ -10,11 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
+from r2l.files import choose
 from r2l.training.pretrained import load_encoder_weights, load_imagenet_weights
 
 # Mean and standard deviation of ImageNet (RGB), what torchvision's ResNets are used to.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+#: (n_classes, mean, std) to a task model; mean and std normalise its input, display units.
+ModelFactory = Callable[[int, Sequence[float], Sequence[float]], nn.Module]
 
 
 class _Normalize(nn.Module):
@@ -251,13 +256,80 @@ def _normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float])
     return model
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of ``images`` (N, 3, H, W), display units.
+#: What a description of a model may name; nothing else is ever called.
+MAKERS = {make.__name__: make for make in (make_classifier, make_segmenter, make_regressor)}
+
+
+def describe_model(
+    name: str,
+    task: str,
+    n_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    targets: Tensor | None = None,
+) -> dict[str, Any]:
+    """Return how a task model is made, in plain JSON types: ``maker``, and its ``arguments`` by name.
+
+    Args:
+        name: of `CLASSIFIERS`; for masks architecture and encoder, such as "unet/resnet18", or one of the
+            two.
+        task: "classification", "regression" (of one number) or "segmentation".
+        n_classes: for classification.
+        mean: as for `make_classifier`.
+        std: as for `make_classifier`.
+        targets: for regression, the numbers of the training images (N,), if they are known.
+    """
+    arguments: dict[str, Any] = {"mean": list(mean), "std": list(std)}
+    if task == "segmentation":
+        parts = dict(zip(("architecture", "encoder"), name.split("/"), strict=False))
+        if "/" not in name and name.lower() not in SEGMENTERS:
+            parts = {"encoder": name}
+        return {"maker": "make_segmenter", "arguments": arguments | parts}
+    if task == "regression":
+        arguments |= {"name": name, "n_targets": 1}
+        if targets is not None:
+            statistics = target_statistics(targets)
+            arguments |= dict(zip(("target_mean", "target_std"), statistics, strict=True))
+        return {"maker": "make_regressor", "arguments": arguments}
+    arguments |= {"name": name, "n_classes": n_classes}
+    return {"maker": "make_classifier", "arguments": arguments}
+
+
+def make_described(description: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
+    """Return a fresh model as `describe_model` describes it."""
+    extra = {"pretrained": True} if pretrained else {}
+    return choose("maker", description["maker"], MAKERS)(**description["arguments"], **extra)
+
+
+def model_factory(model: str | ModelFactory, task: str = "classification") -> ModelFactory:
+    """Return a function of number of classes, mean and std; a name is one for `describe_model`."""
+    if not isinstance(model, str):
+        return model
+    return lambda *known: make_described(describe_model(model, task, *known))
+
+
+def channel_statistics(
+    images: Tensor | Iterable[Tensor],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel of images (N, 3, H, W), display units.
 
     A constant channel gets the standard deviation 1e-3, so that it can be divided by.
+
+    Args:
+        images: all of them, or batches of as many as memory holds, which are summed up in float64.
     """
-    std, mean = torch.std_mean(images, dim=(0, 2, 3), correction=0)
-    return tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist())
+    if isinstance(images, Tensor):
+        std, mean = torch.std_mean(images, dim=(0, 2, 3), correction=0)
+        return tuple(mean.tolist()), tuple(std.clamp_min(1e-3).tolist())
+    count, total, squares = 0, torch.zeros(3).double(), torch.zeros(3).double()
+    for batch in images:
+        batch = batch.double()
+        count += batch.numel() // 3
+        total += batch.sum((0, 2, 3))
+        squares += batch.square().sum((0, 2, 3))
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(1e-6).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def target_statistics(targets: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -13,17 +13,12 @@ from torch import Tensor, nn
 
 from r2l.files import atomic_path, choose
 from r2l.isp.saving import load_module, reading, save_module
-from r2l.training import models
+from r2l.training.models import MAKERS, make_described
 from r2l.training.seeding import seeded
 
 DESCRIPTION = "model.json"
 #: Weights of a batch normalisation between processor and task model, in the folder that holds both.
 NORM = "norm.safetensors"
-#: The functions of `r2l.training.models` that a description may name; nothing else is ever called.
-MAKERS = {
-    maker.__name__: maker
-    for maker in (models.make_classifier, models.make_segmenter, models.make_regressor)
-}
 # Arguments that would fetch weights, only to be overwritten.
 _FETCHING = ("pretrained",)
 # Arguments that can ask for any amount of memory.
@@ -38,7 +33,7 @@ def save_model(description: Mapping[str, Any], model: nn.Module, folder: str | P
 
     Args:
         description: ``{"maker": "make_classifier", "arguments": {"name": "ResNet18", "n_classes": 9}}``;
-            makers as in `MAKERS`, arguments by name, of plain JSON types.
+            makers as in `r2l.training.models.MAKERS`, arguments by name, of plain JSON types.
         model: what that maker made, trained.
         folder: where to.
 
@@ -140,8 +135,7 @@ def _checked(description: Any) -> dict[str, Any]:
     """Return a description whose maker and arguments exist, and that fetches nothing."""
     if not isinstance(description, dict) or set(description) != {"maker", "arguments"}:
         raise ValueError('expected {"maker": ..., "arguments": {...}}')
-    maker = choose("maker", description["maker"], MAKERS)
-    arguments = description["arguments"]
+    maker, arguments = choose("maker", description["maker"], MAKERS), description["arguments"]
     known = inspect.signature(maker).parameters
     if not isinstance(arguments, dict) or not set(arguments) <= set(known):
         raise ValueError(f"{description['maker']} takes the arguments {', '.join(known)}")
@@ -151,4 +145,4 @@ def _checked(description: Any) -> dict[str, Any]:
 
 def _make(description: dict[str, Any]) -> nn.Module:
     with seeded(0):  # drawn only to be overwritten
-        return MAKERS[description["maker"]](**description["arguments"])
+        return make_described(description)

@@ -143,6 +143,7 @@ def _segmented(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
         "union": union,
         "empty": ~there.any(1),
         "false_positives": (found & ~there).sum(1),
+        "pixels": torch.full_like(union, there.shape[1]),
     }
 
 

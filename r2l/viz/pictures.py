@@ -137,7 +137,7 @@ def plot_flips(
 
     Args:
         views: the developed images that ``results`` are about.
-        results: what `r2l.drift.ask_models` returned.
+        results: what `r2l.drift.predict_matrix` returned.
         train: pipeline that the models were trained under.
         test: pipeline that they were tested under.
         most: how many images at most.

@@ -29,7 +29,7 @@ def _score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Return the scores, trained (rows) by tested (columns), and what they are called.
 
     Args:
-        answers: what `r2l.drift.train_test_matrix` returned; seeds are averaged.
+        answers: what `r2l.drift.predict_matrix` returned; seeds are averaged.
     """
     paired = paired_scores(answers, ["train", "test"])
     scores = paired.numerators.sum(axis=0) / paired.denominators.sum(axis=0)
@@ -42,7 +42,7 @@ def _most_changed(answers: pd.DataFrame, train: str, test: str, most: int = _MOS
     """Return the images that a change of pipeline costs most; where it costs none, the first ones.
 
     Args:
-        answers: what `r2l.drift.train_test_matrix` returned. Of several seeds the first is used.
+        answers: what `r2l.drift.predict_matrix` returned. Of several seeds the first is used.
         train: pipeline that the models were trained under, and compared with.
         test: the other pipeline.
         most: how many images at most.
@@ -115,7 +115,7 @@ def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
 
     Args:
         views: the developed images.
-        answers: what `r2l.drift.train_test_matrix` returned for them.
+        answers: what `r2l.drift.predict_matrix` returned for them.
     """
     scores, metric = _score_matrix(answers)
     note, picture = widgets.HTML(), widgets.HTML()

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch.utils.data import Dataset
 
-from r2l.drift.adjustment.domains import (
-    Domain,
-    ModelFactory,
-    RandomPipeline,
-    check_domains,
-    develop,
-    mixed_seed,
-    model_factory,
-)
+from r2l.datasets.splits import Fold, group_folds
+from r2l.drift.adjustment.domains import Domain, RandomPipeline, check_domains
 from r2l.drift.adjustment.methods import LABELLED, METHODS, adapt
 from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
 from r2l.drift.random_effects import paired_summary
 from r2l.isp import PIPELINES
 from r2l.progress import progress_bar
-from r2l.training import RawToLogits, channel_statistics, evaluate, fit, group_folds, seeded
+from r2l.training.folds import train_fold, training_statistics
+from r2l.training.models import ModelFactory
+from r2l.training.module import RawToLogits
+from r2l.training.predict import predict
+from r2l.training.seeding import mixed_seed, seeded
 
 
 def compare_adaptations(
@@ -52,7 +47,7 @@ def compare_adaptations(
         **settings: further arguments of `adapt` (``steps``, ``batch_size``, ``seed``).
 
     Returns:
-        One row for each target, method and image: ``target``, ``method``, what `evaluate` tells, and of
+        One row for each target, method and image: ``target``, ``method``, what `predict` tells, and of
         the adaptation ``steps``, ``seconds`` and ``labelled`` (whether it saw labels of the target).
 
     Raises:
@@ -80,7 +75,7 @@ def compare_adaptations(
                 generalist=generalist,
                 **settings,
             )
-            table = evaluate(adapted, {name: target.frames.subset(test_on)}, by="target")
+            table = predict(adapted, {name: target.frames.subset(test_on)}, by="target")
             record = {key: adapted.adaptation[key] for key in ("steps", "seconds")}
             for key, value in adapted.adaptation.get("settings", {}).items():
                 record[f"isp_{key}"] = value
@@ -108,16 +103,11 @@ def train_on_pipelines(
         **settings: further arguments of `fit`.
     """
     processor = RandomPipeline(source.frames.camera, codes)
+    frames, fold = source.frames, Fold(np.asarray(indices), np.array([], int))
     with seeded(seed):
-        images = develop(processor, source.frames.raw[np.asarray(indices)])
-    mean, std = channel_statistics(images)
-    return fit(
-        partial(model_factory(model, settings), len(source.frames.classes), mean, std),
-        source.frames.subset(indices),
-        processor=processor,
-        seed=seed,
-        progress=False,
-        **settings,
+        statistics = training_statistics(frames, fold.train, processor)
+    return train_fold(
+        frames, fold, model, seed, processor=processor, statistics=statistics, **settings
     )
 
 
@@ -171,7 +161,11 @@ def adaptation_experiment(
                 kept_out = np.concatenate([test_on, adapt_on])
                 training = np.setdiff1d(np.arange(len(frames)), kept_out)
                 place = mixed_seed(seed, number)
-                trained = _train_source(source, training, model, place, settings)
+                trained = train_fold(
+                    frames, Fold(training, test_on), model, place,
+                    processor=source.processor, statistics=source.statistics(training),
+                    freeze_processor=True, **settings,
+                )  # fmt: skip
                 generalist = None
                 if "all_pipelines" in methods:
                     generalist = train_on_pipelines(
@@ -191,26 +185,6 @@ def adaptation_experiment(
                 tables.append(table.assign(seed=seed, fold=number))
                 bar.update()
     return pd.concat(tables, ignore_index=True)
-
-
-def _train_source(
-    source: Domain,
-    training: np.ndarray,
-    model: str | ModelFactory,
-    seed: int,
-    settings: dict[str, Any],
-) -> RawToLogits:
-    mean, std = source.statistics(training)
-    data: Dataset = source.frames.subset(training)
-    return fit(
-        partial(model_factory(model, settings), len(source.frames.classes), mean, std),
-        data,
-        processor=source.processor,
-        freeze_processor=True,
-        seed=seed,
-        progress=False,
-        **settings,
-    )
 
 
 def summarise_adaptations(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +12,7 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.isp import PIPELINES, StaticISP
-from r2l.training import channel_statistics, make_classifier
-
-#: (n_classes, mean, std) to a task model; mean and std normalise its input, display units.
-ModelFactory = Callable[[int, Sequence[float], Sequence[float]], nn.Module]
+from r2l.training.folds import Statistics, training_statistics
 
 
 @dataclass(frozen=True)
@@ -35,19 +30,11 @@ class Domain:
 
     frames: Frames
     processor: nn.Module
-    normalisation: tuple[Sequence[float], Sequence[float]] | None = None
+    normalisation: Statistics | None = None
 
-    def statistics(self, indices: np.ndarray) -> tuple[Sequence[float], Sequence[float]]:
+    def statistics(self, indices: np.ndarray) -> Statistics:
         """Return the normalisation of a model that is trained on the frames ``indices``."""
-        if self.normalisation is not None:
-            return self.normalisation
-        return channel_statistics(develop(self.processor, self.frames.raw[indices]))
-
-
-@torch.no_grad()
-def develop(processor: nn.Module, raw: Tensor, batch_size: int = 64) -> Tensor:
-    """Develop (N, 1, H, W) to (N, 3, H, W) in batches, without gradients."""
-    return torch.cat([processor(batch) for batch in raw.split(batch_size)])
+        return self.normalisation or training_statistics(self.frames, indices, self.processor)
 
 
 class RandomPipeline(nn.Module):
@@ -79,21 +66,6 @@ class RandomPipeline(nn.Module):
         return images
 
 
-def model_factory(model: str | ModelFactory, settings: Mapping[str, Any]) -> ModelFactory:
-    """Return a function of number of classes, mean and std.
-
-    A name is one for `make_classifier`; where ``settings`` (arguments of `fit`) have the task
-    "segmentation", it names the encoder of `make_segmenter`.
-    """
-    if not isinstance(model, str):
-        return model
-    if settings.get("task") == "segmentation":
-        from r2l.training.models import make_segmenter
-
-        return lambda _classes, mean, std: make_segmenter(encoder=model, mean=mean, std=std)
-    return partial(make_classifier, model)
-
-
 def check_domains(domains: Sequence[Domain]) -> None:
     """Raise unless all domains hold the same labels and groups, so that images can be paired.
 
@@ -109,8 +81,3 @@ def check_domains(domains: Sequence[Domain]) -> None:
             raise ValueError(
                 "domains hold different scenes: labels and groups have to be equal, in one order"
             )
-
-
-def mixed_seed(*place: int) -> int:
-    """Return one seed for a place (seed, fold) in an experiment; no two places share their draws."""
-    return int(np.random.SeedSequence(place).generate_state(1)[0])

@@ -11,7 +11,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,19 +18,17 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from r2l.drift.adjustment.domains import (
-    Domain,
-    ModelFactory,
-    check_domains,
-    mixed_seed,
-    model_factory,
-)
+from r2l.datasets.splits import group_folds
+from r2l.drift.adjustment.domains import Domain, check_domains
 from r2l.drift.adjustment.physical import describe_isp
 from r2l.drift.adjustment.recording import Recorder, State
 from r2l.drift.random_effects import crossed_means, paired_summary
 from r2l.isp import ParametrizedISP
 from r2l.progress import progress_bar
-from r2l.training import Fold, RawToLogits, evaluate, fit, group_folds
+from r2l.training.folds import train_fold
+from r2l.training.models import ModelFactory
+from r2l.training.predict import predict
+from r2l.training.seeding import mixed_seed
 from r2l.training.tracking import Run
 
 ARMS = ("frozen", "learned")
@@ -45,7 +42,7 @@ class Learning:
         curves: one row for each domain, arm, seed, fold and epoch (from 1): ``train_loss``,
             ``train_accuracy``, ``val_loss``, ``val_accuracy`` and so on, as `fit` logs them. Validation is
             on the held-out fold; nothing was chosen by it.
-        answers: one row for each domain, arm, seed and image: what `evaluate` tells of the model of the
+        answers: one row for each domain, arm, seed and image: what `predict` tells of the model of the
             last epoch, and ``fold``.
         initial: the ISP that each domain started from.
         states: the ISP's parameters before the first epoch and after each, by (domain, arm, seed, fold).
@@ -190,12 +187,13 @@ def compare_processing(
             ):
                 fold = folds[seed][number]
                 recorder = Recorder()
-                trained = _train(
-                    domains[name], arm, fold, (seed, number), model, recorder, settings
-                )
-                table = evaluate(
-                    trained, {name: domains[name].frames.subset(fold.test)}, by="domain"
-                )
+                domain = domains[name]
+                trained = train_fold(
+                    domain.frames, fold, model, mixed_seed(seed, number),
+                    processor=domain.processor, statistics=domain.statistics(fold.train), validate=True,
+                    freeze_processor=arm == "frozen", callbacks=[recorder], **settings,
+                )  # fmt: skip
+                table = predict(trained, {name: domain.frames.subset(fold.test)}, by="domain")
                 for epoch, row in trained.history.iterrows() if r else ():
                     r.metrics(row.to_dict(), step=epoch)
             curves.append(trained.history.reset_index(drop=True).assign(**place))
@@ -208,27 +206,4 @@ def compare_processing(
         pd.concat(answers, ignore_index=True),
         {name: copy.deepcopy(domain.processor) for name, domain in domains.items()},
         states,
-    )
-
-
-def _train(
-    domain: Domain,
-    arm: str,
-    fold: Fold,
-    place: tuple[int, int],
-    model: str | ModelFactory,
-    recorder: Recorder,
-    settings: dict[str, Any],
-) -> RawToLogits:
-    mean, std = domain.statistics(fold.train)
-    return fit(
-        partial(model_factory(model, settings), len(domain.frames.classes), mean, std),
-        domain.frames.subset(fold.train),
-        processor=domain.processor,
-        freeze_processor=arm == "frozen",
-        validation=domain.frames.subset(fold.test),
-        seed=mixed_seed(*place),
-        progress=False,
-        callbacks=[recorder],
-        **settings,
     )

@@ -75,7 +75,7 @@ class Run:
         self._send("log_text", table.to_csv(index=index), name)
 
     def predictions(self, table: pd.DataFrame, name: str = "predictions.csv") -> None:
-        """Write what `evaluate` returns, one row a sample, as the artefact ``name``."""
+        """Write what `predict` returns, one row a sample, as the artefact ``name``."""
         self.table(table, name)
 
     def values(self, values: Any, name: str) -> None:

@@ -1,0 +1,297 @@
+"""Asking models about images: one table of answers, one row an image, wherever the images come from.
+
+Frames in memory are asked about slice by slice, with nothing between them and the model. Whatever else is a
+data set goes through loaders, item by item, which costs more than a small model itself does. The answers are
+equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from r2l.datasets.base import RawDataset
+from r2l.datasets.frames import Frames, Pipeline, with_views
+from r2l.isp import PIPELINES
+from r2l.progress import progress_bar, quiet_lightning
+from r2l.training.fit import make_trainer
+from r2l.training.module import RawToLogits
+
+
+def predict(
+    model: nn.Module,
+    data: Dataset | DataLoader | Mapping[str, Dataset],
+    by: str = "pipeline",
+    *,
+    task: str | None = None,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    **trainer: Any,
+) -> pd.DataFrame:
+    """Ask a model for its answer to every image, in every domain.
+
+    Args:
+        model: what `fit` returned, or any module from ``raw`` (or ``image``) to logits.
+        data: `Frames` or another data set (or a loader, of which only data set and batch size are used: the
+            order is always that of the data set), or a mapping from the name of a domain to its data set.
+            ``meta`` of an item may hold ``image`` (its identity over all domains; otherwise its
+            index) and ``group`` (otherwise every image is its own).
+        by: name of the column that tells the domain. Without a mapping it is read from ``meta``.
+        task: "classification", "regression" or "segmentation", for a model that `fit` did not return;
+            one that it did knows its own. By default the task of `Frames`, else classification.
+        batch_size: images a step; not used with a loader.
+        num_workers: processes that load data which is not in memory.
+        **trainer: further arguments of `lightning.Trainer`, such as ``accelerator``.
+
+    Returns:
+        One row for each image and domain, so that every comparison can be paired: ``image``, ``group``,
+        the answers, ``loss`` (as the model's loss is, of the image), and the column ``by``. Answers are
+
+        - classification: ``label``, ``prediction``, ``correct`` (bool), ``p_true`` (probability of the
+          true class, [0, 1]);
+        - regression: ``target``, ``prediction``; of several numbers ``target_0``, ..., ``prediction_0``, ...;
+        - segmentation (foreground where the logit is positive): ``iou`` ([0, 1]; 1 where nothing is there
+          and nothing was found), ``intersection`` and ``union`` (pixels), ``empty`` (bool: the mask has no
+          foreground), ``false_positives`` (pixels found that are not there), ``pixels`` (of the image).
+
+    Raises:
+        ValueError: no domains, no images, ``meta`` without ``by``, or items that don't fit the task.
+    """
+    domains = data if isinstance(data, Mapping) else {None: data}
+    if not domains or any(len(getattr(d, "dataset", d)) == 0 for d in domains.values()):
+        raise ValueError("nothing to predict: no domains, or a domain without images")
+    held = [_in_memory(domain) for domain in domains.values()]
+    if task is None:
+        task = held[0][0].task if held[0] else "classification"
+    module = model if isinstance(model, RawToLogits) else RawToLogits(model, task=task)
+    device = _device_of(trainer)
+    if device is None or None in held:
+        tables = _through_loaders(module, domains, by, (batch_size, num_workers), trainer)
+        return pd.concat(tables, ignore_index=True)
+    tables = []
+    with on_device(module, device):
+        for name, (frames, indices) in zip(domains, held, strict=True):
+            columns = predict_columns(module, frames, indices, batch_size, device)
+            tables.append(pd.DataFrame(columns))
+            tables[-1][by] = _of_item(frames[0]["meta"], by) if name is None else name
+    return pd.concat(tables, ignore_index=True)
+
+
+def _in_memory(data: Dataset | DataLoader) -> tuple[Frames, np.ndarray] | None:
+    """Return the frames that a data set is, and which of them; None if it isn't in memory."""
+    if isinstance(data, Frames):
+        return data, np.arange(len(data))
+    below = _in_memory(data.dataset) if isinstance(data, Subset) else None
+    return below and (below[0], below[1][list(data.indices)])
+
+
+def _device_of(trainer: Mapping[str, Any]) -> torch.device | None:
+    """Return where Lightning would ask; None where that is its own business."""
+    name = trainer.get("accelerator", "auto")
+    if set(trainer) - {"accelerator"} or (name == "auto" and torch.backends.mps.is_available()):
+        return None
+    if torch.cuda.is_available() and name in ("auto", "gpu", "cuda"):
+        return torch.device("cuda")
+    return torch.device("cpu") if name in ("auto", "cpu") else None
+
+
+@contextmanager
+def on_device(
+    module: nn.Module, device: str | torch.device | None = None
+) -> Iterator[torch.device]:
+    """Put a model into eval mode and onto a device, by default where it is; and back at the end."""
+    home = next((p.device for p in module.parameters()), torch.device("cpu"))
+    device = torch.device(device) if device else home
+    training = module.training
+    try:
+        module.to(device).eval()
+        yield device
+    finally:
+        module.to(home).train(training)
+
+
+def predict_columns(
+    module: RawToLogits,
+    frames: Frames,
+    indices: np.ndarray,
+    batch_size: int = 128,
+    device: str | torch.device = "cpu",
+) -> dict[str, np.ndarray]:
+    """Return a model's answers to frames in memory, a column for each kind of number.
+
+    Args:
+        module: what `fit` returned, put `on_device`.
+        frames: raw ones where the module has a processor, else a `view`.
+        indices: which, (M,).
+        batch_size: images a step.
+        device: where the model is.
+
+    Returns:
+        ``image``, ``group`` and the answers, (M,) each, as `predict` has them.
+
+    Raises:
+        ValueError: no indices, or masks with more than two classes.
+    """
+    indices = np.asarray(indices)
+    if len(indices) == 0:
+        raise ValueError(f"none of {len(frames)} images to ask about")
+    batches = [_rows(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+    if frames.task == "segmentation" and frames.truth.amax() > 1:
+        for rows in batches:
+            module.on_before_batch_transfer(frames.batch(rows))
+    with torch.inference_mode():
+        answers = [
+            module.predict_step({k: v.to(device) for k, v in frames.batch(rows).items()})
+            for rows in batches
+        ]
+    return {"image": indices, "group": frames.groups[indices], **_joined(answers)}
+
+
+def _rows(indices: np.ndarray) -> slice | Tensor:
+    # Neighbours are a slice, which is not copied.
+    together = len(indices) == indices[-1] - indices[0] + 1 and (np.diff(indices) == 1).all()
+    return slice(int(indices[0]), int(indices[-1]) + 1) if together else torch.from_numpy(indices)
+
+
+def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    names = [name for name in batches[0] if name != "meta"]
+    return {name: torch.cat([b[name] for b in batches]).cpu().numpy() for name in names}
+
+
+def answer_table(
+    parts: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]],
+) -> pd.DataFrame:
+    """Lay parts below one another: of each what is the same in all its rows, and its columns.
+
+    At once, since a frame for each cell of a matrix costs more than a small model's answers.
+    """
+    lengths = [len(next(iter(columns.values()))) for _, columns in parts]
+    head = {name: np.repeat([cell[name] for cell, _ in parts], lengths) for name in parts[0][0]}
+    body = {name: np.concatenate([columns[name] for _, columns in parts]) for name in parts[0][1]}
+    return pd.DataFrame({**head, **body})
+
+
+def _through_loaders(
+    module: RawToLogits,
+    domains: Mapping[str | None, Dataset | DataLoader],
+    by: str,
+    loading: tuple[int, int],
+    trainer: Mapping[str, Any],
+) -> list[pd.DataFrame]:
+    loaders = [_ordered(domain, *loading) for domain in domains.values()]
+    with quiet_lightning():
+        outputs = make_trainer(**trainer).predict(module, loaders)
+    module.trainer = None
+    outputs = outputs if len(loaders) > 1 else [outputs]
+    tables = []
+    for name, loader, batches in zip(domains, loaders, outputs, strict=True):
+        meta, ids = [batch["meta"] for batch in batches], _image_ids(loader.dataset)
+        answers, known = _joined(batches), {"image": ids, "group": ids}
+        known |= {k: [v for m in meta for v in _plain(m[k])] for k in known if k in meta[0]}
+        if name is None:
+            name = [v for m in meta for v in _plain(_of_item(m, by))]
+        tables.append(pd.DataFrame({**known, **answers, by: name}))
+    return tables
+
+
+def _ordered(data: Dataset | DataLoader, batch_size: int, num_workers: int) -> DataLoader:
+    # A generator of its own, since a loader draws from torch's otherwise, shuffling or not.
+    options = {"num_workers": num_workers, "generator": torch.Generator()}
+    if isinstance(data, DataLoader):
+        batch_size = data.batch_size or batch_size
+        options |= {"num_workers": data.num_workers, "collate_fn": data.collate_fn}
+        data = data.dataset
+    return DataLoader(data, batch_size, **options)
+
+
+def _image_ids(data: Dataset) -> list[int]:
+    """Indices into the data set underneath, so that subsets of one data set can be paired."""
+    if isinstance(data, Subset):
+        below = _image_ids(data.dataset)
+        return [below[i] for i in data.indices]
+    return list(range(len(data)))
+
+
+def _of_item(meta: Mapping[str, Any], by: str) -> Any:
+    if by not in meta:
+        raise ValueError(f"items carry no meta[{by!r}]; pass a mapping from {by} to data set")
+    return meta[by]
+
+
+def _plain(values: Any) -> list[Any]:
+    return values.tolist() if isinstance(values, Tensor) else list(values)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, and which images it may be asked about.
+
+    Attributes:
+        module: from images to answers, in eval mode.
+        code: name of the pipeline that it was trained under.
+        test: indices of the images that it has not seen.
+        seed: of the repetition.
+        fold: number of the fold.
+    """
+
+    module: RawToLogits
+    code: str
+    test: np.ndarray
+    seed: int = 0
+    fold: int = 0
+
+
+def predict_matrix(
+    models: Sequence[Trained],
+    data: RawDataset | Frames,
+    pipelines: Sequence[str] | Mapping[str, Pipeline] = PIPELINES,
+    *,
+    variant: str = "corrected",
+    batch_size: int = 128,
+    device: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Ask each model about the images that it has not seen, as each of the pipelines develops them.
+
+    Every frame is developed once by each pipeline, however many models there are, and batches are
+    slices of what was developed, so that little is done but ask the models.
+
+    Args:
+        models: what `r2l.drift.train_models` returned, or `Trained` made by hand.
+        data: raw frames, or views of them (which then must hold all ``pipelines``).
+        pipelines: in the order of the matrix, see `develop_views`.
+        variant: of the codes, "corrected" or "paper"; not used with views.
+        batch_size: images a step.
+        device: where to ask, such as "cuda"; by default where each model is.
+        progress: whether to show a bar.
+
+    Returns:
+        One row for each image, training pipeline, test pipeline and seed: ``train``, ``test``,
+        ``seed``, ``fold``, and what `predict` tells.
+
+    Raises:
+        ValueError: no models; views that lack a pipeline; or as `develop_views`.
+    """
+    if not models:
+        raise ValueError("no models to test")
+    frames = with_views(data, pipelines, variant=variant, progress=progress)
+    views = {name: frames.view(name) for name in pipelines}
+    parts = []
+    with progress_bar(total=len(models), desc="testing", disable=not progress) as bar:
+        for trained in models:
+            with on_device(trained.module, device) as there:
+                for name, view in views.items():
+                    cell = {"train": trained.code, "test": name}
+                    cell |= {"seed": trained.seed, "fold": trained.fold}
+                    answers = predict_columns(trained.module, view, trained.test, batch_size, there)
+                    parts.append((cell, answers))
+            bar.update()
+    return answer_table(parts)
