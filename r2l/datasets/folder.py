@@ -44,7 +44,7 @@ class RawFolder(RawDataset):
     >>> import tempfile, r2l
     >>> with tempfile.TemporaryDirectory() as photos:
     ...     Path(photos, "cats").mkdir()
-    ...     r2l.write_dng(f"{photos}/cats/1.dng", np.full((22, 22), 0.5), r2l.DRONE)
+    ...     _ = r2l.write_dng(f"{photos}/cats/1.dng", np.full((22, 22), 0.5), r2l.DRONE)
     ...     RawFolder(photos).classes
     ('cats',)
 
