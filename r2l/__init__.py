@@ -26,9 +26,11 @@ _HOMES = {
     ),
     "r2l.training": ("fit", "make_classifier", "make_regressor", "make_segmenter", "seeded"),
     "r2l.drift": (
-        *("corrupt", "drift_sensor", "effects", "summarise", "train_models"),
-        *("adapt", "bounded_attack", "tolerance_report"),
+        *("Bootstrap", "ShiftDetector", "corrupt", "drift_sensor", "factorial_effects"),
+        *("summarise", "train_models"),
     ),
+    "r2l.drift.adjustment": ("adapt",),
+    "r2l.drift.forensics": ("bounded_attack", "tolerance_report"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

@@ -9,26 +9,22 @@ import torch
 from torch import nn
 
 from r2l.camera import DRONE, MICROSCOPE
-from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
-from r2l.drift import (
+from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy
+from r2l.drift.adjustment import (
+    METHODS,
     Domain,
-    Frames,
     adapt,
     adaptation_experiment,
     compare_adaptations,
     compare_processing,
     source_statistics,
     summarise_adaptations,
-)
-from r2l.drift.adjustment import (
-    METHODS,
-    PhysicalAdjustment,
-    RandomPipeline,
-    crossed_means,
-    describe_isp,
     train_on_pipelines,
 )
+from r2l.drift.adjustment.domains import RandomPipeline
 from r2l.drift.adjustment.objectives import batch_norms, entropy, recorded_features
+from r2l.drift.adjustment.physical import PhysicalAdjustment, describe_isp
+from r2l.drift.random_effects import crossed_means
 from r2l.drift.statistics import Bootstrap, bootstrap_means
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
 from r2l.training import RawToLogits, fit, make_classifier

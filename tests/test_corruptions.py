@@ -9,18 +9,10 @@ from PIL import Image
 from skimage import color, filters
 
 from r2l.camera import DRONE, MICROSCOPE, Camera
-from r2l.drift import (
-    CORRUPTIONS,
-    PUBLISHED_CORRUPTIONS,
-    SENSOR_DRIFTS,
-    corrupt,
-    drift_sensor,
-    match_amount,
-    pipeline_distance,
-    published_corruptions,
-)
-from r2l.drift.corruptions import KINDS, constants_of
-from r2l.drift.matched_severity import mean_distance
+from r2l.drift import PUBLISHED_CORRUPTIONS, corrupt, drift_sensor, published_corruptions
+from r2l.drift.corruptions import CORRUPTIONS, KINDS, constants_of
+from r2l.drift.matched_severity import match_amount, mean_distance, pipeline_distance
+from r2l.drift.sensor_drift import SENSOR_DRIFTS
 from r2l.sensor import DRONE_NOISE, NoiseModel, apply_levels, noise_variance
 
 
@@ -186,8 +178,7 @@ def test_mistakes_in_corruptions_are_named(images):
 
 
 def test_pipeline_distance_averages_the_others():
-    from r2l.datasets import SyntheticMicroscopy
-    from r2l.drift import develop_views
+    from r2l.datasets import SyntheticMicroscopy, develop_views
 
     codes = ("bi,s,me", "me,u,ga", "ma,s,me")
     views = develop_views(SyntheticMicroscopy(3, 0, size=16), codes, progress=False)

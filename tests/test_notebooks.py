@@ -10,8 +10,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from r2l.datasets import SyntheticMicroscopy
-from r2l.drift import develop_views, flips, predict_matrix, train_models
+from r2l.datasets import SyntheticMicroscopy, develop_views
+from r2l.drift import flips, predict_matrix, train_models
 from r2l.sweep.notebook import defaults, read_experiment, run
 from tools.places import EXPERIMENTS, NOTEBOOKS
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from r2l.datasets import SyntheticMicroscopy
-from r2l.drift import ShiftDetector, Trained, detection_rates, develop_views
+from r2l.datasets import SyntheticMicroscopy, develop_views
+from r2l.drift import ShiftDetector, Trained, detection_rates
 from r2l.drift.features import image_features
 from r2l.drift.matrix import summarise
 from r2l.drift.shift_detector import energy_test

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
+from r2l.datasets import SyntheticDrone, SyntheticMicroscopy, develop_views
 from r2l.datasets import frames as frames_module
 from r2l.drift import (
     PUBLISHED_CORRUPTIONS,
@@ -16,7 +16,6 @@ from r2l.drift import (
     benchmark_corruptions,
     corrupt,
     corruption_table,
-    develop_views,
     drop_table,
     predict_matrix,
     published_matrix,

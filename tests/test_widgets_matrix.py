@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from r2l.camera import MICROSCOPE
-from r2l.datasets import SyntheticMicroscopy
-from r2l.drift import Frames, develop_views, flips, predict_matrix, train_models
+from r2l.datasets import Frames, SyntheticMicroscopy, develop_views
+from r2l.drift import flips, predict_matrix, train_models
 from r2l.widgets import matrix_explorer
 from r2l.widgets.matrix import _MOST, _changed_html, _most_changed, _score_matrix, _two_rows
 

@@ -75,7 +75,7 @@ def plot_learning_curves(
     nothing.
 
     Args:
-        learning: what `r2l.drift.compare_processing` returned.
+        learning: what `r2l.drift.adjustment.compare_processing` returned.
         column: of ``learning.curves``.
         level: of the band.
     """

@@ -77,7 +77,7 @@ def plot_adaptations(summary: pd.DataFrame, *, reference: str | None = None) -> 
     dashed line is "none". Methods that saw labels carry a star.
 
     Args:
-        summary: what `r2l.drift.summarise_adaptations` returned.
+        summary: what `r2l.drift.adjustment.summarise_adaptations` returned.
         reference: a target, usually the source itself, whose "none" is drawn as a dotted line in all.
 
     Raises:

@@ -26,7 +26,7 @@ def _plot_epoch(learning: Learning, raw: Tensor, domain: str, epoch: int) -> Fig
     mid-grey. The ISP is that of the first seed and fold.
 
     Args:
-        learning: what `r2l.drift.compare_processing` returned.
+        learning: what `r2l.drift.adjustment.compare_processing` returned.
         raw: (B, 1, H, W), raw domain; the first is drawn.
         domain: which.
         epoch: from 0, before the first, to the last.
@@ -65,7 +65,7 @@ def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> widgets.
     """Return a menu of domains and a slider over epochs, above what the ISP makes of a frame then.
 
     Args:
-        learning: what `r2l.drift.compare_processing` returned.
+        learning: what `r2l.drift.adjustment.compare_processing` returned.
         frames: a raw frame (B, 1, H, W) of each domain, by its name.
 
     Raises:
