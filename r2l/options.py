@@ -35,10 +35,11 @@ def _option(group: str, default: Any, help: str, **more: Any) -> Any:
     Args:
         group: heading of the help that it stands under.
         default: its value where none is given.
-        help: what it does.
+        help: what it does; {} stands for the choices.
         **more: ``metavar`` (its value in the help), ``choices`` (names, or where they are to be imported
-            from), ``least`` (the smallest number) or ``above`` (what a number has to be more than).
+            from) or ``least`` (the smallest number).
     """
+    help = help.format(", ".join(more.get("choices", ())))
     return field(default=default, metadata={"group": group, "help": help, **more})
 
 
@@ -67,9 +68,7 @@ class Options:
     experiment_name: str = _run("r2l", "Experiment that the run belongs to.")
     run_name: str | None = _run(None, "Name of the run; one is made up otherwise.")
     tracking_uri: str | None = _run(
-        None,
-        "Store of the records.  [default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here]",
-        metavar="URI",
+        None, "Store of the records.  [default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here]"
     )
     folder: str = _run("runs", "Where checkpoints and --save_locally go.")
     resume: bool = _run(
@@ -132,7 +131,7 @@ class Options:
     fold: int | None = _splits(None, "Only this fold of --n_splits.  [default: all, one by one]")
 
     epochs: int = _training(5, "Passes over the training images.", least=1)
-    lr: float = _training(1e-5, "Peak learning rate of AdamW, one cycle.", above=0)
+    lr: float = _training(1e-5, "Peak learning rate of AdamW, one cycle.")
     batch_size: int = _training(32, "Images a step.", least=1)
     weight_decay: float = _training(1e-4, "Of AdamW.", least=0)
     augmentation: str = _training(
@@ -142,7 +141,7 @@ class Options:
     num_workers: int = _training(0, "Processes that load data; 0 loads in this one.", least=0)
     accelerator: str = _training("auto", "auto, cpu, gpu and others of Lightning.")
     precision: str = _training("32-true", "32-true, 16-mixed, bf16-mixed and others.")
-    gradient_clip_val: float | None = _training(None, "Longest gradient.  [default: any]", above=0)
+    gradient_clip_val: float | None = _training(None, "Longest gradient.  [default: any]")
 
     processing_mode: str = _processor(
         "parametrized",
@@ -151,24 +150,18 @@ class Options:
         choices=("parametrized", "static", "neural_network", "none"),
     )
     processor_uri: str | None = _processor(
-        None,
-        "A saved processor: runs:/..., models:/..., a folder. Empty: made afresh.",
-        metavar="URI",
+        None, "A saved processor: runs:/..., models:/..., a folder. Empty: made afresh."
     )
     freeze_processor: bool = _processor(False, "Don't train the processor.")
     sp_debayer: str = _processor(
-        "bilinear",
-        "static: bilinear, malvar2004, menon2007.",
-        choices=("bilinear", "malvar2004", "menon2007"),
+        "bilinear", "static: {}.", choices=("bilinear", "malvar2004", "menon2007")
     )
     sp_sharpening: str = _processor(
-        "sharpening_filter",
-        "static: sharpening_filter, unsharp_masking.",
-        choices=("sharpening_filter", "unsharp_masking"),
+        "sharpening_filter", "static: {}.", choices=("sharpening_filter", "unsharp_masking")
     )
     sp_denoising: str = _processor(
         "gaussian_denoising",
-        "static: gaussian_denoising, median_denoising, fft_denoising.",
+        "static: {}.",
         choices=("gaussian_denoising", "median_denoising", "fft_denoising"),
     )
     output_norm: str = _processor(
@@ -184,9 +177,7 @@ class Options:
         choices="r2l.training.models:CLASSIFIERS",
     )
     classifier_pretrained: bool = _model(False, "Begin with the weights of ImageNet.")
-    classifier_uri: str | None = _model(
-        None, "A saved task model, as --processor_uri.", metavar="URI"
-    )
+    classifier_uri: str | None = _model(None, "A saved task model, as --processor_uri.")
     freeze_classifier: bool = _model(False, "Don't train the task model.")
     smp_network: str = _model(
         "unetplusplus",
@@ -196,9 +187,7 @@ class Options:
     )
     smp_encoder: str = _model("resnet34", "Encoder of segmentation and neural_network.")
     state_dict_uri: str | None = _model(
-        None,
-        "Saved weights of both together, for models made by the other options.",
-        metavar="URI",
+        None, "Saved weights of both together, for models made by the other options."
     )
     cache_downloaded_models: bool = _model(True, "Keep what processor_uri and others fetch.")
 
@@ -211,9 +200,7 @@ class Options:
         1.0, "Weight of the distance to the original image.", least=0
     )
     adv_aux_loss: str = _adversarial(
-        "ssim",
-        "That distance: l2 or ssim.",
-        choices="r2l.training.adversarial:PENALTIES",
+        "ssim", "That distance: l2 or ssim.", choices="r2l.training.adversarial:PENALTIES"
     )
     adv_parameters: str = _adversarial(
         "all",
@@ -295,16 +282,13 @@ def _check_choices(options: Options) -> None:
 
 def _check_numbers(options: Options) -> None:
     for name, option in FIELDS.items():
-        value, least, above = (
-            getattr(options, name),
-            *map(option.metadata.get, ("least", "above")),
-        )
-        if value is None:
-            continue
-        if least is not None and not least <= value < math.inf:
+        value, least = getattr(options, name), option.metadata.get("least")
+        if None not in (value, least) and not least <= value < math.inf:
             raise ValueError(f"--{name} is {value}, expected {least} or more")
-        if above is not None and not above < value < math.inf:
-            raise ValueError(f"--{name} is {value}, expected a number above {above}")
+    for name in ("lr", "gradient_clip_val"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} is {value}, expected a number above 0")
     if options.fold is not None and not 0 <= options.fold < options.n_splits:
         raise ValueError(
             f"--fold is {options.fold}; --n_splits {options.n_splits} makes folds 0 to "

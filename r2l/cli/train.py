@@ -48,7 +48,7 @@ def _parameter(option: Field, kind: Any) -> inspect.Parameter:
         *names,
         help=option.metadata["help"],
         rich_help_panel=option.metadata["group"],
-        metavar=option.metadata.get("metavar"),
+        metavar=option.metadata.get("metavar", "URI" if option.name.endswith("_uri") else None),
         show_default=option.default not in (None, False),
     )
     return inspect.Parameter(
