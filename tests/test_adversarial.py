@@ -115,8 +115,8 @@ def test_only_the_chosen_parameters_move(trained, data, names, moved):
     found = fit(trained.model, data, processor=isp, adversary=adversary, **{**SEARCH, "epochs": 1})
     now = dict(found.processor.named_parameters())
     assert {name for name, v in isp.named_parameters() if not torch.equal(v, now[name])} == moved
-    assert set(adversary.chosen(isp)) == moved
-    assert set(Adversary(1.0).chosen(isp)) == set(now)
+    assert set(adversary.searched(isp)) == moved
+    assert set(Adversary(1.0).searched(isp)) == set(now)
 
 
 def test_parameters_stay_within_bounds(trained, data):

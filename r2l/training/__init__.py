@@ -4,7 +4,7 @@ from r2l.datasets.splits import Fold, group_folds
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import AUGMENTATIONS
 from r2l.training.fit import fit
-from r2l.training.metrics import confusion, per_class, scores
+from r2l.training.metrics import scores
 from r2l.training.models import (
     CLASSIFIERS,
     SEGMENTERS,
@@ -18,25 +18,3 @@ from r2l.training.module import RawToLogits
 from r2l.training.predict import predict
 from r2l.training.seeding import seeded
 from r2l.training.tasks import TASKS
-
-__all__ = [
-    "AUGMENTATIONS",
-    "CLASSIFIERS",
-    "SEGMENTERS",
-    "TASKS",
-    "Adversary",
-    "Fold",
-    "RawToLogits",
-    "channel_statistics",
-    "confusion",
-    "fit",
-    "group_folds",
-    "make_classifier",
-    "make_regressor",
-    "make_segmenter",
-    "per_class",
-    "predict",
-    "scores",
-    "seeded",
-    "target_statistics",
-]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from r2l.files import choose
 from r2l.isp import ParametrizedISP
 from r2l.training.metrics import image_distance
 
@@ -73,16 +74,13 @@ class Adversary:
             raise ValueError(
                 f"unknown parameters {unknown}; choose from all, {', '.join(PARAMETERS)}"
             )
-        if self.distance not in PENALTIES:
-            raise ValueError(
-                f"unknown distance {self.distance!r}; choose from {', '.join(PENALTIES)}"
-            )
+        choose("distance", self.distance, PENALTIES)
         if not (0 <= self.weight < float("inf") and 0 <= self.confidence < float("inf")):
             raise ValueError(
                 f"weight {self.weight} and confidence {self.confidence} have to be 0 or more, and finite"
             )
 
-    def chosen(self, isp: ParametrizedISP) -> list[str]:
+    def searched(self, isp: ParametrizedISP) -> list[str]:
         """Return the names, as ``isp`` has them, of what is searched.
 
         Raises:
@@ -114,12 +112,12 @@ class Adversary:
                 "take out what the search changes; for a model that was trained with one, pass "
                 "model=nn.Sequential(trained.norm, trained.model)"
             )
-        self.chosen(processor)
+        self.searched(processor)
 
     def reference(self, isp: ParametrizedISP) -> ParametrizedISP:
         """Return a copy of ``isp`` to measure from; have only the chosen parameters ask for gradients."""
         reference = copy.deepcopy(isp)
-        chosen = self.chosen(isp)
+        chosen = self.searched(isp)
         for name, parameter in isp.named_parameters():
             parameter.requires_grad_(name in chosen)
         return reference
@@ -152,10 +150,6 @@ class Adversary:
     @torch.no_grad()
     def project_(self, isp: ParametrizedISP) -> None:
         """Bring the chosen parameters back into their bounds, in place; the others stay to the bit."""
-        bounds = (
-            isp.physical_bounds()
-            if self.tolerance is None
-            else isp.tolerance_bounds(self.tolerance)
-        )
-        chosen = self.chosen(isp)
-        isp.project_({name: box for name, box in bounds.items() if name in chosen})
+        free = self.tolerance is None
+        bounds = isp.physical_bounds() if free else isp.tolerance_bounds(self.tolerance)
+        isp.project_({name: bounds[name] for name in self.searched(isp) if name in bounds})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
-from r2l.isp.gradients import StageGradient, stage_gradients
+from r2l.files import to_uint8
+from r2l.isp.gradients import stage_gradients
 from r2l.training.fit import epoch_numbers
 from r2l.training.module import RawToLogits, frames_of
 from r2l.training.seeding import seeded
@@ -111,7 +113,7 @@ class StageTracker(Callback):
     def write(self, module: RawToLogits, epoch: int) -> None:
         """Write the artefacts of one epoch; ``module`` is left as it is."""
         with seeded(0), _evaluating(module, self.processor):
-            batch = {name: _to(value, module.device) for name, value in self.batch.items()}
+            batch = move_data_to_device(self.batch, module.device)
             looked = _look(module, self.processor or module.processor, batch, self.gradients)
             answers = self._answers(module, batch) if self.predictions else None
         if not self.images:
@@ -130,12 +132,12 @@ class StageTracker(Callback):
         if answers is not None:
             self.run.predictions(answers, f"predictions/{name}.csv")
 
+    @torch.no_grad()
     def _answers(self, module: RawToLogits, batch: dict[str, Any]) -> pd.DataFrame:
-        with torch.no_grad():
-            if self.processor is not None:
-                batch = {**batch, "raw": self.processor(batch["raw"])}
-            answers = module.predict_step(batch)
-        table = {n: values.cpu().numpy() for n, values in answers.items() if n != "meta"}
+        if self.processor is not None:
+            batch = {**batch, "raw": self.processor(batch["raw"])}
+        answers = module.predict_step(batch)
+        table = {name: answers[name].cpu().numpy() for name in answers if name != "meta"}
         return pd.DataFrame(table).rename_axis("image").reset_index()
 
 
@@ -167,9 +169,9 @@ class DifferenceTracker(Callback):
         raw = self.raw.to(module.device)
         difference = (module.processor(raw) - module.reference(raw)).cpu()
         with self.run.files() as folder:
-            place = folder / "differences"
-            place.mkdir()
-            save_strip(difference, place / f"epoch_{epoch:03d}.png", signed=True)
+            path = folder / "differences" / f"epoch_{epoch:03d}.png"
+            path.parent.mkdir()
+            save_strip(difference, path, signed=True)
 
 
 def save_strip(images: Tensor, path: Path, signed: bool = False) -> None:
@@ -187,9 +189,8 @@ def save_strip(images: Tensor, path: Path, signed: bool = False) -> None:
         scale = float(np.quantile(magnitudes[::step], _QUANTILE)) or float(magnitudes.max()) or 1.0
         values = 0.5 + 0.5 * values / scale
         info.add_text(SCALE, repr(scale))
-    steps = np.round(np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
     gap = 128 if signed else 255  # a gradient of 0 stays grey on any scale
-    steps = np.pad(steps, ((0, 0), (0, 0), (0, 0), (0, _GAP)), constant_values=gap)
+    steps = np.pad(to_uint8(values), ((0, 0), (0, 0), (0, 0), (0, _GAP)), constant_values=gap)
     strip = np.concatenate(list(steps), axis=2)[..., :-_GAP]
     strip = strip[0] if len(strip) == 1 else strip.transpose(1, 2, 0)
     Image.fromarray(np.ascontiguousarray(strip)).save(path, pnginfo=info)
@@ -216,10 +217,10 @@ def _look(
         return per_image(module.loss, outputs, targets).sum()
 
     if gradients:
-        found: Mapping[str, StageGradient] = stage_gradients(isp, frames, loss)
+        pairs = stage_gradients(isp, frames, loss)
         return {
-            "stages": {name: pair.image.cpu() for name, pair in found.items()},
-            "gradients": {name: pair.gradient.cpu() for name, pair in found.items()},
+            "stages": {name: pair.image.cpu() for name, pair in pairs.items()},
+            "gradients": {name: pair.gradient.cpu() for name, pair in pairs.items()},
         }
     with torch.no_grad():
         return {"stages": {name: image.cpu() for name, image in isp.stages(frames).items()}}
@@ -237,7 +238,3 @@ def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
     finally:
         for part, mode in zip(parts, modes, strict=True):
             part.training = mode
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

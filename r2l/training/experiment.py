@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ from r2l.training.components import open_components
 from r2l.training.corpora import Corpus, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
 from r2l.training.fold_scores import describe_scores, summary, table_scores
+from r2l.training.metrics import per_class
 from r2l.training.run_folder import RunFolder, run_folder
 from r2l.training.tracking import Run, TrackingError, store_address, track
 from r2l.training.tracking.reopen import reopen, reopen_nested
@@ -87,7 +89,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
             say(f"fold {number}: {describe_scores(corpus, table)}")
             tables[number] = table
         outcome = _conclude(corpus, tables, run, folder)
-    for line in _closing(options, folder, outcome):
+    for line in _closing(options, corpus, folder, outcome):
         say(line)
     return outcome
 
@@ -167,9 +169,13 @@ def _conclude(
     return Outcome(run.run_id, folder.path, scores, predictions, under)
 
 
-def _closing(options: Options, folder: RunFolder, outcome: Outcome) -> Iterator[str]:
-    table = summary(outcome.scores)
-    yield "\n" + table.to_string(index=False, float_format=lambda v: f"{v:.4g}") + "\n"
+def _closing(
+    options: Options, corpus: Corpus, folder: RunFolder, outcome: Outcome
+) -> Iterator[str]:
+    layout: dict[str, Any] = {"float_format": lambda v: f"{v:.4g}"}
+    yield "\n" + summary(outcome.scores).to_string(index=False, **layout) + "\n"
+    if corpus.task == "classification" and not options.adv_training:
+        yield per_class(outcome.predictions, corpus.classes).to_string(**layout) + "\n"
     if options.splits == "published" and options.n_splits > 1:
         yield "the splits overlap and share groups, as published: the scores are too good"
     yield f"run {outcome.run_id} in {store_address(options.tracking_uri)}; folder {outcome.folder}"

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from pytorch_msssim import ssim
+from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_score
-from torchmetrics.functional.classification import (
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
+
+from r2l.files import choose
 
 #: l2: mean squared difference, from 0; ssim: 1 - SSIM, 0 to 2; psnr: decibels of a peak of 1, where *more*
 #: is nearer.
@@ -38,8 +36,7 @@ def image_distance(image: Tensor, reference: Tensor, kind: str = "l2") -> Tensor
     Raises:
         ValueError: an unknown kind, shapes that differ, or images too small for SSIM's window.
     """
-    if kind not in DISTANCES:
-        raise ValueError(f"unknown distance {kind!r}; choose from {', '.join(DISTANCES)}")
+    choose("distance", kind, DISTANCES)
     if image.shape != reference.shape or image.ndim != 4:
         raise ValueError(
             f"images have shapes {tuple(image.shape)} and {tuple(reference.shape)}, "
@@ -167,27 +164,9 @@ def per_class(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
         A frame indexed by class with ``recall``, ``precision``, ``f1`` (in [0, 1]; NaN for the recall of a
         class without images and the precision of one that was never answered) and ``images``.
     """
-    prediction, label = _columns(table)
-    options = {"num_classes": len(classes), "average": "none", "zero_division": float("nan")}
-    frame = pd.DataFrame(
-        {
-            "recall": multiclass_recall(prediction, label, **options).numpy(),
-            "precision": multiclass_precision(prediction, label, **options).numpy(),
-            "f1": multiclass_f1_score(
-                prediction, label, **{**options, "zero_division": 0.0}
-            ).numpy(),
-            "images": torch.bincount(label, minlength=len(classes)).numpy(),
-        },
-        index=pd.Index(classes, name="label"),
+    numbers = range(len(classes))
+    precision, recall, f1, images = precision_recall_fscore_support(
+        table["label"], table["prediction"], labels=numbers, zero_division=float("nan")
     )
-    return frame
-
-
-def confusion(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Count the images of each true class (rows) by the class that was answered (columns)."""
-    counts = multiclass_confusion_matrix(*_columns(table), num_classes=len(classes))
-    return pd.DataFrame(
-        counts.numpy(),
-        index=pd.Index(classes, name="label"),
-        columns=pd.Index(classes, name="prediction"),
-    )
+    columns = {"recall": recall, "precision": precision, "f1": np.nan_to_num(f1), "images": images}
+    return pd.DataFrame(columns, index=pd.Index(classes, name="label"))

@@ -173,12 +173,12 @@ def penalised_attack(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: no epochs, or as `Adversary.chosen`.
+        ValueError: no epochs, or as `Adversary.searched`.
     """
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"nothing to search: {epochs} epochs of batches of {batch_size}")
     moved = copy.deepcopy(isp).to(frames.raw.device)
-    space = ParameterSpace(moved, adversary.chosen(isp), fraction)
+    space = ParameterSpace(moved, adversary.searched(isp), fraction)
     search = Search("penalised gradient", model, frames, space, epochs + 1, progress)
     reference = adversary.reference(moved).requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in moved.parameters() if p.requires_grad], lr)
