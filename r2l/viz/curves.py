@@ -83,29 +83,34 @@ def plot_learning_curves(
     domains = list(bands["domain"].unique())
     n_seeds = learning.curves["seed"].nunique()
     figure, (axes,) = panels(1, len(domains), (3.1 * len(domains) + 0.4, 3.1), sharey=True)
-    arms = list(bands["arm"].unique())
     for ax, domain in zip(axes, domains, strict=True):
-        for arm, colour in zip(arms, CYCLE, strict=False):
-            band, curves = (
-                table[(table["domain"] == domain) & (table["arm"] == arm)]
-                for table in (bands, learning.curves)
-            )
-            ax.plot(band["epoch"], band["mean"], color=colour, linewidth=1.8, label=arm)
-            if n_seeds > 2:
-                ends = band["epoch"], band["low"], band["high"]
-                ax.fill_between(*ends, color=colour, alpha=0.18, linewidth=0)
-            for _, run in curves.groupby("seed"):
-                line = run.groupby("epoch")[column].mean()
-                ax.plot(line.index, line, color=colour, linewidth=0.5, alpha=0.6)
+        draw_arms(ax, learning.curves, bands, domain, column)
         heading(ax, domain, 10)
-        tidy(ax)
-        ax.set_xlabel("epoch")
     axes[0].set_ylabel(_MEASURES.get(column, column))
     axes[0].set_ylim(bottom=0)  # neither a measure nor a loss goes below, a band may
     axes[0].legend(frameon=False, fontsize=8)
     band = f", band: {level:.0%} interval over seeds" if n_seeds > 2 else ""
     note(figure, f"mean of {n_seeds} seeds, thin: each seed{band}" if n_seeds > 1 else "one seed")
     return figure
+
+
+def draw_arms(
+    ax: Axes, curves: pd.DataFrame, bands: pd.DataFrame, domain: str, column: str
+) -> None:
+    """Draw the learning curves of one domain: mean, band (of three seeds or more) and seeds of each arm."""
+    for arm, colour in zip(bands["arm"].unique(), CYCLE, strict=False):
+        band, seeds = (
+            table[(table["domain"] == domain) & (table["arm"] == arm)] for table in (bands, curves)
+        )
+        ax.plot(band["epoch"], band["mean"], color=colour, linewidth=1.8, label=arm)
+        if seeds["seed"].nunique() > 2:
+            ends = band["epoch"], band["low"], band["high"]
+            ax.fill_between(*ends, color=colour, alpha=0.18, linewidth=0)
+        for _, run in seeds.groupby("seed"):
+            line = run.groupby("epoch")[column].mean()
+            ax.plot(line.index, line, color=colour, linewidth=0.5, alpha=0.6)
+    tidy(ax)
+    ax.set_xlabel("epoch")
 
 
 def plot_scans(report: ToleranceReport, columns: int = 4) -> Figure:

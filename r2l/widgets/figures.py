@@ -12,8 +12,9 @@ from torch import Tensor
 from r2l.drift.adjustment import Learning
 from r2l.drift.forensics import Landscape, Prober
 from r2l.viz import plot_landscape
+from r2l.viz.curves import draw_arms
 from r2l.viz.pictures import draw_image, first_image
-from r2l.viz.style import CYCLE, INK, SOFT, panels, to_png
+from r2l.viz.style import INK, SOFT, panels, to_png
 from r2l.widgets.live import Live, explorer
 
 _DPI = 90
@@ -40,15 +41,10 @@ def _plot_epoch(learning: Learning, raw: Tensor, domain: str, epoch: int) -> Fig
     figure, ((curve, *pictures),) = panels(1, 4, (9.2, 2.6), width_ratios=[1.35, 1, 1, 1])
     # The measure of the held-out images that is not their loss.
     measure = next(c for c in learning.curves if c.startswith("val_") and c != "val_loss")
-    bands = learning.bands(measure)
-    for arm, colour in zip(bands["arm"].unique(), CYCLE, strict=False):
-        part = bands[(bands["domain"] == domain) & (bands["arm"] == arm)]
-        curve.plot(part["epoch"], part["mean"], color=colour, label=arm)
+    draw_arms(curve, learning.curves, learning.bands(measure), domain, measure)
     curve.axvline(epoch, color=SOFT, linewidth=0.9)
-    curve.set_xlabel("epoch")
     curve.set_title(f"{domain}: {measure}", fontsize=9, color=INK)
     curve.legend(frameon=False, fontsize=8)
-    curve.spines[["top", "right"]].set_visible(False)
     shown = {
         "initial ISP": before,
         f"after epoch {epoch}": after,
