@@ -14,8 +14,9 @@ from PIL import Image
 from r2l.camera import MICROSCOPE
 from r2l.datasets import Frames, SyntheticMicroscopy, develop_views
 from r2l.drift import flips, predict_matrix, train_models
+from r2l.drift.matrix import most_changed
 from r2l.widgets import matrix_explorer
-from r2l.widgets.matrix import _MOST, _changed_html, _most_changed, _score_matrix, _two_rows
+from r2l.widgets.matrix import _MOST, _changed_html, _score_matrix, _two_rows
 
 CODES = ["bi,s,ga", "me,u,me"]
 
@@ -95,21 +96,21 @@ def test_lost_answers_come_first_and_nothing_else(experiment):
     for train, test in (CODES, CODES[::-1]):
         table = flips(answers, train, test)
         lost = table[table["change"] == "lost"].set_index("image")
-        found = _most_changed(answers, train, test, most=1000).set_index("image")
+        found = most_changed(answers, train, test, most=1000).set_index("image")
         if lost.empty:
             assert (found["fall"] == 0).any()
             continue
         assert set(found.index) == set(lost.index)
         assert (found["before"] == lost["before"].reindex(found.index)).all()
         assert (found["after"] == lost["after"].reindex(found.index)).all()
-    own = _most_changed(answers, CODES[0], CODES[0])
+    own = most_changed(answers, CODES[0], CODES[0], _MOST)
     assert len(own) == _MOST, "where nothing can flip, the first images"
     assert (own["fall"] == 0).all()
 
 
 def test_masks_are_told_by_their_iou(masked):
     views, answers = masked
-    found = _most_changed(answers, *CODES)
+    found = most_changed(answers, *CODES, _MOST)
     assert found["image"].tolist() == [2, 0]
     assert found["fall"].to_numpy() == pytest.approx([0.7, 0.1])
     page = _changed_html(views, answers, *CODES)

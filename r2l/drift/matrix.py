@@ -215,8 +215,8 @@ def _frame(interval: Interval, index: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(interval._asdict(), index=pd.Index(list(index)))
 
 
-def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
-    """Return the images whose answer is right under one pipeline and wrong under the other.
+def compare_answers(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
+    """Return what models say of each image under their own and under another pipeline.
 
     Args:
         results: what `predict_matrix` returned. Of several seeds the first is used.
@@ -224,8 +224,9 @@ def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
         test: the other pipeline.
 
     Returns:
-        One row for each such image: ``image``, ``label``, ``before`` (the answer under ``train``),
-        ``after`` (under ``test``) and ``change``: "lost" or "gained".
+        By image: ``label`` (of classes), ``before`` (the answer under ``train``: the number of the class;
+        for masks its IoU), ``after`` (under ``test``), and the ``fall`` of the score (1: a right answer is
+        lost; for masks of the IoU).
 
     Raises:
         ValueError: a pipeline that ``results`` do not hold.
@@ -237,9 +238,30 @@ def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
     before, after = (
         rows[rows["test"] == code].set_index("image").sort_index() for code in (train, test)
     )
-    table = before[["label"]].assign(before=before["prediction"], after=after["prediction"])
-    table["change"] = np.where(before["correct"], "lost", "gained")
-    return table[before["correct"] != after["correct"]].reset_index()
+    score, answer = ("correct", "prediction") if "correct" in results else ("iou", "iou")
+    table = before[["label"] if "label" in before else []]
+    fall = before[score].astype(float) - after[score].astype(float)
+    return table.assign(before=before[answer], after=after[answer], fall=fall.fillna(0))
+
+
+def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
+    """Return the images that `compare_answers` finds better under one pipeline than under the other.
+
+    Returns:
+        One row for each such image: ``image``, the columns of `compare_answers`, and ``change``: "lost" or
+        "gained".
+    """
+    table = compare_answers(results, train, test)
+    table["change"] = np.where(table["fall"] > 0, "lost", "gained")
+    return table[table["fall"] != 0].reset_index()
+
+
+def most_changed(results: pd.DataFrame, train: str, test: str, most: int) -> pd.DataFrame:
+    """Return the images of `compare_answers` that lose most; where none does, the first ones."""
+    table = compare_answers(results, train, test)
+    if (table["fall"] > 0).any():
+        table = table[table["fall"] > 0].sort_values("fall", ascending=False, kind="stable")
+    return table.head(most).reset_index()
 
 
 def published_matrix(name: str) -> pd.DataFrame:

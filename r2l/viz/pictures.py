@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from r2l.datasets import RawDataset
 from r2l.datasets.frames import Frames
-from r2l.drift.matrix import flips
+from r2l.drift.matrix import most_changed
 from r2l.isp import StageGradient, StaticISP, stage_gradients
 from r2l.viz.style import INK, SOFT, bare, panels
 
@@ -132,8 +132,8 @@ def plot_samples(
 def plot_flips(
     views: Frames, results: pd.DataFrame, train: str, test: str, *, most: int = 8
 ) -> Figure:
-    """Draw images whose right answer is lost under another pipeline: above seen under ``train``,
-    below under ``test``, each with the answer.
+    """Draw images that lose most under another pipeline, a right answer or the overlap of their mask:
+    above seen under ``train``, below under ``test``, each with the answer.
 
     Args:
         views: the developed images that ``results`` are about.
@@ -142,9 +142,8 @@ def plot_flips(
         test: pipeline that they were tested under.
         most: how many images at most.
     """
-    table = flips(results, train, test)
-    lost = table[table["change"] == "lost"].head(most)
-    size = (1.45 * most + 0.3, 3.9)
+    lost = most_changed(results, train, test, most)
+    lost, size = lost[lost["fall"] > 0], (1.45 * most + 0.3, 3.9)
     if lost.empty:
         figure = Figure(figsize=size, layout="constrained")
         figure.text(0.5, 0.5, f"trained under {train}: nothing lost under {test}", ha="center")
@@ -152,14 +151,25 @@ def plot_flips(
     figure, axes = panels(2, most, size)
     for ax in axes.flat:
         ax.set_axis_off()
-    for column, row in zip(axes.T, lost.itertuples(), strict=False):
-        for ax, code, answer in zip(column, (train, test), (row.before, row.after), strict=True):
-            draw_image(ax, first_image(views.images[code][row.image]))
-            mark = "✓" if answer == row.label else "✗"
-            ax.set_title(f"{mark} {views.classes[answer]}", fontsize=9, color=INK)
-    title = f"right under {train} (above), lost under {test} (below)"
+    for row, code, column in zip(axes, (train, test), ("before", "after"), strict=True):
+        words = answers_in_words(views, lost, column)
+        for ax, image, text in zip(row, lost["image"], words, strict=False):
+            draw_image(ax, first_image(views.images[code][image]))
+            ax.set_title(text, fontsize=9, color=INK)
+    best, worse = ("right", "lost") if views.task == "classification" else ("better", "worse")
+    title = f"{best} under {train} (above), {worse} under {test} (below)"
     figure.suptitle(title, fontsize=9, color=SOFT)
     return figure
+
+
+def answers_in_words(views: Frames, changes: pd.DataFrame, column: str) -> list[str]:
+    """Return what a model says of the images of `most_changed`, ``column`` "before" or "after"."""
+    if views.task == "segmentation":
+        return [f"IoU {value:.2f}" for value in changes[column]]
+    return [
+        f"{'✓' if answer == truth else '✗'} {views.classes[int(answer)]}"
+        for answer, truth in zip(changes[column], views.labels[changes["image"]], strict=True)
+    ]
 
 
 def plot_gradients(gradients: Mapping[str, StageGradient], *, reach: float = 99.8) -> Figure:

@@ -15,9 +15,11 @@ from matplotlib.colors import to_hex
 from torch import Tensor
 
 from r2l.datasets.frames import Frames
+from r2l.drift.matrix import most_changed
 from r2l.drift.paired import paired_scores
 from r2l.files import to_uint8
 from r2l.viz.matrices import difference_reach, to_diagonal
+from r2l.viz.pictures import answers_in_words
 from r2l.viz.style import INK, ink
 from r2l.widgets.live import Live, caption_html, explorer, picture_html
 
@@ -36,31 +38,6 @@ def _score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     wide = pd.Series(scores, paired.cells).unstack()
     wide = wide.loc[answers["train"].unique(), answers["test"].unique()]
     return wide, paired.metric
-
-
-def _most_changed(answers: pd.DataFrame, train: str, test: str, most: int = _MOST) -> pd.DataFrame:
-    """Return the images that a change of pipeline costs most; where it costs none, the first ones.
-
-    Args:
-        answers: what `r2l.drift.predict_matrix` returned. Of several seeds the first is used.
-        train: pipeline that the models were trained under, and compared with.
-        test: the other pipeline.
-        most: how many images at most.
-
-    Returns:
-        One row an image: ``image``, ``fall`` of its score (1: a right answer is lost; for masks of its
-        IoU), and what is said ``before`` and ``after``: the number of the class, or the IoU.
-    """
-    kept = answers[(answers["train"] == train) & (answers["seed"] == answers["seed"].min())]
-    own, other = (
-        kept[kept["test"] == code].set_index("image").sort_index() for code in (train, test)
-    )
-    score, said = ("correct", "prediction") if "correct" in answers else ("iou", "iou")
-    fall = own[score].astype(float) - other[score].astype(float)
-    table = pd.DataFrame({"fall": fall.fillna(0), "before": own[said], "after": other[said]})
-    if (table["fall"] > 0).any():
-        table = table[table["fall"] > 0].sort_values("fall", ascending=False, kind="stable")
-    return table.head(most).reset_index()
 
 
 def _two_rows(above: Tensor, below: Tensor, most: int = _MOST) -> np.ndarray:
@@ -82,10 +59,10 @@ def _two_rows(above: Tensor, below: Tensor, most: int = _MOST) -> np.ndarray:
 
 
 def _changed_html(views: Frames, answers: pd.DataFrame, train: str, test: str) -> str:
-    """Return the images of `_most_changed` as HTML: above and below, each with what the model says."""
-    table = _most_changed(answers, train, test)
+    """Return the images of `most_changed` as HTML: above and below, each with what the model says."""
+    table = most_changed(answers, train, test, _MOST)
     images = table["image"].tolist()
-    before, after = (_said(views, table, column) for column in ("before", "after"))
+    before, after = (answers_in_words(views, table, column) for column in ("before", "after"))
     rows = [(train, before), (test, after)]
     alt = f"{len(table)} images, trained under {train}. " + ". ".join(
         f"{where} developed by {code}: {', '.join(words)}"
@@ -95,17 +72,6 @@ def _changed_html(views: Frames, answers: pd.DataFrame, train: str, test: str) -
     text = "font-size: 12px; line-height: 1.5"
     above, below = (caption_html(words, _WIDTH, text, _MOST) for words in (before, after))
     return above + picture_html(pictures, alt, _WIDTH) + below
-
-
-def _said(views: Frames, table: pd.DataFrame, column: str) -> list[str]:
-    """Return what the model says of each image, in words."""
-    if views.task == "segmentation":
-        return [f"IoU {value:.2f}" for value in table[column]]
-    truths = views.labels[table["image"]]
-    return [
-        f"{'✓' if answer == truth else '✗'} {views.classes[int(answer)]}"
-        for answer, truth in zip(table[column], truths, strict=True)
-    ]
 
 
 def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
@@ -128,7 +94,7 @@ def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
         train, test = shown[0]
         for names, cell in cells.items():
             cell.layout.border = f"3px solid {INK}" if names == shown[0] else "3px solid white"
-        falls = _most_changed(answers, train, test, len(views))["fall"]
+        falls = most_changed(answers, train, test, len(views))["fall"]
         lost = int((falls > 0).sum())
         masks = views.task == "segmentation"
         what = "images with a lower IoU" if masks else "answers lost"
