@@ -13,7 +13,13 @@ from r2l.datasets.frames import Frames
 from r2l.drift.forensics.attack import Attack, bounded_attack
 from r2l.drift.forensics.black_box import random_points, random_search
 from r2l.drift.forensics.evaluator import Evaluator
-from r2l.drift.statistics import Bootstrap, bootstrap_means, holm, sign_flip_test
+from r2l.drift.statistics import (
+    Bootstrap,
+    bootstrap_means,
+    holm,
+    interval_text,
+    sign_flip_test,
+)
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
 
@@ -55,7 +61,7 @@ class Comparison:
         verdict = "beats" if self.beats_random else "does not beat"
         return (
             f"{self.table.to_string(float_format='{:.3f}'.format)}\n"
-            f"attack - worst random: {self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f}), "
+            f"attack - worst random: {interval_text(self.difference, self.low, self.high)}, "
             f"p = {self.p:.4f}: it {verdict} random perturbations of its size"
         )
 
@@ -84,10 +90,8 @@ def compare_to_random(
     Raises:
         ValueError: the two searched different boxes or had unequal numbers of evaluations.
     """
-    if (attack.space.coordinates, attack.evaluations) != (
-        random.space.coordinates,
-        random.evaluations,
-    ):
+    efforts = [(search.space.coordinates, search.evaluations) for search in (attack, random)]
+    if efforts[0] != efforts[1]:
         raise ValueError(
             f"no fair comparison: {attack.evaluations} evaluations over {attack.space.names} against "
             f"{random.evaluations} over {random.space.names}"
@@ -112,14 +116,7 @@ def _compare_scores(
     groups: np.ndarray,
     bootstrap: Bootstrap = Bootstrap(),
 ) -> Comparison:
-    """Compare scores that were measured already.
-
-    Args:
-        values: (N, 4), unchanged, typical and worst random, attack; one row an image.
-        distances: (4, 2), l2 and 1 - SSIM to unchanged.
-        groups: (N,).
-        bootstrap: as in `compare_to_random`.
-    """
+    """Compare scores (N, 4), in the order of the rows; ``distances`` (4, 2) are l2 and 1 - SSIM."""
     table = pd.DataFrame(index=pd.Index(_ROWS, name="pipeline"))
     table[["score", "low", "high"]] = np.stack(bootstrap_means(values, groups, bootstrap), 1)
     changes = bootstrap_means(values - values[:, :1], groups, bootstrap)
@@ -155,13 +152,9 @@ def attack_parameters(
     """Attack by all parameters together or by each alone, each beside random ones of its size.
 
     Args:
-        model: as in `bounded_attack`.
-        frames: for the searches.
-        fresh: for the judgement.
-        isp: the pipeline at the centre.
+        model, frames, isp, fraction, steps, restarts, seed: of the searches, see `bounded_attack`.
+        fresh, metric: of the judgement, see `compare_to_random`.
         parameters: names of `ParametrizedISP`, or "all", one search each.
-        fraction, steps, restarts, seed: as in `bounded_attack`.
-        metric: as in `compare_to_random`.
         level: confidence of the intervals.
         progress: whether to show a bar.
 

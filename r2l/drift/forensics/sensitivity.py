@@ -26,11 +26,9 @@ class Prober:
     """A model, frames and a pipeline: asked for the scores of all frames under changed settings.
 
     Args:
-        model: as in `bounded_attack`; stays as it is.
-        frames: of one camera.
-        pipeline: what `AdjustedISP` takes.
-        metric: one of `METRICS`.
-        bootstrap: of the bands.
+        model, frames, metric: as in `Evaluator`; the frames of one camera.
+        pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`.
+        bootstrap: of the bands and safe intervals, over groups.
     """
 
     def __init__(
@@ -111,13 +109,8 @@ def tolerated(
     """Return the interval around the present value in which the metric falls by less than ``drop``.
 
     Outwards from the present value, up to the first value that fails; between that and the last that
-    passes the edge is narrowed by halving. What is returned has been measured, and passed.
-
-    Args:
-        prober: what was scanned with.
-        scanned: a scan.
-        drop: the allowed fall, in units of the metric.
-        refine: how often the step is halved.
+    passes the edge is narrowed by halving, ``refine`` times. What is returned has been measured, and
+    passed.
 
     Returns:
         ``low`` and ``high`` by the estimated fall; ``safe_low`` and ``safe_high`` by the worst case, the

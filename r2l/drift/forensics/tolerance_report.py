@@ -174,15 +174,11 @@ def tolerance_report(
     """Scan each setting and find where the metric falls by ``drop``.
 
     Args:
-        model: a `RawToLogits`, or any module from display images to logits; stays as it is.
-        frames: of one camera; not those it was trained on.
-        pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`.
+        model, frames, pipeline, metric, bootstrap: as in `Prober`; frames it was not trained on.
         settings: names, see `settings_of`; all unless given.
         drop: the allowed fall of the metric.
         points: values a scan.
         refine: how often the step at an edge is halved.
-        metric: one of `METRICS`.
-        bootstrap: of the safe intervals, over groups.
         name: of the model, for the record; its class unless given.
         progress: whether to show a bar.
 
@@ -226,9 +222,8 @@ def verify_tolerances(
 
     Args:
         report: what `tolerance_report` found.
-        model: the model it is about.
+        model, pipeline: as they were given to `tolerance_report`.
         fresh: frames of the same camera.
-        pipeline: as it was given to `tolerance_report`.
         bootstrap: of the intervals; their coverage is that of the report.
 
     Returns:
