@@ -12,7 +12,6 @@ from torch import nn
 
 from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
 from r2l.datasets import SyntheticMicroscopy
-from r2l.dng import standard_form
 from r2l.drift.forensics import (
     AdjustedISP,
     Attack,
@@ -34,6 +33,7 @@ from r2l.drift.forensics.evaluator import _margins, _scores
 from r2l.drift.forensics.random_baseline import _compare_scores
 from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, ParametrizedISP, StaticISP
+from r2l.rawfile.dng_writer import standard_form
 from r2l.training import RawToLogits, make_classifier, predict, seeded
 from r2l.training.adversarial import Adversary
 

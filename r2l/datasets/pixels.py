@@ -20,8 +20,8 @@ from filelock import FileLock
 from r2l.camera import Camera
 from r2l.datasets.layout import DatasetError
 from r2l.files import atomic_path
-from r2l.plainfile import load_npy, load_tiff, open_png
 from r2l.rawfile import RawFileError, read_raw
+from r2l.rawfile.raster import load_npy, load_tiff, open_png
 
 _FULL_SCALE = np.float32(65535)
 _CACHE_VERSION = 1  # of what is stored; another number makes all caches new

@@ -10,27 +10,26 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from r2l.rawfile.frame import RawFileError
+
 _USE_GREY = "Give a single-channel mosaic of even height and width, 8 or 16 bit or floats in [0, 1]"
 # How much larger pixels can be than their file: uncompressed ones of one bit, and compressed ones.
 _MOST_PLAIN, _MOST_COMPRESSED = 8, 10_000
 
 
-class UnusableError(Exception):
-    """The file was read, and what it holds is no mosaic. Takes the reason and the remedy."""
-
-    def __init__(self, reason: str, remedy: str = _USE_GREY) -> None:
-        super().__init__(reason, remedy)
+def _unusable(path: Path, reason: str, remedy: str = _USE_GREY) -> RawFileError:
+    return RawFileError(path, reason, remedy)
 
 
 def read_mosaic(path: Path, kind: Literal["PNG", "NPY", "TIFF"]) -> np.ndarray:
     """Return a file's pixels as a mosaic: float32 (H, W), even H and W, in [0, 1], *raw* domain.
 
     Raises:
-        UnusableError: it is a picture, but no mosaic.
+        RawFileError: it is a picture, but no mosaic.
         Exception: of many kinds, if it is damaged.
     """
     decoders = {"PNG": _decode_png, "NPY": load_npy, "TIFF": _decode_tiff}
-    return _mosaic(decoders[kind](path))
+    return _mosaic(path, decoders[kind](path))
 
 
 def open_png(path: Path) -> Image.Image:
@@ -48,7 +47,7 @@ def _decode_png(path: Path) -> np.ndarray:
         depth, colour_type = file.read(26)[24:]
     if depth == 16 and colour_type != 0:
         # Pillow would quietly drop the lower eight bits.
-        raise UnusableError("a 16-bit PNG with more than one channel")
+        raise _unusable(path, "a 16-bit PNG with more than one channel")
     with open_png(path) as image:
         values = np.asarray(image.convert("RGB") if image.mode in ("1", "P") else image)
     # Some versions of Pillow open 16-bit grey as 32-bit integers.
@@ -88,30 +87,31 @@ def _decode_tiff(path: Path) -> np.ndarray:
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        raise UnusableError(
+        raise _unusable(
+            path,
             "a TIFF compressed in a way that needs the package imagecodecs",
-            "Save it without compression, or install imagecodecs",
+            "Save it without compression, or install it: pip install 'r2l[codecs]'",
         ) from None
 
 
-def _mosaic(values: np.ndarray) -> np.ndarray:
+def _mosaic(path: Path, values: np.ndarray) -> np.ndarray:
     """Return decoded pixels as a mosaic: float32 (H, W) in [0, 1]."""
     if values.ndim == 3 and values.shape[2] in (2, 3, 4):
         colours = values[..., : 1 if values.shape[2] == 2 else 3]  # without alpha
         if np.any(colours != colours[..., :1]):
-            raise UnusableError("a colour picture, already developed")
+            raise _unusable(path, "a colour picture, already developed")
         values = colours[..., 0]
     if values.ndim != 2:
-        raise UnusableError(f"an array of shape {values.shape}, not (height, width)")
+        raise _unusable(path, f"an array of shape {values.shape}, not (height, width)")
     height, width = values.shape
     if min(height, width) < 2 or height % 2 or width % 2:
-        raise UnusableError(f"{height} x {width} pixels, which are not whole 2x2 tiles")
+        raise _unusable(path, f"{height} x {width} pixels, which are not whole 2x2 tiles")
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
     if values.dtype.kind != "f":
-        raise UnusableError(f"values of type {values.dtype}")
+        raise _unusable(path, f"values of type {values.dtype}")
     if not np.isfinite(values).all():
-        raise UnusableError("values that are not finite (NaN or infinity)")
+        raise _unusable(path, "values that are not finite (NaN or infinity)")
     if values.min() < 0 or values.max() > 1:
-        raise UnusableError(f"floats from {values.min():g} to {values.max():g}, beyond [0, 1]")
+        raise _unusable(path, f"floats from {values.min():g} to {values.max():g}, beyond [0, 1]")
     return values.astype(np.float32)

@@ -1,7 +1,4 @@
-"""What a DNG file says about its camera: the tags that r2l writes, and those it looks at itself.
-
-LibRaw reads raw files (see `r2l.rawfile`); this module knows the tags behind one kind of them.
-Numbers and names are those of the DNG specification.
+"""Mosaics written as DNG files. Numbers and names are those of the DNG specification.
 
 DNG can't say everything that a `Camera` can: gains must be positive, levels are whole steps, and
 developers scale the colour matrix so that white stays white. So a file holds the camera twice. Its
@@ -13,8 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,82 +18,65 @@ import numpy as np
 import tifffile
 
 from r2l.camera import Camera
+from r2l.files import atomic_path
+from r2l.rawfile.colour import XYZ_FROM_SRGB
 
 FULL_SCALE = 65535
-# Linear sRGB to CIE XYZ under D65 (IEC 61966-2-1): an output of (1, 1, 1) is the white of D65.
-XYZ_FROM_SRGB = np.array(
-    [
-        [0.4124564, 0.3575761, 0.1804375],
-        [0.2126729, 0.7151522, 0.0721750],
-        [0.0193339, 0.1191920, 0.9503041],
-    ]
-)
-CFA_PHOTOMETRIC = 32803
 _DNG_VERSION, _DNG_PRIVATE_DATA = 50706, 50740
-_UNIQUE_CAMERA_MODEL, _MODEL = 50708, 272
+_UNIQUE_CAMERA_MODEL = 50708
 _NOTE_OWNER = b"r2l\0"
 _D65 = 21
-# Cameras write a handful; in a damaged file the last can lead back to the first.
-_MOST_PAGES = 50
+# LibRaw takes a smaller DNG for a thumbnail and refuses it.
+_MIN_DNG_SIDE = 22
 # Beyond this condition number, the inverse of a colour matrix is not worth writing.
 _MAX_CONDITION = 1e4
 
 
-@dataclass(frozen=True)
-class TiffFacts:
-    """What the tags of a TIFF-like file (DNG, and most cameras' formats) say beyond LibRaw.
+def write_dng(path: str | Path, mosaic: np.ndarray, camera: Camera) -> Path:
+    """Write a mosaic as a 16-bit uncompressed CFA DNG, whole or not at all.
 
-    Attributes:
-        is_dng: it declares a DNG version.
-        has_mosaic: one of its pictures is a colour filter array.
-        model: the camera's model, "" where the file doesn't say.
-        missing_bytes: how far the picture data of a DNG reach beyond the end of the file.
-        exact_camera: the camera that `write_dng` was given, for its files.
+    `read_raw` gives back ``mosaic`` rounded to 16 bit and exactly ``camera``. Other programs find
+    `standard_form` of it, which develops to the same colours.
+
+    Args:
+        path: the file to write; one that exists is replaced.
+        mosaic: (H, W), even, at least 22 each (LibRaw's limit), in [0, 1], *raw* domain.
+        camera: layout and calibration of ``mosaic``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: ``mosaic`` is not as described.
+        OSError: the file can't be written.
     """
-
-    is_dng: bool
-    has_mosaic: bool
-    model: str
-    missing_bytes: int
-    exact_camera: Camera | None
-
-
-def tiff_facts(path: Path) -> TiffFacts | None:
-    """Read the tags of ``path``; None if it is no TIFF-like file or its tags are broken."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            first = tiff.pages.first.tags
-            # The mosaic of a DNG often sits below a thumbnail.
-            tops = islice(tiff.pages, _MOST_PAGES)
-            pages = [page for top in tops for page in (top, *islice(top.pages or (), _MOST_PAGES))]
-            is_dng = _DNG_VERSION in first
-            return TiffFacts(
-                is_dng=is_dng,
-                has_mosaic=any(int(page.photometric or 0) == CFA_PHOTOMETRIC for page in pages),
-                model=_text(first.valueof(_MODEL) or first.valueof(_UNIQUE_CAMERA_MODEL)),
-                missing_bytes=_missing_bytes(pages, path.stat().st_size) if is_dng else 0,
-                exact_camera=_exact_camera(first.valueof(_DNG_PRIVATE_DATA)),
-            )
-    except Exception:
-        # Broken tags fail in many ways; what is wrong with the file is then LibRaw's to say.
-        return None
+    path, mosaic = Path(path), np.asarray(mosaic)
+    if (
+        mosaic.ndim != 2
+        or min(mosaic.shape) < _MIN_DNG_SIDE
+        or mosaic.shape[0] % 2 + mosaic.shape[1] % 2
+    ):
+        raise ValueError(
+            f"mosaic has shape {mosaic.shape}, expected (H, W), even and {_MIN_DNG_SIDE} or more"
+        )
+    if not (mosaic.min() >= 0 and mosaic.max() <= 1):
+        raise ValueError(f"mosaic spans {mosaic.min()} to {mosaic.max()}, expected [0, 1]")
+    steps = np.round(mosaic.astype(np.float64) * FULL_SCALE).astype(np.uint16)
+    with atomic_path(path) as partial:
+        tifffile.imwrite(
+            partial,
+            steps,
+            photometric="cfa",
+            extratags=_cfa_tags(camera),
+            metadata=None,
+            software="r2l",
+        )
+    return path
 
 
-def _text(value: Any) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
-    return text.strip("\0 ")
-
-
-def _missing_bytes(pages: list[Any], size: int) -> int:
-    ends = [
-        offset + count
-        for page in pages
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
-    ]
-    return max(0, max(ends, default=0) - size)
-
-
-def _exact_camera(note: Any) -> Camera | None:
+def exact_camera(tags: Any) -> Camera | None:
+    """Return the camera that `write_dng` was given, from the tags of a file's first page."""
+    note = tags.valueof(_DNG_PRIVATE_DATA)
     if not isinstance(note, bytes) or not note.startswith(_NOTE_OWNER):
         return None
     try:
@@ -154,7 +133,7 @@ def same_calibration(a: Camera, b: Camera) -> bool:
     )
 
 
-def cfa_tags(camera: Camera) -> list[tuple[int, str, int, Any, bool]]:
+def _cfa_tags(camera: Camera) -> list[tuple[int, str, int, Any, bool]]:
     """Return the tags that make a 16-bit single-channel TIFF a DNG of ``camera``.
 
     As (code, type, count, value, write once), which is how tifffile takes them. Photometric

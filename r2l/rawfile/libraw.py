@@ -1,7 +1,7 @@
 """Camera raw files through LibRaw: the mosaic, and the `Camera` that their metadata describe.
 
-The raw pixels come as LibRaw decodes them. What it says about colours and levels is brought into
-the form of `Camera` here, and the frame is turned upright. Users call `r2l.rawfile.read_raw`.
+The raw pixels come as LibRaw decodes them. What it says about colours and levels of files that are no
+DNG is brought into the form of `Camera` here. Users call `r2l.rawfile.read_raw`.
 """
 
 from __future__ import annotations
@@ -14,47 +14,67 @@ import numpy as np
 import rawpy
 
 from r2l.camera import CFA, Camera
-from r2l.dng import FULL_SCALE, XYZ_FROM_SRGB, TiffFacts, same_calibration, standard_form
+from r2l.rawfile.colour import XYZ_FROM_SRGB
+from r2l.rawfile.dng_writer import FULL_SCALE
+from r2l.rawfile.frame import FETCH_AGAIN, RawFileError, RawFrame
 
 
-class NotBayerError(ValueError):
-    """LibRaw read the file, and what it holds is no Bayer mosaic (or not the expected one)."""
+def samples(path: Path) -> np.ndarray | None:
+    """Return all samples of a raw picture as LibRaw decodes them, (H, W) uint16; None if it can't."""
+    try:
+        with _opened(path) as raw:
+            return raw.raw_image.copy() if raw.raw_type == rawpy.RawType.Flat else None
+    except (rawpy.LibRawError, NotImplementedError, OSError, MemoryError):
+        return None
 
 
-def decode(
-    path: Path, facts: TiffFacts | None, camera: Camera | None = None
-) -> tuple[np.ndarray, Camera]:
-    """Return the visible mosaic of a camera raw file and its camera, both upright.
+def _opened(path: Path) -> rawpy.RawPy:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        # LibRaw takes names as UTF-8 only; with the content it does without a name.
+        with path.open("rb") as file:
+            return rawpy.imread(file)
+    return rawpy.imread(str(path))
+
+
+def decode(path: Path, model: str, camera: Camera | None, allow_damaged: bool) -> RawFrame:
+    """Return the visible mosaic of a camera raw file that is no DNG, and its camera, both upright.
 
     Args:
         path: the file.
-        facts: what its tags say, where it has any.
+        model: the camera's, "" where the file doesn't say.
         camera: calibration to use instead of the file's, for the mosaic as the file stores it.
-
-    Returns:
-        The mosaic, float32 (H, W), even, in [0, 1], *raw* domain (fraction of 16 bit), and its
-        camera.
+        allow_damaged: take a file that is too short for its picture.
 
     Raises:
-        NotBayerError: no Bayer mosaic, or another layout than ``camera`` has.
-        ValueError: levels that contradict each other.
+        RawFileError: too few bytes.
+        ValueError: no Bayer mosaic, another layout than ``camera`` has, levels that contradict each other.
         rawpy.LibRawError, NotImplementedError, OSError, MemoryError: LibRaw can't decode the file.
     """
-    with rawpy.imread(str(path)) as raw:
+    with _opened(path) as raw:
         cfa = _layout(raw)
+        steps = raw.raw_image_visible
+        if steps.size > 8 * path.stat().st_size and not allow_damaged:
+            # No camera's encoding needs less than a bit a pixel.
+            reason = f"truncated, {path.stat().st_size} bytes can't hold {steps.size} pixels"
+            raise RawFileError(path, reason, FETCH_AGAIN)
         if camera is None:
-            camera = _camera(raw, cfa, path, facts)
+            camera = _camera(raw, cfa, model or f"camera of {path.name}")
         elif camera.cfa is not cfa:
-            raise NotBayerError(
+            raise ValueError(
                 f"its layout is {cfa.name}, and that of the camera {camera.name!r} is "
                 f"{camera.cfa.name}"
             )
-        steps = raw.raw_image_visible
         # Cut where it leaves the phase of the layout alone.
         height, width = (side // 2 * 2 for side in steps.shape)
         mosaic = steps[:height, :width].astype(np.float32) / np.float32(FULL_SCALE)
-        flip = raw.sizes.flip
-    return np.ascontiguousarray(upright(mosaic, flip)), upright_camera(camera, flip)
+        return upright_frame(mosaic, camera, raw.sizes.flip)
+
+
+def upright_frame(mosaic: np.ndarray, camera: Camera, flip: int) -> RawFrame:
+    """Return a frame turned by LibRaw's code: see `upright`."""
+    return RawFrame(np.ascontiguousarray(upright(mosaic, flip)), _upright_camera(camera, flip))
 
 
 def upright(mosaic: np.ndarray, flip: int) -> np.ndarray:
@@ -64,7 +84,7 @@ def upright(mosaic: np.ndarray, flip: int) -> np.ndarray:
     return turned.T if flip & 4 else turned
 
 
-def upright_camera(camera: Camera, flip: int) -> Camera:
+def _upright_camera(camera: Camera, flip: int) -> Camera:
     """Return the camera of a mosaic of even size after `upright`."""
     order = upright(np.arange(4).reshape(2, 2), flip).ravel()
 
@@ -78,43 +98,40 @@ def upright_camera(camera: Camera, flip: int) -> Camera:
 def _layout(raw: rawpy.RawPy) -> CFA:
     """Return the layout of the visible area."""
     if raw.raw_type != rawpy.RawType.Flat:
-        raise NotBayerError("several values at each pixel: already demosaiced, or no Bayer sensor")
+        raise ValueError("several values at each pixel: already demosaiced, or no Bayer sensor")
     pattern, names = raw.raw_pattern, raw.color_desc.decode()
     if pattern.size == 1:
-        raise NotBayerError("a monochrome picture, without a mosaic of colours")
+        raise ValueError("a monochrome picture, without a mosaic of colours")
     if pattern.shape == (6, 6):
-        raise NotBayerError("the mosaic of an X-Trans sensor, not Bayer")
+        raise ValueError("the mosaic of an X-Trans sensor, not Bayer")
     colours = "".join(names[index] for index in pattern.ravel())
     if colours not in CFA.__members__:
-        raise NotBayerError(f"a sensor with the layout {colours}, not Bayer")
+        raise ValueError(f"a sensor with the layout {colours}, not Bayer")
     return CFA[colours]
 
 
-def _camera(raw: rawpy.RawPy, cfa: CFA, path: Path, facts: TiffFacts | None) -> Camera:
+def _camera(raw: rawpy.RawPy, cfa: CFA, name: str) -> Camera:
     """Return the calibration of a file, for the visible area before it is turned upright."""
     # LibRaw keeps black levels by colour index, and gives the second green an index of its own.
     black = [raw.black_level_per_channel[index] for index in raw.raw_pattern.ravel()]
-    read = Camera(
-        name=(facts.model if facts else "") or f"camera of {path.name}",
+    return Camera(
+        name=name,
         cfa=cfa,
         black_level=tuple(level / FULL_SCALE for level in black),
-        white_level=_white_level(raw, max(black), facts) / FULL_SCALE,
+        white_level=_white_level(raw, max(black)) / FULL_SCALE,
         white_balance=_white_balance(raw),
         colour_matrix=_colour_matrix(raw),
     )
-    exact = facts.exact_camera if facts else None
-    # The standard tags win where someone has edited them since.
-    return exact if exact and same_calibration(standard_form(exact), read) else read
 
 
-def _white_level(raw: rawpy.RawPy, black: int, facts: TiffFacts | None) -> int:
+def _white_level(raw: rawpy.RawPy, black: int) -> int:
     """Return the step of saturation.
 
-    Outside DNG, LibRaw's level is often the container's, and the sensor saturates below: then the
-    lowest of the levels that the maker notes give keeps highlights neutral.
+    LibRaw's level is often the container's, and the sensor saturates below: then the lowest of the levels
+    that the maker notes give keeps highlights neutral.
     """
     levels = raw.camera_white_level_per_channel
-    if levels and not (facts and facts.is_dng) and black < min(levels) < raw.white_level:
+    if levels and black < min(levels) < raw.white_level:
         return min(levels)
     return raw.white_level
 
@@ -131,10 +148,7 @@ def _white_balance(raw: rawpy.RawPy) -> tuple[float, float, float]:
 
 
 def _colour_matrix(raw: rawpy.RawPy) -> tuple[tuple[float, ...], ...]:
-    """Return white-balanced camera colours to linear sRGB, with rows that sum to 1; else identity.
-
-    DNG files carry the matrix; for other formats LibRaw knows camera from XYZ by the model.
-    """
+    """Return white-balanced camera colours to linear sRGB, with rows that sum to 1; else identity."""
     matrix = raw.color_matrix[:, :3].astype(np.float64)
     if not matrix.any() and raw.rgb_xyz_matrix[:3].any():
         camera_from_srgb = raw.rgb_xyz_matrix[:3].astype(np.float64) @ XYZ_FROM_SRGB

@@ -1,0 +1,104 @@
+"""A frame as the sensor gave it, the error for a file that holds none, and a look whether it can be true."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from r2l.camera import Camera
+from r2l.files import R2LError
+
+if TYPE_CHECKING:
+    import torch
+
+#: What to do about a file that was damaged on its way.
+FETCH_AGAIN = "It may be damaged or cut short: copy it again from the card or the source"
+#: What to do about one that holds something else than a Bayer mosaic.
+USE_BAYER = "Give the camera's original raw file, of a Bayer sensor, or the camera that fits it"
+# Of what `look_at` takes a sample: rows and columns by threes keep every position of the tile.
+_STEP = 3
+# Parts of the range, and of the pixels, from which on it has something to say.
+_BELOW_BLACK, _FAR_FROM_BLACK, _FAR_FROM_WHITE, _MANY = 0.01, 0.4, 0.02, 0.01
+# Rows of zeros at the end of a frame, as a part of it, that no exposure leaves.
+_CUT_OFF = 1 / 64
+# What was said already, by camera and doubt: a folder of such frames says it once.
+_SAID: set[tuple[str, str]] = set()
+
+
+class RawFileError(R2LError, ValueError):
+    """A file that is no usable Bayer frame."""
+
+
+class RawFileWarning(UserWarning):
+    """A frame that is read, and whose numbers contradict its camera."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawFrame:
+    """One exposure as the sensor gave it.
+
+    Attributes:
+        mosaic: float32 (H, W), even H and W, in [0, 1], *raw* domain: fraction of the container's
+            full scale, black level still in it.
+        camera: layout of ``mosaic`` (its top-left first) and calibration.
+    """
+
+    mosaic: np.ndarray
+    camera: Camera
+
+    def tensor(self) -> torch.Tensor:
+        """Return a copy of the mosaic as a float32 tensor (1, 1, H, W), as the ISPs take it."""
+        import torch  # slow to import, and reading files does without
+
+        return torch.tensor(self.mosaic)[None, None]
+
+
+def check_whole(path: Path, mosaic: np.ndarray, camera: Camera) -> None:
+    """Raise a RawFileError where a frame is zeros from some row on, as decoders leave what they lack.
+
+    Only where the black level says that a sensor gives no zeros.
+    """
+    if min(camera.black_level) * 65535 < 1 or not mosaic.any():
+        return
+    last = int(np.flatnonzero(mosaic.any(axis=1))[-1]) + 1
+    if len(mosaic) - last >= max(8, _CUT_OFF * len(mosaic)):
+        reason = f"truncated, it is all zeros below row {last} of {len(mosaic)}"
+        raise RawFileError(
+            path, reason, f"{FETCH_AGAIN}, or read what there is: allow_damaged=True"
+        )
+
+
+def look_at(path: Path, frame: RawFrame) -> None:
+    """Warn, once a camera and kind of trouble, where levels can't be those of the data.
+
+    Nothing is changed: the camera may be right and the picture strange.
+    """
+    camera, sample = frame.camera, frame.mosaic[::_STEP, ::_STEP]
+    black, white = float(np.mean(camera.black_level)), camera.white_level
+    span = white - black
+    dark, bright = (float(v) for v in np.quantile(sample, (0.001, 0.999)))
+    plateau = float((sample >= bright).mean())
+    doubts = {
+        "all of its pixels are alike": dark == bright,
+        "its black level lies above many of its pixels": float(
+            (sample < black - _BELOW_BLACK * span).mean()
+        )
+        > _MANY,
+        "its black level lies far below its darkest pixels": dark > black + _FAR_FROM_BLACK * span,
+        "nothing in it comes near its white level": bright < black + _FAR_FROM_WHITE * span,
+        "it saturates below its white level": plateau > _MANY and bright < white - 0.05 * span,
+        "it goes beyond its white level": bright > white + 0.05 * span,
+    }
+    doubt = next((text for text, holds in doubts.items() if holds), None)
+    if doubt is not None and (camera.name, doubt) not in _SAID:
+        _SAID.add((camera.name, doubt))
+        warnings.warn(
+            f"{camera.name}: {doubt} ({path.name}: pixels from {dark:.4g} to {bright:.4g}, black level "
+            f"{black:.4g}, white level {white:.4g}). Is it the right camera?",
+            RawFileWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,262 @@
+"""Raw files in: camera formats through LibRaw, DNG by its tags, headerless frames, TIFF, PNG and NPY.
+
+`read_raw` gives the sensor's own numbers: no demosaicing, no levels, no colour. What they mean is
+said by the `Camera` beside them. Nothing is guessed: what a file does not say, the caller has to.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import rawpy
+
+from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
+from r2l.rawfile import dng, libraw, raster
+from r2l.rawfile.colour import colours
+from r2l.rawfile.dng_writer import same_calibration, standard_form
+from r2l.rawfile.frame import (
+    FETCH_AGAIN,
+    USE_BAYER,
+    RawFileError,
+    RawFrame,
+    check_whole,
+    look_at,
+)
+from r2l.rawfile.headerless import RawLayout, read_headerless
+
+CAMERAS = {"microscope": MICROSCOPE, "drone": DRONE}
+
+_PNG, _NPY, _JPEG = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", b"\xff\xd8\xff"
+_USE_KNOWN = "Give a camera raw file (DNG, CR3, NEF, ARW ...), or a TIFF, PNG or NPY mosaic"
+_DESCRIBE = (
+    "If it is a frame without a header, say what it is: layout=RawLayout(...) in Python, --width, "
+    "--height, --bits and --packing on the command line, or NAME.json beside it; and the camera"
+)
+_NAME_CAMERA = (
+    "Pass camera=... in Python, or --camera microscope|drone|file.json on the command line"
+)
+#: How files begin that LibRaw may be given, and where: their content says what they are. LibRaw itself
+#: takes some others for a camera's by their length alone. Source: LibRaw's identify.cpp, and libmagic.
+_MAGIC = (
+    *((0, magic) for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),  # TIFF, BigTIFF, and most
+    *((0, magic) for magic in (b"IIRO", b"IIRS", b"MMOR", b"IIU\0")),  # Olympus, Panasonic
+    *((0, magic) for magic in (b"IIII", b"MMMM")),  # Phase One
+    (4, b"ftypcrx "),  # Canon CR3
+    (6, b"HEAPCCDR"),  # Canon CRW
+    *((0, magic) for magic in (b"FUJIFILM", b"FOVb", b"\0MRM")),  # Fujifilm, Sigma, Minolta
+    *((0, magic) for magic in (b"DSC-Image", b"qktk", b"qktn", b"NOKIARAW", b"ARRI")),
+    *((4, magic) for magic in (b"RED1", b"RED2")),  # Redcode
+)
+
+
+def read_raw(
+    path: str | Path,
+    camera: Camera | None = None,
+    layout: RawLayout | None = None,
+    *,
+    frame: int | None = None,
+    allow_damaged: bool = False,
+) -> RawFrame:
+    """Read the mosaic of one exposure and its camera.
+
+    Camera raw files (everything that LibRaw reads as one Bayer mosaic: DNG, CR2, CR3, NEF, ARW, RAF
+    ...) give the visible area, cut to even size at the right and at the bottom, and turned upright
+    by the file's orientation, together with layout and black level. Values and levels count as
+    fractions of a 16-bit container, so 14-bit data fill a quarter of the range.
+
+    TIFF, PNG and NPY files hold one channel (or the same channel several times, as grey saved in
+    RGB) and no calibration: they need ``camera``. Integers count as fractions of their type's full
+    scale. They are taken as they lie; orientation tags are ignored. Headerless files need ``layout``
+    and ``camera``.
+
+    >>> import tempfile
+    >>> from r2l.camera import DRONE
+    >>> from r2l.rawfile import write_dng
+    >>> photo = Path(tempfile.mkdtemp()) / "photo.dng"
+    >>> _ = write_dng(photo, np.full((24, 32), 0.25), DRONE)
+    >>> read_raw(photo).mosaic.shape
+    (24, 32)
+
+    Args:
+        path: the file.
+        camera: calibration to use instead of the file's own. It describes the mosaic as the file
+            stores it, before it is turned upright.
+        layout: what a headerless file holds; None looks for ``NAME.json`` beside ``NAME``.
+        frame: which of several exposures of a DNG, from 0.
+        allow_damaged: read what there is of a frame whose data are cut short.
+
+    Raises:
+        RawFileError: the file is missing, unreadable, damaged, not raw, not of a Bayer sensor
+            (X-Trans, Foveon, monochrome, already demosaiced), has no calibration, or contradicts
+            itself, ``camera`` or ``layout``.
+
+    Warns:
+        RawFileWarning: levels that can't be those of the pixels; once a camera.
+    """
+    path = Path(path)
+    head = _first_bytes(path)
+    result = _read(path, head, camera, layout or _layout_beside(path, head), frame, allow_damaged)
+    if not allow_damaged:
+        check_whole(path, result.mosaic, result.camera)
+    look_at(path, result)
+    return result
+
+
+def _read(
+    path: Path,
+    head: bytes,
+    camera: Camera | None,
+    layout: RawLayout | None,
+    frame: int | None,
+    allow_damaged: bool,
+) -> RawFrame:
+    if layout is not None:
+        return _read_headerless(path, layout, camera)
+    for kind, magic in (("PNG", _PNG), ("NPY", _NPY)):
+        if head.startswith(magic):
+            return _read_raster(path, kind, camera)
+    if head.startswith(_JPEG):
+        raise RawFileError(path, "a JPEG picture, already developed", USE_BAYER)
+    facts = dng.tiff_facts(path)
+    # Most cameras' formats are TIFF inside, so the name decides, unless the tags tell of a mosaic.
+    has_mosaic = facts is not None and (facts.is_dng or facts.has_mosaic)
+    if path.suffix.lower() in (".tif", ".tiff") and not has_mosaic:
+        return _read_raster(path, "TIFF", camera)
+    if not _is_known(head):
+        raise RawFileError(path, "headerless: no raw format begins like this", _DESCRIBE)
+    if facts is not None and facts.is_dng:
+        return _read_dng(facts, camera, frame, allow_damaged)
+    return _read_camera_file(path, facts, camera, allow_damaged)
+
+
+def _is_known(head: bytes) -> bool:
+    return any(head[at:].startswith(magic) for at, magic in _MAGIC)
+
+
+def _layout_beside(path: Path, head: bytes) -> RawLayout | None:
+    """Return the layout in ``NAME.json`` beside a file that does not say what it is."""
+    beside = path.with_name(f"{path.name}.json")
+    if head.startswith((_PNG, _NPY, _JPEG)) or _is_known(head) or not beside.is_file():
+        return None
+    try:
+        return RawLayout.from_file(beside)
+    except (ValueError, OSError) as error:
+        raise RawFileError(path, f"its description can't be read ({error})", _DESCRIBE) from None
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise RawFileError(path, error.strerror, "Give the path of a readable raw file") from error
+    if not head:
+        raise RawFileError(path, "the file is empty", FETCH_AGAIN)
+    return head
+
+
+def _read_headerless(path: Path, layout: RawLayout, camera: Camera | None) -> RawFrame:
+    if camera is None:
+        raise RawFileError(
+            path, "a headerless file does not say which camera took it", _NAME_CAMERA
+        )
+    _check_layout(path, layout.cfa or camera.cfa, camera)
+    return RawFrame(read_headerless(path, layout), camera)
+
+
+def _read_raster(path: Path, kind: str, camera: Camera | None) -> RawFrame:
+    try:
+        mosaic = raster.read_mosaic(path, kind)
+    except RawFileError:
+        raise
+    except Exception as error:
+        # Decoders fail in many ways on damaged files.
+        raise RawFileError(
+            path, f"no readable {kind} file ({_brief(error)})", FETCH_AGAIN
+        ) from error
+    if camera is None:
+        raise RawFileError(path, f"a {kind} file does not say which camera took it", _NAME_CAMERA)
+    return RawFrame(mosaic, camera)
+
+
+def _read_dng(
+    facts: dng.TiffFacts, camera: Camera | None, frame: int | None, allow_damaged: bool
+) -> RawFrame:
+    picture = facts.picture(frame)
+    cfa = picture.layout()
+    if not allow_damaged:
+        picture.check_bytes()
+    samples = None
+    if picture.libraw_decodes and len(facts.pictures) == 1:
+        samples = libraw.samples(picture.path)
+    if samples is None or samples.shape != picture.shape:
+        samples = dng.decode(picture)
+    if camera is not None:
+        _check_layout(picture.path, cfa, camera)
+        mosaic = picture.cut(samples)
+    else:
+        mosaic, black, white = picture.levelled(samples)
+        name = facts.model or f"camera of {picture.path.name}"
+        try:
+            read = Camera(name, cfa, tuple(black.ravel()), white, *colours(facts.tags))
+        except ValueError as error:
+            raise picture.unusable(str(error)) from None
+        exact = facts.exact_camera
+        # The standard tags win where someone has edited them since.
+        camera = exact if exact and same_calibration(standard_form(exact), read) else read
+    return libraw.upright_frame(mosaic, camera, facts.flip)
+
+
+def _read_camera_file(
+    path: Path, facts: dng.TiffFacts | None, camera: Camera | None, allow_damaged: bool
+) -> RawFrame:
+    try:
+        return libraw.decode(path, facts.model if facts else "", camera, allow_damaged)
+    except rawpy.LibRawFileUnsupportedError:
+        reason = "no raw file of a camera that LibRaw knows"
+        raise RawFileError(path, reason, _USE_KNOWN) from None
+    except RawFileError:
+        raise
+    except ValueError as error:
+        raise RawFileError(path, str(error), USE_BAYER) from None
+    except (rawpy.LibRawError, NotImplementedError, OSError, MemoryError) as error:
+        raise RawFileError(path, f"LibRaw can't read it ({_brief(error)})", FETCH_AGAIN) from error
+
+
+def _check_layout(path: Path, cfa: CFA, camera: Camera) -> None:
+    if camera.cfa is not cfa:
+        reason = (
+            f"its layout is {cfa.name}, and that of the camera {camera.name!r} is {camera.cfa.name}"
+        )
+        raise RawFileError(path, reason, USE_BAYER)
+
+
+def _brief(error: Exception) -> str:
+    """Return the first line of a decoder's message, which LibRaw gives as bytes."""
+    text = error.args[0] if error.args and isinstance(error.args[0], bytes) else str(error).encode()
+    return (text.decode(errors="replace").splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def load_camera(name_or_path: str | Path) -> Camera:
+    """Return a published camera by name, the one that a JSON file describes, or that of a raw file.
+
+    Args:
+        name_or_path: "microscope" or "drone", a JSON file with what `Camera.to_dict` returns, or a raw file
+            that says of which camera it is.
+
+    Raises:
+        ValueError: neither a known name nor a readable camera description nor such a raw file.
+    """
+    known = CAMERAS.get(str(name_or_path).lower())
+    if known is not None:
+        return known
+    if Path(name_or_path).suffix.lower() not in ("", ".json"):
+        return read_raw(name_or_path).camera
+    choices = f"choose from {', '.join(CAMERAS)}, a raw file, or a JSON file from Camera.to_dict()"
+    try:
+        return Camera.from_dict(json.loads(Path(name_or_path).read_text("utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"unknown camera {str(name_or_path)!r}; {choices}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name_or_path}: no camera description ({error}); {choices}") from None
