@@ -440,7 +440,7 @@ def pack(values, packing):
 
 
 PACKINGS = {"u8": 8, "u16le": 12, "u16be": 12, "u16le_left": 12, "u16be_left": 12, "mipi10": 10}
-PACKINGS |= {"mipi12": 12, "mipi14": 14, "mono10p": 10, "mono12p": 12, "mono12packed": 12}
+PACKINGS |= {"mipi12": 12, "mipi14": 14, "mono12p": 12, "mono12packed": 12}
 SENSOR = Camera("a sensor", CFA.RGGB, (0.001,) * 4, 0.9, (2, 1, 1.5), np.eye(3).tolist())
 
 

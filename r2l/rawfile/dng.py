@@ -1,281 +1,32 @@
-"""What a DNG says about its raw picture: where it lies, its levels, its layout, and how it is turned.
+"""What the tags of a DNG say: which raw pictures it holds, how they are turned, and whose camera it was.
 
 LibRaw decodes most DNGs (see `r2l.rawfile.libraw`), but takes of the levels what fits its own form. So
-they are read from the tags here, and pictures that LibRaw can't decode are decoded here as well. Numbers
-and names are those of the DNG specification, version 1.6.
+they are read from the tags (`r2l.rawfile.dng_picture`), and pictures that LibRaw can't decode are decoded
+here.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 
-from r2l.camera import CFA, Camera
-from r2l.rawfile.dng_writer import FULL_SCALE, exact_camera
+from r2l.camera import Camera
+from r2l.rawfile.dng_picture import CFA_PHOTOMETRIC, LINEAR_RAW, RawPicture
+from r2l.rawfile.dng_writer import exact_camera
 from r2l.rawfile.frame import FETCH_AGAIN, USE_BAYER, RawFileError
+from r2l.rawfile.raster import check_promise
 
-CFA_PHOTOMETRIC, LINEAR_RAW = 32803, 34892
-DNG_VERSION = 50706
-# What LibRaw decodes itself and in full: none, (lossless) JPEG, lossy JPEG.
-_LIBRAW_DECODES = (1, 7, 34892)
-_COMPRESSIONS = {1: "none", 5: "LZW", 7: "lossless JPEG", 8: "Deflate", 32946: "Deflate"}
-_COMPRESSIONS |= {34892: "lossy JPEG", 50002: "JPEG XL", 52546: "JPEG XL"}
 # By the orientation of TIFF, the turn as `upright` in `r2l.rawfile.libraw` has it.
 _FLIPS = {1: 0, 2: 1, 3: 3, 4: 2, 5: 4, 6: 6, 7: 7, 8: 5}
 # Cameras write a handful.
 _MOST_PAGES = 50
-# Deltas of the black level that a sensor's rows and columns have, as a part of the range; more is a mistake.
-_LARGEST_DELTA = 0.125
-_MODEL, _UNIQUE_CAMERA_MODEL = 272, 50708
-
-
-@dataclass(frozen=True, eq=False)
-class RawPicture:
-    """One raw picture of a DNG, as its tags describe it.
-
-    Attributes:
-        path: of the file.
-        index: of its page among all pages of the file, thumbnails and previews too.
-        shape: height and width as stored.
-        area: the active area: top, left, bottom, right.
-        tags: the page's tags by number, rationals as floats.
-    """
-
-    path: Path
-    index: int
-    shape: tuple[int, int]
-    area: tuple[int, int, int, int]
-    tags: dict[int, Any]
-
-    def unusable(self, reason: str, remedy: str = USE_BAYER) -> RawFileError:
-        """Return the error that says why this can't serve as a mosaic."""
-        return RawFileError(self.path, reason, remedy)
-
-    def numbers(self, code: int, default: Any = ()) -> np.ndarray:
-        """Return a tag's values, or ``default``, as float64 (N,)."""
-        value = self.tags.get(code, default)
-        value = list(value) if isinstance(value, bytes) else value
-        try:
-            return np.atleast_1d(np.asarray(value, np.float64)).ravel()
-        except (ValueError, TypeError):
-            raise self.unusable(f"a tag {code} that holds no numbers", FETCH_AGAIN) from None
-
-    def number(self, code: int, default: int) -> int:
-        """Return a tag's first value, or ``default``."""
-        return int(self.numbers(code, default)[0])
-
-    @property
-    def bits(self) -> int:
-        """Of a sample."""
-        return self.number(258, 16)
-
-    @property
-    def is_float(self) -> bool:
-        """Whether samples are floating-point numbers."""
-        return self.number(339, 1) == 3
-
-    @property
-    def compression(self) -> str:
-        """In words."""
-        number = self.number(259, 1)
-        return _COMPRESSIONS.get(number, f"number {number}")
-
-    @property
-    def libraw_decodes(self) -> bool:
-        """Whether LibRaw's decoder gives the samples as they were written."""
-        return self.number(259, 1) in _LIBRAW_DECODES and not self.is_float
-
-    @property
-    def white(self) -> float:
-        """The white level, in steps."""
-        whites = self.numbers(50717, 1.0 if self.is_float else 2**self.bits - 1)
-        return float(whites[0])
-
-    @property
-    def linearization(self) -> np.ndarray | None:
-        """The table that takes stored samples to linear ones, if there is one."""
-        table = self.numbers(50712)
-        return table if len(table) else None
-
-    def layout(self) -> CFA:
-        """Return the layout of the active area, its top-left first.
-
-        Raises:
-            RawFileError: no Bayer mosaic; says what it is.
-        """
-        samples = self.number(277, 1)
-        if self.number(262, 0) == LINEAR_RAW:
-            raise self.unusable(
-                "a monochrome sensor's picture, without a mosaic of colours"
-                if samples == 1
-                else "already demosaiced (LinearRaw, as many phones' raw files are), so that what "
-                "the sensor saw at each pixel is gone",
-                "Give a raw file with a mosaic: of phones, apps that save plain (Bayer) DNG",
-            )
-        rows, columns = map(int, self.numbers(33421, (2, 2)))
-        planes = self.numbers(50710, (0, 1, 2)).astype(int).tolist()
-        pattern = self.numbers(33422).astype(int).tolist()
-        if (rows, columns) == (6, 6):
-            raise self.unusable("the mosaic of an X-Trans sensor, not Bayer")
-        names = [_colour_name(planes, value) for value in pattern]
-        if (rows, columns) != (2, 2) or "".join(names) not in CFA.__members__:
-            what = (
-                f"the layout {' '.join(names)} in {columns} columns" if names else "no known layout"
-            )
-            raise self.unusable(f"a sensor with {what}, not Bayer")
-        if self.number(50711, 1) != 1:
-            raise self.unusable("a sensor with staggered rows or columns, not Bayer")
-        return CFA["".join(names)]
-
-    def black(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the black level of the active area, in steps.
-
-        Returns:
-            By position (2, 2), the means of the deltas of rows and columns included; and what these add
-            to it (H, W), None where they add nothing.
-
-        Raises:
-            RawFileError: it repeats by more than 2x2, or by rows and columns it differs by much.
-        """
-        rows, columns = (int(n) for n in self.numbers(50713, (1, 1)))
-        values = self.numbers(50714, 0)
-        if rows * columns == 0 or len(values) != rows * columns:
-            raise self.unusable(f"{len(values)} black levels for a tile of {rows} x {columns}")
-        repeats = (2 // math.gcd(2, rows), 2 // math.gcd(2, columns))
-        tile = np.tile(values.reshape(rows, columns), repeats)
-        base = tile[:2, :2].copy()
-        if (tile != np.tile(base, (tile.shape[0] // 2, tile.shape[1] // 2))).any():
-            raise self.unusable(
-                f"a black level that repeats every {rows} x {columns} pixels and not every 2 x 2",
-                "Subtract it with the camera's own software, or give camera= with levels that fit",
-            )
-        top, left, bottom, right = self.area
-        rest = np.zeros((bottom - top, right - left))
-        rest += self._deltas(50716, bottom - top)[:, None]
-        rest += self._deltas(50715, right - left)
-        for row, column in product((0, 1), repeat=2):
-            mean = rest[row::2, column::2].mean()
-            base[row, column] += mean
-            rest[row::2, column::2] -= mean
-        largest = float(np.abs(rest).max())
-        if largest and largest > _LARGEST_DELTA * (self.white - base.max()):
-            raise self.unusable(
-                f"a black level that differs by {largest:g} steps between rows or columns, a large part "
-                f"of the range up to {self.white:g}",
-                "Subtract it with the camera's own software first",
-            )
-        return base, rest if largest > 1e-9 else None
-
-    def _deltas(self, code: int, length: int) -> np.ndarray:
-        values = self.numbers(code, np.zeros(length))
-        if len(values) != length:
-            raise self.unusable(f"{len(values)} black level deltas for {length} rows or columns")
-        return values
-
-    def cut(self, samples: np.ndarray) -> np.ndarray:
-        """Return the active area of samples, cut to even size, as fractions: see `levelled`."""
-        return self._levelled(samples, None)[0]
-
-    def levelled(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return the active area of samples, cut to even size, and its levels.
-
-        Where rows or columns have black levels of their own, each sample moves to where it would be with
-        the level of its position: the same part of the way from black to white.
-
-        Args:
-            samples: (H, W) as stored, linearized.
-
-        Returns:
-            float32 (H, W) in [0, 1], *raw* domain; black level by position (2, 2) and white level, as
-            fractions of the same scale.
-
-        Raises:
-            RawFileError: as `black`; floating-point values that are no light.
-        """
-        return self._levelled(samples, self.black())
-
-    def _levelled(
-        self, samples: np.ndarray, black: tuple[np.ndarray, np.ndarray | None] | None
-    ) -> tuple[np.ndarray, np.ndarray, float]:
-        top, left, bottom, right = self.area
-        height, width = (bottom - top) // 2 * 2, (right - left) // 2 * 2
-        area = samples[top : top + height, left : left + width]
-        base, rest = (np.zeros((2, 2)), None) if black is None else black
-        if rest is not None:
-            rest = rest[:height, :width]
-            level = np.tile(base, (height // 2, width // 2))
-            area = level + (area - level - rest) * (
-                (self.white - level) / (self.white - level - rest)
-            )
-        if self.is_float and not (np.isfinite(area).all() and area.min() >= 0):
-            raise self.unusable("floating-point samples below 0 or not finite, which are no light")
-        # What counts as 1.0: a full container of 16 bit; of floats the largest, 1.0 at the least.
-        scale = max(1.0, self.white, float(area.max())) if self.is_float else FULL_SCALE
-        mosaic = area.astype(np.float32) / np.float32(scale)
-        return np.clip(mosaic, 0, 1, out=mosaic), base / scale, self.white / scale
-
-    def check_bytes(self) -> None:
-        """Look whether the picture's data are there, and as many as its tags promise.
-
-        Raises:
-            RawFileError: they reach beyond the end of the file, are fewer than any encoding needs, or
-                contradict the tags.
-        """
-        offsets = self.numbers(324 if 324 in self.tags else 273)
-        counts = self.numbers(325 if 325 in self.tags else 279)
-        if not len(counts) or len(counts) != len(offsets):
-            raise self.unusable("tags that don't say where the picture lies")
-        missing = int(max((offsets + counts).max() - self.path.stat().st_size, 0))
-        if missing:
-            raise self.unusable(
-                f"truncated, {missing} bytes of the picture are missing", FETCH_AGAIN
-            )
-        pixels, have = math.prod(self.shape), int(counts.sum())
-        if self.number(259, 1) == 1 and 324 not in self.tags:
-            promised = self.shape[0] * -(-self.shape[1] * self.bits // 8) * self.number(277, 1)
-            # Strips may be padded, but not by as much again.
-            if not promised <= have < 1.5 * promised:
-                raise self.unusable(
-                    f"{have} bytes for {self.shape[1]} x {self.shape[0]} pixels of {self.bits} bits, "
-                    f"which are {promised}",
-                    "What wrote it contradicts itself: read it by its description, see RawLayout",
-                )
-        elif self.number(259, 1) == 7:
-            # Each difference of lossless JPEG takes a bit at least.
-            if have < pixels // 8:
-                reason = f"truncated, {have} bytes can't hold {pixels} pixels of {self.compression}"
-                raise self.unusable(reason, FETCH_AGAIN)
-            _check_lossless(self, int(offsets[0]))
-
-
-def _colour_name(planes: list[int], value: int) -> str:
-    names = ("R", "G", "B", "cyan", "magenta", "yellow", "white")
-    if value not in planes:
-        return f"unknown colour {value}"
-    return names[value] if value < len(names) else f"colour {value}"
-
-
-def _check_lossless(picture: RawPicture, offset: int) -> None:
-    """Look at the frame header of a JPEG stream: SOF3 is lossless, what cameras call compressed raw."""
-    with picture.path.open("rb") as file:
-        file.seek(offset)
-        head = file.read(4096)
-    position = 2
-    while head[:2] == b"\xff\xd8" and position + 4 <= len(head) and head[position] == 0xFF:
-        marker = head[position + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if marker != 0xC3:
-                raise picture.unusable(
-                    "an ordinary JPEG where its tags promise a lossless one: no sensor data"
-                )
-            return
-        position += 2 + int.from_bytes(head[position + 2 : position + 4], "big")
+_DNG_VERSION, _MODEL, _UNIQUE_CAMERA_MODEL = 50706, 272, 50708
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +77,7 @@ def tiff_facts(path: Path) -> TiffFacts | None:
     try:
         with tifffile.TiffFile(path) as tiff:
             first = tiff.pages.first.tags
-            is_dng = DNG_VERSION in first
+            is_dng = _DNG_VERSION in first
             pages = _pages(tiff)
             pictures = [_picture(path, i, page) for i, page in enumerate(pages) if _is_raw(page)]
             return TiffFacts(
@@ -389,20 +140,23 @@ def decode(picture: RawPicture) -> np.ndarray:
     Raises:
         RawFileError: no decoder for its compression, or damaged data.
     """
+    compression = picture.compression
+    uncompressed = "save it uncompressed with Adobe's DNG Converter"
     with tifffile.TiffFile(picture.path) as tiff:
         page = _pages(tiff)[picture.index]
         try:
+            check_promise(page, page.nbytes, tiff.filehandle.size)
             samples = page.asarray()
         except Exception as error:  # decoders fail in many ways
             if "imagecodecs" in str(error):
-                raise picture.unusable(
-                    f"a DNG compressed by {picture.compression}, which needs the package imagecodecs",
-                    "pip install 'r2l[codecs]', or save it uncompressed with Adobe's DNG Converter",
-                ) from None
-            raise picture.unusable(
-                f"damaged, or compressed by {picture.compression} in a way that nothing here decodes",
-                "Copy it again, or save it uncompressed with Adobe's DNG Converter",
-            ) from error
+                reason = f"a DNG compressed by {compression}, which needs the package imagecodecs"
+                remedy = f"pip install 'r2l[codecs]', or {uncompressed}"
+            else:
+                reason = (
+                    f"damaged, or compressed by {compression} in a way that nothing here decodes"
+                )
+                remedy = f"{FETCH_AGAIN}, or {uncompressed}"
+            raise picture.unusable(reason, remedy) from error
     table = picture.linearization
     if table is not None:
         samples = table[np.minimum(samples, len(table) - 1)]

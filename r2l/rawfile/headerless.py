@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,72 +27,63 @@ class _Packing:
     Attributes:
         pixels, bytes: of a group, the smallest run that begins and ends with a byte.
         bits: that a pixel takes; None: as many as the description says, in a container of 8 or 16.
-        unpack: groups (N, bytes) uint8 to pixels (N, pixels).
+        unpack: groups (N, bytes) uint8 to one array (N,) for each of its pixels.
     """
 
     pixels: int
     bytes: int
     bits: int | None
-    unpack: Callable[[np.ndarray], np.ndarray]
+    unpack: Callable[[np.ndarray], list[np.ndarray]]
 
 
-def _mipi(bits: int, pixels: int) -> Callable[[np.ndarray], np.ndarray]:
+def _wide(groups: np.ndarray, number: int) -> np.ndarray:
+    return groups[:, number].astype(np.uint16)
+
+
+def _mipi(bits: int, pixels: int) -> _Packing:
     """MIPI CSI-2, chapter "RAW image data": the high bytes of a group's pixels, then their low bits."""
     low = bits - 8
+    low_bytes = pixels * low // 8
 
-    def unpack(groups: np.ndarray) -> np.ndarray:
+    def unpack(groups: np.ndarray) -> list[np.ndarray]:
         rest = np.zeros(len(groups), np.uint32)
-        for number in range(pixels * low // 8):
-            rest |= groups[:, pixels + number].astype(np.uint32) << np.uint32(8 * number)
-        result = np.empty((len(groups), pixels), np.uint16)
-        for pixel in range(pixels):
-            own = (rest >> np.uint32(low * pixel)).astype(np.uint16) & np.uint16(2**low - 1)
-            result[:, pixel] = groups[:, pixel].astype(np.uint16) << np.uint16(low) | own
-        return result
+        for number in range(low_bytes):
+            rest |= groups[:, pixels + number].astype(np.uint32) << (8 * number)
+        lows = (rest >> (low * i) & (2**low - 1) for i in range(pixels))
+        return [_wide(groups, i) << low | own for i, own in enumerate(lows)]
 
-    return unpack
+    return _Packing(pixels, pixels + low_bytes, bits, unpack)
 
 
-def _lsb_first(bits: int) -> Callable[[np.ndarray], np.ndarray]:
-    """GenICam's Pixel Format Naming Convention, "p": pixel after pixel from the lowest bit on."""
-    pixels = 4 if bits == 10 else 2
-
-    def unpack(groups: np.ndarray) -> np.ndarray:
-        result = np.empty((len(groups), pixels), np.uint16)
-        for pixel in range(pixels):
-            first, shift = divmod(bits * pixel, 8)
-            pair = groups[:, first].astype(np.uint16) | groups[:, first + 1].astype(
-                np.uint16
-            ) << np.uint16(8)
-            result[:, pixel] = pair >> np.uint16(shift) & np.uint16(2**bits - 1)
-        return result
-
-    return unpack
+def _mono12p(groups: np.ndarray) -> list[np.ndarray]:
+    """GenICam's Pixel Format Naming Convention: pixel after pixel from the lowest bit on."""
+    first, middle, last = (_wide(groups, i) for i in range(3))
+    return [first | (middle & 15) << 8, middle >> 4 | last << 4]
 
 
-def _gige_12(groups: np.ndarray) -> np.ndarray:
-    """GigE Vision's "Mono12Packed": high byte, both low halves (first pixel's below), high byte."""
-    first, middle, last = (groups[:, i].astype(np.uint16) for i in range(3))
-    return np.stack([first << 4 | middle & 15, last << 4 | middle >> 4], axis=1)
+def _mono12packed(groups: np.ndarray) -> list[np.ndarray]:
+    """GigE Vision: high byte, both low halves (the first pixel's below), high byte."""
+    first, middle, last = (_wide(groups, i) for i in range(3))
+    return [first << 4 | middle & 15, last << 4 | middle >> 4]
 
 
-def _words(kind: str) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda groups: np.ascontiguousarray(groups).view(kind)
+def _words(kind: str) -> _Packing:
+    size = np.dtype(kind).itemsize
+    return _Packing(1, size, None, lambda g: [np.ascontiguousarray(g).view(kind)[:, 0]])
 
 
 #: By name; "left" has the bits of a pixel at the upper end of its two bytes.
 _PACKINGS = {
-    "u8": _Packing(1, 1, None, lambda groups: groups),
-    "u16le": _Packing(1, 2, None, _words("<u2")),
-    "u16be": _Packing(1, 2, None, _words(">u2")),
-    "u16le_left": _Packing(1, 2, None, _words("<u2")),
-    "u16be_left": _Packing(1, 2, None, _words(">u2")),
-    "mipi10": _Packing(4, 5, 10, _mipi(10, 4)),
-    "mipi12": _Packing(2, 3, 12, _mipi(12, 2)),
-    "mipi14": _Packing(4, 7, 14, _mipi(14, 4)),
-    "mono10p": _Packing(4, 5, 10, _lsb_first(10)),
-    "mono12p": _Packing(2, 3, 12, _lsb_first(12)),
-    "mono12packed": _Packing(2, 3, 12, _gige_12),
+    "u8": _words("u1"),
+    "u16le": _words("<u2"),
+    "u16be": _words(">u2"),
+    "u16le_left": _words("<u2"),
+    "u16be_left": _words(">u2"),
+    "mipi10": _mipi(10, 4),
+    "mipi12": _mipi(12, 2),
+    "mipi14": _mipi(14, 4),
+    "mono12p": _Packing(2, 3, 12, _mono12p),
+    "mono12packed": _Packing(2, 3, 12, _mono12packed),
 }
 
 
@@ -105,8 +98,8 @@ class RawLayout:
         width, height: of the frame in pixels, even.
         bits: of a pixel, 8 to 16: larger values are an error.
         packing: u8; u16le, u16be (values at the lower end of two bytes); u16le_left, u16be_left (at the
-            upper end); mipi10, mipi12, mipi14 (MIPI CSI-2, as Raspberry Pi and phones have it); mono10p,
-            mono12p, mono12packed (machine vision).
+            upper end); mipi10, mipi12, mipi14 (MIPI CSI-2, as Raspberry Pi and phones have it); mono12p,
+            mono12packed (machine vision).
         cfa: layout of the colour filters, top-left first; None: as the camera has it.
         offset: bytes before the first pixel.
         stride: bytes from one row to the next; None: rows without a gap.
@@ -156,6 +149,12 @@ class RawLayout:
         """The value that counts as 1.0: 255 for u8, else that of a 16-bit container."""
         return 255 if self.packing == "u8" else 65535
 
+    @property
+    def value_bits(self) -> int:
+        """The bits of a container that a pixel's value may have, as a mask."""
+        mask = 2**self.bits - 1
+        return mask << 16 - self.bits if self.packing.endswith("_left") else mask
+
     @classmethod
     def from_file(cls, path: str | Path) -> RawLayout:
         """Return the layout that a JSON file describes, with the attributes as keys.
@@ -200,28 +199,27 @@ def read_headerless(path: Path, layout: RawLayout) -> np.ndarray:
 
 def _unpack(path: Path, data: np.ndarray, layout: RawLayout, stride: int) -> np.ndarray:
     packing = _PACKINGS[layout.packing]
-    is_left = layout.packing.endswith("_left")
-    wrong = np.uint16((1 << (16 - layout.bits)) - 1) if is_left else None
     mosaic = np.empty((layout.height, layout.width), np.float32)
     step = max(1, _STRIP_BYTES // stride)
-    for top in range(0, layout.height, step):
-        count = min(step, layout.height - top)
-        start = top * stride
-        rows = np.lib.stride_tricks.as_strided(
-            data[start:], (count, layout.row_bytes), (stride, 1), writeable=False
-        )
-        values = packing.unpack(rows.reshape(-1, packing.bytes))
-        highest = int((values & wrong).max()) if is_left else int(values.max()) >> layout.bits
-        if highest:
-            raise RawFileError(
-                path,
-                f"values of more than {layout.bits} bits, up to {int(values.max())}",
-                "Mend bits or packing (byte order?)",
-            )
-        np.multiply(
-            values.reshape(count, layout.width),
-            np.float32(1 / layout.full_scale),
-            out=mosaic[top : top + count],
-            casting="unsafe",
-        )
+
+    def unpack(top: int) -> int:
+        """Unpack a strip; return the bits in it that no pixel may have."""
+        strip = mosaic[top : top + step]
+        shape = (len(strip), layout.row_bytes)
+        rows = np.lib.stride_tricks.as_strided(data[top * stride :], shape, (stride, 1))
+        planes = packing.unpack(rows.reshape(-1, packing.bytes))
+        groups = strip.reshape(-1, packing.pixels)
+        for pixel, plane in enumerate(planes):
+            np.multiply(plane, np.float32(1 / layout.full_scale), out=groups[:, pixel])
+        if packing.bits is not None:
+            return 0
+        # The values' bits in common with those that must be none.
+        return int(np.bitwise_or.reduce(planes[0])) & ~layout.value_bits
+
+    # numpy lets other threads work meanwhile.
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        wrong = max(pool.map(unpack, range(0, layout.height, step)))
+    if wrong:
+        reason = f"values of more than {layout.bits} bits: bits {wrong:#x} are set as well"
+        raise RawFileError(path, reason, "Mend bits or packing (byte order?)")
     return mosaic

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -71,14 +71,18 @@ def load_tiff(path: Path) -> np.ndarray:
         Exception: of many kinds, if it is damaged.
     """
     with tifffile.TiffFile(path) as tiff:
-        series, size = tiff.series[0], tiff.filehandle.size
-        page = series.keyframe
-        # A tile can be larger than its picture.
-        pixels = max(series.nbytes, math.prod(map(int, page.chunks)) * page.dtype.itemsize)
-        most = size * (_MOST_PLAIN if page.compression == 1 else _MOST_COMPRESSED)
-        if pixels > most or max(page.databytecounts) > size:
-            raise ValueError(f"tags that promise {pixels} bytes, in a file of {size}")
+        series = tiff.series[0]
+        check_promise(series.keyframe, series.nbytes, tiff.filehandle.size)
         return tiff.asarray()
+
+
+def check_promise(page: Any, pixels: int, size: int) -> None:
+    """Raise a ValueError where a page of tifffile's claims more bytes of pixels than its file can hold."""
+    # A tile can be larger than its picture.
+    pixels = max(pixels, math.prod(map(int, page.chunks)) * page.dtype.itemsize)
+    most = size * (_MOST_PLAIN if page.compression == 1 else _MOST_COMPRESSED)
+    if pixels > most or max(page.databytecounts) > size:
+        raise ValueError(f"tags that promise {pixels} bytes, in a file of {size}")
 
 
 def _decode_tiff(path: Path) -> np.ndarray:
