@@ -14,7 +14,14 @@ from typing import Any
 _HOMES = {
     "r2l.camera": ("CFA", "DRONE", "MICROSCOPE", "Camera"),
     "r2l.files": ("R2LError",),
-    "r2l.rawfile": ("RawFileError", "RawFrame", "load_camera", "read_raw", "write_dng"),
+    "r2l.rawfile": (
+        "RawFileError",
+        "RawFrame",
+        "RawLayout",
+        "load_camera",
+        "read_raw",
+        "write_dng",
+    ),
     "r2l.sensor": ("NoiseModel", "record"),
     "r2l.isp": (
         *("PIPELINES", "HalfSizeRGB", "NeuralISP", "ParametrizedISP", "StaticISP"),

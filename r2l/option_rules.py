@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from r2l.options import Options
 
 #: Options for one kind of data set only.
-_FOLDER_ONLY = ("labels", "masks", "camera", "crop")
+_FOLDER_ONLY = ("labels", "masks", "camera", "layout", "crop")
 _TWIN_ONLY = ("n_images", "image_size")
 
 

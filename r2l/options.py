@@ -114,6 +114,9 @@ class Options:
     camera: str | None = _data(
         None, "RawFolder: microscope, drone, a JSON or raw file.", metavar="CAMERA"
     )
+    layout: str | None = _data(
+        None, "RawFolder: a JSON file that describes frames without a header.", metavar="FILE"
+    )
     crop: int | None = _data(None, "RawFolder: cut this many pixels square out of the middle.")
     n_images: int | None = _data(
         None, "Twins: how many.  [default: as many as the real set has]", least=1

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 import tifffile
 from colour.temperature import xy_to_CCT
+from PIL import Image
+from typer.testing import CliRunner
 
 from r2l.camera import CFA, Camera
+from r2l.cli import app
+from r2l.datasets import RawFolder
 from r2l.rawfile import RawFileError, RawFileWarning, RawLayout, read_raw
 from r2l.rawfile.colour import XYZ_FROM_SRGB, kelvin
 
@@ -474,6 +478,31 @@ def test_a_description_lies_beside_the_file(tmp_path):
     beside.write_text('{"wide": 64}')
     with pytest.raises(RawFileError, match="expected the keys width, height"):
         read_raw(path, SENSOR)
+
+
+def test_frames_without_a_header_on_the_command_line_and_in_a_folder(tmp_path):
+    camera, photos = tmp_path / "camera.json", tmp_path / "photos"
+    camera.write_text(json.dumps(SENSOR.to_dict()))
+    for name in ("a", "b"):
+        (photos / name).mkdir(parents=True)
+        (photos / name / "1.raw").write_bytes(pack(steps(), "mono12p"))
+    write(photos / "a" / "2.dng")
+    sizes = ["--width", "64", "--height", "48", "--bits", "12", "--packing", "mono12p"]
+    command = ["develop", str(photos / "a" / "1.raw"), "--camera", str(camera), "-o", str(tmp_path)]
+    done = CliRunner().invoke(app, [*command, *sizes])
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / "1_bi-s-ga.png") as picture:
+        assert picture.size == (64, 48)
+    done = CliRunner().invoke(app, [*command, *sizes[:4]])
+    assert (done.exit_code, done.output) == (
+        2,
+        "error: a frame without a header also needs --bits\n",
+    )
+
+    data = RawFolder(photos, camera=SENSOR, layout=RawLayout(64, 48, 12, "mono12p"))
+    assert [len(data), data.classes] == [3, ("a", "b")]
+    np.testing.assert_array_equal(data[0]["raw"], data[2]["raw"])
+    np.testing.assert_array_equal(np.round(data[0]["raw"][0] * FULL), steps())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import torch
 
     from r2l.camera import Camera
+    from r2l.rawfile import RawLayout
+
+
+def _headerless(text: str) -> Any:
+    return typer.Option(help=f"Without a header: {text}", show_default=False)
 
 
 def develop(
@@ -21,7 +26,8 @@ def develop(
         list[Path],
         typer.Argument(
             metavar="PHOTO",
-            help="Raw files: DNG, CR3, NEF, ARW and others; or mosaics as TIFF, PNG, NPY.",
+            help="Raw files: DNG, CR3, NEF, ARW and others; mosaics as TIFF, PNG, NPY; or frames without a "
+            "header, which need --width, --height, --bits and --camera.",
             show_default=False,
         ),
     ],
@@ -75,6 +81,25 @@ def develop(
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace pictures that exist.")
     ] = False,
+    frame: Annotated[
+        int | None, typer.Option(metavar="N", help="Which of several exposures of a DNG, from 0.")
+    ] = None,
+    allow_damaged: Annotated[
+        bool,
+        typer.Option("--allow_damaged", help="Develop what there is of a file that was cut short."),
+    ] = False,
+    width: Annotated[int | None, _headerless("pixels in a row.")] = None,
+    height: Annotated[int | None, _headerless("rows.")] = None,
+    bits: Annotated[int | None, _headerless("bits of a pixel.")] = None,
+    packing: Annotated[
+        str,
+        _headerless(
+            "u8, u16le, u16be, u16le_left, u16be_left, mipi10, mipi12, mipi14, mono12p, mono12packed."
+        ),
+    ] = "u16le",
+    cfa: Annotated[str | None, _headerless("RGGB, BGGR, GRBG or GBRG.")] = None,
+    offset: Annotated[int, _headerless("bytes before the first pixel.")] = 0,
+    stride: Annotated[int | None, _headerless("bytes from one row to the next.")] = None,
 ) -> None:
     """Develop raw files to 8-bit PNG pictures.
 
@@ -82,7 +107,9 @@ def develop(
     """
     failures = Failures()
     with failures.reported():
-        developer = _Developer(pipeline, variant, camera, highlights)
+        layout = _layout(width, height, bits, packing, cfa, offset, stride)
+        reading = {"layout": layout, "frame": frame, "allow_damaged": allow_damaged}
+        developer = _Developer(pipeline, variant, camera, highlights, reading)
         targets = _targets(photos, output, pipeline)
     failures.exit_if_any()
     for photo, target in zip(photos, targets, strict=True):
@@ -92,15 +119,32 @@ def develop(
     failures.exit_if_any()
 
 
+def _layout(
+    width: int | None, height: int | None, bits: int | None, packing: str, *others: Any
+) -> RawLayout | None:
+    """Return what the options say of a headerless frame; None if they say nothing."""
+    from r2l.rawfile import RawLayout
+
+    sizes = {"--width": width, "--height": height, "--bits": bits}
+    missing = [name for name, value in sizes.items() if value is None]
+    if len(missing) == len(sizes):
+        return None
+    if missing:
+        raise ValueError(f"a frame without a header also needs {' and '.join(missing)}")
+    return RawLayout(width, height, bits, packing, *others)
+
+
 class _Developer:
     """The choices that hold for all photos of a call, checked before the first one is read."""
 
-    def __init__(self, code: str, variant: str, camera: str | None, highlights: str) -> None:
+    def __init__(
+        self, code: str, variant: str, camera: str | None, highlights: str, reading: dict[str, Any]
+    ) -> None:
         from r2l.camera import DRONE
         from r2l.isp import StaticISP
         from r2l.rawfile import load_camera
 
-        self.code, self.variant = code, variant
+        self.code, self.variant, self.reading = code, variant, reading
         self.camera: Camera | None = load_camera(camera) if camera else None
         StaticISP.from_code(code, DRONE, variant=variant)
         if highlights not in ("clip", "keep"):
@@ -119,7 +163,7 @@ class _Developer:
         for place in (target, stage_folder) if stages else (target,):
             if place.exists() and not force:
                 raise ValueError(f"{place} exists: --force replaces it, -o names another place")
-        frame = read_raw(photo, self.camera)
+        frame = read_raw(photo, self.camera, **self.reading)
         isp = StaticISP.from_code(self.code, frame.camera, variant=self.variant)
         with torch.inference_mode():
             raw = frame.tensor()

@@ -15,14 +15,15 @@ from r2l.datasets.base import Item, RawDataset, Transform
 from r2l.datasets.layout import IMAGE_SUFFIXES, DatasetError, DatasetNotFoundError, by_stem
 from r2l.datasets.pixels import cached_array, read_mask, read_mask_values
 from r2l.datasets.splits import split_indices
-from r2l.rawfile import RawFrame, read_raw
+from r2l.rawfile import RawFrame, RawLayout, read_raw
 
 # Raw formats of today's and yesterday's cameras; what a file really is, `read_raw` finds out.
 _CAMERA_FORMATS = """
     3fr ari arw bay cap cr2 cr3 crw dcr erf fff gpr iiq kdc mef mos mrw nef nrw orf pef raf raw rw2
     rwl sr2 srf srw x3f
 """
-_RAW_SUFFIXES = IMAGE_SUFFIXES | {f".{suffix}" for suffix in _CAMERA_FORMATS.split()}
+_HEADERLESS = {".bin", ".dat", ".raw"}
+_RAW_SUFFIXES = IMAGE_SUFFIXES | {f".{suffix}" for suffix in _CAMERA_FORMATS.split()} | _HEADERLESS
 _COLUMNS = ["path", "label", "group", "mask"]
 _KEEP_OR_SKIP = "Add what is missing, or leave such images out (in Python: strict=False)"
 
@@ -63,6 +64,7 @@ class RawFolder(RawDataset):
         transform: called on each item.
         cache: folder to keep decoded frames in (four bytes a pixel); None decodes at each reading.
         strict: raise for an image without label or mask, or one without image; else leave it out.
+        layout: of headerless frames, which also need ``camera``.
 
     Raises:
         DatasetNotFoundError: no folder, or no raw file in it.
@@ -86,6 +88,7 @@ class RawFolder(RawDataset):
         transform: Transform | None = None,
         cache: str | Path | None = None,
         strict: bool = True,
+        layout: RawLayout | None = None,
     ) -> None:
         if labels is not None and masks is not None:
             raise ValueError("give labels or masks, not both")
@@ -108,7 +111,7 @@ class RawFolder(RawDataset):
                 "Give each image a label or a mask, or leave strict=True to hear which has none"
             )
             raise DatasetNotFoundError(self.root, "no raw file with a label or a mask", remedy)
-        self._given = camera
+        self._given, self._layout = camera, layout
         self.camera = camera or read_raw(table["path"].iloc[0]).camera
         numbers = [0 if self._has_masks else self.classes.index(name) for name in table["label"]]
         all_labels = np.array(numbers, np.int64)
@@ -124,7 +127,10 @@ class RawFolder(RawDataset):
         Raises:
             RawFileError: no usable raw frame.
         """
-        return read_raw(self.paths[index], self._given)
+        path = self.paths[index]
+        # Among frames without a header there may be others.
+        layout = self._layout if path.suffix.lower() in _HEADERLESS else None
+        return read_raw(path, self._given, layout)
 
     def read(self, index: int) -> Item:
         """Return the mosaic, in line with ``camera``, and its label or mask.
@@ -144,6 +150,7 @@ class RawFolder(RawDataset):
             return self._load(what, index)
         sources = [self.paths[index], *([self._masks[index]] if self._has_masks else [])]
         settings = [self.camera.to_dict(), self._given is None, self.crop, self.classes]
+        settings.append(repr(self._layout))
         name, rows = f"{what}_{self.paths[index].name}", lambda: [self._load(what, index)]
         return cached_array(self._cache, name, sources, 1, rows, settings)[0]
 

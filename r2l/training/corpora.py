@@ -23,7 +23,7 @@ from r2l.datasets import (
 )
 from r2l.datasets.splits import Fold, group_folds, published_resampling
 from r2l.options import Options
-from r2l.rawfile import load_camera
+from r2l.rawfile import RawLayout, load_camera
 
 #: Images of a test run.
 FEW = 32
@@ -109,9 +109,9 @@ def _open(options: Options) -> RawDataset:
     name, iso, root = options.dataset, options.iso, options.root
     if name == "RawFolder":
         camera = load_camera(options.camera) if options.camera else None
-        return RawFolder(
-            root, options.labels, options.masks, camera=camera, crop=options.crop, split="all"
-        )
+        layout = RawLayout.from_file(options.layout) if options.layout else None
+        given = {"camera": camera, "layout": layout, "crop": options.crop}
+        return RawFolder(root, options.labels, options.masks, split="all", **given)
     task = options.known_task
     if name == "Microscopy":
         return RawMicroscopy(root, "all", iso)
