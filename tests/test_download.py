@@ -21,7 +21,7 @@ from r2l.cli import app
 from r2l.datasets import RawDrone, RawMicroscopy
 from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.archive import ArchiveError, place_of
-from r2l.datasets.fetch.b2 import FOLDERS, get_b2_bucket, sync
+from r2l.datasets.fetch.b2 import _FOLDERS, get_b2_bucket, sync
 from r2l.datasets.fetch.download import fetch
 from r2l.datasets.fetch.manifest import NAME as MANIFEST
 from r2l.datasets.fetch.manifest import Manifest
@@ -57,7 +57,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def server(published, monkeypatch):
-    monkeypatch.setattr(transfer, "BACKOFF", 0.01)
+    monkeypatch.setattr(transfer, "_BACKOFF", 0.01)
     with local_zenodo(dict(published)) as running:
         monkeypatch.setenv("R2L_ZENODO_API", running.api)
         yield running
@@ -204,7 +204,7 @@ def test_at_most_two_requests_at_once(server, tmp_path):
 
 
 def test_no_server(tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "BACKOFF", 0.01)
+    monkeypatch.setattr(transfer, "_BACKOFF", 0.01)
     with pytest.raises(DownloadError, match="no connection"):
         fetch("drone", tmp_path, api="http://127.0.0.1:9/api", progress=False)
 
@@ -409,7 +409,7 @@ def test_dangerous_archives_are_refused_whole(server, tmp_path, member, match, t
 
 
 def test_archive_that_would_fill_any_disk(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("r2l.datasets.fetch.archive.MAX_BYTES", 10_000)
+    monkeypatch.setattr("r2l.datasets.fetch.archive._MAX_BYTES", 10_000)
     server.files["Raw-Microscopy.zip"] = make_zip(
         [("a.bin", bytes(20_000))], compression=zipfile.ZIP_DEFLATED
     )
@@ -615,7 +615,7 @@ def bucket(monkeypatch, published):
     monkeypatch.setenv("B2_APPLICATION_KEY", key)
     api.authorize_account(key_id, key)
     made = api.create_bucket("perturbed-minds", "allPrivate")
-    images, labels = FOLDERS["microscopy"]
+    images, labels = _FOLDERS["microscopy"]
     made.upload_bytes(published["Raw-Microscopy.zip"], f"{images}/raw.zip")
     made.upload_bytes(b"", f"{images}/.bzEmpty")
     made.upload_bytes(published["Ma190c_annotations.dat"], f"{labels}/Ma190c_annotations.dat")
@@ -670,7 +670,7 @@ def test_b2_file_that_does_not_come(bucket, tmp_path):
 
 
 def test_b2_onto_a_full_disk(bucket, small_disk, monkeypatch):
-    images = next(iter(FOLDERS["microscopy"]))
+    images = next(iter(_FOLDERS["microscopy"]))
     bucket.upload_bytes(os.urandom(600_000), f"{images}/large.zip")
     (small_disk / "mine.txt").write_text("my notes")
     with pytest.raises(DownloadError, match="GB are free"):
@@ -685,14 +685,14 @@ def test_b2_onto_a_full_disk(bucket, small_disk, monkeypatch):
 
 
 def test_b2_file_that_would_leave_its_folder(bucket, tmp_path):
-    bucket.upload_bytes(b"x", f"{next(iter(FOLDERS['microscopy']))}/a/../../escape.txt")
+    bucket.upload_bytes(b"x", f"{next(iter(_FOLDERS['microscopy']))}/a/../../escape.txt")
     with pytest.raises(DownloadError, match="outside of"):
         sync("microscopy", tmp_path, bucket, progress=False)
 
 
 def test_b2_file_that_arrives_damaged(bucket, tmp_path):
     """The simulator sends other bytes than its SHA-1 says."""
-    images = next(iter(FOLDERS["microscopy"]))
+    images = next(iter(_FOLDERS["microscopy"]))
     made = bucket.upload_bytes(b"content" * 100, f"{images}/other.zip")
     stored = bucket.api.session.raw_api.file_id_to_bucket_id
     simulated = bucket.api.session.raw_api.bucket_id_to_bucket[stored[made.id_]]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,22 +11,8 @@ from r2l.cli.report import EXIT_ERROR, Failures
 
 data = typer.Typer(no_args_is_help=True, help="Fetch, describe and check the published data sets.")
 
-
-class Name(StrEnum):
-    """The published data sets."""
-
-    microscopy = "microscopy"
-    drone = "drone"
-
-
-class Source(StrEnum):
-    """Where they can be fetched."""
-
-    zenodo = "zenodo"
-    b2 = "b2"
-
-
-Root = Annotated[
+_Name = Literal["microscopy", "drone"]
+_Root = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
@@ -39,12 +24,12 @@ Root = Annotated[
 
 @data.command()
 def fetch(
-    name: Annotated[Name, typer.Argument(show_default=False)],
-    root: Root = None,
+    name: Annotated[_Name, typer.Argument(show_default=False)],
+    root: _Root = None,
     source: Annotated[
-        Source,
+        Literal["zenodo", "b2"],
         typer.Option(help="b2 needs B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY to be set."),
-    ] = Source.zenodo,
+    ] = "zenodo",
     tiles: Annotated[
         int | None,
         typer.Option(
@@ -58,15 +43,14 @@ def fetch(
     with failures.reported():
         from r2l.datasets.fetch.download import fetch as fetch_data
 
-        options = {"source": source.value, "tiles": tiles, "intensity": intensity}
-        for note in fetch_data(name.value, root, **options):
-            print(note)
+        notes = fetch_data(name, root, source=source, tiles=tiles, intensity=intensity)
+        print(*notes, sep="\n")
     failures.exit_if_any()
 
 
 @data.command()
 def info(
-    name: Annotated[Name | None, typer.Argument(show_default=False)] = None, root: Root = None
+    name: Annotated[_Name | None, typer.Argument(show_default=False)] = None, root: _Root = None
 ) -> None:
     """Tell what the data sets are, their licence and source, and what of them is there."""
     failures = Failures()
@@ -74,20 +58,20 @@ def info(
         from r2l.datasets.layout import data_root
         from r2l.datasets.verify import describe
 
-        for kind in (name,) if name else Name:
-            print(*describe(kind.value, data_root(root)), sep="\n")
+        for kind in (name,) if name else ("microscopy", "drone"):
+            print(*describe(kind, data_root(root)), sep="\n")
     failures.exit_if_any()
 
 
 @data.command()
-def verify(name: Annotated[Name, typer.Argument(show_default=False)], root: Root = None) -> None:
+def verify(name: Annotated[_Name, typer.Argument(show_default=False)], root: _Root = None) -> None:
     """Check that a data set is whole: checksums, counts, and that each image decodes."""
     failures = Failures()
     with failures.reported():
         from r2l.datasets.layout import data_root
         from r2l.datasets.verify import verify as verify_data
 
-        fine, wrong = verify_data(name.value, data_root(root))
+        fine, wrong = verify_data(name, data_root(root))
         print(*(f"ok     {line}" for line in fine), *(f"wrong  {line}" for line in wrong), sep="\n")
         if wrong:
             raise typer.Exit(EXIT_ERROR)

@@ -22,7 +22,7 @@ from typing import TypeVar
 from r2l.datasets.info import INFO, INTENSITIES
 from r2l.files import R2LError
 
-AnyPath = TypeVar("AnyPath", bound=PurePath)
+_AnyPath = TypeVar("_AnyPath", bound=PurePath)
 
 IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".npy", ".dng"})
 # Long names of the options behind a pipeline's code, as folder names may spell them.
@@ -122,7 +122,7 @@ def read_labels(path: Path) -> dict[str, str]:
     return labels
 
 
-def pair_masks(images: Iterable[str], masks: Mapping[str, AnyPath]) -> dict[str, AnyPath]:
+def pair_masks(images: Iterable[str], masks: Mapping[str, _AnyPath]) -> dict[str, _AnyPath]:
     """Return masks by the stems of their images: of the same stem, or the one that contains it.
 
     Masks of no image stay under their own stem.

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.model_selection import ShuffleSplit, StratifiedGroupKFold, StratifiedShuffleSplit
 
-SPLITS = ("train", "val", "test", "all")
-SCHEMES = ("groups", "published")
+from r2l.files import choose
 
 
 class Fold(NamedTuple):
@@ -122,9 +121,8 @@ def split_indices(
     Raises:
         ValueError: an unknown split, scheme or fold, or too few groups to cut.
     """
-    for name, value, known in (("split", split, SPLITS), ("scheme", scheme, SCHEMES)):
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+    choose("split", split, ("train", "val", "test", "all"))
+    choose("scheme", scheme, ("groups", "published"))
     if fold not in range(5):
         raise ValueError(f"unknown fold {fold}; choose from 0 to 4")
     if split == "all":

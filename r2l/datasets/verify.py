@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from r2l.datasets.fetch.archive import crc32
 from r2l.datasets.fetch.manifest import Manifest
-from r2l.datasets.info import DRONE_PHOTOS, INFO
+from r2l.datasets.info import DRONE_PHOTOS, INFO, SetInfo
 from r2l.datasets.layout import (
     DatasetError,
     fetch_again,
@@ -95,7 +95,7 @@ def verify(kind: str, root: Path, progress: bool = True) -> tuple[list[str], lis
         if not damaged:
             fine.append(f"{folder}: {len(data)} images, each decodes")
             if f"{kind}/{folder.name}" not in manifest.subsets:
-                wrong += _differences(kind, data, folder)
+                wrong += _differences(INFO[kind], data, folder)
     return fine, wrong
 
 
@@ -134,9 +134,8 @@ def _check_record(
     return [] if wrong else [f"{root / kind}: {len(recorded)} files have their checksums"], wrong
 
 
-def _differences(kind: str, data: PublishedDataset, folder: Path) -> Iterator[str]:
+def _differences(info: SetInfo, data: PublishedDataset, folder: Path) -> Iterator[str]:
     """Compare counts with the published ones."""
-    info = INFO[kind]
     expected = DRONE_PHOTOS if folder.parent.name == "images_full" else info.images
     if len(data) != expected:
         yield f"{folder}: {len(data)} images, and {expected} were published"

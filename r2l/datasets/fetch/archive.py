@@ -26,8 +26,8 @@ from r2l.datasets.fetch.transfer import (
 from r2l.datasets.info import LABEL_FILE
 from r2l.datasets.layout import pipeline_code
 
-MAX_MEMBERS = 1_000_000
-MAX_BYTES = 500 * 10**9
+_MAX_MEMBERS = 1_000_000
+_MAX_BYTES = 500 * 10**9
 _CELL = re.compile(r"lame\d+_zone\d+")
 _TILE = re.compile(r"\d{2}_\d{5}")
 _SCALE = re.compile(r"raw_scale(\d{3})")
@@ -51,7 +51,7 @@ def safe_members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
     """
     members = archive.infolist()
     size = sum(member.file_size for member in members)
-    if len(members) > MAX_MEMBERS or size > MAX_BYTES:
+    if len(members) > _MAX_MEMBERS or size > _MAX_BYTES:
         raise _refused(name, f"it would grow to {len(members)} files of {size / 1e9:.0f} GB")
     for member in members:
         # zipfile cuts names at a null byte and turns backslashes on Windows: judge the original.

@@ -18,7 +18,7 @@ from r2l.datasets.fetch.transfer import (
 
 _KEY_ID, _KEY = "B2_APPLICATION_KEY_ID", "B2_APPLICATION_KEY"
 # Folder of the bucket to folder below the root; those with zips go to the downloads.
-FOLDERS = {
+_FOLDERS = {
     "microscopy": {
         "Data histopathology/WhiteCellsImages": "downloads/b2/microscopy_images",
         "Data histopathology/WhiteCellsLabels": "microscopy/labels",
@@ -70,7 +70,7 @@ def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[P
     """
     missing: list[tuple[FileVersion, Path]] = []
     kept = "What came is kept: run the same command again, or use --source zenodo"
-    for prefix, below in FOLDERS[kind].items():
+    for prefix, below in _FOLDERS[kind].items():
         target = root / below
         target.mkdir(parents=True, exist_ok=True)
         with translated(B2Error, f"{bucket.name}/{prefix}", "B2 didn't give it", kept):
@@ -91,7 +91,7 @@ def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[P
                 file = bucket.download_file_by_id(version.id_)
                 file.save_to(partial, "wb", allow_seeking=False)
             bar.update(version.size)
-    return [root / below for below in FOLDERS[kind].values()]
+    return [root / below for below in _FOLDERS[kind].values()]
 
 
 def _place(name: str, prefix: str, target: Path) -> Path | None:

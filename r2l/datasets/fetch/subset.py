@@ -13,7 +13,7 @@ from remotezip import RemoteIOError, RemoteZip, RemoteZipError
 from tqdm import tqdm
 
 from r2l.datasets.fetch.archive import Destination, place_of, safe_members
-from r2l.datasets.fetch.transfer import RemoteFile, download, translated
+from r2l.datasets.fetch.transfer import RemoteFile, download, progress_bar, translated
 from r2l.datasets.info import BAD_STEM, INFO, LABEL_FILE
 from r2l.datasets.layout import pair_masks, read_labels, scale_folder
 from r2l.files import R2LError
@@ -52,14 +52,14 @@ def fetch_subset(
             if Path(file.key).name == LABEL_FILE:
                 target = into.root / place_of(into.kind, "", file.key)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                download(file, target, session)
+                with progress_bar(file.size, "fetch", progress=False) as bar:
+                    download(file, target, session, bar)
         with translated(errors, into.root, why, "Try again later"):
             if into.kind == "microscopy" and _LABELS in members:
                 into.extract(*members[_LABELS], _LABELS)
             images = _images_of(into, members, scale_folder(intensity))
             stems = np.random.default_rng(_SEED).permutation(sorted(images))[:count].tolist()
-            bar = tqdm(sorted(stems), desc="fetch", unit="image", disable=not into.progress)
-            for stem in bar:
+            for stem in tqdm(sorted(stems), "fetch", unit="image", disable=not into.progress):
                 for place in images[stem]:
                     into.extract(*members[place], place)
     return sorted(stems)

@@ -24,7 +24,7 @@ from r2l.files import R2LError
 CHUNK = 1 << 16  # a break loses what came of the last chunk
 _TIMEOUT = (15, 60)  # seconds to connect, seconds of silence
 _RETRIES = 5  # of one request, and breaks in a row without news
-BACKOFF = 0.5  # seconds before the second retry; doubles from there
+_BACKOFF = 0.5  # seconds before the second retry; doubles from there
 _MAX_REQUESTS = 2  # Zenodo answers more with 429
 _BREAKS = (
     requests.ConnectionError,
@@ -127,7 +127,7 @@ def polite_session() -> requests.Session:
         connect=1,  # breaks are `_Resuming`'s business
         read=1,
         status=_RETRIES,
-        backoff_factor=BACKOFF,
+        backoff_factor=_BACKOFF,
         status_forcelist=(429, 500, 502, 503, 504),
         allowed_methods=("GET", "HEAD"),
         respect_retry_after_header=True,
@@ -180,15 +180,10 @@ def record_files(session: requests.Session, api: str | None = None) -> list[Remo
 def files_of(kind: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
     """Return the files that belong to a data set by their names: all but those of the other set."""
 
-    def is_of(key: str, kind: str) -> bool:
-        return any(word in key.lower() for word in _WORDS[kind])
+    def kinds_of(file: RemoteFile) -> set[str]:
+        return {k for k, words in _WORDS.items() if any(word in file.key.lower() for word in words)}
 
-    others = [other for other in _WORDS if other != kind]
-    return [
-        file
-        for file in files
-        if is_of(file.key, kind) or not any(is_of(file.key, other) for other in others)
-    ]
+    return [file for file in files if kind in kinds_of(file) or not kinds_of(file)]
 
 
 def download_all(
@@ -222,9 +217,7 @@ def download_all(
     return targets
 
 
-def download(
-    file: RemoteFile, target: Path, session: requests.Session, bar: tqdm | None = None
-) -> None:
+def download(file: RemoteFile, target: Path, session: requests.Session, bar: tqdm) -> None:
     """Fetch a file whole: it has its name only once its checksum is right.
 
     What a broken or killed download left (``<name>.part``) is gone on with, if the server serves
@@ -234,8 +227,7 @@ def download(
         DownloadError: no connection, a full disk, or other content than the checksum says.
     """
     if target.exists() and _fits(target, file.checksum):
-        if bar is not None:
-            bar.update(file.size)
+        bar.update(file.size)
         return
     part = _part_of(target)
     # What is there may be part of another version: then once more, from the start.
@@ -246,8 +238,7 @@ def download(
         if _fits(part, file.checksum):
             os.replace(part, target)
             return
-        if bar is not None:
-            bar.update(-_size(part))
+        bar.update(-_size(part))
         part.unlink()
     why = f"{file.url} sent other content than its record says (its checksum differs)"
     raise DownloadError(target, why, "It was thrown away; try again later")
@@ -270,12 +261,12 @@ def _fits(path: Path, checksum: str) -> bool:
 class _Resuming:
     """Downloads into a part of a fixed name, over as many connections as it takes."""
 
-    def __init__(self, part: Path, size: int, session: requests.Session, bar: tqdm | None) -> None:
+    def __init__(self, part: Path, size: int, session: requests.Session, bar: tqdm) -> None:
         self.part, self.size, self.session, self.bar = part, size, session, bar
 
     def fetch(self, url: str) -> None:
         """Bring the part to the size that the whole file has."""
-        self._move(_size(self.part))
+        self.bar.update(_size(self.part))
         breaks = 0
         while (before := _size(self.part)) < self.size:
             try:
@@ -284,14 +275,10 @@ class _Resuming:
                 breaks += 1
                 if breaks > _RETRIES:
                     raise
-                time.sleep(min(BACKOFF * 2**breaks, 60))
+                time.sleep(min(_BACKOFF * 2**breaks, 60))
             if _size(self.part) > before:
                 breaks = 0
         self.part.touch()  # an empty file is a file
-
-    def _move(self, by: int) -> None:
-        if self.bar is not None:
-            self.bar.update(by)
 
     def _append(self, url: str, have: int) -> None:
         """Add what is missing, up to the end or the next break."""
@@ -303,7 +290,7 @@ class _Resuming:
             if have and not (response.status_code == 206 and goes_on):
                 # No ranges here: from the start.
                 self.part.unlink()
-                self._move(-have)
+                self.bar.update(-have)
                 have = 0
                 if response.status_code != 200:
                     return
@@ -314,6 +301,6 @@ class _Resuming:
                         why = f"sends more than the {self.size} bytes of its record"
                         raise DownloadError(url, why, "Try again later")
                     file.write(chunk)
-                    self._move(len(chunk))
+                    self.bar.update(len(chunk))
         if have < self.size:
             raise requests.ConnectionError(f"ended {self.size - have} bytes early")

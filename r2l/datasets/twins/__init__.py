@@ -1,3 +1,1 @@
 """Data sets that need no download: drawn by code, from a seed, through the published cameras."""
-
-from r2l.datasets.twins.synthetic import SyntheticDrone, SyntheticMicroscopy

@@ -1,4 +1,13 @@
-"""Data sets drawn by code, from a seed, through the published cameras: stand-ins, not copies."""
+"""Data sets drawn by code, from a seed, through the published cameras.
+
+What they are for: lessons, tests and a first run of an experiment without a download. A twin stands in
+for a published set and has its camera, classes, scale, optics and (closely) its channel statistics; it
+holds nothing of its images. No result on it is a result about blood or about cars. Nothing in it favours
+or hurts any pipeline.
+
+Reproducible: item i depends on i and the arguments only; ``intensity`` changes how many photons are
+recorded, not what lies there. Any order, any number of workers.
+"""
 
 from __future__ import annotations
 
@@ -23,30 +32,8 @@ _LABELS, _ZONES, _SCENES, _NOISE = range(4)
 _CHOICE = 2
 
 
-class SyntheticDataset(RawDataset):
-    """What both twins have in common; items as in `RawDataset`.
-
-    What they are for: lessons, tests and a first run of an experiment without a download. A twin
-    stands in for a published set and has its camera, classes, scale, optics and (closely) its
-    channel statistics; it holds nothing of its images. No result on it is a result about blood or
-    about cars. Nothing in it favours or hurts any pipeline.
-
-    Reproducible: item i depends on i and the arguments only; ``intensity`` changes how many photons
-    are recorded, not what lies there. Any order, any number of workers.
-
-    Args:
-        n: how many items.
-        seed: which set; another seed makes another.
-        size: side of the mosaic in pixels, even. The field stays the same, so that a small tile
-            shows the same things more coarsely.
-        intensity: exposure; 1.0 is the published base.
-        transform: called on each item.
-        group: what the option is called that limits the size of a group, and its value.
-
-    Raises:
-        ValueError: n or the size of a group below 1, a size that is odd or outside 16 to 512, or a
-            negative intensity or seed.
-    """
+class _Twin(RawDataset):
+    """What both twins have in common: options, and recording what was drawn."""
 
     noise: NoiseModel
 
@@ -76,8 +63,10 @@ class SyntheticDataset(RawDataset):
         return record(light, self.camera, self.noise, rng=rng, intensity=self.intensity)
 
 
-class SyntheticMicroscopy(SyntheticDataset):
-    """Blood smears with one white cell each, drawn by code: a twin of Raw-Microscopy, with labels.
+class SyntheticMicroscopy(_Twin):
+    """Blood smears with one white cell each, drawn by code: items as in `RawDataset`, with a label.
+
+    A stand-in for Raw-Microscopy; see `r2l.datasets.twins.synthetic` for what it is good for.
 
     How it is made: absorbances of eosin and azure stain (Beer-Lambert) over an uneven lamp, a
     white cell with a nucleus of lobes amid red cells and platelets, the published point spread
@@ -92,9 +81,17 @@ class SyntheticMicroscopy(SyntheticDataset):
     (torch.Size([1, 32, 32]), 'MON')
 
     Args:
-        n, seed, size, intensity, transform: as of `SyntheticDataset`, which says what a twin is
-            good for; the field is 41.6 um wide.
+        n: how many items.
+        seed: which set; another seed makes another.
+        size: side of the mosaic in pixels, even. The field stays 41.6 um, so that a small tile
+            shows the same cell more coarsely.
+        intensity: exposure; 1.0 is the published base.
+        transform: called on each item.
         crops_per_zone: size of a group.
+
+    Raises:
+        ValueError: n or crops_per_zone below 1, a size that is odd or outside 16 to 512, or a
+            negative intensity or seed.
     """
 
     camera = MICROSCOPE
@@ -129,8 +126,10 @@ class SyntheticMicroscopy(SyntheticDataset):
         return {"raw": self._record(self.scene(index), index), "label": int(self.labels[index])}
 
 
-class SyntheticDrone(SyntheticDataset):
-    """Aerial tiles at 6 cm a pixel, with cars, drawn by code: a twin of Raw-Drone.
+class SyntheticDrone(_Twin):
+    """Aerial tiles at 6 cm a pixel, with cars, drawn by code: items as in `RawDataset`.
+
+    A stand-in for Raw-Drone; see `r2l.datasets.twins.synthetic` for what it is good for.
 
     How it is made: photos of 92 x 123 m with streets, parking lots, houses, trees, grass, soil and
     clutter under one sun, on which saloons, hatchbacks and vans stand and cast shadows; the
@@ -150,15 +149,14 @@ class SyntheticDrone(SyntheticDataset):
     (torch.Size([32, 32]), array([0, 0]))
 
     Args:
-        n, seed, size, intensity, transform: as of `SyntheticDataset`, which says what a twin is
-            good for; the field is 15.36 m wide.
+        n, seed, size, intensity, transform: as of `SyntheticMicroscopy`; the field stays 15.36 m.
         task: "segmentation" or "classification".
         empty: share of tiles without a car; None is the published one, 0 for segmentation and 0.5
             for classification.
         tiles_per_photo: greatest size of a group.
 
     Raises:
-        ValueError: as `SyntheticDataset`; an unknown task, or a share outside 0 to 1.
+        ValueError: as `SyntheticMicroscopy`; an unknown task, or a share outside 0 to 1.
     """
 
     camera = DRONE
