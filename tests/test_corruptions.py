@@ -10,7 +10,7 @@ from skimage import color, filters
 
 from r2l.camera import DRONE, MICROSCOPE, Camera
 from r2l.drift import PUBLISHED_CORRUPTIONS, corrupt, drift_sensor, published_corruptions
-from r2l.drift.corruptions import CORRUPTIONS, KINDS, constants_of
+from r2l.drift.corruptions import _KINDS, CORRUPTIONS, _constants_of
 from r2l.drift.matched_severity import match_amount, mean_distance, pipeline_distance
 from r2l.drift.sensor_drift import SENSOR_DRIFTS
 from r2l.sensor import DRONE_NOISE, NoiseModel, apply_levels, noise_variance
@@ -47,11 +47,11 @@ def test_the_published_ten_are_those_of_the_published_table():
 @pytest.mark.parametrize("severity", range(1, 6))
 def test_brightness_and_saturation_are_those_of_hsv(images, severity):
     planes = hsv(images)
-    planes[..., 2] = np.clip(planes[..., 2] + constants_of("brightness", severity, 48)[0], 0, 1)
+    planes[..., 2] = np.clip(planes[..., 2] + _constants_of("brightness", severity, 48)[0], 0, 1)
     got = corrupt(images, "brightness", severity)
     torch.testing.assert_close(got.double(), rgb(planes), atol=1e-5, rtol=0)
     planes = hsv(images)
-    factor, offset = constants_of("saturate", severity, 48)
+    factor, offset = _constants_of("saturate", severity, 48)
     planes[..., 1] = np.clip(planes[..., 1] * factor + offset, 0, 1)
     got = corrupt(images, "saturate", severity)
     torch.testing.assert_close(got.double(), rgb(planes), atol=1e-5, rtol=0)
@@ -129,11 +129,11 @@ def test_more_of_a_corruption_moves_images_further(images):
 
 def test_only_lengths_grow_with_the_image():
     for kind in CORRUPTIONS:
-        small, large = (constants_of(kind, 3, side, "image") for side in (32, 256))
-        assert small == pytest.approx(KINDS[kind].constants[2])
+        small, large = (_constants_of(kind, 3, side, "image") for side in (32, 256))
+        assert small == pytest.approx(_KINDS[kind].constants[2])
         for place, (a, b) in enumerate(zip(small, large, strict=True)):
-            assert b == pytest.approx(8 * a if place in KINDS[kind].lengths else a)
-        assert constants_of(kind, 3, 256) == KINDS[kind].constants[2]
+            assert b == pytest.approx(8 * a if place in _KINDS[kind].lengths else a)
+        assert _constants_of(kind, 3, 256) == _KINDS[kind].constants[2]
 
 
 @pytest.mark.parametrize("distance", ["psnr", "ssim", "l2"])

@@ -8,7 +8,7 @@ size, and corruptions that move the images as far as the pipelines do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from r2l.datasets.frames import Frames
+from r2l.datasets.frames import Frames, Pipeline
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, corrupt
 from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
 from r2l.drift.paired import diagonal_of, paired_scores
@@ -36,9 +36,9 @@ from r2l.training.predict import (
     predict_matrix,
 )
 
-MATCHED = "matched"
+_MATCHED = "matched"
 # What was changed (``train`` is the pipeline that it was changed in), and the images that it gave.
-Change = tuple[dict[str, Any], Tensor]
+_Change = tuple[dict[str, Any], Tensor]
 
 
 def corruption_table(
@@ -78,15 +78,15 @@ def corruption_table(
         ValueError: an unknown kind, scale or distance; no models; or a pipeline that ``views`` lack.
     """
 
-    def changes() -> Iterator[Change]:
+    def changes() -> Iterator[_Change]:
         some = spread(len(views))
         for code in codes:
             images, size, reached = views.images[code], 1.0, True
-            if scale == MATCHED:
+            if scale == _MATCHED:
                 target = pipeline_distance(views, code, kind=distance, indices=some)
             for kind, severity in product(kinds, severities):
                 how = {"severity": severity, "scale": scale, "seed": seed}
-                if scale == MATCHED:
+                if scale == _MATCHED:
                     how["scale"] = "image"
                     match = match_amount(
                         images[some], kind, target, distance=distance, ids=some, **how
@@ -109,6 +109,7 @@ def sensor_table(
     kinds: Sequence[str] = SENSOR_DRIFTS,
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     *,
+    pipelines: Mapping[str, Pipeline] | None = None,
     variant: str = "corrected",
     noise: NoiseModel | None = None,
     distance: str = "psnr",
@@ -123,6 +124,7 @@ def sensor_table(
         views: raw frames and their developments.
         kinds: of `SENSOR_DRIFTS`.
         severities: 1 to 5.
+        pipelines: by name, those of the models that are not named by their code.
         variant: "corrected" or "paper", as the views.
         noise: of the sensor, see `drift_sensor`.
 
@@ -133,7 +135,7 @@ def sensor_table(
         ValueError: as `corruption_table` and `drift_sensor`; or views without raw frames.
     """
 
-    def changes() -> Iterator[Change]:
+    def changes() -> Iterator[_Change]:
         for kind, severity in product(kinds, severities):
             moved = drift_sensor(views.raw, views.camera, kind, severity, noise=noise, seed=seed)
             for code, isp in isps.items():
@@ -144,7 +146,8 @@ def sensor_table(
     codes = _codes(models, views)
     if views.raw is None:
         raise ValueError("these views hold no raw frames, which another sensor would have recorded")
-    isps = {code: open_pipeline(code, views.camera, variant) for code in codes}
+    specs = dict(zip(codes, codes, strict=True)) | dict(pipelines or {})
+    isps = {code: open_pipeline(specs[code], views.camera, variant) for code in codes}
     total = len(codes) * len(kinds) * len(severities)
     bar = progress_bar(
         iterable=changes(), total=total, desc="drifting sensors", disable=not progress
@@ -168,7 +171,7 @@ def _name(code: str, scale: str, kind: str, severity: int) -> dict[str, Any]:
 def _ask_changed(
     models: Sequence[Trained],
     views: Frames,
-    changes: tqdm[Change],
+    changes: tqdm[_Change],
     distance: str,
     device: str | None,
 ) -> pd.DataFrame:
@@ -265,7 +268,7 @@ def benchmark_corruptions(
         results = predict_matrix(
             models, views, list(views.images), device=device, progress=progress
         )
-    scales = (*SCALES, MATCHED)
+    scales = (*SCALES, _MATCHED)
     options = {"distance": distance, "seed": seed, "device": device, "progress": progress}
     tables = [
         corruption_table(models, views, kinds, (severity,), scale=s, **options) for s in scales

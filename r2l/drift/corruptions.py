@@ -21,14 +21,15 @@ import numpy as np
 from torch import Tensor
 
 from r2l.drift import distortions
-from r2l.drift.distortions import Constants, Generators
+from r2l.drift.distortions import Constants, Generators, at_severity, generators
+from r2l.files import choose
 
 SCALES = ("published", "image")
-SIDE = 32  # pixels; of the images that the published constants were made for
+_SIDE = 32  # pixels; of the images that the published constants were made for
 
 
 @dataclass(frozen=True)
-class Corruption:
+class _Corruption:
     """One kind of corruption.
 
     Attributes:
@@ -89,39 +90,39 @@ _ELASTIC = (
 )
 _ZOOM = tuple((1 + 0.01 * (steps - 1), steps) for steps in (6, 11, 16, 21, 26))
 
-KINDS: dict[str, Corruption] = {
-    "gaussian_noise": Corruption(
+_KINDS: dict[str, _Corruption] = {
+    "gaussian_noise": _Corruption(
         _single(0.04, 0.06, 0.08, 0.09, 0.10), distortions.gaussian_noise, _times
     ),
-    "shot_noise": Corruption(_single(500, 250, 100, 75, 50), distortions.shot_noise, _weaken_shot),
-    "impulse_noise": Corruption(
+    "shot_noise": _Corruption(_single(500, 250, 100, 75, 50), distortions.shot_noise, _weaken_shot),
+    "impulse_noise": _Corruption(
         _single(0.01, 0.02, 0.03, 0.05, 0.07), distortions.impulse_noise, _times
     ),
-    "speckle_noise": Corruption(
+    "speckle_noise": _Corruption(
         _single(0.06, 0.10, 0.12, 0.16, 0.20), distortions.speckle_noise, _times
     ),
-    "gaussian_blur": Corruption(
+    "gaussian_blur": _Corruption(
         _single(0.4, 0.6, 0.7, 0.8, 1.0), distortions.gaussian_blur, _times, (0,)
     ),
-    "zoom_blur": Corruption(_ZOOM, distortions.zoom_blur, _weaken_zoom),
-    "contrast": Corruption(
+    "zoom_blur": _Corruption(_ZOOM, distortions.zoom_blur, _weaken_zoom),
+    "contrast": _Corruption(
         _single(0.75, 0.5, 0.4, 0.3, 0.15), distortions.contrast, _weaken_contrast
     ),
-    "brightness": Corruption(_single(0.05, 0.1, 0.15, 0.2, 0.3), distortions.brightness, _times),
-    "saturate": Corruption(
+    "brightness": _Corruption(_single(0.05, 0.1, 0.15, 0.2, 0.3), distortions.brightness, _times),
+    "saturate": _Corruption(
         ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)), distortions.saturate, _weaken_saturate
     ),
-    "elastic_transform": Corruption(
-        tuple(tuple(SIDE * share for share in shares) for shares in _ELASTIC),
+    "elastic_transform": _Corruption(
+        tuple(tuple(_SIDE * share for share in shares) for shares in _ELASTIC),
         distortions.elastic_transform,
         _weaken_elastic,
         (0, 1, 2),
     ),
-    "jpeg_compression": Corruption(
+    "jpeg_compression": _Corruption(
         _single(80, 65, 58, 50, 40), distortions.jpeg_compression, _weaken_jpeg
     ),
 }
-CORRUPTIONS = tuple(KINDS)
+CORRUPTIONS = tuple(_KINDS)
 #: The ten of the published comparison, in its order.
 PUBLISHED_CORRUPTIONS = CORRUPTIONS[:10]
 
@@ -157,38 +158,22 @@ def corrupt(
         ValueError: an unknown kind or scale, a severity that is not 1 to 5, a negative amount, or images
             of another shape.
     """
-    constants = constants_of(kind, severity, _side(images), scale)
-    if not amount >= 0:
-        raise ValueError(f"amount is {amount}, expected 0 or more")
-    places = range(len(images)) if ids is None else ids
-    number = CORRUPTIONS.index(kind)
-    rngs = [np.random.default_rng((seed, number, int(place))) for place in places]
-    chosen = KINDS[kind]
-    if amount == 0 or len(images) == 0:
-        return images.clone()
-    weakened = chosen.weaken(constants, amount) if amount != 1 else constants
-    return chosen.apply(images, weakened, rngs).clamp(0, 1)
-
-
-def constants_of(kind: str, severity: int, side: int, scale: str = "published") -> Constants:
-    """Return the numbers that a severity of a corruption stands for, at images of ``side`` pixels.
-
-    Raises:
-        ValueError: as `corrupt`.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"unknown corruption {kind!r}; choose from {', '.join(KINDS)}")
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(SCALES)}")
-    if severity not in range(1, 6):
-        raise ValueError(f"severity is {severity}, expected 1, 2, 3, 4 or 5")
-    growth = side / SIDE if scale == "image" else 1.0
-    chosen = KINDS[kind]
-    values = chosen.constants[severity - 1]
-    return tuple(v * growth if i in chosen.lengths else v for i, v in enumerate(values))
-
-
-def _side(images: Tensor) -> int:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
-    return min(images.shape[2:])
+    constants = _constants_of(kind, severity, min(images.shape[2:]), scale)
+    if not amount >= 0:
+        raise ValueError(f"amount is {amount}, expected 0 or more")
+    if amount == 0 or len(images) == 0:
+        return images.clone()
+    corruption = _KINDS[kind]
+    weakened = corruption.weaken(constants, amount) if amount != 1 else constants
+    rngs = generators(seed, CORRUPTIONS.index(kind), len(images), ids)
+    return corruption.apply(images, weakened, rngs).clamp(0, 1)
+
+
+def _constants_of(kind: str, severity: int, side: int, scale: str = "published") -> Constants:
+    """Return the numbers that a severity of a corruption stands for, at images of ``side`` pixels."""
+    corruption = choose("corruption", kind, _KINDS)
+    growth = side / _SIDE if choose("scale", scale, SCALES) == "image" else 1.0
+    values = at_severity(corruption.constants, severity)
+    return tuple(v * growth if i in corruption.lengths else v for i, v in enumerate(values))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +19,32 @@ from torch.nn import functional as F
 
 Constants = tuple[float, ...]
 Generators = Sequence[np.random.Generator]
+T = TypeVar("T")
 
 
-def _normals(images: Tensor, rngs: Generators) -> Tensor:
+def generators(
+    seed: int, number: int, count: int, ids: Sequence[int] | np.ndarray | None = None
+) -> Generators:
+    """Return a generator for each of ``count`` images, seeded by its identity (its place, if not given)."""
+    return [
+        np.random.default_rng((seed, number, int(i)))
+        for i in (range(count) if ids is None else ids)
+    ]
+
+
+def at_severity(constants: Sequence[T], severity: int) -> T:
+    """Return what stands for a severity.
+
+    Raises:
+        ValueError: a severity that is not 1 to 5.
+    """
+    if severity not in range(1, 6):
+        raise ValueError(f"severity is {severity}, expected 1, 2, 3, 4 or 5")
+    return constants[severity - 1]
+
+
+def normals(images: Tensor, rngs: Generators) -> Tensor:
+    """Return standard normal numbers for images (N, C, H, W), each from its own generator."""
     shape = images.shape[1:]
     drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
     return torch.from_numpy(drawn).to(images)
@@ -28,12 +52,12 @@ def _normals(images: Tensor, rngs: Generators) -> Tensor:
 
 def gaussian_noise(images: Tensor, constants: Constants, rngs: Generators) -> Tensor:
     """Add Gaussian noise of that standard deviation, alike at every pixel and channel."""
-    return images + constants[0] * _normals(images, rngs)
+    return images + constants[0] * normals(images, rngs)
 
 
 def speckle_noise(images: Tensor, constants: Constants, rngs: Generators) -> Tensor:
     """Add Gaussian noise in proportion to the image."""
-    return images + images * constants[0] * _normals(images, rngs)
+    return images + images * constants[0] * normals(images, rngs)
 
 
 def shot_noise(images: Tensor, constants: Constants, rngs: Generators) -> Tensor:

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from r2l.camera import DRONE, MICROSCOPE, Camera
+from r2l.drift.distortions import Generators, at_severity, generators, normals
+from r2l.files import choose
 from r2l.sensor import (
     DRONE_NOISE,
     MICROSCOPE_NOISE,
@@ -34,7 +36,7 @@ from r2l.sensor import (
     saturate,
 )
 
-NOISE_MODELS = {MICROSCOPE.name: MICROSCOPE_NOISE, DRONE.name: DRONE_NOISE}
+_NOISE_MODELS = {MICROSCOPE.name: MICROSCOPE_NOISE, DRONE.name: DRONE_NOISE}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Sensor:
 
     camera: Camera
     noise: NoiseModel
-    rngs: Sequence[np.random.Generator]
+    rngs: Generators
 
 
 def _exposure(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
@@ -59,9 +61,7 @@ def _exposure(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
 
 
 def _noise(light: Tensor, deviation: float, sensor: _Sensor) -> Tensor:
-    shape = light.shape[1:]
-    drawn = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in sensor.rngs])
-    return light + deviation * torch.from_numpy(drawn).to(light)
+    return light + deviation * normals(light, sensor.rngs)
 
 
 def _bit_depth(light: Tensor, bits: float, sensor: _Sensor) -> Tensor:
@@ -86,7 +86,7 @@ def _white_level(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
 
 
 #: What each kind does to light (linear), and its constants at severities 1 to 5.
-SENSOR_KINDS: dict[str, tuple[Callable[[Tensor, float, _Sensor], Tensor], tuple[float, ...]]] = {
+_KINDS: dict[str, tuple[Callable[[Tensor, float, _Sensor], Tensor], tuple[float, ...]]] = {
     "exposure": (_exposure, (0.75, 0.5, 0.25, 0.1, 0.05)),
     "noise": (_noise, (0.002, 0.005, 0.01, 0.02, 0.05)),
     "bit_depth": (_bit_depth, (10, 8, 6, 5, 4)),
@@ -94,7 +94,7 @@ SENSOR_KINDS: dict[str, tuple[Callable[[Tensor, float, _Sensor], Tensor], tuple[
     "black_level": (_black_level, (0.002, 0.005, 0.01, 0.02, 0.05)),
     "white_level": (_white_level, (0.1, 0.2, 0.3, 0.4, 0.5)),
 }
-SENSOR_DRIFTS = tuple(SENSOR_KINDS)
+SENSOR_DRIFTS = tuple(_KINDS)
 
 
 def drift_sensor(
@@ -125,20 +125,14 @@ def drift_sensor(
         ValueError: an unknown kind, a severity that is not 1 to 5, frames of another shape, or a camera
             whose noise is not known.
     """
-    if kind not in SENSOR_KINDS:
-        raise ValueError(f"unknown sensor drift {kind!r}; choose from {', '.join(SENSOR_KINDS)}")
-    if severity not in range(1, 6):
-        raise ValueError(f"severity is {severity}, expected 1, 2, 3, 4 or 5")
+    change, constants = choose("sensor drift", kind, _KINDS)
+    constant = at_severity(constants, severity)
     if raw.ndim != 4 or raw.shape[1] != 1:
         raise ValueError(f"expected raw frames (N, 1, H, W), got {tuple(raw.shape)}")
-    noise = noise or NOISE_MODELS.get(camera.name)
+    noise = noise or _NOISE_MODELS.get(camera.name)
     if noise is None:
         raise ValueError(f"the noise of {camera.name!r} is not known; pass noise=NoiseModel(...)")
-    change, constants = SENSOR_KINDS[kind]
-    places = range(len(raw)) if ids is None else ids
-    number = SENSOR_DRIFTS.index(kind)
-    rngs = [np.random.default_rng((seed, number, int(place))) for place in places]
-    constant = constants[severity - 1]
+    rngs = generators(seed, SENSOR_DRIFTS.index(kind), len(raw), ids)
     light = change(_light(raw, camera), constant, _Sensor(camera, noise, rngs))
     bits = min(noise.bits, int(constant)) if kind == "bit_depth" else noise.bits
     return quantise(saturate(apply_levels(light, camera), camera), bits)

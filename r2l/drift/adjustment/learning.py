@@ -14,24 +14,27 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pandas as pd
-from torch import nn
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
 
 from r2l.datasets.splits import group_folds
 from r2l.drift.adjustment.domains import Domain, check_domains
 from r2l.drift.adjustment.physical import describe_isp
-from r2l.drift.adjustment.recording import Recorder, State
 from r2l.drift.random_effects import crossed_means, paired_summary
 from r2l.isp import ParametrizedISP
 from r2l.progress import progress_bar
 from r2l.training.folds import train_fold
 from r2l.training.models import ModelFactory
+from r2l.training.module import RawToLogits
 from r2l.training.predict import predict
 from r2l.training.seeding import mixed_seed
 from r2l.training.tracking import Run
 
-ARMS = ("frozen", "learned")
+_ARMS = ("frozen", "learned")
+_State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Learning:
     curves: pd.DataFrame
     answers: pd.DataFrame
     initial: dict[str, nn.Module]
-    states: dict[tuple[str, str, int, int], list[State]] = field(repr=False)
+    states: dict[tuple[str, str, int, int], list[_State]] = field(repr=False)
 
     def processor(
         self,
@@ -138,7 +141,7 @@ class Learning:
 def compare_processing(
     domains: Mapping[str, Domain],
     *,
-    arms: Sequence[str] = ARMS,
+    arms: Sequence[str] = _ARMS,
     model: str | ModelFactory = "SmallResNet",
     n_splits: int = 5,
     seeds: Sequence[int] = (0,),
@@ -165,8 +168,8 @@ def compare_processing(
     Raises:
         ValueError: an unknown arm, different scenes, or a processor without parameters that is to be learned.
     """
-    if not arms or (unknown := set(arms) - set(ARMS)):
-        raise ValueError(f"unknown arms {sorted(unknown or [])}; choose from {', '.join(ARMS)}")
+    if not arms or (unknown := set(arms) - set(_ARMS)):
+        raise ValueError(f"unknown arms {sorted(unknown or [])}; choose from {', '.join(_ARMS)}")
     check_domains([*domains.values()])
     for name, domain in domains.items():
         if "learned" in arms and not [*domain.processor.parameters()]:
@@ -186,7 +189,7 @@ def compare_processing(
                 run.nested(" ".join(map(str, place.values())), place) if run else nullcontext() as r
             ):
                 fold = folds[seed][number]
-                recorder = Recorder()
+                recorder = _Recorder()
                 domain = domains[name]
                 trained = train_fold(
                     domain.frames, fold, model, mixed_seed(seed, number),
@@ -207,3 +210,37 @@ def compare_processing(
         {name: copy.deepcopy(domain.processor) for name, domain in domains.items()},
         states,
     )
+
+
+class _Recorder(Callback):
+    """Keeps an ISP's parameters of each epoch, the initial ones first, and keeps it a camera.
+
+    After each step the parameters are brought back into the ISP's physical bounds (`project_`), so that a
+    learned pipeline stays one that could be built: no gamma below 0.2, no level above white, filters that
+    leave a flat field as it is.
+    """
+
+    def __init__(self) -> None:
+        self.states: list[_State] = []
+
+    def _keep(self, module: RawToLogits) -> None:
+        state = module.processor.state_dict()
+        self.states.append({name: value.detach().cpu().clone() for name, value in state.items()})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the initial parameters."""
+        self._keep(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_rest: object
+    ) -> None:
+        """Bring a learned ISP back into its bounds."""
+        processor = pl_module.processor
+        if isinstance(processor, ParametrizedISP) and any(
+            p.requires_grad for p in processor.parameters()
+        ):
+            processor.project_()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the parameters of an epoch."""
+        self._keep(pl_module)
