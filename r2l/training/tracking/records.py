@@ -1,8 +1,12 @@
-"""Runs read back from a store."""
+"""Runs read back from a store, and addresses of what they wrote turned into paths on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -10,10 +14,13 @@ from urllib.request import url2pathname
 
 import pandas as pd
 
-from r2l.training.tracking.sender import PARENT
-from r2l.training.tracking.store import call, open_client, store_address
+from r2l.training.tracking.store import TrackingError, call, find_run, open_client
 
+PARENT = "mlflow.parentRunId"
 _SHOWN = 10  # names that a message lists
+_CACHE_VARIABLE, _DEFAULT_CACHE = "R2L_CACHE", Path("runs/fetched")
+_RUN = re.compile(r"runs:/+([0-9a-f]{32})(?:/(.+?))?/?$")
+_MODEL = re.compile(r"models:/+([^/@]+)(?:@([^/]+)|/([0-9]+))$")
 
 
 class Records:
@@ -27,8 +34,8 @@ class Records:
     """
 
     def __init__(self, store: str | Path | None = None) -> None:
-        self.address = store_address(store)
-        self.client = open_client(self.address, make=False)
+        self.client = open_client(store, make=False)
+        self.address = self.client.tracking_uri
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of mlflow's client; errors as in `r2l.training.tracking.store.call`."""
@@ -36,13 +43,12 @@ class Records:
 
     def all(self) -> Iterator[Any]:
         """Yield mlflow's runs, the newest first."""
-        experiments = [e.experiment_id for e in self._pages("search_experiments")]
         order = ["attributes.start_time DESC"]
-        yield from self._pages("search_runs", experiments, order_by=order)
+        yield from self._pages("search_runs", list(self._experiments()), order_by=order)
 
     def table(self) -> pd.DataFrame:
         """Return one row a run, the newest first: names, parent, status, start, last metrics."""
-        names = {e.experiment_id: e.name for e in self._pages("search_experiments")}
+        names = self._experiments()
         rows = [
             {
                 "run_id": run.info.run_id,
@@ -66,27 +72,23 @@ class Records:
             ValueError: no such run; lists the newest that exist.
         """
         names: dict[str, None] = {}
-        for known in self.all():
-            if run in (known.info.run_id, known.info.run_name):
-                return known.info.run_id
-            top = PARENT not in known.data.tags
-            if run == "latest" and top:
-                return known.info.run_id
+        for stored in self.all():
+            top = PARENT not in stored.data.tags
+            if run in (stored.info.run_id, stored.info.run_name) or (top and run == "latest"):
+                return stored.info.run_id
             if top:
-                names[known.info.run_name] = None
-        listed = _listed(list(names)) or "none yet"
-        raise ValueError(f"no run {run!r} in {self.address}; there are: {listed}")
+                names[stored.info.run_name] = None
+        raise missing(f"no run {run!r} in {self.address}", names)
 
     def children(self, run_id: str) -> dict[str, str]:
         """Return ids by name of the runs below one, in the order they were started."""
-        found = [r.info for r in self.all() if r.data.tags.get(PARENT) == run_id]
-        return {info.run_name: info.run_id for info in reversed(found)}
+        below = [r.info for r in self.all() if r.data.tags.get(PARENT) == run_id]
+        return {info.run_name: info.run_id for info in reversed(below)}
 
     def history(self, run_id: str) -> pd.DataFrame:
         """Return a run's metrics, one row a step (an epoch); the last value written to a step counts."""
-        run = self.call("get_run", run_id)
         series = {}
-        for key in run.data.metrics:
+        for key in self.call("get_run", run_id).data.metrics:
             points = self.call("get_metric_history", run_id, key)
             points = sorted(points, key=lambda point: point.timestamp)
             series[key] = pd.Series({point.step: point.value for point in points})
@@ -101,29 +103,119 @@ class Records:
 
     def local(self, run_id: str, path: str) -> Path | None:
         """Return where an artefact lies on this machine's disk; None if it has to be fetched."""
-        place = urlparse(self.call("get_run", run_id).info.artifact_uri)
-        if place.scheme not in ("", "file"):
+        location = urlparse(self.call("get_run", run_id).info.artifact_uri)
+        if location.scheme not in ("", "file"):
             return None
-        root = Path(url2pathname(place.path)).resolve()
-        found = (root / path).resolve()
-        if not found.is_relative_to(root):
+        root = Path(url2pathname(location.path)).resolve()
+        file = (root / path).resolve()
+        if not file.is_relative_to(root):
             raise ValueError(f"{path!r} is no artefact of run {run_id}: it leads out of its folder")
-        return found
+        return file
 
     def fetch(self, run_id: str, path: str, folder: Path) -> Path:
         """Copy an artefact, file or folder, into an empty folder."""
         return Path(self.call("download_artifacts", run_id, path, str(folder)))
 
+    def _experiments(self) -> dict[str, str]:
+        return {e.experiment_id: e.name for e in self._pages("search_experiments")}
+
     def _pages(self, method: str, *arguments: Any, **options: Any) -> Iterator[Any]:
-        token = None
-        while True:
-            page = self.call(method, *arguments, page_token=token, **options)
+        page = self.call(method, *arguments, **options)
+        yield from page
+        while page.token:
+            page = self.call(method, *arguments, page_token=page.token, **options)
             yield from page
-            token = page.token
-            if not token:
-                return
 
 
-def _listed(names: list[str]) -> str:
+def missing(what: str, names: Iterable[str], none: str = "none yet") -> ValueError:
+    """Return the error for what is not there, which lists what is."""
+    names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ValueError(f"{what}; there are: {', '.join(names[:_SHOWN]) or none}{more}")
+
+
+def resolve(
+    uri: str | Path, store: str | Path | None = None, cache: str | Path | None = None
+) -> Path:
+    """Return the folder or file that an address means; it is fetched if it lies on a server.
+
+    Args:
+        uri: ``runs:/RUN_ID/path``, ``models:/name@alias``, ``models:/name/version``, or the path of a
+            folder or a file, which is returned as it is.
+        store: where runs and models are looked up, see `store_address`.
+        cache: folder for what is fetched. The same artefact of the same run is fetched once; without
+            asking the server, since a finished run does not change. ``artefacts`` in the folder that
+            the variable R2L_CACHE names, else ``runs/fetched``, unless given. Nothing in it is ever deleted.
+
+    Raises:
+        ValueError: no such run, model, alias, version, artefact or path; names those that exist.
+        TrackingError: the store can't be opened.
+    """
+    text = str(uri)
+    if not text.startswith(("runs:", "models:")):
+        if not Path(text).exists():
+            raise ValueError(
+                f"{text}: no such folder or file; give one, or runs:/RUN_ID/path, or models:/name@alias"
+            )
+        return Path(text)
+    records = None
+    if text.startswith("models:"):
+        records = Records(store)
+        text = _source(records, text)
+    match = _RUN.match(text)
+    if not match:
+        raise ValueError(f"{text!r} is no address; expected runs:/RUN_ID/path, of 32 hex digits")
+    run_id, path = match[1], match[2] or ""
+    if not cache:
+        shared = os.environ.get(_CACHE_VARIABLE)
+        cache = Path(shared) / "artefacts" if shared else _DEFAULT_CACHE
+    cached = Path(cache) / run_id / path
+    if path and cached.exists():
+        return cached
+    records = records or Records(store)
+    return _existing(records, run_id, path) or _fetched(records, run_id, path, cached)
+
+
+def _source(records: Records, uri: str) -> str:
+    """The ``runs:/`` address behind a registered model."""
+    match = _MODEL.match(uri)
+    if not match:
+        raise ValueError(f"{uri!r} is no address; expected models:/name@alias or models:/name/1")
+    name, alias, version = match.groups()
+    models = {m.name: m for m in records.call("search_registered_models", max_results=1000)}
+    if name not in models:
+        raise missing(f"no model {name!r} in {records.address}", sorted(models))
+    aliases = models[name].aliases
+    if alias and alias not in aliases:
+        raise missing(f"model {name!r} has no alias {alias!r}", sorted(aliases))
+    try:
+        return records.call("get_model_version", name, version or str(aliases[alias])).source
+    except TrackingError as error:
+        raise ValueError(f"model {name!r} has no version {version}") from error
+
+
+def _existing(records: Records, run_id: str, path: str) -> Path | None:
+    """Where the artefact lies on this disk; None if it exists, but on a server."""
+    if not find_run(records.client, run_id):
+        raise ValueError(f"no run {run_id} in {records.address}")
+    local = records.local(run_id, path)
+    if local is not None and local.exists():
+        return local
+    parent = path.rpartition("/")[0]
+    entries = [e.path for e in records.call("list_artifacts", run_id, parent or None)]
+    if local is None and (path in entries or not path):
+        return None
+    entries = entries or [e.path for e in records.call("list_artifacts", run_id)]
+    raise missing(f"run {run_id} has no {path!r}", entries, "no artefacts")
+
+
+def _fetched(records: Records, run_id: str, path: str, cached: Path) -> Path:
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: what is in the cache is never looked at again.
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=cached.parent) as folder:
+        fetched = records.fetch(run_id, path, Path(folder))
+        if path:
+            os.replace(fetched, cached)
+        else:
+            shutil.copytree(fetched, cached, dirs_exist_ok=True)
+    return cached

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,13 +21,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from r2l.camera import Camera
+from r2l.files import to_uint8
 from r2l.isp.saving import save_isp
 from r2l.training.saving import save_model
-from r2l.training.tracking.provenance import provenance
-from r2l.training.tracking.sender import KEPT_FOLDER, PARENT, Sender
-from r2l.training.tracking.store import open_client, store_address
+from r2l.training.tracking.outage import KEPT_FOLDER, Sender
+from r2l.training.tracking.records import PARENT
+from r2l.training.tracking.store import batches, call, open_client
 
-_PARAMS_A_CALL = 100  # mlflow's limit
+_PACKAGES = ("r2l", "torch", "torchvision", "lightning", "numpy", "mlflow")
 
 
 class Run:
@@ -54,9 +58,8 @@ class Run:
         """Write settings; a value is kept as its text and can't be changed later."""
         from mlflow.entities import Param
 
-        params = [Param(key, str(value)) for key, value in values.items()]
-        for start in range(0, len(params), _PARAMS_A_CALL):
-            self._send("log_batch", params=params[start : start + _PARAMS_A_CALL])
+        for batch in batches(params=[Param(key, str(value)) for key, value in values.items()]):
+            self._send("log_batch", **batch)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Write numbers, at ``step`` (an epoch, a fold); characters mlflow forbids become ``_``."""
@@ -104,8 +107,8 @@ class Run:
             ValueError: another shape.
         """
         picture = Image.fromarray(_eight_bit(image))
-        with self.files() as folder:
-            picture.save(_below(folder, name), format="PNG")
+        with self._file(name) as path:
+            picture.save(path, format="PNG")
 
     def tensors(self, tensors: Mapping[str, Tensor | np.ndarray], name: str) -> None:
         """Write tensors as the artefact ``name`` (.npz or .safetensors); neither holds any code."""
@@ -113,8 +116,7 @@ class Run:
             k: np.ascontiguousarray(torch.as_tensor(v).detach().cpu().numpy())
             for k, v in tensors.items()
         }
-        with self.files() as folder:
-            path = _below(folder, name)
+        with self._file(name) as path:
             if path.suffix == ".safetensors":
                 from safetensors.numpy import save_file
 
@@ -149,12 +151,11 @@ class Run:
         Raises:
             ValueError: what `save_isp` or `save_model` raise; or names that mlflow does not take.
         """
-        with self.files() as folder:
-            place = _below(folder, name)
+        with self._file(name) as path:
             if description is None:
-                save_isp(model, place)
+                save_isp(model, path)
             else:
-                save_model(description, model, place)
+                save_model(description, model, path)
         if register:
             self._sender.register(self.run_id, name, register, alias)
         return f"runs:/{self.run_id}/{name}"
@@ -167,10 +168,25 @@ class Run:
             self._send("log_artifacts", folder)
 
     @contextmanager
-    def nested(self, name: str, params: Mapping[str, Any] | None = None) -> Iterator[Run]:
-        """Open a run below this one (a fold, a model) for the length of a ``with`` block."""
-        with _run(self._sender, name, params, {PARENT: self.run_id}) as child:
+    def nested(
+        self, name: str, params: Mapping[str, Any] | None = None, run_id: str | None = None
+    ) -> Iterator[Run]:
+        """Open a run below this one (a fold, a model); a new one, or ``run_id`` again, as in `track`."""
+        with _opened(self._sender, run_id, name, params, {PARENT: self.run_id}) as child:
             yield child
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[Path]:
+        """Yield where to write the artefact of that name, file or folder."""
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+            raise ValueError(
+                f"{name!r} is no name of an artefact; give one such as stages/gamma.png"
+            )
+        with self.files() as folder:
+            path = folder / parts
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield path
 
     def _send(self, method: str, *arguments: Any, **options: Any) -> None:
         self._sender.send(method, self.run_id, *arguments, **options)
@@ -184,6 +200,7 @@ def track(
     tags: Mapping[str, str] | None = None,
     store: str | Path | None = None,
     keep_in: str | Path = KEPT_FOLDER,
+    run_id: str | None = None,
 ) -> Iterator[Run]:
     """Open a run for the length of a ``with`` block; an exception marks it as failed and goes on.
 
@@ -198,27 +215,36 @@ def track(
         store: address of the store, a SQLite file or a folder; else the variable
             ``MLFLOW_TRACKING_URI``, else `DEFAULT_STORE`, relative to the working folder.
         keep_in: folder for what a failing server does not take any more.
+        run_id: of a run that exists, to go on with it; it has its name and tags.
 
     Raises:
-        TrackingError: the store can't be opened, which takes seconds to find out.
+        TrackingError: the store can't be opened, which takes seconds to find out; or has no run ``run_id``.
         ValueError: settings or names that mlflow does not take.
     """
-    sender = Sender(open_client(store_address(store)), experiment, keep_in)
-    tags = {**provenance(), **(tags or {})}
-    with _run(sender, run, params, tags) as opened:
+    client = open_client(store)
+    sender = Sender(client, experiment, keep_in)
+    if run_id:
+        stored = call(client, "get_run", run_id)
+        run, tags = stored.info.run_name, stored.data.tags
+    else:
+        tags = {**_provenance(), **(tags or {})}
+    with _opened(sender, run_id, run, params, tags) as opened:
         yield opened
 
 
 @contextmanager
-def _run(
-    sender: Sender, name: str | None, params: Mapping[str, Any] | None, tags: Mapping[str, str]
+def _opened(
+    sender: Sender,
+    run_id: str | None,
+    name: str | None,
+    params: Mapping[str, Any] | None,
+    tags: Mapping[str, str],
 ) -> Iterator[Run]:
-    run_id = sender.create_run(name, tags)
-    opened = Run(sender, run_id)
-    status = "FAILED"
+    run_id = sender.open_run(run_id, name, dict(tags))
+    run, status = Run(sender, run_id), "FAILED"
     try:
-        opened.params(params or {})
-        yield opened
+        run.params(params or {})
+        yield run
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -241,16 +267,25 @@ def _eight_bit(image: np.ndarray | Tensor) -> np.ndarray:
         raise ValueError(
             f"a picture of shape {values.shape}, expected (3, H, W), (1, H, W), (H, W)"
         )
-    if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
-    return np.round(np.nan_to_num(values).clip(0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(values) if values.dtype == np.uint8 else to_uint8(values)
 
 
-def _below(folder: Path, name: str) -> Path:
-    """The path of an artefact in a folder, its own folder made."""
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-        raise ValueError(f"{name!r} is no name of an artefact; give one such as stages/gamma.png")
-    path = folder / parts
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def _provenance() -> dict[str, str]:
+    """The versions of Python and the main packages, and the git commit of this package's code."""
+    versions = {"version.python": platform.python_version()}
+    versions |= {f"version.{name}": importlib.metadata.version(name) for name in _PACKAGES}
+    # An installed copy can lie in somebody else's repository, whose commit would mean nothing.
+    if _git("ls-files", "--error-unmatch", __file__):
+        versions["mlflow.source.git.commit"] = _git("rev-parse", "HEAD")
+        versions["git.clean"] = str(not _git("status", "--porcelain")).lower()
+    return versions
+
+
+def _git(*arguments: str) -> str:
+    """What git says about the folder of this file; nothing where it isn't a repository."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

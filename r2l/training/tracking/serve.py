@@ -8,22 +8,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-from r2l.training.tracking.store import (
-    TrackingError,
-    is_remote,
-    open_client,
-    sqlite_path,
-    store_address,
-)
+from r2l.training.tracking.store import TrackingError, is_remote, open_client, sqlite_path
 
 _START_SECONDS = 120
 _STOP_SECONDS = 10
@@ -35,7 +29,7 @@ class Server:
 
     Attributes:
         address: of the page, and for `track`.
-        process: of the server.
+        process: of the server; None of one that somebody else has started.
     """
 
     address: str
@@ -67,37 +61,27 @@ def serve(
     Raises:
         TrackingError: no such store, a port in use, or a server that does not start.
     """
-    address = store_address(store)
-    open_client(address, make=make)
+    address = open_client(store, make=make).tracking_uri
     if is_remote(address):
         yield Server(address, None)
         return
     _check_port(host, port)
-    shown = "127.0.0.1" if host == "0.0.0.0" else host
-    with tempfile.TemporaryFile() as log, _terminable():
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    with tempfile.TemporaryFile() as log, _sigterm_as_ctrl_c():
         process = _start(address, host, port, log)
         try:
-            _await_answer(f"http://{shown}:{port}", process, log)
-            yield Server(f"http://{shown}:{port}", process)
+            _await_answer(url, process, log)
+            yield Server(url, process)
         finally:
             _stop(process)
 
 
-def _start(address: str, host: str, port: int, log: Any) -> subprocess.Popen[bytes]:
-    options = {
-        "--backend-store-uri": address,
-        **_place_for_files(address),
-        "--host": host,
-        "--port": str(port),
-        "--workers": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        *(w for pair in options.items() for w in pair),
-    ]
+def _start(address: str, host: str, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    if path := sqlite_path(address):
+        # Beside the database: else files that others send would lie in the working folder.
+        command += ["--artifacts-destination", str(path.resolve().parent / "mlartifacts")]
     environment = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # A queue for jobs that nobody here gives; it doubles the memory.
@@ -115,34 +99,29 @@ def _start(address: str, host: str, port: int, log: Any) -> subprocess.Popen[byt
     )
 
 
-def _place_for_files(address: str) -> dict[str, str]:
-    """Beside the database: else files that others send would lie in the working folder."""
-    path = sqlite_path(address)
-    return {"--artifacts-destination": str(path.resolve().parent / "mlartifacts")} if path else {}
-
-
 def _check_port(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise TrackingError(
-                f"{host}:{port} can't be used ({error.strerror}); choose another --port"
-            ) from error
+            reason = f"can't be used ({error.strerror})"
+            raise TrackingError(f"{host}:{port}", reason, "choose another --port") from error
 
 
-def _await_answer(url: str, process: subprocess.Popen[bytes], log: Any) -> None:
+def _await_answer(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(0.2)
     log.seek(0)
     last = log.read().decode(errors="replace").strip().splitlines()[-1:]
-    raise TrackingError(f"mlflow's server did not start: {last[0] if last else 'no reason given'}")
+    raise TrackingError(
+        "mlflow's server", f"did not start: {last[0] if last else 'no reason given'}", "Try it again"
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -156,17 +135,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def _sigterm_as_ctrl_c() -> Iterator[None]:
     """Let SIGTERM end this process as Ctrl-C does, so that the server is not left behind."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -5,32 +5,38 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from r2l.files import atomic_path
+from r2l.files import R2LError, atomic_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as StoredRun
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
-STORE_VARIABLE = "MLFLOW_TRACKING_URI"
+_VARIABLE = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
 # What mlflow answers to a value that it will never take; anything else is the store's trouble.
 _MISTAKES = {"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
 # mlflow's own patience is seven retries of two minutes each.
 _OPENING = {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "0", "TIMEOUT": "5"}
 _WRITING = {"MAX_RETRIES": "3", "BACKOFF_FACTOR": "1", "TIMEOUT": "30"}
+_SILENT = {
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 _LOCKED_TRIES = 6
 _OPENING_SECONDS = 120  # to make all tables, on a machine that has much else to do
+_AT_ONCE = {"params": 100, "tags": 100, "metrics": 1000}  # mlflow's limits
 
 
-class TrackingError(OSError):
-    """A store that can't be opened, read or written. Says which, why, and what to do about it."""
+class TrackingError(R2LError, OSError):
+    """A store that can't be opened, read or written."""
 
 
 def store_address(store: str | Path | None = None) -> str:
@@ -40,7 +46,7 @@ def store_address(store: str | Path | None = None) -> str:
         store: an address (``sqlite:///...``, ``http://...``), a SQLite file, or a folder that holds (or
             will hold) ``mlflow.db``; None for the variable ``MLFLOW_TRACKING_URI``, else `DEFAULT_STORE`.
     """
-    store = str(store or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)
+    store = str(store or os.environ.get(_VARIABLE) or DEFAULT_STORE)
     if ":/" in store:
         return store
     path = Path(store)
@@ -57,34 +63,34 @@ def is_remote(address: str) -> bool:
     return address.startswith(("http://", "https://"))
 
 
-def open_client(address: str, *, make: bool = True) -> MlflowClient:
+def open_client(store: str | Path | None = None, *, make: bool = True) -> MlflowClient:
     """Return a client of a store that answered, within seconds.
 
     Args:
-        address: see `store_address`.
+        store: see `store_address`.
         make: whether a SQLite file that does not exist is made.
 
     Raises:
         TrackingError: the store can't be opened; names the address and the remedy.
     """
-    _check_sqlite(address, make)
+    address = store_address(store)
+    path = sqlite_path(address)
+    if path:
+        check_sqlite(path, make)
     # Before the import, which would otherwise report usage to mlflow's makers.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient  # takes seconds: only for those who track
 
-    try:
-        with _alone(address), _quiet_loggers(), _patience(_OPENING), _clear_errors(address):
-            _make_aside(address)
-            client = MlflowClient(tracking_uri=address, registry_uri=address)
-            client.search_experiments(max_results=1)
-    except (TrackingError, ValueError) as error:
-        remedy = (
-            "Start the server, or correct the address; without one, runs are kept in the working "
-            f"folder ({DEFAULT_STORE})"
-            if is_remote(address)
-            else "Give sqlite:///FILE, a folder, or the http address of an mlflow server"
-        )
-        raise TrackingError(f"the store can't be opened: {error}.\n{remedy}.") from error
+    with ExitStack() as stack:
+        stack.enter_context(_calm(_OPENING))
+        stack.enter_context(_clear_errors(address, opening=True))
+        if path:
+            # In a read-only folder nothing is made, and a lock that nobody gives back keeps nobody out.
+            with suppress(OSError):
+                stack.enter_context(_alone(path))
+            _make_aside(path)
+        client = MlflowClient(tracking_uri=address, registry_uri=address)
+        client.search_experiments(max_results=1)
     return client
 
 
@@ -95,25 +101,43 @@ def call(client: MlflowClient, method: str, *arguments: Any, **options: Any) -> 
         ValueError: mlflow does not take such a value.
         TrackingError: the store did not answer, or could not do it.
     """
-    address = client.tracking_uri
-    for attempt in range(_LOCKED_TRIES):
+    for attempt in range(1, _LOCKED_TRIES + 1):
         try:
-            with _quiet_loggers(), _patience(_WRITING), _clear_errors(address):
+            with _calm(_WRITING), _clear_errors(client.tracking_uri):
                 return getattr(client, method)(*arguments, **options)
         except TrackingError as error:
-            if "database is locked" not in str(error) or attempt + 1 == _LOCKED_TRIES:
+            if "database is locked" not in str(error) or attempt == _LOCKED_TRIES:
                 raise
-            time.sleep(0.1 * 2**attempt)
+            time.sleep(0.05 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def find_run(client: MlflowClient, run_id: str) -> StoredRun | None:
+    """Return what mlflow knows of a run, None where it has no such run; errors as in `call`."""
+    try:
+        return call(client, "get_run", run_id)
+    except TrackingError as error:
+        if "not found" not in str(error):
+            raise
+        return None
+
+
+def batches(**entities: Sequence[Any]) -> Iterator[dict[str, Sequence[Any]]]:
+    """Yield arguments of mlflow's ``log_batch``, no more at once than it takes."""
+    for kind, values in entities.items():
+        for start in range(0, len(values), _AT_ONCE[kind]):
+            yield {kind: values[start : start + _AT_ONCE[kind]]}
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
     """Return the id of an experiment, which is made if it does not exist."""
+    path = sqlite_path(client.tracking_uri)
+    # Any other store decides for itself.
+    folder = (path.resolve().parent / "mlruns").as_uri() if path else None
     for last in (False, True):
         found = call(client, "get_experiment_by_name", name)
         if found:
             return found.experiment_id
-        folder = artefact_folder(client.tracking_uri)
         try:
             return call(client, "create_experiment", name, artifact_location=folder)
         except ValueError:
@@ -123,55 +147,37 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     raise AssertionError("unreachable")
 
 
-def artefact_folder(address: str) -> str | None:
-    """Return the folder ``mlruns`` beside a SQLite file; None lets any other store decide."""
-    path = sqlite_path(address)
-    return (path.resolve().parent / "mlruns").as_uri() if path else None
+def check_sqlite(path: Path, make: bool = False) -> None:
+    """Find at once what mlflow would try again for minutes.
 
-
-def _check_sqlite(address: str, make: bool) -> None:
-    """Find at once what mlflow would try again for minutes."""
-    path = sqlite_path(address)
-    if path is None:
-        return
+    Raises:
+        TrackingError: no such file (unless ``make``), or none of SQLite.
+    """
     if not path.is_file():
         if path.exists() or not make:
-            reason = "a folder" if path.exists() else "no such file"
             raise TrackingError(
-                f"no store of runs at {path}: {reason}.\nRuns are written by `r2l train`, or "
-                "by r2l.training.tracking.track; name their store with --store."
+                f"no store of runs at {path}",
+                "a folder" if path.exists() else "no such file",
+                "Runs are written by `r2l train`, or by r2l.training.tracking.track; name their store "
+                "with --store",
             )
         return
     with path.open("rb") as file:
         head = file.read(16)
     if head and head != b"SQLite format 3\0":
-        raise TrackingError(f"{path} is no SQLite file.\nGive another file for the runs.")
+        raise TrackingError(path, "no SQLite file", "Give another file for the runs")
 
 
 @contextmanager
-def _alone(address: str) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[None]:
     """Let one process at a time open a SQLite file: two that make its tables at once fail."""
-    path = sqlite_path(address)
-    if path is None:
-        yield
-        return
     folder = path.parent / "mlruns"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".opening.lock", timeout=_OPENING_SECONDS)
-        lock.acquire()
-    except (
-        OSError
-    ):  # a read-only folder, in which nothing is made, or a lock that nobody gives back
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".opening.lock", timeout=_OPENING_SECONDS):
         yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
-def _make_aside(address: str) -> None:
+def _make_aside(path: Path) -> None:
     """Make a SQLite file that does not exist under another name, and rename it once it is whole.
 
     Mlflow makes its tables in some seventy steps: killed between them, a process would leave a file that
@@ -179,69 +185,74 @@ def _make_aside(address: str) -> None:
     """
     from mlflow import MlflowClient
 
-    path = sqlite_path(address)
     # Not plain names: options of SQLite behind a "?", and ":memory:".
-    if path is None or set(path.name) & set("?:") or (path.exists() and path.stat().st_size):
+    if set(path.name) & set("?:") or (path.exists() and path.stat().st_size):
         return
     for left in path.parent.glob(f".{path.name}.*.part*"):
         left.unlink()
     with atomic_path(path) as partial:
+        partial.touch()  # Where nothing can be written, mlflow would try for minutes.
         MlflowClient(tracking_uri=f"{_SQLITE}{partial}").search_experiments(max_results=1)
 
 
 @contextmanager
-def _clear_errors(address: str) -> Iterator[None]:
+def _clear_errors(address: str, opening: bool = False) -> Iterator[None]:
+    """Turn the errors of mlflow and of what it calls into two, as in `call`; opening, into one."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except MlflowException as error:
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if error.error_code in _MISTAKES:
-            raise ValueError(message) from error
-        if is_remote(address) and "HTTPConnectionPool" in message:
-            message = f"no answer ({_innermost(message)})"
-        raise TrackingError(f"{address}: {message}") from error
-    except OSError as error:
-        # Of requests, when a server refuses a file; or of the disk, when it is full.
-        raise TrackingError(f"{address}: {error}") from error
+    # OSError: of requests, when a server refuses a file; or of the disk, when it is full.
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
+        if getattr(error, "error_code", None) in _MISTAKES and not opening:
+            raise ValueError(why) from error
+        if is_remote(address) and "HTTPConnectionPool" in why:
+            why = f"no answer ({_innermost(why)})"
+        what = f"the store can't be opened: {address}" if opening else address
+        raise TrackingError(what, why, _remedy(address, why)) from error
 
 
 def _innermost(message: str) -> str:
     """What is in the core of requests' nested messages: "Connection refused"."""
-    for known in ("Connection refused", "timed out", "Name or service not known"):
-        if known in message:
-            return known
+    for reason in ("Connection refused", "timed out", "Name or service not known"):
+        if reason in message:
+            return reason
     return message.rsplit("Caused by ", 1)[-1].rstrip(")")
 
 
+def _remedy(address: str, why: str) -> str:
+    if is_remote(address):
+        return (
+            "Start the server, or correct the address; without one, runs are kept in the working "
+            f"folder ({DEFAULT_STORE})"
+        )
+    if "locked" in why:
+        return "Another process holds it: wait until that ends, or give another store"
+    return (
+        "Give sqlite:///FILE that can be written, a folder, or the http address of an mlflow server"
+    )
+
+
 @contextmanager
-def _patience(limits: dict[str, str]) -> Iterator[None]:
-    """Bound how long mlflow waits, unless the user said how long; let it print nothing."""
-    wanted = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in limits.items()}
-    wanted["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    wanted["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+def _calm(limits: dict[str, str]) -> Iterator[None]:
+    """Bound how long mlflow waits, unless the user said how long; let it print nothing.
+
+    A new SQLite file is made in some seventy steps, each of which it would log. Errors come as exceptions,
+    so that their log would only repeat them.
+    """
+    wanted = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in limits.items()} | _SILENT
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow", "urllib3")]
+    levels = [logger.level for logger in loggers]
     os.environ.update(ours)
     try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         yield
     finally:
         for name in ours:
             os.environ.pop(name, None)
-
-
-@contextmanager
-def _quiet_loggers() -> Iterator[None]:
-    """A new SQLite file is made in some seventy steps, each of which mlflow would print.
-
-    Errors come as exceptions, so that their log would only repeat them.
-    """
-    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow", "urllib3")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
