@@ -25,7 +25,7 @@ from r2l.datasets import SyntheticMicroscopy
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
 from r2l.training.callbacks import SCALE, MetricTracker, StageTracker, save_strip
-from r2l.training.lab import curves, export_gif, query
+from r2l.training.export import animate, curves, query
 from r2l.training.tracking import Records, resolve, track
 from r2l.viz import plot_curves
 
@@ -223,7 +223,7 @@ def frames(path):
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_a_gif_of_each_fold_with_a_frame_an_epoch(store, tracked, tmp_path, gradient):
-    written = export_gif("tracked", "gamma", tmp_path / "out.gif", gradient=gradient, store=store)
+    written = animate("tracked", "gamma", tmp_path / "out.gif", gradient=gradient, store=store)
     assert [path.name for path in written] == ["out_fold_0.gif", "out_fold_1.gif"]
     drawn = frames(written[1])
     assert len(drawn) == EPOCHS
@@ -252,7 +252,7 @@ def test_gradients_of_all_epochs_stand_on_one_scale(store, tmp_path):
                 place.mkdir(parents=True)
                 values = torch.tensor([-1.0, 1.0]).repeat_interleave(8).repeat(16, 1)
                 save_strip(size * values[None, None], place / f"epoch_{epoch:03d}.png", signed=True)
-    (path,) = export_gif("scales", "raw", tmp_path / "g.gif", gradient=True, store=store)
+    (path,) = animate("scales", "raw", tmp_path / "g.gif", gradient=True, store=store)
     whole, half = (frame[22:].astype(float) for frame in frames(path))
     assert sorted(set(whole.ravel())) == [0, 255]
     np.testing.assert_allclose(sorted(set(half.ravel())), [64, 191], atol=1)
@@ -316,7 +316,7 @@ def test_the_command_line_lists_asks_and_draws(store, tracked, tmp_path):
     ("arguments", "message"),
     [
         (("export", "nobody", "--gif", "gamma"), "no run 'nobody' in .*there are: .*tracked"),
-        (("export", "tracked", "--gif", "sharpen"), "no stages 'sharpen'; it has: .*demosaic"),
+        (("export", "tracked", "--gif", "sharpen"), "no stages 'sharpen'; there are: .*demosaic"),
         (("export", "last", "--gif", "gamma", "--gradient"), "--track_processing_gradients"),
         (("export", "last", "--curves", "x.png"), "holds no train_loss"),
         (("export", "tracked"), "give --gif STAGE, --curves FILE"),

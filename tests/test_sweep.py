@@ -33,7 +33,7 @@ from r2l.sweep.engine import _environment
 from r2l.sweep.jobs import RESULT
 from r2l.sweep.report import matrices, plan, scores_table, write_report
 from r2l.sweep.work import Outcome, carry_out
-from r2l.training.lab import query
+from r2l.training.export import query
 from r2l.training.run_folder import code_version
 from tools.places import ROOT
 

@@ -175,7 +175,7 @@ def test_models_are_found_by_run_by_alias_and_by_version(store):
     ("uri", "message"),
     [
         ("models:/nothing@best", "no model 'nothing'.*there are: .*asked"),
-        ("models:/asked@worst", "no alias 'worst'; it has: best"),
+        ("models:/asked@worst", "no alias 'worst'; there are: best"),
         ("models:/asked/99", "no version 99"),
         ("models:/asked", "expected models:/name@alias"),
         ("runs:/" + "0" * 32 + "/model", "no run 0000"),

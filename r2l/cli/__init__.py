@@ -13,6 +13,7 @@ import typer
 from r2l.cli.check import check
 from r2l.cli.data import data
 from r2l.cli.develop import develop
+from r2l.cli.errors import Commands
 from r2l.cli.flags import GroupedCommand
 from r2l.cli.lab import lab
 from r2l.cli.sweep import sweep
@@ -20,6 +21,7 @@ from r2l.cli.train import train
 
 app = typer.Typer(
     name="r2l",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from r2l.cli.report import Failures
+from r2l.cli.errors import for_each
 
-EXIT_OUTSIDE = 1
+_EXIT_OUTSIDE = 1
 
 
 def check(
@@ -33,24 +33,22 @@ def check(
     Compared are the numbers that frames are developed with, one at a time: levels, gains, colour. Exit
     status: 0 all inside, 1 some outside, 2 an error.
     """
-    failures = Failures()
-    outside = False
-    with failures.reported():
-        from r2l.drift.forensics.tolerance_report import ToleranceReport, as_text
-        from r2l.rawfile import load_camera
+    from r2l.drift.forensics.tolerance_report import ToleranceReport, as_text
+    from r2l.rawfile import load_camera
 
-        report = ToleranceReport.load(tolerances)
-        print(
-            f"{report.model} on {report.camera.name}, {report.pipeline}: {report.metric} "
-            f"{report.score:.3f}, allowed to fall by {report.drop:g}"
-        )
-    failures.exit_if_any()
-    for name in camera:
-        with failures.reported():
-            checked = report.check(load_camera(name))
-            outside |= bool((checked["verdict"] == "outside").any())
-            text = as_text(checked).rename_axis(None).to_string()
-            print(f"\n{name}: {report.verdict(checked)}\n{text}")
-    failures.exit_if_any()
+    report = ToleranceReport.load(tolerances)
+    print(
+        f"{report.model} on {report.camera.name}, {report.pipeline}: {report.metric} "
+        f"{report.score:.3f}, allowed to fall by {report.drop:g}"
+    )
+    outside = []
+
+    def check_one(name: str) -> None:
+        checked = report.check(load_camera(name))
+        outside.extend(checked.index[checked["verdict"] == "outside"])
+        text = as_text(checked).rename_axis(None).to_string()
+        print(f"\n{name}: {report.verdict(checked)}\n{text}")
+
+    for_each(check_one, camera)
     if outside:
-        raise typer.Exit(EXIT_OUTSIDE)
+        raise typer.Exit(_EXIT_OUTSIDE)

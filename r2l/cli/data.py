@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from r2l.cli.report import EXIT_ERROR, Failures
+from r2l.cli.errors import EXIT_ERROR
 
 data = typer.Typer(no_args_is_help=True, help="Fetch, describe and check the published data sets.")
 
@@ -39,13 +39,10 @@ def fetch(
     intensity: Annotated[float, typer.Option(help="Of the images that --tiles fetches.")] = 1.0,
 ) -> None:
     """Download a data set. Run again, it goes on where it was; nothing is replaced or deleted."""
-    failures = Failures()
-    with failures.reported():
-        from r2l.datasets.fetch.download import fetch as fetch_data
+    from r2l.datasets.fetch.download import fetch as fetch_data
 
-        notes = fetch_data(name, root, source=source, tiles=tiles, intensity=intensity)
-        print(*notes, sep="\n")
-    failures.exit_if_any()
+    notes = fetch_data(name, root, source=source, tiles=tiles, intensity=intensity)
+    print(*notes, sep="\n")
 
 
 @data.command()
@@ -53,26 +50,20 @@ def info(
     name: Annotated[_Name | None, typer.Argument(show_default=False)] = None, root: _Root = None
 ) -> None:
     """Tell what the data sets are, their licence and source, and what of them is there."""
-    failures = Failures()
-    with failures.reported():
-        from r2l.datasets.layout import data_root
-        from r2l.datasets.verify import describe
+    from r2l.datasets.layout import data_root
+    from r2l.datasets.verify import describe
 
-        for kind in (name,) if name else ("microscopy", "drone"):
-            print(*describe(kind, data_root(root)), sep="\n")
-    failures.exit_if_any()
+    for kind in (name,) if name else ("microscopy", "drone"):
+        print(*describe(kind, data_root(root)), sep="\n")
 
 
 @data.command()
 def verify(name: Annotated[_Name, typer.Argument(show_default=False)], root: _Root = None) -> None:
     """Check that a data set is whole: checksums, counts, and that each image decodes."""
-    failures = Failures()
-    with failures.reported():
-        from r2l.datasets.layout import data_root
-        from r2l.datasets.verify import verify as verify_data
+    from r2l.datasets.layout import data_root
+    from r2l.datasets.verify import verify as verify_data
 
-        fine, wrong = verify_data(name, data_root(root))
-        print(*(f"ok     {line}" for line in fine), *(f"wrong  {line}" for line in wrong), sep="\n")
-        if wrong:
-            raise typer.Exit(EXIT_ERROR)
-    failures.exit_if_any()
+    fine, wrong = verify_data(name, data_root(root))
+    print(*(f"ok     {line}" for line in fine), *(f"wrong  {line}" for line in wrong), sep="\n")
+    if wrong:
+        raise typer.Exit(EXIT_ERROR)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2l.cli.report import Failures
+from r2l.cli.errors import for_each
 
 if TYPE_CHECKING:
     import torch
@@ -105,18 +105,16 @@ def develop(
 
     A photo that fails is reported, the others are still developed, and the exit status is 2.
     """
-    failures = Failures()
-    with failures.reported():
-        layout = _layout(width, height, bits, packing, cfa, offset, stride)
-        reading = {"layout": layout, "frame": frame, "allow_damaged": allow_damaged}
-        developer = _Developer(pipeline, variant, camera, highlights, reading)
-        targets = _targets(photos, output, pipeline)
-    failures.exit_if_any()
-    for photo, target in zip(photos, targets, strict=True):
-        with failures.reported():
-            for written in developer.develop(photo, target, stages=stages, force=force):
-                print(written)
-    failures.exit_if_any()
+    layout = _layout(width, height, bits, packing, cfa, offset, stride)
+    reading = {"layout": layout, "frame": frame, "allow_damaged": allow_damaged}
+    developer = _Developer(pipeline, variant, camera, highlights, reading)
+    targets = _targets(photos, output, pipeline)
+
+    def develop_one(photo: Path, target: Path) -> None:
+        for written in developer.develop(photo, target, stages=stages, force=force):
+            print(written)
+
+    for_each(develop_one, photos, targets)
 
 
 def _layout(

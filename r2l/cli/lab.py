@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from r2l.cli.report import Failures
-
 lab = typer.Typer(
     invoke_without_command=True,
     help="Look at the runs; without a command, as a page in the browser.",
@@ -43,32 +41,25 @@ def page(
 ) -> None:
     """Look at the runs; without a command, as a page in the browser until Ctrl-C."""
     if context.invoked_subcommand:
-        if store:
-            context.obj = store
+        context.obj = store
         return
-    failures = Failures()
-    with failures.reported():
-        from r2l.training.tracking import serve
+    from r2l.training.tracking import serve
 
-        with serve(store, host, port) as server:
-            print(f"The lab is at {server.address} (Ctrl-C ends it).", flush=True)
-            if browser:
-                webbrowser.open(server.address)
-            server.wait()
-    failures.exit_if_any()
+    with serve(store, host, port) as server:
+        print(f"The lab is at {server.address} (Ctrl-C ends it).", flush=True)
+        if browser:
+            webbrowser.open(server.address)
+        server.wait()
 
 
 @lab.command()
 def runs(context: typer.Context, store: Store = None) -> None:
     """List the runs, the newest first."""
-    failures = Failures()
-    with failures.reported():
-        from r2l.training.lab import runs as table_of_runs
+    from r2l.training.tracking import Records
 
-        table = table_of_runs(store or context.obj)
-        shown = ["run_id", "experiment", "name", "status", "start"]
-        print(table[shown].to_string(index=False) if len(table) else "no runs yet")
-    failures.exit_if_any()
+    table = Records(store or context.obj).table()
+    shown = ["run_id", "experiment", "name", "status", "start"]
+    print(table[shown].to_string(index=False) if len(table) else "no runs yet")
 
 
 @lab.command()
@@ -81,16 +72,11 @@ def sql(
     ] = False,
 ) -> None:
     """Ask the local store in SQL; it can't be changed by that."""
-    failures = Failures()
-    with failures.reported():
-        from r2l.training.lab import query
+    from r2l.training.export import query
 
-        table = query(statement, store or context.obj)
-        print(
-            table.to_csv(index=False) if csv else table.to_string(index=False),
-            end="" if csv else "\n",
-        )
-    failures.exit_if_any()
+    table = query(statement, store or context.obj)
+    text = table.to_csv(index=False) if csv else table.to_string(index=False)
+    print(text.removesuffix("\n"))
 
 
 @lab.command()
@@ -120,31 +106,21 @@ def export(
     store: Store = None,
 ) -> None:
     """Draw figures from a run; from each fold, where it has folds."""
-    failures = Failures()
-    with failures.reported():
-        if not gif and not curves:
-            raise ValueError("nothing to export; give --gif STAGE, --curves FILE, or both")
-        store = store or context.obj
-        if gif:
-            from r2l.training.lab import export_gif
-
-            place = out or Path(f"{gif}.gif")
-            for path in export_gif(run, gif, place, gradient=gradient, store=store):
-                print(path)
-        if curves:
-            _draw_curves(run, curves, metric, store)
-    failures.exit_if_any()
-
-
-def _draw_curves(run: str, out: Path, metric: str, store: str | None) -> None:
+    if not gif and not curves:
+        raise ValueError("nothing to export; give --gif STAGE, --curves FILE, or both")
     from r2l.files import atomic_path
-    from r2l.training.lab import curves
+    from r2l.training.export import animate
+    from r2l.training.export import curves as read_curves
     from r2l.viz import plot_curves
 
-    figure = plot_curves(curves(run, store), metric)
-    with atomic_path(out) as partial:
-        figure.savefig(partial, format=out.suffix.removeprefix(".") or "png", dpi=150)
-    print(out)
+    store = store or context.obj
+    if gif:
+        print(*animate(run, gif, out or f"{gif}.gif", gradient=gradient, store=store), sep="\n")
+    if curves:
+        figure = plot_curves(read_curves(run, store), metric)
+        with atomic_path(curves) as partial:
+            figure.savefig(partial, format=curves.suffix.removeprefix(".") or "png", dpi=150)
+        print(curves)
 
 
 @lab.command()
@@ -163,10 +139,7 @@ def upload(
 
     Broken off, it goes on when called again; what was sent whole is passed over.
     """
-    failures = Failures()
-    with failures.reported():
-        from r2l.training.tracking import upload as send
+    from r2l.training import tracking
 
-        sent = send(folder, tracking_uri, progress=print)
-        print(f"{len(sent)} runs sent to {tracking_uri}")
-    failures.exit_if_any()
+    sent = tracking.upload(folder, tracking_uri, progress=print)
+    print(f"{len(sent)} runs sent to {tracking_uri}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2l.cli.report import EXIT_INTERRUPTED, Failures
+from r2l.cli.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from r2l.sweep.engine import Engine
@@ -91,37 +91,34 @@ def sweep(
     after whatever stopped it, give the same command again. A run that fails does not stop the others. At
     the end report.html in the sweep's folder shows the matrix, and says what failed and why.
     """
-    failures = Failures()
     failed = 0
     try:
-        with failures.reported():
-            # Takes seconds: not for those who only ask for help.
-            from r2l.sweep import open_engine, read_sweep
-            from r2l.sweep.driver import read_outcomes
-            from r2l.sweep.report import plan as costs
+        # Takes seconds: not for those who only ask for help.
+        from r2l.sweep import open_engine, read_sweep
+        from r2l.sweep.driver import read_outcomes
+        from r2l.sweep.report import plan as costs
 
-            given = _parameters(parameter or [])
-            sweeps = [read_sweep(path, given) for path in files]
-            engine = open_engine(
-                workers=workers,
-                threads=threads,
-                scheduler=scheduler,
-                cluster=cluster,
-                wait=wait,
-                deaths=deaths,
-            )
-            for one in sweeps:
-                place = folder / one.name
-                if plan:
-                    print(f"{one.name}: {one.about}\non {engine.about}")
-                    outcomes = read_outcomes(one, place, any_code=any_code)
-                    print(costs(outcomes, engine.workers, place))
-                else:
-                    failed += _carry_out(one, place, engine, any_code, store=store, limit=limit)
+        given = _parameters(parameter or [])
+        sweeps = [read_sweep(path, given) for path in files]
+        engine = open_engine(
+            workers=workers,
+            threads=threads,
+            scheduler=scheduler,
+            cluster=cluster,
+            wait=wait,
+            deaths=deaths,
+        )
+        for one in sweeps:
+            place = folder / one.name
+            if plan:
+                print(f"{one.name}: {one.about}\non {engine.about}")
+                outcomes = read_outcomes(one, place, any_code=any_code)
+                print(costs(outcomes, engine.workers, place))
+            else:
+                failed += _carry_out(one, place, engine, any_code, store=store, limit=limit)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on with what is left", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    failures.exit_if_any()
     if failed:
         raise typer.Exit(_EXIT_FAILED)
 

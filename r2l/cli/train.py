@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from r2l.cli.report import EXIT_INTERRUPTED, Failures
+from r2l.cli.errors import EXIT_INTERRUPTED
 from r2l.options import FIELDS, Options
 
 
@@ -19,20 +19,17 @@ def train(**given: Any) -> None:
     Run with --test_run first. A run that was killed or interrupted goes on when the same command line is
     given again. Flags may be followed by True or False; of an option given twice the last counts.
     """
-    failures = Failures()
     try:
-        with failures.reported():
-            # Takes seconds: not for those who only ask for help.
-            from r2l.training.experiment import experiment
+        # Takes seconds: not for those who only ask for help.
+        from r2l.training.experiment import experiment
 
-            experiment(Options(**given), say=_say)
+        experiment(Options(**given), say=_say)
     except KeyboardInterrupt:
         print(
             "interrupted: the run is marked as killed; the same command line goes on with it",
             file=sys.stderr,
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    failures.exit_if_any()
 
 
 def _say(text: str) -> None:

@@ -22,8 +22,7 @@ from r2l.sweep.notebook import ParameterError
 from r2l.sweep.report import write_report
 from r2l.sweep.work import Outcome, Setting, carry_out
 from r2l.training.run_folder import code_version
-from r2l.training.tracking import store_address
-from r2l.training.tracking.store import open_client, sqlite_path
+from r2l.training.tracking import open_client, sqlite_path, store_address
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,7 @@ from r2l.training.crossval import FoldTrainer
 from r2l.training.fold_scores import describe_scores, summary, table_scores
 from r2l.training.metrics import per_class
 from r2l.training.run_folder import RunFolder, run_folder
-from r2l.training.tracking import Run, TrackingError, store_address, track
-from r2l.training.tracking.reopen import reopen, reopen_nested
-from r2l.training.tracking.store import open_client
+from r2l.training.tracking import Run, TrackingError, open_client, store_address, track
 
 Say = Callable[[str], None]
 
@@ -69,7 +67,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
     for line in (*lines, _about(corpus, folds, options)):
         say(line)
     # Noticed now, and not after the work.
-    open_client(store_address(options.tracking_uri))
+    open_client(options.tracking_uri)
     components = open_components(options, corpus, say)
     with (
         run_folder(options, corpus.fingerprint()) as folder,
@@ -116,14 +114,15 @@ def _record(options: Options, corpus: Corpus, folder: RunFolder, say: Say) -> It
             f"going on with the run in {folder.path}, {done} of {options.n_splits} folds finished "
             "(--no_resume begins a new one)"
         )
-        try:
-            opened = reopen(options.experiment_name, known, options.tracking_uri)
-        except TrackingError:
-            say(f"its record {known} is not in the store any more: a new one")
-        else:
-            with opened as run:
+        again = track(options.experiment_name, store=options.tracking_uri, run_id=known)
+        with ExitStack() as stack:
+            try:
+                run = stack.enter_context(again)
+            except TrackingError:
+                say(f"its record {known} is not in the store any more: a new one")
+            else:
                 yield run
-            return
+                return
     settings = asdict(options) | {"images": len(corpus), "resolved_task": corpus.task}
     with track(
         options.experiment_name,
@@ -139,12 +138,8 @@ def _record(options: Options, corpus: Corpus, folder: RunFolder, say: Say) -> It
 @contextmanager
 def _fold_record(run: Run, folder: RunFolder, number: int) -> Iterator[Run]:
     """Open the record of a fold, an interrupted one's again."""
-    known = folder.note["folds"].get(str(number))
-    if known:
-        with reopen_nested(run, known) as record:
-            yield record
-        return
-    with run.nested(f"fold {number}", {"fold": number}) as record:
+    run_id = folder.note["folds"].get(str(number))
+    with run.nested(f"fold {number}", {"fold": number}, run_id) as record:
         folder.keep(folds={**folder.note["folds"], str(number): record.run_id})
         yield record
 

@@ -36,7 +36,7 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Fig
 
     Args:
         curves: by fold, tables with the columns ``train_METRIC`` and ``val_METRIC`` and an index of epochs
-            (`r2l.training.lab.curves`, or the ``history`` of what `fit` returns).
+            (`r2l.training.export.curves`, or the ``history`` of what `fit` returns).
         metric: "loss", "accuracy", ...
 
     Raises:

@@ -22,7 +22,7 @@ import pytest
 from r2l.sweep import read_sweep
 from r2l.sweep.jobs import RESULT
 from r2l.sweep.work import PREDICTIONS, SCORES
-from r2l.training.lab import query
+from r2l.training.export import query
 from r2l.training.run_folder import TESTED, code_version
 from tests.test_sweep import children
 

@@ -220,7 +220,9 @@ class _Upload:
         own = (PARENT, _REMOTE_RUN, _REMOTE_STORE, _UPLOADED, _REGISTER, "mlflow.log-model")
         tags = [RunTag(k, v) for k, v in data.tags.items() if not k.startswith(own)]
         params = [Param(key, value) for key, value in data.params.items()]
-        metrics = [m for key in data.metrics for m in self.source.call("get_metric_history", run_id, key)]
+        metrics = [
+            m for key in data.metrics for m in self.source.call("get_metric_history", run_id, key)
+        ]
         for batch in batches(tags=tags, params=params, metrics=metrics):
             call(self.client, "log_batch", there, **batch)
         files = self.source.local(run_id, "")

@@ -120,7 +120,9 @@ def _await_answer(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) ->
     log.seek(0)
     last = log.read().decode(errors="replace").strip().splitlines()[-1:]
     raise TrackingError(
-        "mlflow's server", f"did not start: {last[0] if last else 'no reason given'}", "Try it again"
+        "mlflow's server",
+        f"did not start: {last[0] if last else 'no reason given'}",
+        "Try it again",
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs read back: the published figures from what a training has tracked, and SQL over all runs."""
+"""Figures of runs, drawn from what a training has tracked; and SQL over all runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from r2l.files import atomic_path
 from r2l.training.callbacks import SCALE
-from r2l.training.tracking import Records, TrackingError, sqlite_path, store_address
+from r2l.training.tracking import Records, sqlite_path, store_address
+from r2l.training.tracking.records import missing
+from r2l.training.tracking.store import check_sqlite
 
 _EPOCH = re.compile(r"epoch_(\d+)\.png$")
 _CAPTION = 22  # pixels above the picture
@@ -40,8 +42,7 @@ def query(sql: str, store: str | Path | None = None) -> pd.DataFrame:
     path = sqlite_path(address)
     if path is None:
         raise ValueError(f"{address} is no SQLite file, so that SQL can't be asked of it")
-    if not path.is_file():
-        raise TrackingError(f"no store of runs at {path}; train something, or name it with --store")
+    check_sqlite(path)
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)
     try:
         cursor = connection.execute(sql)
@@ -56,11 +57,6 @@ def query(sql: str, store: str | Path | None = None) -> pd.DataFrame:
         connection.close()
 
 
-def runs(store: str | Path | None = None) -> pd.DataFrame:
-    """Return one row a run, the newest first; see `r2l.training.tracking.Records.table`."""
-    return Records(store).table()
-
-
 def curves(run: str, store: str | Path | None = None) -> dict[str, pd.DataFrame]:
     """Return the metrics by epoch (``train_loss``, ``val_loss``, ...) of a run, or of each of its folds.
 
@@ -73,15 +69,14 @@ def curves(run: str, store: str | Path | None = None) -> dict[str, pd.DataFrame]
         TrackingError: the store can't be opened.
     """
     records = Records(store)
-    run_id = records.find(run)
-    found = {name: records.history(i) for name, i in _folds(records, run_id).items()}
-    found = {name: table for name, table in found.items() if "train_loss" in table}
-    if not found:
+    tables = {name: records.history(i) for name, i in _folds(records, run).items()}
+    tables = {name: table for name, table in tables.items() if "train_loss" in table}
+    if not tables:
         raise ValueError(f"run {run!r} holds no train_loss; nothing to draw")
-    return found
+    return tables
 
 
-def export_gif(
+def animate(
     run: str,
     stage: str,
     out: str | Path,
@@ -90,7 +85,7 @@ def export_gif(
     store: str | Path | None = None,
     milliseconds: int = 400,
 ) -> list[Path]:
-    """Write a stage over the epochs as an animation; one file a fold, where a run has several.
+    """Write a stage over the epochs as a GIF; one file a fold, where a run has several.
 
     All frames share one palette and, for gradients, one scale; the epoch stands above the picture.
 
@@ -110,44 +105,40 @@ def export_gif(
         TrackingError: the store can't be opened.
         OSError: a file can't be written.
     """
-    records, kind = Records(store), "gradients" if gradient else "stages"
-    tracked, there = {}, dict[str, None]()
-    for name, run_id in _folds(records, records.find(run)).items():
-        files = records.files(run_id, kind)
-        there |= dict.fromkeys(path.split("/")[1] for path in files)
-        wanted = [p for p in files if p.split("/")[1] == stage and _EPOCH.search(p)]
-        if wanted:
-            tracked[name] = (run_id, wanted)
+    records, kind, out = Records(store), "gradients" if gradient else "stages", Path(out)
+    files = {
+        (name, run_id): records.files(run_id, kind) for name, run_id in _folds(records, run).items()
+    }
+    tracked = {
+        fold: [p for p in paths if p.split("/")[1] == stage and _EPOCH.search(p)]
+        for fold, paths in files.items()
+    }
+    tracked = {fold: paths for fold, paths in tracked.items() if paths}
     if not tracked:
-        listed = ", ".join(there) or f"none; train with --track_processing{'_gradients' * gradient}"
-        raise ValueError(f"run {run!r} has no {kind} {stage!r}; it has: {listed}")
+        stages = dict.fromkeys(path.split("/")[1] for paths in files.values() for path in paths)
+        none = f"none; train with --track_processing{'_gradients' * gradient}"
+        raise missing(f"run {run!r} has no {kind} {stage!r}", stages, none)
     written = []
-    for name, (run_id, files) in tracked.items():
-        path = _of_fold(Path(out), name, len(tracked))
-        caption = f"{'gradient at ' if gradient else ''}{stage}"
+    for (name, run_id), paths in tracked.items():
+        plain = re.sub(r"[^\w.,=-]+", "_", name).strip("_")
+        written.append(out if len(tracked) == 1 else out.with_stem(f"{out.stem}_{plain}"))
         with tempfile.TemporaryDirectory(prefix="r2l-") as folder:
             local = [
-                records.local(run_id, f) or records.fetch(run_id, f, Path(folder)) for f in files
+                records.local(run_id, p) or records.fetch(run_id, p, Path(folder)) for p in paths
             ]
-            _animate(local, caption, path, milliseconds)
-        written.append(path)
+            caption = f"{'gradient at ' * gradient}{stage}"
+            _write_gif(local, caption, written[-1], milliseconds)
     return written
 
 
-def _folds(records: Records, run_id: str) -> dict[str, str]:
+def _folds(records: Records, run: str) -> dict[str, str]:
     """The runs below one by name; itself if there are none."""
+    run_id = records.find(run)
     name = records.call("get_run", run_id).info.run_name
     return records.children(run_id) or {name: run_id}
 
 
-def _of_fold(out: Path, name: str, count: int) -> Path:
-    if count == 1:
-        return out
-    plain = re.sub(r"[^\w.,=-]+", "_", name).strip("_")
-    return out.with_name(f"{out.stem}_{plain}{out.suffix}")
-
-
-def _animate(files: Sequence[Path], caption: str, out: Path, milliseconds: int) -> None:
+def _write_gif(files: Sequence[Path], caption: str, out: Path, milliseconds: int) -> None:
     epochs = [int(_EPOCH.search(str(file))[1]) for file in files]
     pictures = _one_scale([Image.open(file) for file in files])
     frames = [_captioned(p, f"{caption}, epoch {e}") for p, e in zip(pictures, epochs, strict=True)]
@@ -188,11 +179,8 @@ def _one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
 
 def _captioned(picture: Image.Image, text: str) -> Image.Image:
     times = max(1, -(-_LEAST_WIDTH // picture.width))
-    large = picture.resize(
-        (picture.width * times, picture.height * times), Image.Resampling.NEAREST
-    )
-    framed = Image.new(large.mode, (large.width, large.height + _CAPTION), "white")
-    framed.paste(large, (0, _CAPTION))
+    large = ImageOps.scale(picture, times, Image.Resampling.NEAREST)
+    framed = ImageOps.expand(large, (0, _CAPTION, 0, 0), "white")
     font = ImageFont.load_default(size=14)
     ImageDraw.Draw(framed).text((4, 2), text, fill="black", font=font)
     return framed
