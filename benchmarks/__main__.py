@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from r2l.cli.report import Failures
+
+from r2l.cli.errors import told
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -63,10 +64,8 @@ def bench(
     if threads:
         # Read when the libraries are first imported, which is below.
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    failures = Failures()
-    with failures.reported():
+    with told():
         _bench(quick, only, rounds, threads, json, markdown, readme)
-    failures.exit_if_any()
 
 
 def _bench(
