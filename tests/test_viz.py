@@ -1,4 +1,7 @@
-"""Figures say what they were given, and leave matplotlib's global state alone."""
+"""Figures say what they were given, and leave matplotlib's global state alone; alternative text."""
+
+import base64
+import io
 
 import matplotlib
 import numpy as np
@@ -6,11 +9,27 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
+from r2l.camera import CFA, DRONE
 from r2l.datasets import SyntheticMicroscopy
 from r2l.drift import published_matrix, summarise
-from r2l.viz import plot_matrix, plot_samples, plot_stages, plot_views
+from r2l.isp import StageGradient, StaticISP, mosaic, stage_gradients
+from r2l.viz import (
+    plot_gradients,
+    plot_levels,
+    plot_matrix,
+    plot_samples,
+    plot_sites,
+    plot_stages,
+    plot_transfer,
+    plot_views,
+    with_alt,
+)
+from r2l.viz.raw import _name_planes, colour_sites, split_planes
+from tests.run_notebooks import IN_PAGE, find, slim
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +133,112 @@ def test_matplotlib_keeps_its_settings_and_no_window_is_opened(summary):
     drawn(plot_matrix(summary, published_matrix("drone")))
     assert dict(matplotlib.rcParams) == settings
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("cfa", CFA)
+def test_planes_and_sites_hold_the_colour_of_their_filter(cfa):
+    flat = torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1).expand(1, 3, 6, 8)
+    sites = mosaic(flat, cfa)[0, 0].numpy()
+    planes = split_planes(sites, cfa)
+    assert {n: np.unique(p).round(3).tolist() for n, p in planes.items()} == {
+        "red": [0.25],
+        "green 1": [0.5],
+        "green 2": [0.5],
+        "blue": [0.75],
+    }
+    assert sorted(_name_planes(cfa).values()) == [0, 1, 2, 3]
+    coloured = colour_sites(sites, cfa)
+    np.testing.assert_allclose(coloured.sum(-1), sites)
+    assert ((coloured > 0).sum(-1) == 1).all()
+    assert [np.unique(coloured[..., c])[1].round(3) for c in range(3)] == [0.25, 0.5, 0.75]
+
+
+def test_planes_are_views_that_rebuild_the_mosaic():
+    sites = np.arange(48, dtype=np.float32).reshape(6, 8)
+    again = np.empty_like(sites)
+    for name, position in _name_planes(CFA.GBRG).items():
+        plane = split_planes(sites, CFA.GBRG)[name]
+        assert np.shares_memory(plane, sites)
+        again[position // 2 :: 2, position % 2 :: 2] = plane
+    np.testing.assert_array_equal(again, sites)
+
+
+def test_sites_are_written_as_numbers_of_16_bits():
+    sites = np.array([[0.0, 1.0], [0.5, 0.25]], np.float32)
+    ax = drawn(plot_sites(sites, CFA.RGGB, title="here", gain=2)).axes[0]
+    assert [t.get_text() for t in ax.texts] == ["0", "65535", "32768", "16384"]
+    assert ax.get_title() == "here"
+
+
+def test_levels_count_every_site_and_mark_black_and_white():
+    sites = np.random.default_rng(0).uniform(0.1, 0.9, (32, 32)).astype(np.float32)
+    ax = drawn(plot_levels({"a": (sites, DRONE), "b": (sites, DRONE)})).axes[0]
+    *planes, black, white = ax.lines
+    assert [line.get_ydata().sum() for line in planes] == [256] * 4
+    assert black.get_xdata()[0] == pytest.approx(np.mean(DRONE.black_level))
+    assert white.get_xdata()[0] == 1
+
+
+def test_transfer_shows_points_and_their_line():
+    mean = np.array([1.0, 10.0, 100.0])
+    ax = drawn(plot_transfer({"camera": (mean, 2 * mean + 3, 2.0, 3.0)})).axes[0]
+    points, line = ax.lines
+    np.testing.assert_allclose(points.get_ydata(), 2 * mean + 3)
+    np.testing.assert_allclose(line.get_ydata(), 2 * line.get_xdata() + 3)
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+
+
+def test_gradients_stand_below_their_stage_on_a_scale_around_zero():
+    raw = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
+    isp = StaticISP.from_code("bi,s,ga", DRONE)
+    found = stage_gradients(isp, raw, lambda image: image.square().mean())
+    figure = drawn(plot_gradients(found))
+    count = len(found)
+    assert [ax.get_title() for ax in figure.axes[:count]] == list(found)
+    for ax, (image, gradient) in zip(figure.axes[count:], found.values(), strict=True):
+        shown = ax.images[0]
+        np.testing.assert_allclose(shown.get_array(), gradient[0].sum(0), atol=1e-7)
+        assert shown.norm.vmin == -shown.norm.vmax
+        assert image.shape == gradient.shape
+    nothing = {"raw": StageGradient(raw, torch.zeros_like(raw))}
+    drawn(plot_gradients(nothing))
+    with pytest.raises(ValueError, match="no gradients"):
+        plot_gradients({})
+
+
+def a_figure():
+    figure = Figure(figsize=(1, 1))
+    figure.subplots().plot([1, 2])
+    return figure
+
+
+def test_a_described_figure_is_an_image_with_alternative_text():
+    shown = with_alt(a_figure(), 'A line that rises,\n  "steeply" <so to say>.')
+    page = shown._repr_mimebundle_()
+    assert 'alt="A line that rises, &quot;steeply&quot; &lt;so to say&gt;."' in page["text/html"]
+    data = IN_PAGE.search(page["text/html"])[0]
+    assert Image.open(io.BytesIO(base64.b64decode(data))).format == "PNG"
+    assert page["text/plain"].startswith("<figure: A line that rises")
+    with pytest.raises(ValueError, match="alternative text is empty"):
+        with_alt(a_figure(), " ")
+
+
+def test_the_runner_shrinks_described_figures_too():
+    from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+    page = with_alt(a_figure(), "A line.")._repr_mimebundle_()
+    cell = new_code_cell("x", outputs=[new_output("display_data", data=dict(page))])
+    slim(new_notebook(cells=[cell]))
+    after = cell.outputs[0]["data"]["text/html"]
+    assert after.startswith('<img alt="A line."')
+    picture = Image.open(io.BytesIO(base64.b64decode(IN_PAGE.search(after)[0])))
+    assert picture.mode == "P"
+    assert len(after) < len(page["text/html"])
+
+
+def test_the_runner_finds_a_notebook_by_its_number():
+    assert find("02").name == "02_differentiable_processing.ipynb"
+    assert find("02_diff") == find(str(find("02")))
+    for name in ("0", "99", ""):
+        with pytest.raises(SystemExit, match="01_raw_data, 02_diff"):
+            find(name)

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from r2l.widgets import camera as own
 from r2l.widgets import lab
 from r2l.widgets.camera import _OWN
 from tests.test_forensics import Bright, flat_frames
-from tests.test_widgets import controls, pages, pictures, pixels
+from tests.test_widgets import controls, pages, pictures, pixels, upload
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +92,8 @@ def test_camera_explorer_at_every_value(report, frames):
 def test_a_file_can_be_added(report, frames, tmp_path):
     box = own.camera_explorer(frames, report)
     path = write_dng(tmp_path / "new.dng", frames["own"].mosaic, replace(DRONE, name="new"))
-    file = {
-        "name": "photo.dng",
-        "type": "",
-        "size": path.stat().st_size,
-        "content": memoryview(path.read_bytes()),
-        "last_modified": datetime.now(UTC),
-    }
     menus = controls(box)
-    menus["raw file"].value = (file,)
+    upload(menus["raw file"], "photo.dng", path.read_bytes())
     assert menus["frame"].value == "photo.dng"
     assert "new, RGGB, 48 x 64" in pages(box)
     assert "<b>inside, in all" in pages(box)

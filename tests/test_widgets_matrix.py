@@ -1,7 +1,5 @@
 """The explorer of a matrix: every cell of it, what is shown for classes and masks, and its pictures."""
 
-import base64
-import io
 import re
 
 import ipywidgets
@@ -9,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from r2l.camera import MICROSCOPE
 from r2l.datasets import Frames, SyntheticMicroscopy, develop_views
@@ -17,6 +14,7 @@ from r2l.drift import flips, predict_matrix, train_models
 from r2l.drift.matrix import most_changed
 from r2l.widgets import matrix_explorer
 from r2l.widgets.matrix import _MOST, _changed_html, _score_matrix, _two_rows
+from tests.test_widgets import pixels
 
 CODES = ["bi,s,ga", "me,u,me"]
 
@@ -52,11 +50,6 @@ def parts(explorer):
     grid, note, picture = explorer.children
     buttons = [child for child in grid.children if isinstance(child, ipywidgets.Button)]
     return {button.tooltip: button for button in buttons}, note, picture
-
-
-def pixels(page: str) -> np.ndarray:
-    (data,) = re.findall(r"base64,([A-Za-z0-9+/=]+)", page)
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
 def test_every_cell_shows_its_images(experiment):
@@ -118,7 +111,8 @@ def test_masks_are_told_by_their_iou(masked):
     buttons, note, _ = parts(matrix_explorer(views, answers))
     assert [b.description for b in buttons.values()] == ["0.50", "0.27"]
     assert "images with a lower IoU: 2; below, all of them" in note.value
-    picture = pixels(page)
+    (data,) = re.findall(r"base64,([A-Za-z0-9+/=]+)", page)
+    picture = pixels(data)
     assert (picture[0, 0] == 64).all(), "above as trained"
     assert (picture[-4, 0] == 191).all(), "below as tested"
     assert (picture[:, -20:] == 255).all(), "places that stay empty are white"
