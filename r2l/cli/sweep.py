@@ -28,7 +28,12 @@ def sweep(
         ),
     ],
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what it will cost (runs, hours, disk); run nothing.")
+        bool,
+        typer.Option(
+            "--plan",
+            help="Say what is left and, by the runs that are finished, what it will cost (hours, disk); run "
+            "nothing.",
+        ),
     ] = False,
     workers: Annotated[
         int | None,
