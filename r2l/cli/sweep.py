@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,78 +18,45 @@ if TYPE_CHECKING:
 
 _EXIT_FAILED = 1
 
+_FILES = "Grids of runs, such as experiments/small.yaml, or parameter files of notebooks."
+_PLAN = (
+    "Say what is left and, by the runs that are finished, what it costs (hours, disk); run nothing."
+)
+_WORKERS = "Runs at a time.  [default: one a GPU; without a GPU one a core, at most 8]"
+_THREADS = "Threads of each run.  [default: the cores shared out]"
+_SCHEDULER = "A Dask scheduler that runs already, tcp://HOST:8786."
+_CLUSTER = "SLURM or Kubernetes, see experiments/clusters/."
+_WAIT = "Seconds to wait for a scheduler and a first worker."
+_DEATHS = "Workers that a run may kill before it is given up."
+_FOLDER = "One folder for each FILE is made in it."
+_STORE = "Store of the records.  [default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here]"
+_PARAMETER = "For all runs, in place of the file's."
+_LIMIT = "At most so many of the runs that are left."
+_ANY_CODE = "Also take runs that other versions of the code finished."
+
+
+# Whose default is said in words.
+_own = partial(typer.Option, show_default=False)
+
 
 def sweep(
     files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE...",
-            help="Grids of runs, such as experiments/small.yaml, or parameter files of notebooks.",
-            show_default=False,
-        ),
+        list[Path], typer.Argument(metavar="FILE...", help=_FILES, show_default=False)
     ],
-    plan: Annotated[
-        bool,
-        typer.Option(
-            "--plan",
-            help="Say what is left and, by the runs that are finished, what it will cost (hours, disk); run "
-            "nothing.",
-        ),
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Runs at a time.  [default: one a GPU; without a GPU one a core, at most 8]",
-            show_default=False,
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="Threads of each run.  [default: the cores shared out]", show_default=False
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS", help="A Dask scheduler that runs already, tcp://HOST:8786."
-        ),
-    ] = None,
-    cluster: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="SLURM or Kubernetes, see experiments/clusters/."),
-    ] = None,
-    wait: Annotated[
-        float, typer.Option(help="Seconds to wait for a scheduler and a first worker.")
-    ] = 600.0,
-    deaths: Annotated[
-        int, typer.Option(min=1, help="Workers that a run may kill before it is given up.")
-    ] = 3,
-    folder: Annotated[
-        Path, typer.Option("--folder", "-o", help="One folder for each FILE is made in it.")
-    ] = Path("runs/sweeps"),
-    store: Annotated[
-        str | None,
-        typer.Option(
-            "--tracking_uri",
-            metavar="URI",
-            help="Store of the records.  [default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here]",
-            show_default=False,
-        ),
-    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help=_PLAN)] = False,
+    workers: Annotated[int | None, _own(help=_WORKERS)] = None,
+    threads: Annotated[int | None, _own(help=_THREADS)] = None,
+    scheduler: Annotated[str | None, _own(metavar="ADDRESS", help=_SCHEDULER)] = None,
+    cluster: Annotated[Path | None, _own(metavar="FILE", help=_CLUSTER)] = None,
+    wait: Annotated[float, typer.Option(help=_WAIT)] = 600.0,
+    deaths: Annotated[int, typer.Option(min=1, help=_DEATHS)] = 3,
+    folder: Annotated[Path, typer.Option("--folder", "-o", help=_FOLDER)] = Path("runs/sweeps"),
+    store: Annotated[str | None, _own("--tracking_uri", metavar="URI", help=_STORE)] = None,
     parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--parameter", "-p", metavar="NAME=VALUE", help="For all runs, in place of the file's."
-        ),
+        list[str] | None, _own("--parameter", "-p", metavar="NAME=VALUE", help=_PARAMETER)
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many of the runs that are left.")
-    ] = None,
-    any_code: Annotated[
-        bool,
-        typer.Option("--any_code", help="Also take runs that other versions of the code finished."),
-    ] = False,
+    limit: Annotated[int | None, _own(min=1, help=_LIMIT)] = None,
+    any_code: Annotated[bool, typer.Option("--any_code", help=_ANY_CODE)] = False,
 ) -> None:
     """Carry out a grid of trainings or notebooks, several at a time, here or on a cluster.
 
