@@ -118,12 +118,12 @@ class Engine:
             with suppress(TimeoutError):
                 client.wait_for_workers(1, timeout=min(self.wait, _PATIENCE))
                 return
-            print(f"still none of {self.about}; the queue and its logs say why", file=sys.stderr)
+            print(f"still no worker ({self.about}); its queue and logs say why", file=sys.stderr)
             client.wait_for_workers(1, timeout=max(self.wait - _PATIENCE, 0.01))
         except (OSError, TimeoutError) as error:
             raise ClusterError(
                 self.about,
-                f"none came within {self.wait:g} s",
+                f"no worker came within {self.wait:g} s",
                 "Look at the cluster's queue and logs",
             ) from error
 
