@@ -1,241 +1,45 @@
-"""The options of an experiment, each declared once: type, default, help, what it may be.
+"""The options of an experiment: what they rule out, what follows from them unsaid, what has no effect.
 
-`r2l train` makes its command line of them, a sweep its grid. This module lies this low, and imports nothing
-heavy until options are made, so that the command's help needs none of the libraries.
+`r2l train` makes its command line of them, a sweep its grid. They lie this low, and import nothing heavy
+until options are made, so that the command's help needs none of the libraries.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
-from functools import partial
+from dataclasses import Field, dataclass, fields, replace
 from pkgutil import resolve_name
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 from r2l.files import choose
-from r2l.option_rules import check_data, check_models
+from r2l.option_fields import TASK_OF, Declared
 
-#: The data sets, and the task that each sets; a `RawFolder`'s labels say which.
-TASK_OF = {
-    "Microscopy": "classification",
-    "Drone": "classification",
-    "DroneSegmentation": "segmentation",
-    "SyntheticMicroscopy": "classification",
-    "SyntheticDrone": "classification",
-    "SyntheticDroneSegmentation": "segmentation",
-    "RawFolder": "auto",
-}
-
-
-def _option(group: str, default: Any, help: str, **more: Any) -> Any:
-    """Return a dataclass's field whose metadata are what else is known of an option.
-
-    Args:
-        group: heading of the help that it stands under.
-        default: its value where none is given.
-        help: what it does; {} stands for the choices.
-        **more: ``metavar`` (its value in the help), ``choices`` (names, or where they are to be imported
-            from) or ``least`` (the smallest number).
-    """
-    help = help.format(", ".join(more.get("choices", ())))
-    return field(default=default, metadata={"group": group, "help": help, **more})
-
-
-_run, _data, _splits, _training, _processor, _model, _adversarial, _tests, _kept = (
-    partial(_option, group)
-    for group in (
-        *("The run", "Data", "Splits", "Training", "Processor", "Task model"),
-        *("Adversarial processing", "Tests", "What is kept"),
-    )
-)
+#: Options for one kind of data set only.
+_FOLDER_ONLY = ("labels", "masks", "camera", "layout", "crop")
+_TWIN_ONLY = ("n_images", "image_size")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Declared):
     """What `r2l train` takes, with its defaults; each field is an option of the command.
 
     The names and most defaults are those of the program published with Oala et al., "Data Models for Dataset
     Drift Controls in Machine Learning With Optical Images", TMLR 2023. ``iso`` is the intensity.
-    `r2l.option_rules.resolve_options` works out what follows from what.
+    `resolve_options` works out what follows from what.
 
     Raises:
         ValueError: a value that does not exist or options that contradict each other; says which, and what
             to do.
     """
 
-    experiment_name: str = _run("r2l", "Experiment that the run belongs to.")
-    run_name: str | None = _run(None, "Name of the run; one is made up otherwise.")
-    tracking_uri: str | None = _run(
-        None, "Store of the records.  [default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here]"
-    )
-    folder: str = _run("runs", "Where checkpoints and --save_locally go.")
-    resume: bool = _run(
-        True,
-        "Go on with a run of the same command line, options and data that was killed or "
-        "interrupted. --no_resume begins a new one.",
-    )
-    test_run: bool = _run(False, "Few images, one epoch, two folds: to see that all works.")
-    seed: int = _run(1, "Of splits, initial weights, order and augmentation.", least=0)
-
-    dataset: str = _data(
-        "Microscopy",
-        "Microscopy, Drone (car or no car), DroneSegmentation; their twins made by code, which "
-        "need no files: SyntheticMicroscopy, SyntheticDrone, SyntheticDroneSegmentation; or "
-        "RawFolder, your own raw files.",
-        metavar="NAME",
-        choices=tuple(TASK_OF),
-    )
-    root: str | None = _data(
-        None,
-        "Folder of the data; of a RawFolder's images.  [default: R2L_DATA, else ./data]",
-        metavar="FOLDER",
-    )
-    iso: float = _data(
-        1.0,
-        "Intensity, 1 the full exposure. Recorded are 0.01 0.05 0.1 0.25 0.5 0.75 1; twins "
-        "take any.",
-        metavar="INTENSITY",
-        least=0,
-    )
-    labels: str | None = _data(
-        None, "RawFolder: CSV with the columns file, label, group.", metavar="FILE"
-    )
-    masks: str | None = _data(
-        None, "RawFolder: folder of masks, for segmentation.", metavar="FOLDER"
-    )
-    task: str = _data(
-        "auto",
-        "RawFolder: classification, regression, segmentation; auto takes a CSV's labels that "
-        "are all numbers for regression.",
-        choices=("auto", "classification", "regression", "segmentation"),
-    )
-    camera: str | None = _data(
-        None, "RawFolder: microscope, drone, a JSON or raw file.", metavar="CAMERA"
-    )
-    layout: str | None = _data(
-        None, "RawFolder: a JSON file that describes frames without a header.", metavar="FILE"
-    )
-    crop: int | None = _data(None, "RawFolder: cut this many pixels square out of the middle.")
-    n_images: int | None = _data(
-        None, "Twins: how many.  [default: as many as the real set has]", least=1
-    )
-    image_size: int | None = _data(None, "Twins: side of an image in pixels.  [default: 256]")
-
-    n_splits: int = _splits(1, "Folds; each is a nested run. 1 makes one split.", least=1)
-    train_size: float = _splits(0.8, "Share of training images where there are no folds.")
-    splits: str = _splits(
-        "groups",
-        "groups: a slide's zone or a photograph stays on one side. published: drawn at random, "
-        "overlapping, --n_splits times; scores come out too good.",
-        choices=("groups", "published"),
-    )
-    fold: int | None = _splits(None, "Only this fold of --n_splits.  [default: all, one by one]")
-
-    epochs: int = _training(5, "Passes over the training images.", least=1)
-    lr: float = _training(1e-5, "Peak learning rate of AdamW, one cycle.")
-    batch_size: int = _training(32, "Images a step.", least=1)
-    weight_decay: float = _training(1e-4, "Of AdamW.", least=0)
-    augmentation: str = _training(
-        "none", "none, weak or strong.", choices="r2l.training.augment:AUGMENTATIONS"
-    )
-    check_val_every_n_epoch: int = _training(1, "Validate after so many epochs.", least=1)
-    num_workers: int = _training(0, "Processes that load data; 0 loads in this one.", least=0)
-    accelerator: str = _training("auto", "auto, cpu, gpu and others of Lightning.")
-    precision: str = _training("32-true", "32-true, 16-mixed, bf16-mixed and others.")
-    gradient_clip_val: float | None = _training(None, "Longest gradient.  [default: any]")
-
-    processing_mode: str = _processor(
-        "parametrized",
-        "parametrized: learned numbers. static: fixed, see sp_. neural_network: a learned "
-        "U-Net++. none: half-size colours.",
-        choices=("parametrized", "static", "neural_network", "none"),
-    )
-    processor_uri: str | None = _processor(
-        None, "A saved processor: runs:/..., models:/..., a folder. Empty: made afresh."
-    )
-    freeze_processor: bool = _processor(False, "Don't train the processor.")
-    sp_debayer: str = _processor(
-        "bilinear", "static: {}.", choices=("bilinear", "malvar2004", "menon2007")
-    )
-    sp_sharpening: str = _processor(
-        "sharpening_filter", "static: {}.", choices=("sharpening_filter", "unsharp_masking")
-    )
-    sp_denoising: str = _processor(
-        "gaussian_denoising",
-        "static: {}.",
-        choices=("gaussian_denoising", "median_denoising", "fft_denoising"),
-    )
-    output_norm: str = _processor(
-        "none",
-        "none, or batch: batch normalisation between any processor and the task model. It "
-        "hides drift of brightness.",
-        choices="r2l.training.module:OUTPUT_NORMS",
-    )
-
-    classifier_network: str = _model(
-        "ResNet18",
-        "ResNet18, ResNet34, ResNet50; SmallResNet for small tiles.",
-        choices="r2l.training.models:CLASSIFIERS",
-    )
-    classifier_pretrained: bool = _model(False, "Begin with the weights of ImageNet.")
-    classifier_uri: str | None = _model(None, "A saved task model, as --processor_uri.")
-    freeze_classifier: bool = _model(False, "Don't train the task model.")
-    smp_network: str = _model(
-        "unetplusplus",
-        "Segmentation: unetplusplus, unet, fpn, deeplabv3plus and others of "
-        "segmentation-models-pytorch.",
-        choices="r2l.training.models:SEGMENTERS",
-    )
-    smp_encoder: str = _model("resnet34", "Encoder of segmentation and neural_network.")
-    state_dict_uri: str | None = _model(
-        None, "Saved weights of both together, for models made by the other options."
-    )
-    cache_downloaded_models: bool = _model(True, "Keep what processor_uri and others fetch.")
-
-    adv_training: bool = _adversarial(
-        False,
-        "Search processing that misleads a fixed task model; without --classifier_uri one is "
-        "trained first.",
-    )
-    adv_aux_weight: float = _adversarial(
-        1.0, "Weight of the distance to the original image.", least=0
-    )
-    adv_aux_loss: str = _adversarial(
-        "ssim", "That distance: l2 or ssim.", choices="r2l.training.adversarial:PENALTIES"
-    )
-    adv_parameters: str = _adversarial(
-        "all",
-        "What is searched: all, or some, with commas: black_level, white_balance, "
-        "colour_correction, gamma_correct, sharpening_filter, gaussian_blur, additive_layer.",
-        metavar="NAMES",
-    )
-    adv_noise_layer: bool = _adversarial(False, "Add a layer of noise to the processor.")
-    adv_track_differences: bool = _adversarial(False, "Track differences to the original too.")
-
-    test_pipelines: str | None = _tests(
-        None,
-        "Ask each trained model also under these static pipelines, such as 'bi,s,ga me,u,me', or "
-        "under all twelve (all): a row of the train x test matrix.",
-        metavar="CODES",
-    )
-
-    log_model: bool = _kept(True, "Processor and task model, in the run.")
-    save_locally: bool = _kept(False, "Processor and task model, in --folder.")
-    track_processing: bool = _kept(False, "Images after each stage.")
-    track_processing_gradients: bool = _kept(False, "Gradients at each stage.")
-    track_save_tensors: bool = _kept(False, "The same as numbers too (safetensors).")
-    track_predictions: bool = _kept(False, "What is answered to those images.")
-    track_n_images: int = _kept(5, "How many images.", least=1)
-    track_every_epoch: bool = _kept(False, "After each epoch, not only the last.")
-
     def __post_init__(self) -> None:
         _check_types(self)
         _check_choices(self)
         _check_numbers(self)
-        check_data(self)
-        check_models(self)
+        _check_data(self)
+        _check_models(self)
 
     @property
     def adversarial_parameters(self) -> tuple[str, ...]:
@@ -275,10 +79,9 @@ def _check_choices(options: Options) -> None:
         if choices := option.metadata.get("choices"):
             known = resolve_name(choices) if isinstance(choices, str) else choices
             choose(name, getattr(options, name), tuple(known))
+    parameters = resolve_name("r2l.training.adversarial:PARAMETERS")
     for name in options.adversarial_parameters:
-        choose(
-            "adv_parameters", name, ("all", *resolve_name("r2l.training.adversarial:PARAMETERS"))
-        )
+        choose("adv_parameters", name, ("all", *parameters))
     for code in options.tested_codes:
         choose("test_pipelines", code, (*resolve_name("r2l.isp:PIPELINES"), "all"))
 
@@ -299,3 +102,127 @@ def _check_numbers(options: Options) -> None:
         )
     if not 0 < options.train_size < 1:
         raise ValueError(f"--train_size is {options.train_size}, expected a share between 0 and 1")
+
+
+def _check_data(options: Options) -> None:
+    is_folder, is_twin = options.dataset == "RawFolder", options.dataset.startswith("Synthetic")
+    for names, fits, what in (
+        (_FOLDER_ONLY, is_folder, "--dataset RawFolder"),
+        (_TWIN_ONLY, is_twin, "the data sets called Synthetic..."),
+    ):
+        for name in names:
+            if getattr(options, name) is not None and not fits:
+                raise ValueError(f"--{name} is for {what}; here it is {options.dataset}")
+    if is_twin and options.root is not None:
+        raise ValueError("--root is where files lie; the data sets called Synthetic... have none")
+    if is_folder and not options.root:
+        raise ValueError("--dataset RawFolder needs --root: the folder of your raw files")
+    if is_folder and options.iso != 1:
+        raise ValueError("--iso is for data sets of several exposures; own files have one only")
+    if options.task not in ("auto", options.known_task):
+        fixed = options.known_task
+        raise ValueError(f"--task {options.task} contradicts --dataset {options.dataset} ({fixed})")
+    if options.masks and options.task not in ("auto", "segmentation"):
+        raise ValueError(f"--task {options.task} contradicts --masks, which are for segmentation")
+    if options.task == "segmentation" and is_folder and not options.masks:
+        raise ValueError("--task segmentation needs --masks: the folder of the masks")
+
+
+def _check_models(options: Options) -> None:
+    if options.state_dict_uri and (options.processor_uri or options.classifier_uri):
+        raise ValueError(
+            "--state_dict_uri holds processor and classifier: leave out --processor_uri and "
+            "--classifier_uri, or give those two instead"
+        )
+    trained = options.classifier_uri or options.state_dict_uri
+    if options.classifier_uri and options.classifier_pretrained:
+        raise ValueError(
+            "--classifier_uri and --classifier_pretrained are two sources of one: choose"
+        )
+    if options.adv_training and options.output_norm != "none":
+        raise ValueError(
+            "--adv_training needs --output_norm none: a batch normalisation would take out what the "
+            "search changes"
+        )
+    if options.adv_training and options.test_pipelines:
+        raise ValueError(
+            "--test_pipelines asks the task model, which --adv_training does not change: leave it out"
+        )
+    if options.adv_training:
+        return
+    if options.freeze_classifier and not trained:
+        raise ValueError(
+            "--freeze_classifier needs a trained one: give --classifier_uri or --state_dict_uri"
+        )
+    fixed = options.processing_mode in ("static", "none") or options.freeze_processor
+    if options.freeze_classifier and fixed and not options.processor_uri:
+        raise ValueError(
+            "nothing to train: the classifier is frozen, and so is the processor (modes static and "
+            "none have nothing to learn); leave out one of the two"
+        )
+
+
+def resolve_options(options: Options) -> tuple[Options, list[str]]:
+    """Return the options with all that follows from them, and a line for each thing that followed."""
+    lines: list[str] = []
+
+    def follow(reason: str, **changes: object) -> None:
+        nonlocal options
+        new = {name: value for name, value in changes.items() if getattr(options, name) != value}
+        if new:
+            options = replace(options, **new)
+            listed = ", ".join(f"--{name} {value}" for name, value in new.items())
+            lines.append(f"{reason}: {listed}")
+
+    for name, field in FIELDS.items():
+        # What an empty variable of the shell leaves.
+        if getattr(options, name) == "" and field.default is None:
+            options = replace(options, **{name: None})
+            made = name.removesuffix("_uri")
+            lines.append(
+                f"no {made} given (--{name} is empty): made afresh"
+                if name in ("processor_uri", "classifier_uri")
+                else f"--{name} is empty: taken as not given"
+            )
+    if options.test_run:
+        few = min(options.n_splits, 2)
+        only = None if options.fold is None else min(options.fold, few - 1)
+        follow("test run, few images", epochs=1, n_splits=few, fold=only)
+    if options.adv_training:
+        reason = "adversarial training searches the processing against a fixed classifier"
+        fixed = {"freeze_classifier": True, "freeze_processor": False}
+        follow(reason, processing_mode="parametrized", **fixed)
+    if "additive_layer" in options.adversarial_parameters and options.adv_training:
+        follow("the additive layer is attacked", adv_noise_layer=True)
+    details = ("track_processing_gradients", "track_save_tensors", "track_every_epoch")
+    asked = [name for name in (*details, "adv_track_differences") if getattr(options, name)]
+    if asked and not options.track_processing:
+        follow(f"--{asked[0]} is about tracked images", track_processing=True)
+    return options, lines + _without_effect(options)
+
+
+def _without_effect(options: Options) -> list[str]:
+    """Return a line for each option that was changed from its default and does nothing here."""
+    segments = options.known_task == "segmentation"
+    idle = {
+        "adv_": (not options.adv_training, "without --adv_training"),
+        "sp_": (options.processing_mode != "static", "without --processing_mode static"),
+        "classifier_network": (segments, "for segmentation: see --smp_encoder"),
+        "smp_network": (not segments, "for classification: see --classifier_network"),
+        "smp_encoder": (
+            options.known_task in ("classification", "regression")
+            and options.processing_mode != "neural_network",
+            "for classification: see --classifier_network",
+        ),
+        "train_size": (
+            options.n_splits > 1 and options.splits == "groups",
+            f"with --n_splits {options.n_splits}: each fold trains on "
+            f"{options.n_splits - 1} / {options.n_splits}",
+        ),
+    }
+    lines = []
+    for name, field in FIELDS.items():
+        for start, (is_idle, reason) in idle.items():
+            if is_idle and name.startswith(start) and getattr(options, name) != field.default:
+                lines.append(f"--{name} has no effect {reason}")
+    return lines

@@ -20,8 +20,7 @@ from benchmarks.epochs import READY, epoch_workloads
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticDrone, SyntheticMicroscopy
 from r2l.isp import HalfSizeRGB, ParametrizedISP, StaticISP, load_isp, save_isp
-from r2l.option_rules import resolve_options
-from r2l.options import FIELDS, TASK_OF, Options
+from r2l.options import FIELDS, TASK_OF, Options, resolve_options
 from r2l.rawfile import write_dng
 from r2l.training import crossval, fit, make_classifier
 from r2l.training.components import image_statistics, open_components

@@ -12,8 +12,7 @@ import pandas as pd
 
 from r2l.datasets.splits import Fold
 from r2l.files import atomic_path
-from r2l.option_rules import resolve_options
-from r2l.options import Options
+from r2l.options import Options, resolve_options
 from r2l.training.components import open_components
 from r2l.training.corpora import Corpus, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
