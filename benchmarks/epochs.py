@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.timing import Contender
 from benchmarks.workload import Workload
+from r2l.datasets import Frames, develop_views
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
-from r2l.training.developed import Developed, develop
 
 READY, STATIC = "images that are ready", "bi,s,ga"
 _CLASSES = 9
@@ -46,10 +47,10 @@ class EpochWorkload(Workload):
         """How many images an epoch has."""
         return self.shape[0]
 
-    def frames(self, key: str, channels: int = 1) -> Developed:
-        """Return the frames as a data set, their values repeated over ``channels``."""
-        images: Tensor = self.raw.cpu().expand(-1, channels, -1, -1).contiguous()
-        return Developed(images, [{"label": i % _CLASSES} for i in range(len(images))], key)
+    def frames(self) -> Frames:
+        """Return the frames as a data set."""
+        numbers = np.arange(len(self.raw))
+        return Frames(self.raw.cpu(), torch.from_numpy(numbers % _CLASSES), numbers, self.camera)
 
 
 class _Stopwatch(Callback):
@@ -71,7 +72,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _train(work: EpochWorkload, data: Developed, processor: nn.Module | None = None) -> float:
+def _train(work: EpochWorkload, data: Frames, processor: nn.Module | None = None) -> float:
     """Train for an epoch and return its seconds."""
     watch = _Stopwatch()
     fit(
@@ -96,21 +97,22 @@ def epoch_contenders(work: EpochWorkload) -> list[Contender]:
     """Return the epochs to compare; developing once counts in full against the one that needs it."""
 
     def ready() -> Callable[[], float]:
-        return partial(_train, work, work.frames("image", 3))
+        frames = work.frames()
+        return partial(_train, work, frames.seen_as(frames.raw.expand(-1, 3, -1, -1).contiguous()))
 
     def static() -> Callable[[], float]:
-        isp, frames = StaticISP.from_code(STATIC, work.camera), work.frames("raw")
+        isp, frames = StaticISP.from_code(STATIC, work.camera), work.frames()
 
         def call() -> float:
             start = time.perf_counter()
-            data = develop(frames, isp, device=work.device, progress=False)
+            views = develop_views(frames, {STATIC: isp}, device=work.device, progress=False)
             _wait()
-            return time.perf_counter() - start + _train(work, data)
+            return time.perf_counter() - start + _train(work, views.view(STATIC))
 
         return call
 
     def parametrized() -> Callable[[], float]:
-        return partial(_train, work, work.frames("raw"), ParametrizedISP(work.camera))
+        return partial(_train, work, work.frames(), ParametrizedISP(work.camera))
 
     lines = (
         (READY, ready),

@@ -13,22 +13,21 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Dataset
 
 from benchmarks.contenders import contenders
 from benchmarks.epochs import READY, epoch_workloads
 from r2l.camera import DRONE, MICROSCOPE
-from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticDrone, SyntheticMicroscopy
-from r2l.isp import HalfSizeRGB, ParametrizedISP, StaticISP, load_isp, save_isp
+from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticMicroscopy
+from r2l.datasets import frames as frames_module
+from r2l.isp import ParametrizedISP, StaticISP, load_isp, save_isp
 from r2l.options import FIELDS, TASK_OF, Options, resolve_options
 from r2l.rawfile import write_dng
-from r2l.training import crossval, fit, make_classifier
-from r2l.training.components import image_statistics, open_components
-from r2l.training.corpora import FEW, make_folds, open_corpus
+from r2l.training import fit, make_classifier
+from r2l.training.components import open_components
 from r2l.training.crossval import FoldTrainer
-from r2l.training.developed import Developed, develop
+from r2l.training.data import FEW, make_folds, open_data
 from r2l.training.experiment import experiment
-from r2l.training.fold_scores import summary
+from r2l.training.metrics import summarise_folds
 from r2l.training.module import RawToLogits
 from r2l.training.run_folder import run_folder
 from r2l.training.saving import load_model
@@ -216,32 +215,32 @@ def real(tmp_path_factory):
 def test_each_data_set_by_its_name(name, real):
     twin = name.startswith("Synthetic")
     own = {"n_images": 8, "image_size": 16} if twin else {"root": str(real)}
-    corpus = open_corpus(Options(dataset=name, **own))
-    item = corpus.data[0]
-    assert corpus.task == TASK_OF[name]
+    data = open_data(Options(dataset=name, **own))
+    item = data[0]
+    assert data.task == TASK_OF[name]
     assert ("mask" if "Segmentation" in name else "label") in item
     assert item["raw"].shape[0] == 1
-    assert corpus.camera == (DRONE if "Drone" in name else MICROSCOPE)
-    assert len(corpus) == len(corpus.data) == len(corpus.names) == len(corpus.groups)
+    assert data.camera == (DRONE if "Drone" in name else MICROSCOPE)
+    assert len(data) == len(data.labels) == len(data.names) == len(data.groups)
     if name == "Microscopy":
-        assert len(corpus) == KEPT
-        assert corpus.names[0].startswith("Ma190c_")
+        assert len(data) == KEPT
+        assert data.names[0].startswith("Ma190c_")
     if name in ("Drone", "SyntheticDrone"):
-        assert corpus.classes == ("no car", "car")
+        assert data.classes == ("no car", "car")
 
 
 def test_iso_is_the_intensity(real):
-    dim = open_corpus(Options(root=str(real), iso=0.05))
-    base = open_corpus(Options(root=str(real)))
-    light = base.data[3]["raw"].mean().item()
-    assert dim.data[3]["raw"].mean().item() == pytest.approx(0.05 * light, rel=1e-3)
+    dim = open_data(Options(root=str(real), iso=0.05))
+    base = open_data(Options(root=str(real)))
+    light = base[3]["raw"].mean().item()
+    assert dim[3]["raw"].mean().item() == pytest.approx(0.05 * light, rel=1e-3)
     with pytest.raises(ValueError, match=r"choose from 0.01, 0.05"):
-        open_corpus(Options(root=str(real), iso=0.02))
+        open_data(Options(root=str(real), iso=0.02))
 
 
 def test_a_missing_data_set_names_the_fix(tmp_path):
     with pytest.raises(DatasetNotFoundError, match="r2l data fetch microscopy"):
-        open_corpus(Options(root=str(tmp_path)))
+        open_data(Options(root=str(tmp_path)))
 
 
 @pytest.fixture(scope="module")
@@ -262,43 +261,41 @@ def folder(tmp_path_factory):
 
 def test_labels_that_are_numbers_make_a_regression(folder):
     options = Options(dataset="RawFolder", root=str(folder), labels=str(folder / "numbers.csv"))
-    corpus = open_corpus(options)
-    assert corpus.task == "regression"
-    targets = {
-        name: corpus.data[i]["target"].item() for i, name in enumerate(corpus.names.tolist())
-    }
+    data = open_data(options)
+    assert data.task == "regression"
+    targets = {name: data[i]["target"].item() for i, name in enumerate(data.names.tolist())}
     assert targets == {f"{i:02d}.dng": 1.5 * i for i in range(12)}
-    assert "label" not in corpus.data[0]
+    assert "label" not in data[0]
     as_classes = Options(**{**asdict(options), "task": "classification"})
-    assert len(open_corpus(as_classes).classes) == 12
+    assert len(open_data(as_classes).classes) == 12
 
 
 def test_labels_that_are_words_make_classes_and_no_regression(folder):
     given = {"dataset": "RawFolder", "root": str(folder), "labels": str(folder / "classes.csv")}
-    assert open_corpus(Options(**given)).classes == ("high", "low")
+    assert open_data(Options(**given)).classes == ("high", "low")
     with pytest.raises(DatasetError, match="'high' is not a number"):
-        open_corpus(Options(**given, task="regression"))
+        open_data(Options(**given, task="regression"))
 
 
 def test_a_test_run_takes_few_images_of_many_groups(real):
     options = Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16, test_run=True)
-    corpus = open_corpus(options)
-    assert len(corpus) == len(corpus.data) == FEW
-    assert len(set(corpus.groups)) == FEW
-    whole = open_corpus(Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16))
-    index = int(corpus.names[3])
-    assert torch.equal(corpus.data[3]["raw"], whole.data[index]["raw"])
-    assert corpus.labels[3] == whole.labels[index]
-    assert corpus.fingerprint() != whole.fingerprint()
+    data = open_data(options)
+    assert len(data) == len(data.labels) == FEW
+    assert len(set(data.groups)) == FEW
+    whole = open_data(Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16))
+    index = int(data.names[3])
+    assert torch.equal(data[3]["raw"], whole[index]["raw"])
+    assert data.labels[3] == whole.labels[index]
+    assert data.fingerprint() != whole.fingerprint()
 
 
 @pytest.mark.parametrize("n_splits", [1, 3])
 def test_folds_keep_groups_whole(n_splits):
     options = Options(dataset="SyntheticMicroscopy", n_images=60, image_size=16, n_splits=n_splits)
-    corpus = open_corpus(options)
-    folds = make_folds(corpus, options)
+    data = open_data(options)
+    folds = make_folds(data, options)
     for fold in folds:
-        assert not set(corpus.groups[fold.train]) & set(corpus.groups[fold.test])
+        assert not set(data.groups[fold.train]) & set(data.groups[fold.test])
         assert sorted([*fold.train, *fold.test]) == list(range(60))
     tested = np.concatenate([f.test for f in folds])
     if n_splits > 1:
@@ -308,7 +305,7 @@ def test_folds_keep_groups_whole(n_splits):
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.75, 0.8, 0.9])
 def test_a_single_split_has_about_the_share_asked_for(share):
     options = Options(dataset="SyntheticMicroscopy", n_images=100, image_size=16, train_size=share)
-    (fold,) = make_folds(open_corpus(options), options)
+    (fold,) = make_folds(open_data(options), options)
     assert len(fold.train) / 100 == pytest.approx(share, abs=0.06)
 
 
@@ -320,77 +317,9 @@ def test_published_splits_overlap():
         n_splits=4,
         splits="published",
     )
-    folds = make_folds(open_corpus(options), options)
+    folds = make_folds(open_data(options), options)
     assert [len(f.train) for f in folds] == [16] * 4
     assert len(np.unique(np.concatenate([f.test for f in folds]))) < 16
-
-
-# --- images developed once ------------------------------------------------------------------------
-
-
-def test_developed_images_are_the_isp_s_own_in_memory_and_in_a_file(tmp_path):
-    data, isp = SyntheticMicroscopy(7, size=32), StaticISP.from_code("ma,u,me", MICROSCOPE)
-    states = torch.get_rng_state()
-    held = develop(data, isp, batch_size=3, progress=False)
-    filed = develop(data, isp, batch_size=3, memory_limit=100, folder=tmp_path, progress=False)
-    assert torch.equal(states, torch.get_rng_state())
-    assert not list(tmp_path.iterdir()), "the file has no name to be left behind"
-    for i in range(7):
-        want = isp(data[i]["raw"][None])[0]
-        torch.testing.assert_close(held[i]["image"], want)
-        assert torch.equal(held[i]["image"], filed[i]["image"])
-        assert held[i]["label"] == data[i]["label"]
-        assert held[i]["meta"] == data[i]["meta"]
-        assert "raw" not in held[i]
-
-
-def test_each_frame_is_read_once_however_often_it_is_asked_for():
-    class Counted(Dataset):
-        reads = 0
-
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, i):
-            Counted.reads += 1
-            return {"raw": torch.full((1, 8, 8), 0.1 * i), "label": i}
-
-    held = develop(Counted(), progress=False)
-    for _ in range(3):
-        assert [held[i]["raw"][0, 0, 0].item() for i in range(5)] == pytest.approx(
-            [0, 0.1, 0.2, 0.3, 0.4]
-        )
-    assert Counted.reads == 5
-
-
-def test_smaller_images_are_enlarged_where_there_are_masks():
-    drone = SyntheticDrone(3, size=32)
-    held = develop(drone, HalfSizeRGB(DRONE), progress=False)
-    assert held.images.shape == (3, 3, 32, 32)
-    assert torch.equal(held[1]["mask"].long(), drone[1]["mask"])
-    # As the loop does it where the processor is trained.
-    module = RawToLogits(torch.nn.Conv2d(3, 1, 1), HalfSizeRGB(DRONE), task="segmentation")
-    raw = torch.stack([drone[i]["raw"] for i in range(3)])
-    torch.testing.assert_close(held.images, module.develop(raw))
-    cells = SyntheticMicroscopy(2, size=32)
-    assert develop(cells, HalfSizeRGB(MICROSCOPE), progress=False).images.shape[-1] == 16
-
-
-def test_frames_of_several_sizes_and_none_at_all_are_errors():
-    frames = [{"raw": torch.zeros(1, 8, s)} for s in (8, 8, 10)]
-    with pytest.raises(ValueError, match="8 x 8 and 8 x 10"):
-        develop(frames, progress=False)
-    with pytest.raises(ValueError, match="no images"):
-        develop([], progress=False)
-
-
-def test_statistics_are_those_of_the_images():
-    images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    data = Developed(images, [{}] * 9)
-    mean, std = image_statistics(data, np.array([0, 2, 5, 7]), None, batch_size=3)
-    chosen = images[[0, 2, 5, 7]].numpy().astype(np.float64)
-    np.testing.assert_allclose(mean, chosen.mean((0, 2, 3)), rtol=1e-9)
-    np.testing.assert_allclose(std, chosen.std((0, 2, 3)), rtol=1e-6)
 
 
 # --- the experiment -------------------------------------------------------------------------------
@@ -406,7 +335,7 @@ def test_each_image_is_answered_once_by_a_fold_that_was_not_trained_on_it(static
     assert (twin.labels[table["image"]] == table["label"]).all()
     right = table["correct"].groupby(table["fold"]).mean()
     np.testing.assert_allclose(outcome.scores["accuracy"], right)
-    said = summary(outcome.scores).set_index("score").loc["accuracy"]
+    said = summarise_folds(outcome.scores).set_index("score").loc["accuracy"]
     assert said["mean"] == pytest.approx(right.mean())
     assert said["spread"] == pytest.approx(right.std(ddof=1))
     assert any("accuracy" in line and "spread" in line for line in lines)
@@ -454,15 +383,12 @@ def test_saved_models_give_the_answers_of_the_table(static_run):
 
 
 def test_static_images_are_developed_once_for_all_folds_and_epochs(small, monkeypatch):
-    calls = []
-    monkeypatch.setattr(crossval, "develop", lambda *a, **k: calls.append(a) or develop(*a, **k))
-    seen = []
-    forward = StaticISP.forward
+    seen, original = [], frames_module.develop_all
     monkeypatch.setattr(
-        StaticISP, "forward", lambda self, raw: seen.append(len(raw)) or forward(self, raw)
+        frames_module, "develop_all", lambda raw, *a: seen.append(len(raw)) or original(raw, *a)
     )
+    monkeypatch.setattr(StaticISP, "forward", lambda self, raw: pytest.fail("developed again"))
     quietly(small(processing_mode="static", log_model=False))
-    assert len(calls) == 1
     assert sum(seen) == SMALL["n_images"]
 
 
@@ -594,9 +520,9 @@ def test_adversarial_search_changes_what_it_may_and_nothing_else(small, paramete
 
 def test_a_state_dict_of_both(small, static_run, tmp_path):
     outcome, _, _ = static_run
-    corpus = open_corpus(small())
+    data = open_data(small())
     folder = outcome.folder / "fold_1"
-    components = open_components(small(state_dict_uri=str(folder)), corpus, print)
+    components = open_components(small(state_dict_uri=str(folder)), data, print)
     assert components.mode == "static"
     weights = {f"model.{k}": v for k, v in load_model(folder / "model").state_dict().items()}
     isp = ParametrizedISP(MICROSCOPE)
@@ -604,42 +530,40 @@ def test_a_state_dict_of_both(small, static_run, tmp_path):
     weights |= {f"processor.{k}": v for k, v in isp.state_dict().items()}
     path = tmp_path / "both.safetensors"
     save_file(weights, path)
-    components = open_components(small(state_dict_uri=str(path)), corpus, print)
+    components = open_components(small(state_dict_uri=str(path)), data, print)
     assert components.processor.gamma.item() == pytest.approx(1.7)
     assert torch.equal(
         components.model.state_dict()["network.0.weight"], weights["model.network.0.weight"]
     )
     with pytest.raises(ValueError, match="no weights for these models"):
-        open_components(
-            small(state_dict_uri=str(path), classifier_network="ResNet18"), corpus, print
-        )
+        open_components(small(state_dict_uri=str(path), classifier_network="ResNet18"), data, print)
 
 
 def test_a_batch_normalisation_comes_back_with_the_models(small, static_run, tmp_path):
     outcome, _, _ = static_run
     folder = shutil.copytree(outcome.folder / "fold_1", tmp_path / "saved")
-    given, corpus = small(state_dict_uri=str(folder), output_norm="batch"), open_corpus(small())
+    given, data = small(state_dict_uri=str(folder), output_norm="batch"), open_data(small())
     (folder / "norm.safetensors").write_bytes(b"0")
     with pytest.raises(ValueError, match="no weights of a batch normalisation"):
-        open_components(given, corpus, print)
+        open_components(given, data, print)
     norm = torch.nn.BatchNorm2d(3)
     norm.running_mean += torch.tensor([0.1, 0.2, 0.3])
     save_file(norm.state_dict(), folder / "norm.safetensors")
     with pytest.raises(ValueError, match="trained with --output_norm batch"):
-        open_components(small(state_dict_uri=str(folder)), corpus, print)
+        open_components(small(state_dict_uri=str(folder)), data, print)
     alone = {"processor_uri": str(folder / "processor"), "classifier_uri": str(folder / "model")}
     with pytest.raises(ValueError, match="trained with --output_norm batch"):
-        open_components(small(**alone), corpus, print)
+        open_components(small(**alone), data, print)
     said = []
-    found = open_components(small(**alone, output_norm="batch"), corpus, said.append).norm
+    found = open_components(small(**alone, output_norm="batch"), data, said.append).norm
     assert torch.equal(found.running_mean, norm.running_mean)
     assert any("it has not seen" in line for line in said)
-    components = open_components(given, corpus, print)
+    components = open_components(given, data, print)
     whole = RawToLogits(components.model, components.processor, output_norm=norm)
     save_file(whole.state_dict(), tmp_path / "whole.safetensors")
     file = small(state_dict_uri=str(tmp_path / "whole.safetensors"), output_norm="batch")
     for options in (given, replace(file, processing_mode="static")):
-        found = open_components(options, corpus, print).norm
+        found = open_components(options, data, print).norm
         assert torch.equal(found.running_mean, norm.running_mean)
 
 
@@ -660,7 +584,7 @@ def test_a_loaded_network_goes_before_the_one_that_is_named(small, static_run):
     outcome, _, _ = static_run
     said, uri = [], str(outcome.folder / "fold_0" / "model")
     open_components(
-        small(classifier_uri=uri, classifier_network="ResNet18"), open_corpus(small()), said.append
+        small(classifier_uri=uri, classifier_network="ResNet18"), open_data(small()), said.append
     )
     assert f"{uri} holds a SmallResNet: --classifier_network is not used" in said
 
@@ -670,13 +594,13 @@ def test_what_is_loaded_is_checked_against_the_data(small, static_run, tmp_path)
     nine = str(outcome.folder / "fold_0" / "model")
     drone = small(dataset="SyntheticDrone", classifier_uri=nine)
     with pytest.raises(ValueError, match="needs 2 outputs"):
-        open_components(drone, open_corpus(drone), print)
+        open_components(drone, open_data(drone), print)
     save_isp(StaticISP(MICROSCOPE), tmp_path / "isp")
     attack = small(adv_training=True, processor_uri=str(tmp_path / "isp"))
     with pytest.raises(ValueError, match="needs a parametrized processor"):
-        open_components(attack, open_corpus(attack), print)
+        open_components(attack, open_data(attack), print)
     with pytest.raises(ValueError, match="no such folder or file"):
-        open_components(small(processor_uri="nowhere"), open_corpus(small()), print)
+        open_components(small(processor_uri="nowhere"), open_data(small()), print)
 
 
 # --- going on -------------------------------------------------------------------------------------
@@ -695,7 +619,7 @@ KILLED = """
 import json, os, signal, sys
 from r2l.training import fit
 from r2l.training.experiment import experiment
-from r2l.training.fold_scores import summary
+from r2l.training.metrics import summarise_folds
 from r2l.training.module import RawToLogits
 from r2l.options import Options
 
@@ -715,7 +639,7 @@ experiment(Options(**json.loads(sys.argv[1])), progress=False)
 
 def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_result(small, tmp_path, monkeypatch):
     options = small(save_locally=True, augmentation="weak", run_name="killed", epochs=3)
-    steps = sum(-(-len(f.train) // 6) for f in make_folds(open_corpus(options), options))
+    steps = sum(-(-len(f.train) // 6) for f in make_folds(open_data(options), options))
     # In the second epoch of the second fold.
     last = 3 * steps // 2 + steps // 2 + 1
     done = subprocess.run(

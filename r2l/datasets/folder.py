@@ -119,6 +119,7 @@ class RawFolder(RawDataset):
         rows = split_indices(split, all_labels, all_groups, fold=fold, seed=seed)
         self.labels, self.groups = all_labels[rows], all_groups[rows]
         self.paths: list[Path] = table["path"].iloc[rows].tolist()
+        self.names = np.array([str(path.relative_to(self.root)) for path in self.paths])
         self._masks: list[Path] = table["mask"].iloc[rows].tolist()
 
     def frame(self, index: int) -> RawFrame:

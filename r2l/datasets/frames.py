@@ -16,19 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
 from r2l.camera import Camera
 from r2l.datasets.base import RawDataset
-from r2l.isp import PIPELINES, develop_all
+from r2l.isp import PIPELINES, develop_all, open_pipeline
+from r2l.isp.static import Pipeline, name_pipelines
 from r2l.progress import progress_bar
 
 #: Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
 MEMORY_LIMIT = 2 * 2**30
-#: A code, or what maps raw (B, 1, H, W) to display (B, 3, H, W).
-Pipeline = str | Callable[[Tensor], Tensor]
+#: Codes and folders, or a mapping of names to whatever `open_pipeline` takes.
+Pipelines = Sequence[str | Path] | Mapping[str, Pipeline]
 # Frames of a step hold about this many pixels: small enough for the caches of a small machine.
 _STEP_PIXELS = 400_000
 # Key of an item's truth, by task.
@@ -114,7 +115,7 @@ class Frames(Dataset):
                 raw[row] = frame
                 truth.append(_truth(item))
                 bar.update()
-        names = np.asarray(getattr(dataset, "names", np.arange(len(dataset)).astype(str)))
+        numbers = np.arange(len(dataset)).astype(str)
         return cls(
             raw,
             torch.stack(truth),
@@ -122,7 +123,7 @@ class Frames(Dataset):
             dataset.camera,
             np.asarray(dataset.labels)[indices],
             tuple(dataset.classes),
-            names=names[indices],
+            names=np.asarray(getattr(dataset, "names", numbers))[indices],
             intensity=dataset.intensity,
         )
 
@@ -256,7 +257,11 @@ def _strata(task: str, truth: Tensor) -> np.ndarray:
         return truth.numpy()
     if task == "segmentation":
         return truth.flatten(1).amax(1).long().numpy()
-    values = truth.double().numpy()
+    return tertiles(truth.double().numpy())
+
+
+def tertiles(values: np.ndarray) -> np.ndarray:
+    """Return 0, 1 or 2 for low, middle and high values, so that folds get some of each."""
     return np.searchsorted(np.quantile(values, (1 / 3, 2 / 3)), values)
 
 
@@ -272,7 +277,7 @@ def _room(shape: tuple[int, ...], limit: int, folder: str | Path | None) -> Tens
 @torch.no_grad()
 def develop_views(
     data: RawDataset | Frames,
-    pipelines: Sequence[str] | Mapping[str, Pipeline] = PIPELINES,
+    pipelines: Pipelines = PIPELINES,
     *,
     variant: str = "corrected",
     batch_size: int = 64,
@@ -287,8 +292,7 @@ def develop_views(
 
     Args:
         data: a data set, which is read first (see `Frames.of`, also for the last three), or frames.
-        pipelines: codes such as "ma,s,ga"; or by name codes and modules, raw (B, 1, H, W) to display
-            (B, 3, h, w). Where there are masks, smaller images are enlarged to fit.
+        pipelines: see `develop_all`. Where there are masks, smaller images are enlarged to fit.
         variant: of the codes, "corrected" or "paper", see `StaticISP`.
         batch_size: frames developed at once.
         device: where; the images are kept on the CPU.
@@ -297,30 +301,26 @@ def develop_views(
         The frames with ``images`` of these pipelines, and of no others.
 
     Raises:
-        ValueError: no frames, no pipelines, one named twice, or a code that does not exist.
+        ValueError: no frames, no pipelines, one named twice, or one that does not exist.
         OSError: a file for images can't be written.
     """
-    named = (
-        dict(pipelines) if isinstance(pipelines, Mapping) else {code: code for code in pipelines}
-    )
+    named = name_pipelines(pipelines)
     if not named or len(named) < len(pipelines) or len(data) == 0:
         raise ValueError(f"nothing to develop, or twice: {len(data)} frames by {list(pipelines)}")
     storage = {"memory_limit": memory_limit, "folder": folder, "progress": progress}
     frames = data if isinstance(data, Frames) else Frames.of(data, **storage)
     if frames.raw is None:
         raise ValueError("nothing to develop: these frames hold developed images only")
-    codes = {name: code for name, code in named.items() if isinstance(code, str)}
-    others = {name: _ready(isp, device) for name, isp in named.items() if name not in codes}
+    opened = {name: open_pipeline(spec, frames.camera, variant) for name, spec in named.items()}
+    isps = {name: copy.deepcopy(isp).to(device).eval() for name, isp in opened.items()}
     images: dict[str, Tensor] = {}
     with progress_bar(total=len(frames), desc="developing", disable=not progress) as bar:
         for start in range(0, len(frames), batch_size):
             raw = frames.raw[start : start + batch_size].to(device)
-            made = develop_all(raw, frames.camera, list(codes.values()), variant) if codes else {}
-            for name in named:
-                view = made[codes[name]] if name in codes else others[name](raw).float()
+            for name, view in develop_all(raw, frames.camera, isps).items():
                 if frames.task == "segmentation" and view.shape[-2:] != raw.shape[-2:]:
                     # A pipeline that halves the size: masks are as large as the frames.
-                    view = F.interpolate(view, raw.shape[-2:], mode="bilinear")
+                    view = F.interpolate(view.float(), raw.shape[-2:], mode="bilinear")
                 if name not in images:
                     images[name] = _room((len(frames), *view.shape[1:]), memory_limit, folder)
                 images[name][start : start + len(view)] = view
@@ -328,13 +328,9 @@ def develop_views(
     return replace(frames, images=images)
 
 
-def _ready(isp: Callable[[Tensor], Tensor], device: str | torch.device) -> Callable:
-    return copy.deepcopy(isp).to(device).eval() if isinstance(isp, nn.Module) else isp
-
-
 def with_views(
     data: RawDataset | Frames,
-    pipelines: Sequence[str] | Mapping[str, Pipeline],
+    pipelines: Pipelines,
     *,
     variant: str = "corrected",
     progress: bool = True,
@@ -345,6 +341,6 @@ def with_views(
         ValueError: frames that hold images, but not of all these pipelines; or as `develop_views`.
     """
     if isinstance(data, Frames) and data.images:
-        data.require(list(pipelines))
+        data.require(list(name_pipelines(pipelines)))
         return data
     return develop_views(data, pipelines, variant=variant, progress=progress)

@@ -11,16 +11,17 @@ something else too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
 from r2l.datasets import RawDataset
-from r2l.datasets.frames import Frames, Pipeline, with_views
+from r2l.datasets.frames import Frames, Pipelines, with_views
 from r2l.datasets.splits import Fold, group_folds
 from r2l.isp import PIPELINES
+from r2l.isp.static import name_pipelines
 from r2l.progress import progress_bar
-from r2l.training.folds import train_fold
+from r2l.training.folds import fresh_model, train_fold, training_statistics
 from r2l.training.models import ModelFactory
 from r2l.training.predict import Trained
 from r2l.training.seeding import mixed_seed
@@ -28,7 +29,7 @@ from r2l.training.seeding import mixed_seed
 
 def train_models(
     data: RawDataset | Frames,
-    pipelines: Sequence[str] | Mapping[str, Pipeline] = PIPELINES,
+    pipelines: Pipelines = PIPELINES,
     *,
     model: str | ModelFactory = "SmallResNet",
     n_splits: int = 5,
@@ -46,7 +47,7 @@ def train_models(
     Args:
         data: raw frames, or views of them (which then must hold all ``pipelines``). With masks the task is
             segmentation, else classification.
-        pipelines: in the order of the matrix, see `develop_views`.
+        pipelines: in the order of the matrix, see `develop_all`.
         model: a name for `make_classifier` (for segmentation architecture and encoder for
             `make_segmenter`, such as "unet/resnet18"), or a function of number of classes, channel means
             and channel standard deviations that returns a fresh model.
@@ -60,12 +61,13 @@ def train_models(
         ValueError: as `develop_views` and `group_folds`; or views that lack a pipeline.
     """
     frames = with_views(data, pipelines, variant=variant, progress=progress)
-    jobs = list(_jobs(frames, pipelines, n_splits, seeds))
+    jobs = list(_jobs(frames, name_pipelines(pipelines), n_splits, seeds))
     models = []
     with progress_bar(total=len(jobs), desc="training", disable=not progress) as bar:
         for name, seed, number, fold in jobs:
             view = frames.view(name)
-            module = train_fold(view, fold, model, mixed_seed(seed, number), **settings)
+            fresh = fresh_model(model, view, training_statistics(view, fold.train))
+            module = train_fold(view, fold, fresh, mixed_seed(seed, number), **settings)
             models.append(Trained(module, name, fold.test, seed, number))
             bar.set_postfix_str(f"{name}, fold {number}, seed {seed}", refresh=False)
             bar.update()

@@ -137,11 +137,7 @@ def matrices(outcomes: list[Outcome]) -> Iterator[Matrix]:
     for name, runs in groups.items():
         short = dict.fromkeys(_pipeline_of(run) for run in runs if not run.is_finished)
         tables = [
-            pd.read_csv(run.folder / TESTED).assign(
-                train=_pipeline_of(run), seed=run.job.options().seed
-            )
-            for run in runs
-            if _pipeline_of(run) not in short
+            pd.read_csv(run.folder / TESTED) for run in runs if _pipeline_of(run) not in short
         ]
         if not tables:
             continue

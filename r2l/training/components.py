@@ -10,16 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from r2l.datasets import Frames
 from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, load_isp
 from r2l.options import Options
-from r2l.training import models
-from r2l.training.corpora import Corpus
-from r2l.training.models import target_statistics
+from r2l.training.models import describe_model, make_described
 from r2l.training.saving import NORM, load_described, load_norm, load_state
 from r2l.training.seeding import seeded
 from r2l.training.tracking import resolve
@@ -59,7 +56,7 @@ class Components:
         return _MODE_OF[type(self.processor)]
 
 
-def open_components(options: Options, corpus: Corpus, say: Say) -> Components:
+def open_components(options: Options, data: Frames, say: Say) -> Components:
     """Return processor and task model; what has to be fetched or loaded is, and is checked against the data.
 
     Raises:
@@ -67,7 +64,7 @@ def open_components(options: Options, corpus: Corpus, say: Say) -> Components:
         OSError: a store that does not answer, or pretrained weights that can't be fetched.
     """
     with _fetching(options) as fetch:
-        components = _load_components(options, corpus, fetch, say)
+        components = _load_components(options, data, fetch, say)
     if components.model is not None:
         say(
             "the task model was trained before: scores are of images it has not seen only in the fold that "
@@ -75,7 +72,7 @@ def open_components(options: Options, corpus: Corpus, say: Say) -> Components:
         )
     elif options.classifier_pretrained:
         # Fetched now, so that what can't be had is noticed before anything is begun.
-        build_model(options, corpus, *UNKNOWN)[0]()
+        build_model(options, data, *UNKNOWN)[0]()
     if options.adv_training:
         _check_adversary(options, components)
     return components
@@ -92,17 +89,17 @@ def _fetching(options: Options) -> Iterator[Callable[[str], Path]]:
 
 
 def _load_components(
-    options: Options, corpus: Corpus, fetch: Callable[[str], Path], say: Say
+    options: Options, data: Frames, fetch: Callable[[str], Path], say: Say
 ) -> Components:
     """Load what the options give addresses of, and make the processor where they give none."""
     processor_uri, classifier_uri = options.processor_uri, options.classifier_uri
     if options.state_dict_uri:
         both = fetch(options.state_dict_uri)
         if not both.is_dir():
-            return _load_state_dict(both, options, corpus)
+            return _load_state_dict(both, options, data)
         processor_uri, classifier_uri = str(both / "processor"), str(both / "model")
     processor = _load_processor(processor_uri, options, fetch, say) if processor_uri else None
-    components = Components(processor or build_processor(options, corpus), processor is None)
+    components = Components(processor or build_processor(options, data), processor is None)
     if not classifier_uri:
         return components
     folder = fetch(classifier_uri)
@@ -112,15 +109,15 @@ def _load_components(
     if network != options.classifier_network:
         say(f"{classifier_uri} holds a {network}: --classifier_network is not used")
     _check_norm(norm, classifier_uri, options)
-    _check_model(model, components.processor, corpus, classifier_uri)
+    _check_model(model, components.processor, data, classifier_uri)
     return replace(components, model=model, description=description, norm=norm)
 
 
-def _load_state_dict(path: Path, options: Options, corpus: Corpus) -> Components:
+def _load_state_dict(path: Path, options: Options, data: Frames) -> Components:
     with seeded(options.seed):
-        make, description = build_model(options, corpus, *UNKNOWN)
+        make, description = build_model(options, data, *UNKNOWN)
         model = make()
-    processor = build_processor(options, corpus)
+    processor = build_processor(options, data)
     norm = load_state(path, processor, model)
     _check_norm(norm, options.state_dict_uri, options)
     return Components(processor, False, model, description, norm)
@@ -151,11 +148,11 @@ def _check_adversary(options: Options, components: Components) -> None:
         raise ValueError("the processor that was loaded has no additive layer to be searched")
 
 
-def build_processor(options: Options, corpus: Corpus) -> nn.Module:
+def build_processor(options: Options, data: Frames) -> nn.Module:
     """Return a fresh processor of the mode asked for, its weights drawn from the seed."""
-    camera, mode = corpus.camera, options.processing_mode
+    camera, mode = data.camera, options.processing_mode
     if mode == "parametrized":
-        size = corpus.data[0]["raw"].shape[-2:] if options.adv_noise_layer else ()
+        size = data.shape if options.adv_noise_layer else ()
         return ParametrizedISP(camera, (1, 3, *size) if size else None)
     if mode == "static":
         return StaticISP(camera, options.sp_debayer, options.sp_sharpening, options.sp_denoising)
@@ -167,7 +164,7 @@ def build_processor(options: Options, corpus: Corpus) -> nn.Module:
 
 def build_model(
     options: Options,
-    corpus: Corpus,
+    data: Frames,
     mean: Sequence[float],
     std: Sequence[float],
     targets: Tensor | None = None,
@@ -176,66 +173,30 @@ def build_model(
 
     Args:
         options: network and its details.
-        corpus: whose task and classes.
+        data: whose task and classes.
         mean: of the training images, by channel, display units.
         std: as ``mean``.
         targets: for regression, the numbers of the training images (N,).
     """
-    arguments: dict[str, Any] = {"mean": list(mean), "std": list(std)}
-    if corpus.task == "segmentation":
-        maker = "make_segmenter"
-        arguments |= {"architecture": options.smp_network, "encoder": options.smp_encoder}
-    elif corpus.task == "regression":
-        maker = "make_regressor"
-        arguments |= {"name": options.classifier_network, "n_targets": 1}
-        if targets is not None:
-            statistics = target_statistics(targets)
-            arguments |= dict(zip(("target_mean", "target_std"), statistics, strict=True))
-    else:
-        maker = "make_classifier"
-        arguments |= {"name": options.classifier_network, "n_classes": len(corpus.classes)}
-    pretrained = {"pretrained": True} if options.classifier_pretrained else {}
-    make = partial(getattr(models, maker), **arguments, **pretrained)
-    return make, {"maker": maker, "arguments": arguments}
+    segments = data.task == "segmentation"
+    both = f"{options.smp_network}/{options.smp_encoder}"
+    name = both if segments else options.classifier_network
+    description = describe_model(name, data.task, len(data.classes), mean, std, targets)
+    return partial(make_described, description, options.classifier_pretrained), description
 
 
 @torch.no_grad()
-def _check_model(model: nn.Module, processor: nn.Module, corpus: Corpus, uri: str) -> None:
+def _check_model(model: nn.Module, processor: nn.Module, data: Frames, uri: str) -> None:
     """Raise unless a loaded task model answers in the form of the task.
 
     Raises:
         ValueError: it doesn't.
     """
-    outputs = {"classification": len(corpus.classes)}.get(corpus.task, 1)
-    answer = model.eval()(processor.eval()(corpus.data[0]["raw"][None]))
-    wanted = 4 if corpus.task == "segmentation" else 2
+    outputs = {"classification": len(data.classes)}.get(data.task, 1)
+    answer = model.eval()(processor.eval()(data.raw[:1]))
+    wanted = 4 if data.task == "segmentation" else 2
     if answer.ndim != wanted or answer.shape[1] != outputs:
         raise ValueError(
-            f"{uri}: a task model that answers with shape {tuple(answer.shape)}, but {corpus.task} of "
+            f"{uri}: a task model that answers with shape {tuple(answer.shape)}, but {data.task} of "
             f"this data set needs {outputs} output{'s' if outputs > 1 else ''}"
         )
-
-
-@torch.no_grad()
-def image_statistics(
-    data: Dataset, indices: np.ndarray, processor: nn.Module | None, batch_size: int = 64
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of the images ``indices``, display units.
-
-    Args:
-        data: items with ``image`` or, where there is a processor, ``raw``.
-        indices: of the training images.
-        processor: what develops them.
-        batch_size: frames developed at once.
-    """
-    count, total, squares = 0, torch.zeros(3).double(), torch.zeros(3).double()
-    for start in range(0, len(indices), batch_size):
-        items = [data[int(i)] for i in indices[start : start + batch_size]]
-        images = torch.stack([item.get("image", item.get("raw")) for item in items])
-        images = (images if processor is None else processor.eval()(images)).double()
-        count += images.numel() // 3
-        total += images.sum((0, 2, 3))
-        squares += images.square().sum((0, 2, 3))
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(1e-6).sqrt()
-    return tuple(mean.tolist()), tuple(std.tolist())

@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from r2l.datasets import Frames
 from r2l.datasets.splits import Fold
 from r2l.files import atomic_path
 from r2l.options import Options, resolve_options
 from r2l.training.components import open_components
-from r2l.training.corpora import Corpus, make_folds, open_corpus
 from r2l.training.crossval import FoldTrainer
-from r2l.training.fold_scores import describe_scores, summary, table_scores
-from r2l.training.metrics import per_class
+from r2l.training.data import make_folds, open_data
+from r2l.training.metrics import describe_scores, fold_scores, per_class, summarise_folds
 from r2l.training.run_folder import RunFolder, run_folder
 from r2l.training.tracking import Run, TrackingError, open_client, store_address, track
 
@@ -60,21 +60,21 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         KeyboardInterrupt: the record is marked as killed, the checkpoint stays.
     """
     options, lines = resolve_options(options)
-    corpus = open_corpus(options)
-    folds = make_folds(corpus, options)
+    data = open_data(options, progress)
+    folds = make_folds(data, options)
     numbers = range(len(folds)) if options.fold is None else [options.fold]
-    for line in (*lines, _about(corpus, folds, options)):
+    for line in (*lines, _about(data, folds, options)):
         say(line)
     # Noticed now, and not after the work.
     open_client(options.tracking_uri)
-    components = open_components(options, corpus, say)
+    components = open_components(options, data, say)
     with (
-        run_folder(options, corpus.fingerprint()) as folder,
-        _record(options, corpus, folder, say) as run,
+        run_folder(options, data.fingerprint()) as folder,
+        _record(options, data, folder, say) as run,
     ):
         # Of a resumed run too: the process before may have been killed just before.
-        run.camera(corpus.camera)
-        trainer = FoldTrainer(options, corpus, components, progress)
+        run.camera(data.camera)
+        trainer = FoldTrainer(options, data, components, progress)
         tables = {}
         for number in numbers:
             table = folder.predictions(number)
@@ -83,28 +83,28 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
                     record.split({"train": folds[number].train, "val": folds[number].test})
                     table = trainer.run(number, folds[number], record, folder.fold(number))
                 table = folder.finish_fold(number, table)
-            say(f"fold {number}: {describe_scores(corpus, table)}")
+            say(f"fold {number}: {describe_scores(table, len(data.classes))}")
             tables[number] = table
-        outcome = _conclude(corpus, tables, run, folder)
-    for line in _closing(options, corpus, folder, outcome):
+        outcome = _conclude(data, tables, run, folder)
+    for line in _closing(options, data, folder, outcome):
         say(line)
     return outcome
 
 
-def _about(corpus: Corpus, folds: list[Fold], options: Options) -> str:
-    height, width = corpus.data[0]["raw"].shape[-2:]
-    classes = f", {len(corpus.classes)} classes" if corpus.classes else ""
+def _about(data: Frames, folds: list[Fold], options: Options) -> str:
+    height, width = data.shape
+    classes = f", {len(data.classes)} classes" if data.classes else ""
     number = "1 split" if len(folds) == 1 else f"{len(folds)} folds"
     number += "" if options.fold is None else f", number {options.fold} alone"
     sizes = f"{len(folds[0].train)} to train, {len(folds[0].test)} to validate"
     return (
-        f"{options.dataset}: {len(corpus)} images of {height} x {width}, {corpus.task}{classes}; "
+        f"{options.dataset}: {len(data)} images of {height} x {width}, {data.task}{classes}; "
         f"{number} ({sizes})"
     )
 
 
 @contextmanager
-def _record(options: Options, corpus: Corpus, folder: RunFolder, say: Say) -> Iterator[Run]:
+def _record(options: Options, data: Frames, folder: RunFolder, say: Say) -> Iterator[Run]:
     """Open the record of a run, an interrupted one's again if it is still there."""
     known = folder.note.get("run_id")
     if folder.resumed and known:
@@ -122,7 +122,7 @@ def _record(options: Options, corpus: Corpus, folder: RunFolder, say: Say) -> It
             else:
                 yield run
                 return
-    settings = asdict(options) | {"images": len(corpus), "resolved_task": corpus.task}
+    settings = asdict(options) | {"images": len(data), "resolved_task": data.task}
     with track(
         options.experiment_name,
         options.run_name,
@@ -144,10 +144,11 @@ def _fold_record(run: Run, folder: RunFolder, number: int) -> Iterator[Run]:
 
 
 def _conclude(
-    corpus: Corpus, tables: dict[int, pd.DataFrame], run: Run, folder: RunFolder
+    data: Frames, tables: dict[int, pd.DataFrame], run: Run, folder: RunFolder
 ) -> Outcome:
     scores = pd.concat(
-        [table_scores(corpus, t).assign(fold=n) for n, t in tables.items()], ignore_index=True
+        [fold_scores(t, len(data.classes)).assign(fold=n) for n, t in tables.items()],
+        ignore_index=True,
     )
     predictions = pd.concat(tables.values(), ignore_index=True)
     tested = [t for t in map(folder.tested, tables) if t is not None]
@@ -155,7 +156,7 @@ def _conclude(
         prefix = f"{row.pop('processing')}." if "processing" in row else ""
         run.metrics({prefix + k: v for k, v in row.items() if k != "fold"}, step=row["fold"])
     run.table(scores, "scores.csv")
-    run.table(summary(scores), "summary.csv")
+    run.table(summarise_folds(scores), "summary.csv")
     run.predictions(predictions)
     with atomic_path(folder.path / "scores.csv") as partial:
         scores.to_csv(partial, index=False)
@@ -163,13 +164,11 @@ def _conclude(
     return Outcome(run.run_id, folder.path, scores, predictions, under)
 
 
-def _closing(
-    options: Options, corpus: Corpus, folder: RunFolder, outcome: Outcome
-) -> Iterator[str]:
+def _closing(options: Options, data: Frames, folder: RunFolder, outcome: Outcome) -> Iterator[str]:
     layout: dict[str, Any] = {"float_format": lambda v: f"{v:.4g}"}
-    yield "\n" + summary(outcome.scores).to_string(index=False, **layout) + "\n"
-    if corpus.task == "classification" and not options.adv_training:
-        yield per_class(outcome.predictions, corpus.classes).to_string(**layout) + "\n"
+    yield "\n" + summarise_folds(outcome.scores).to_string(index=False, **layout) + "\n"
+    if data.task == "classification" and not options.adv_training:
+        yield per_class(outcome.predictions, data.classes).to_string(**layout) + "\n"
     if options.splits == "published" and options.n_splits > 1:
         yield "the splits overlap and share groups, as published: the scores are too good"
     yield f"run {outcome.run_id} in {store_address(options.tracking_uri)}; folder {outcome.folder}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from r2l.datasets.frames import Frames
 from r2l.datasets.splits import Fold
-from r2l.training.fit import fit
+from r2l.training.fit import Model, fit
 from r2l.training.models import ModelFactory, channel_statistics, model_factory
 from r2l.training.module import RawToLogits
 
@@ -23,11 +23,9 @@ Statistics = tuple[Sequence[float], Sequence[float]]
 def train_fold(
     data: Frames,
     fold: Fold,
-    model: nn.Module | str | ModelFactory,
+    model: Model,
     seed: int,
     *,
-    processor: nn.Module | None = None,
-    statistics: Statistics | None = None,
     validate: bool = False,
     **settings: Any,
 ) -> RawToLogits:
@@ -36,29 +34,22 @@ def train_fold(
     Args:
         data: raw frames where there is a processor, else a `view`.
         fold: indices of training and test images.
-        model: a module to go on from; or what makes one, see `model_factory`.
+        model: see `fit`; `fresh_model` makes one.
         seed: see `fit`; `mixed_seed` makes one of seed and fold.
-        processor: see `fit`.
-        statistics: what a fresh model normalises its input by; by default those of the training images,
-            as the processor, untrained, develops them.
         validate: whether loss and measure of the test images enter the history; nothing is chosen by them.
         **settings: further arguments of `fit`; the task is that of the data, and no bar is shown, unless
             they say so.
     """
+    validation = data.subset(fold.test) if validate else None
     settings = {"task": data.task, "progress": False, **settings}
-    if not isinstance(model, nn.Module):
-        if statistics is None:
-            statistics = training_statistics(data, fold.train, processor)
-        factory = model_factory(model, settings["task"])
-        model = partial(factory, len(data.classes), *statistics)
-    return fit(
-        model,
-        data.subset(fold.train),
-        processor=processor,
-        validation=data.subset(fold.test) if validate else None,
-        seed=seed,
-        **settings,
-    )
+    return fit(model, data.subset(fold.train), validation=validation, seed=seed, **settings)
+
+
+def fresh_model(
+    model: str | ModelFactory, data: Frames, statistics: Statistics
+) -> Callable[[], nn.Module]:
+    """Return what makes a task model for these frames, normalised by ``statistics``; see `model_factory`."""
+    return partial(model_factory(model, data.task), len(data.classes), *statistics)
 
 
 def training_statistics(

@@ -170,3 +170,30 @@ def per_class(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     )
     columns = {"recall": recall, "precision": precision, "f1": np.nan_to_num(f1), "images": images}
     return pd.DataFrame(columns, index=pd.Index(classes, name="label"))
+
+
+def fold_scores(table: pd.DataFrame, n_classes: int) -> pd.DataFrame:
+    """Return the scores and the loss of a fold, one row; one for each ``processing`` where it has that."""
+    by = "processing" if "processing" in table else "pipeline"
+    frame = scores(table, n_classes or None, by=by)
+    frame["loss"] = table.groupby(by, sort=False)["loss"].mean()
+    return frame.reset_index(drop=by == "pipeline")
+
+
+def describe_scores(table: pd.DataFrame, n_classes: int) -> str:
+    """Return the first scores of a fold in a line."""
+    parts = []
+    for row in fold_scores(table, n_classes).to_dict("records"):
+        before = f"{row.pop('processing')} processing, " if "processing" in row else ""
+        name, value = next(iter(row.items()))
+        parts.append(f"{before}{name} {value:.3f}, loss {row['loss']:.3f}")
+    return "; ".join(parts)
+
+
+def summarise_folds(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return mean and spread (standard deviation, n - 1) of each score over the folds."""
+    keys = ["processing"] if "processing" in scores else []
+    long = scores.drop(columns=["fold", "images"]).melt(id_vars=keys, var_name="score")
+    values = long.groupby([*keys, "score"], sort=False)["value"]
+    table = values.agg(mean="mean", spread="std", lowest="min", highest="max", folds="count")
+    return table.reset_index()

@@ -281,10 +281,12 @@ def describe_model(
     """
     arguments: dict[str, Any] = {"mean": list(mean), "std": list(std)}
     if task == "segmentation":
-        parts = dict(zip(("architecture", "encoder"), name.split("/"), strict=False))
-        if "/" not in name and name.lower() not in SEGMENTERS:
-            parts = {"encoder": name}
-        return {"maker": "make_segmenter", "arguments": arguments | parts}
+        architecture, _, encoder = name.partition("/")
+        if not encoder and architecture.lower() not in SEGMENTERS:
+            architecture, encoder = "", architecture
+        parts = {"architecture": architecture, "encoder": encoder}
+        arguments |= {part: value for part, value in parts.items() if value}
+        return {"maker": "make_segmenter", "arguments": arguments}
     if task == "regression":
         arguments |= {"name": name, "n_targets": 1}
         if targets is not None:

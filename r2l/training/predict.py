@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from r2l.datasets.base import RawDataset
-from r2l.datasets.frames import Frames, Pipeline, with_views
+from r2l.datasets.frames import Frames, Pipelines, with_views
 from r2l.isp import PIPELINES
+from r2l.isp.static import name_pipelines
 from r2l.progress import progress_bar, quiet_lightning
 from r2l.training.fit import make_trainer
 from r2l.training.module import RawToLogits
@@ -252,7 +253,7 @@ class Trained:
 def predict_matrix(
     models: Sequence[Trained],
     data: RawDataset | Frames,
-    pipelines: Sequence[str] | Mapping[str, Pipeline] = PIPELINES,
+    pipelines: Pipelines = PIPELINES,
     *,
     variant: str = "corrected",
     batch_size: int = 128,
@@ -267,7 +268,7 @@ def predict_matrix(
     Args:
         models: what `r2l.drift.train_models` returned, or `Trained` made by hand.
         data: raw frames, or views of them (which then must hold all ``pipelines``).
-        pipelines: in the order of the matrix, see `develop_views`.
+        pipelines: in the order of the matrix, see `develop_all`.
         variant: of the codes, "corrected" or "paper"; not used with views.
         batch_size: images a step.
         device: where to ask, such as "cuda"; by default where each model is.
@@ -283,7 +284,7 @@ def predict_matrix(
     if not models:
         raise ValueError("no models to test")
     frames = with_views(data, pipelines, variant=variant, progress=progress)
-    views = {name: frames.view(name) for name in pipelines}
+    views = {name: frames.view(name) for name in name_pipelines(pipelines)}
     parts = []
     with progress_bar(total=len(models), desc="testing", disable=not progress) as bar:
         for trained in models:

@@ -108,7 +108,7 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
 
     Args:
         options: of the run.
-        data: a hash of its data set, see `Corpus.fingerprint`.
+        data: a hash of its data set, see `Frames.fingerprint`.
 
     Raises:
         ValueError: another process is at work on the same run.

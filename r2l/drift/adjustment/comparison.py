@@ -16,7 +16,7 @@ from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
 from r2l.drift.random_effects import paired_summary
 from r2l.isp import PIPELINES
 from r2l.progress import progress_bar
-from r2l.training.folds import train_fold, training_statistics
+from r2l.training.folds import training_statistics
 from r2l.training.models import ModelFactory
 from r2l.training.module import RawToLogits
 from r2l.training.predict import predict
@@ -106,9 +106,7 @@ def train_on_pipelines(
     frames, fold = source.frames, Fold(np.asarray(indices), np.array([], int))
     with seeded(seed):
         statistics = training_statistics(frames, fold.train, processor)
-    return train_fold(
-        frames, fold, model, seed, processor=processor, statistics=statistics, **settings
-    )
+    return Domain(frames, processor, statistics).train(model, fold, seed, **settings)
 
 
 def adaptation_experiment(
@@ -161,11 +159,8 @@ def adaptation_experiment(
                 kept_out = np.concatenate([test_on, adapt_on])
                 training = np.setdiff1d(np.arange(len(frames)), kept_out)
                 place = mixed_seed(seed, number)
-                trained = train_fold(
-                    frames, Fold(training, test_on), model, place,
-                    processor=source.processor, statistics=source.statistics(training),
-                    freeze_processor=True, **settings,
-                )  # fmt: skip
+                fold = Fold(training, test_on)
+                trained = source.train(model, fold, place, freeze_processor=True, **settings)
                 generalist = None
                 if "all_pipelines" in methods:
                     generalist = train_on_pipelines(

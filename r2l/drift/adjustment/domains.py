@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
+from r2l.datasets.splits import Fold
 from r2l.isp import PIPELINES, StaticISP
-from r2l.training.folds import Statistics, training_statistics
+from r2l.training.folds import Statistics, fresh_model, train_fold, training_statistics
+from r2l.training.models import ModelFactory
+from r2l.training.module import RawToLogits
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class Domain:
     def statistics(self, indices: np.ndarray) -> Statistics:
         """Return the normalisation of a model that is trained on the frames ``indices``."""
         return self.normalisation or training_statistics(self.frames, indices, self.processor)
+
+    def train(
+        self, model: str | ModelFactory, fold: Fold, seed: int, **settings: Any
+    ) -> RawToLogits:
+        """Train a fresh task model behind the ISP, see `train_fold`."""
+        fresh = fresh_model(model, self.frames, self.statistics(fold.train))
+        return train_fold(self.frames, fold, fresh, seed, processor=self.processor, **settings)
 
 
 class RandomPipeline(nn.Module):

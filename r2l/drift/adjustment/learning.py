@@ -26,7 +26,6 @@ from r2l.drift.adjustment.physical import describe_isp
 from r2l.drift.random_effects import crossed_means, paired_summary
 from r2l.isp import ParametrizedISP
 from r2l.progress import progress_bar
-from r2l.training.folds import train_fold
 from r2l.training.models import ModelFactory
 from r2l.training.module import RawToLogits
 from r2l.training.predict import predict
@@ -191,9 +190,8 @@ def compare_processing(
                 fold = folds[seed][number]
                 recorder = _Recorder()
                 domain = domains[name]
-                trained = train_fold(
-                    domain.frames, fold, model, mixed_seed(seed, number),
-                    processor=domain.processor, statistics=domain.statistics(fold.train), validate=True,
+                trained = domain.train(
+                    model, fold, mixed_seed(seed, number), validate=True,
                     freeze_processor=arm == "frozen", callbacks=[recorder], **settings,
                 )  # fmt: skip
                 table = predict(trained, {name: domain.frames.subset(fold.test)}, by="domain")

@@ -1,0 +1,126 @@
+"""The data of an experiment, by the name of its data set: what to train on, which task, how to split it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from r2l.datasets import (
+    DatasetError,
+    Frames,
+    RawDataset,
+    RawDrone,
+    RawFolder,
+    RawMicroscopy,
+    SyntheticDrone,
+    SyntheticMicroscopy,
+)
+from r2l.datasets.frames import tertiles
+from r2l.datasets.splits import Fold, group_folds, published_resampling
+from r2l.options import Options
+from r2l.rawfile import RawLayout, load_camera
+
+#: Images of a test run.
+FEW = 32
+
+
+def open_data(options: Options, progress: bool = True) -> Frames:
+    """Read the data set that the options name; of a test run few images, from as many groups as possible.
+
+    Args:
+        options: name and place of the data set, and the task.
+        progress: whether to show a bar.
+
+    Raises:
+        DatasetNotFoundError: it is not there; says how to get it.
+        DatasetError: labels, masks and images don't fit, or labels are no numbers where they have to be.
+        ValueError: an intensity that was not recorded, an unknown camera, or frames of several sizes.
+    """
+    data = _open(options)
+    task = _task(options, data)
+    values = _numbers(options, data)[np.asarray(data.labels)] if task == "regression" else None
+    indices = np.arange(len(data))
+    if options.test_run and len(data) > FEW:
+        rank = pd.Series(data.groups).groupby(data.groups).cumcount().to_numpy()
+        indices = np.sort(np.lexsort((indices, rank))[:FEW])
+    frames = Frames.of(data, indices, progress=progress)
+    if values is None:
+        return frames
+    truth, strata = torch.tensor(values[indices], dtype=torch.float32), tertiles(values)[indices]
+    return replace(frames, truth=truth, labels=strata, classes=())
+
+
+def _open(options: Options) -> RawDataset:
+    name, iso, root = options.dataset, options.iso, options.root
+    if name == "RawFolder":
+        camera = load_camera(options.camera) if options.camera else None
+        layout = RawLayout.from_file(options.layout) if options.layout else None
+        given = {"camera": camera, "layout": layout, "crop": options.crop}
+        return RawFolder(root, options.labels, options.masks, split="all", **given)
+    task = options.known_task
+    if name == "Microscopy":
+        return RawMicroscopy(root, "all", iso)
+    if name in ("Drone", "DroneSegmentation"):
+        return RawDrone(root, "all", iso, task=task)
+    size = {} if options.image_size is None else {"size": options.image_size}
+    number = {} if options.n_images is None else {"n": options.n_images}
+    # The twins' own seed is fixed, so that runs of different seeds are about the same images.
+    if name == "SyntheticMicroscopy":
+        return SyntheticMicroscopy(intensity=iso, **size, **number)
+    return SyntheticDrone(task=task, intensity=iso, **size, **number)
+
+
+def _task(options: Options, data: RawDataset) -> str:
+    if options.known_task != "auto":
+        return options.known_task
+    if options.masks:
+        return "segmentation"
+    # Folders called 0 and 1 are classes; a column of numbers is a measurement.
+    numbers = options.labels and all(map(_is_number, data.classes))
+    return "regression" if numbers else "classification"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
+
+
+def _numbers(options: Options, data: RawDataset) -> np.ndarray:
+    """Return the number that each class is called.
+
+    Raises:
+        DatasetError: one is not a number.
+    """
+    wrong = [name for name in data.classes if not _is_number(name)]
+    if wrong:
+        source = options.labels or options.root or ""
+        reason = f"the label {wrong[0]!r} is not a number, which regression needs"
+        raise DatasetError(source, reason, "Correct it, or take --task classification")
+    return np.array([float(name) for name in data.classes])
+
+
+def make_folds(data: Frames, options: Options) -> list[Fold]:
+    """Return the folds (train, test indices) of an experiment.
+
+    Of several, each image is tested in one, and none shares a group with those it is trained with. A single
+    one trains on ``train_size`` of the images, as nearly as whole groups and 1 / a whole number allow.
+    "published" draws at random, as the published study did.
+
+    Raises:
+        ValueError: too few groups or images.
+    """
+    labels, groups, n = data.labels, data.groups, options.n_splits
+    if options.splits == "published":
+        stratified = data.task == "classification"
+        return published_resampling(labels, n, options.train_size, options.seed, stratified)
+    if n > 1:
+        return group_folds(labels, groups, n, options.seed)
+    share = min(options.train_size, 1 - options.train_size)
+    parts = max(2, min(round(1 / share), len(np.unique(groups))))
+    larger, smaller = group_folds(labels, groups, parts, options.seed)[0]
+    return [Fold(larger, smaller) if options.train_size >= 0.5 else Fold(smaller, larger)]
