@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2l.camera import Camera
-from r2l.isp.functional import SHARPENING_KERNEL, gaussian_kernel
+from r2l.isp.filters import gaussian_kernel
+from r2l.isp.functional import SHARPENING_KERNEL
 
 _YUV_FROM_RGB = (
     (0.299, 0.587, 0.114),

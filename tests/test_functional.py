@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
-from r2l.isp import StaticISP, demosaic, functional
+from r2l.isp import StaticISP, demosaic, filters, functional
 from tests import reference
 
 LAYOUTS = pytest.mark.parametrize("cfa", CFA, ids=lambda c: c.name)
@@ -168,8 +168,8 @@ def test_luma_filters_gradcheck(name):
 def test_correlate_with_a_tensor_equals_correlate_with_numbers():
     x, kernel = noise(2, 3, 9, 8), noise(3, 5, seed=3)
     for border in ("mirror", "half", "zero", None):
-        got = functional.correlate(x, kernel, border)
-        torch.testing.assert_close(got, functional.correlate(x, kernel.tolist(), border))
+        got = filters.correlate(x, kernel, border)
+        torch.testing.assert_close(got, filters.correlate(x, kernel.tolist(), border))
 
 
 @pytest.mark.parametrize(("border", "mode"), [("mirror", "reflect"), ("half", "symmetric")])
@@ -177,7 +177,7 @@ def test_correlate_with_a_tensor_equals_correlate_with_numbers():
 def test_pad_equals_numpy_for_any_amount(border, mode, size):
     x = noise(1, 1, size, size + 1)
     want = np.pad(x[0, 0].numpy(), ((9, 4), (5, 11)), mode=mode)
-    got = functional.pad(x, (9, 4), (5, 11), border)
+    got = filters.pad(x, (9, 4), (5, 11), border)
     torch.testing.assert_close(got[0, 0], torch.from_numpy(want))
 
 

@@ -60,7 +60,7 @@ def test_untouched_it_is_the_static_pipeline(camera, cfa):
 
 
 def exact_blur():
-    from r2l.isp.functional import gaussian_kernel
+    from r2l.isp.filters import gaussian_kernel
 
     weights = gaussian_kernel(0.5)
     return [[a * b for b in weights] for a in weights]

@@ -2,9 +2,9 @@
 
 from r2l.isp.demosaic import half_size
 from r2l.isp.functional import mosaic
-from r2l.isp.gradients import StageGradient, stage_gradients
 from r2l.isp.neural import HalfSizeRGB, NeuralISP
 from r2l.isp.parametrized import ParametrizedISP
+from r2l.isp.pipeline import StageGradient, stage_gradients
 from r2l.isp.saving import load_isp, save_isp
 from r2l.isp.static import (
     PIPELINES,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from r2l.camera import BLUE, CFA, GREEN, RED
-from r2l.isp.functional import Border, check_mosaic, correlate, per_site
+from r2l.isp.filters import Border, correlate
+from r2l.isp.functional import check_mosaic, per_site
 from r2l.isp.menon import menon2007
 from r2l.isp.packing import pack_planes
 

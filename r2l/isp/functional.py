@@ -16,39 +16,10 @@ import torch
 from torch import Tensor
 
 from r2l.camera import CFA, Camera
-from r2l.isp.filters import Border, blur, correlate, crop, gaussian_kernel, median3x3, pad
-from r2l.isp.gamma import gamma_correct
+from r2l.isp.filters import Border, blur, correlate, crop, median3x3
 
-__all__ = [
-    "LUMA",
-    "SHARPENING_KERNEL",
-    "Border",
-    "apply_colour_matrix",
-    "balance_white",
-    "blur",
-    "check_image",
-    "check_mosaic",
-    "clip",
-    "clip_highlights",
-    "correlate",
-    "crop",
-    "fft_denoising",
-    "filter_luma",
-    "gamma_correct",
-    "gaussian_denoising",
-    "gaussian_kernel",
-    "luma",
-    "median3x3",
-    "median_denoising",
-    "mosaic",
-    "pad",
-    "per_site",
-    "sharpen",
-    "sharpening_filter",
-    "subtract_black_level",
-    "unsharp",
-    "unsharp_masking",
-]
+#: Below one step of a 16-bit container the slope of the gamma curve is held, since it ends infinite.
+_GAMMA_SLOPE_FLOOR = 2.0**-16
 
 #: R, G, B weights of luma, ITU-R BT.601.
 LUMA = (0.299, 0.587, 0.114)
@@ -275,9 +246,60 @@ def fft_denoising(image: Tensor, keep_fraction: float = 0.3, paper: bool = False
     return low_pass(image) if paper else filter_luma(image, low_pass)
 
 
-def clip(image: Tensor) -> Tensor:
-    """Clip to [0, 1]. The gradient is 1 inside and on the ends, 0 beyond."""
-    return image.clamp(0.0, 1.0)
+def clip(image: Tensor, out: Tensor | None = None) -> Tensor:
+    """Clip to [0, 1]. The gradient is 1 inside and on the ends, 0 beyond; ``out`` as in `gamma_correct`."""
+    return torch.clamp(image, 0.0, 1.0, out=out)
+
+
+def _power(x: Tensor, exponent: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return clip(x, 0, 1) ** exponent. Less time than pow.
+
+    The logarithm of 0 leaves the quick path of vector units; hence the smallest normal number instead,
+    whose own result is taken off again: 0 stays 0, to the bit.
+    """
+    tiny = torch.finfo(x.dtype).tiny
+    black = torch.full_like(exponent, tiny).log2_().mul_(exponent).exp2_()
+    y = torch.clamp(x, tiny, 1.0, out=out)
+    return y.log2_().mul_(exponent).exp2_().sub_(black)
+
+
+class _Gamma(torch.autograd.Function):
+    """x ** (1 / gamma) on [0, 1] with an exact value everywhere and a finite slope at black."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, gamma: Tensor) -> Tensor:
+        y = _power(x, 1.0 / gamma)
+        ctx.save_for_backward(x, gamma, y)
+        return y
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, gamma, y = ctx.saved_tensors
+        grad_x = grad_gamma = None
+        if ctx.needs_input_grad[0]:
+            lit = y.clamp(min=_GAMMA_SLOPE_FLOOR ** (1.0 / gamma.detach()))
+            slope = lit / (x.clamp(min=_GAMMA_SLOPE_FLOOR) * gamma)
+            # Zero outside [0, 1], both ends inside; a vectorised mask.
+            ends = (-torch.finfo(x.dtype).tiny, 1.0 + torch.finfo(x.dtype).eps)
+            grad_x = torch.ops.aten.hardtanh_backward(grad, x, *ends) * slope
+        if ctx.needs_input_grad[1]:
+            logarithm = y.clamp(min=torch.finfo(y.dtype).tiny).log()
+            grad_gamma = -(grad * y * logarithm).sum() / gamma
+        return grad_x, grad_gamma
+
+
+def gamma_correct(image: Tensor, gamma: float | Tensor = 2.2, out: Tensor | None = None) -> Tensor:
+    """Linear to display: ``clip(image) ** (1 / gamma)``.
+
+    The value has no floor: 0 stays 0. The gradient has: below 2**-16 the slope is that at 2**-16, since
+    the true one grows to infinity. Outside [0, 1] it is 0, as that of `clip`. ``gamma`` may be a scalar
+    tensor to be learned. With ``out``, which may be the image, the result is written there and has no
+    gradient.
+    """
+    gamma = torch.as_tensor(gamma, dtype=image.dtype, device=image.device).reshape(())
+    return _Gamma.apply(image, gamma) if out is None else _power(image, 1.0 / gamma, out)
 
 
 def mosaic(image: Tensor, cfa: CFA) -> Tensor:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r2l.isp.functional import pad
+from r2l.isp.filters import pad
 from r2l.isp.packing import is_recorded, pack, unpack
 
 #: Pixels of a strip, found by trial: small enough for caches to help, and large enough that the start of

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from r2l.camera import CFA
-from r2l.isp.functional import Border, check_mosaic, crop, pad
+from r2l.isp.filters import Border, crop, pad
+from r2l.isp.functional import check_mosaic
 from r2l.isp.packing import pack_planes, unpack_planes
 
 #: How far, in pixels, a value of `menon2007` looks: what a frame must be continued by (even).

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from r2l.camera import BLUE, GREEN, RED, Camera
-from r2l.isp import functional as stage
 from r2l.isp.demosaic import half_size
+from r2l.isp.filters import pad
+from r2l.isp.functional import subtract_black_level
 from r2l.isp.packing import pack, unpack
+from r2l.isp.pipeline import Affine, Pipeline, Pointwise, Stage
 from r2l.isp.saving import saved_with
 
 _DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
 
 @saved_with("encoder", "depth")
-class NeuralISP(nn.Module):
+class NeuralISP(Pipeline):
     """A learned pipeline: raw (B, 1, H, W) to display (B, 3, H, W) in [0, 1] by a U-Net++.
 
     Levels come from the camera; all else is learned. The network sees the four planes of the mosaic at
@@ -53,28 +56,25 @@ class NeuralISP(nn.Module):
             classes=12,
         )
 
-    def stages(self, raw: Tensor) -> dict[str, Tensor]:
-        """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
+    def listed(self) -> list[Stage]:
+        """Return the stages in order."""
         camera = self.camera
-        linear = stage.subtract_black_level(raw, camera.black_level, camera.white_level)
+        return [
+            Affine("black_level", subtract_black_level, camera.black_level, camera.white_level),
+            Stage("network", self._answer),
+            Pointwise("sigmoid", torch.sigmoid),
+        ]
+
+    def _answer(self, linear: Tensor) -> Tensor:
         step = 2 ** (self.depth + 1)
-        height, width = raw.shape[-2:]
-        planes = pack(stage.pad(linear, (0, -height % step), (0, -width % step), "mirror"))
-        by_colour = [p for c in (RED, GREEN, BLUE) for p in camera.cfa.positions(c)]
-        image = unpack(self.network(planes[:, by_colour]))[..., :height, :width]
-        return {"raw": raw, "black_level": linear, "network": image, "sigmoid": image.sigmoid()}
-
-    def forward(self, raw: Tensor) -> Tensor:
-        """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H, W), display domain.
-
-        Raises:
-            ValueError: wrong shape or dtype, odd height or width.
-        """
-        return self.stages(raw)["sigmoid"]
+        height, width = linear.shape[-2:]
+        planes = pack(pad(linear, (0, -height % step), (0, -width % step), "mirror"))
+        by_colour = [p for c in (RED, GREEN, BLUE) for p in self.camera.cfa.positions(c)]
+        return unpack(self.network(planes[:, by_colour]))[..., :height, :width]
 
 
 @saved_with()
-class HalfSizeRGB(nn.Module):
+class HalfSizeRGB(Pipeline):
     """No pipeline: raw (B, 1, H, W) to linear (B, 3, H/2, W/2), red, the mean of both greens, blue.
 
     Levels only, no white balance, no gamma: the published processing mode "none".
@@ -87,16 +87,10 @@ class HalfSizeRGB(nn.Module):
         super().__init__()
         self.camera = camera
 
-    def stages(self, raw: Tensor) -> dict[str, Tensor]:
-        """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
+    def listed(self) -> list[Stage]:
+        """Return the stages in order."""
         camera = self.camera
-        linear = stage.subtract_black_level(raw, camera.black_level, camera.white_level)
-        return {"raw": raw, "black_level": linear, "half_size": half_size(linear, camera.cfa)}
-
-    def forward(self, raw: Tensor) -> Tensor:
-        """Return linear camera colours at half size.
-
-        Raises:
-            ValueError: wrong shape or dtype, odd height or width.
-        """
-        return self.stages(raw)["half_size"]
+        return [
+            Affine("black_level", subtract_black_level, camera.black_level, camera.white_level),
+            Stage("half_size", half_size, camera.cfa),
+        ]

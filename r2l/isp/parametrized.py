@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,22 +12,23 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import bilinear
-from r2l.isp.functional import crop
+from r2l.isp.filters import correlate, crop, gaussian_kernel, pad
 from r2l.isp.fused import apply_affine, develop_with_parameters, measure_affine
+from r2l.isp.pipeline import Affine, Pipeline, Pointwise, Stage, run
 from r2l.isp.saving import saved_with
 
 #: A lower and an upper bound for each value of a parameter, by the parameter's name.
 Box = Mapping[str, tuple[Tensor, Tensor]]
 
 # Demosaic 1, sharpening 1, blur 2; even, as strips want it.
-_RADIUS = 4
+_REACH = 4
 _KERNELS = ("sharpening_kernel", "blur_kernel")
 # A level this close to white leaves almost nothing to divide by.
 _LEAST_RANGE = 0.05
 
 
 @saved_with("additive_shape")
-class ParametrizedISP(nn.Module):
+class ParametrizedISP(Pipeline):
     """A pipeline of learnable parameters: raw (B, 1, H, W) to display (B, 3, H, W).
 
     Black level, bilinear demosaic, white balance, colour matrix, 3x3 sharpening and 5x5 blur of luma,
@@ -57,7 +59,7 @@ class ParametrizedISP(nn.Module):
     def __init__(self, camera: Camera, additive_shape: Iterable[int] | None = None) -> None:
         super().__init__()
         self.camera = camera
-        blur = torch.tensor(stage.gaussian_kernel(0.5), dtype=torch.float64)
+        blur = torch.tensor(gaussian_kernel(0.5), dtype=torch.float64)
         initial = {
             "black_level": camera.black_level,
             "white_balance": camera.white_balance,
@@ -78,39 +80,37 @@ class ParametrizedISP(nn.Module):
         """Say whose camera it started from."""
         return self.camera.name
 
-    def _linear_stages(self, raw: Tensor, margin: int = 0) -> dict[str, Tensor]:
-        """Return the stages up to the clip, ``margin`` pixels of surroundings taken off each."""
-        out = {}
-
-        def shown(name: str, image: Tensor) -> Tensor:
-            out[name], whole = _split_margin(image, margin)
-            return whole
-
-        white = self.camera.white_level
-        linear = shown("black_level", stage.subtract_black_level(raw, self.black_level, white))
-        rgb = shown("demosaic", bilinear(linear, self.camera.cfa))
-        rgb = shown("white_balance", stage.balance_white(rgb, self.white_balance))
-        rgb = shown("colour_matrix", stage.apply_colour_matrix(rgb, self.colour_matrix))
-        for name, kernel in (
-            ("sharpening", self.sharpening_kernel),
-            ("denoising", self.blur_kernel),
-        ):
-            rgb = shown(name, stage.filter_luma(rgb, lambda y, k=kernel: stage.correlate(y, k)))
-        return out
-
-    def _linear(self, raw: Tensor) -> Tensor:
-        return self._linear_stages(raw)["denoising"]
+    def listed(self) -> list[Stage]:
+        """Return the stages in order; each reads its numbers from the parameters."""
+        white_level = self.camera.white_level
+        steps = [
+            Affine("black_level", stage.subtract_black_level, self.black_level, white_level),
+            Affine("demosaic", bilinear, self.camera.cfa, reach=1),
+            Affine("white_balance", stage.balance_white, self.white_balance),
+            Affine("colour_matrix", stage.apply_colour_matrix, self.colour_matrix),
+            Affine("sharpening", _correlate_luma, self.sharpening_kernel, reach=1),
+            Affine("denoising", _correlate_luma, self.blur_kernel, reach=2),
+            Pointwise("clip", stage.clip),
+            Pointwise("gamma", stage.gamma_correct, self.gamma),
+        ]
+        return (
+            steps
+            if self.additive is None
+            else [*steps, Stage("additive", torch.add, self.additive)]
+        )
 
     def stages(self, raw: Tensor) -> dict[str, Tensor]:
         """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
         stage.check_mosaic(raw)
-        margin = (_RADIUS, _RADIUS)
-        padded = stage.pad(raw, margin, margin, "mirror")
-        out = {"raw": raw} | self._linear_stages(padded, _RADIUS)
-        out["clip"] = stage.clip(out["denoising"])
-        image = out["gamma"] = stage.gamma_correct(out["clip"], self.gamma)
-        if self.additive is not None:
-            out["additive"] = image + self.additive
+        margin = (_REACH, _REACH)
+        whole = pad(raw, margin, margin, "mirror")
+        out = {"raw": raw}
+        for step in self.listed():
+            if isinstance(step, Affine):
+                image, whole = _split_margin(step(whole), _REACH)
+            else:
+                image = step(image)
+            out[step.name] = image
         return out
 
     def forward(self, raw: Tensor) -> Tensor:
@@ -120,8 +120,10 @@ class ParametrizedISP(nn.Module):
             ValueError: wrong shape or dtype, odd height or width, a black level not below white.
         """
         stage.check_mosaic(raw)
-        weight, bias = measure_affine(self._linear, _RADIUS, self.colour_matrix)
-        image = develop_with_parameters(raw, _RADIUS, _develop, weight, bias, self.gamma)
+        affine = [step for step in self.listed() if isinstance(step, Affine)]
+        # Measured anew each time, so that gradients pass through the weights to the parameters.
+        weight, bias = measure_affine(partial(run, affine), _REACH, self.colour_matrix)
+        image = develop_with_parameters(raw, _REACH, _develop, weight, bias, self.gamma)
         return image if self.additive is None else image + self.additive
 
     def physical_bounds(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -199,6 +201,10 @@ class ParametrizedISP(nn.Module):
             kernel = known[name]
             kernel.add_((1 - kernel.sum()) / kernel.numel())
         return self
+
+
+def _correlate_luma(image: Tensor, kernel: Tensor) -> Tensor:
+    return stage.filter_luma(image, lambda y: correlate(y, kernel))
 
 
 def _develop(

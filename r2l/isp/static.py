@@ -3,63 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from r2l.camera import Camera
+from r2l.camera import CFA, Camera
 from r2l.files import choose
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC
-from r2l.isp.functional import crop
-from r2l.isp.fused import apply_affine, develop_in_strips, measure_affine
+from r2l.isp.filters import Border, blur, median3x3
 from r2l.isp.menon import MENON_RADIUS, menon_inside
+from r2l.isp.pipeline import (
+    Affine,
+    Directional,
+    Luma,
+    Pipeline,
+    Pointwise,
+    Stage,
+    develop_together,
+)
 from r2l.isp.saving import DESCRIPTION, load_isp, saved_with
 
 Variant = Literal["corrected", "paper"]
 
+#: A stage of each variant, by the name of the choice.
+Choices = dict[str, dict[Variant, Stage]]
 
-@dataclass(frozen=True)
-class LumaFilter:
-    """A filter of luma: how it computes, and how many pixels around a pixel it looks at.
-
-    ``apply(y, border)`` filters (B, 1, H, W); border ``None`` computes only where it fits.
-    ``paper(y)`` is what the published code did, to the border.
-    """
-
-    radius: int
-    apply: Callable[[Tensor, stage.Border | None], Tensor]
-    paper: Callable[[Tensor], Tensor]
-
-
-SHARPENING = {
-    "sharpening_filter": LumaFilter(1, stage.sharpen, partial(stage.sharpen, border="zero")),
-    "unsharp_masking": LumaFilter(
-        4,
-        lambda y, border: stage.unsharp(y, border=border),
-        partial(stage.unsharp, border="half", vertical_only=True),
-    ),
+SHARPENING: Choices = {
+    "sharpening_filter": {
+        "corrected": Luma("sharpening", stage.sharpen, reach=1),
+        "paper": Stage("sharpening", stage.sharpening_filter, border="zero"),
+    },
+    "unsharp_masking": {
+        "corrected": Luma("sharpening", stage.unsharp, 1.0, reach=4),
+        "paper": Stage("sharpening", stage.unsharp_masking, border="half", vertical_only=True),
+    },
 }
-DENOISING = {
-    "median_denoising": LumaFilter(1, stage.median3x3, partial(stage.median3x3, border="half")),
-    "gaussian_denoising": LumaFilter(
-        2,
-        lambda y, border: stage.blur(y, 0.5, border),
-        partial(stage.blur, sigma=0.5, border="half"),
-    ),
+DENOISING: Choices = {
+    "median_denoising": {
+        "corrected": Luma("denoising", median3x3, reach=1),
+        "paper": Stage("denoising", stage.median_denoising, border="half"),
+    },
+    "gaussian_denoising": {
+        "corrected": Luma("denoising", blur, 0.5, reach=2),
+        "paper": Stage("denoising", stage.gaussian_denoising, border="half"),
+    },
+    # Sees all of a row; not among the twelve.
+    "fft_denoising": {
+        "corrected": Stage("denoising", stage.fft_denoising),
+        "paper": Stage("denoising", stage.fft_denoising, paper=True),
+    },
 }
-#: Works on the whole frame at once, so it is no `LumaFilter`; not among the twelve.
-FFT = "fft_denoising"
-DEMOSAIC_RADIUS = {"bilinear": 1, "malvar2004": 2, "menon2007": MENON_RADIUS}
+
+_DEMOSAIC_REACH = {"bilinear": 1, "malvar2004": 2, "menon2007": MENON_RADIUS}
+
+
+def demosaicing(method: str, cfa: CFA, border: Border = "mirror") -> Stage:
+    """Return a method of `DEMOSAIC` as a stage; with the published borders it has no quick way."""
+    function, reach = DEMOSAIC[method], _DEMOSAIC_REACH[method]
+    if border != "mirror":
+        return Stage("demosaic", function, cfa, border)
+    if method == "menon2007":
+        return Directional("demosaic", function, cfa, inside=menon_inside, reach=reach)
+    return Affine("demosaic", function, cfa, reach=reach)
+
 
 _DEMOSAIC_CODES = {"bi": "bilinear", "ma": "malvar2004", "me": "menon2007"}
 _SHARPENING_CODES = {"s": "sharpening_filter", "u": "unsharp_masking"}
-_DENOISING_CODES = {"me": "median_denoising", "ga": "gaussian_denoising", "fft": FFT}
+_DENOISING_CODES = {"me": "median_denoising", "ga": "gaussian_denoising", "fft": "fft_denoising"}
 #: The parts of a pipeline's code, in order: what is chosen, and the choices by their letters.
 _PARTS = {
     "demosaic": _DEMOSAIC_CODES,
@@ -104,7 +117,7 @@ def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
 
 
 @saved_with("demosaic", "sharpening", "denoising", "variant")
-class StaticISP(nn.Module):
+class StaticISP(Pipeline):
     """A fixed pipeline: raw mosaic (B, 1, H, W) to display image (B, 3, H, W) in [0, 1].
 
     Black level, demosaic, white balance, colour matrix, sharpening, denoising, clip, gamma 2.2.
@@ -137,17 +150,12 @@ class StaticISP(nn.Module):
         super().__init__()
         choose("demosaic", demosaic, DEMOSAIC)
         choose("sharpening", sharpening, SHARPENING)
-        choose("denoising", denoising, [*DENOISING, FFT])
+        choose("denoising", denoising, DENOISING)
         choose("variant", variant, ["corrected", "paper"])
         self.camera = camera
         self.demosaic, self.sharpening, self.denoising = demosaic, sharpening, denoising
         self.variant: Variant = variant
-        if demosaic == "menon2007":
-            self._colours = _fold_colours(camera)
-        else:
-            weight, bias = _fold_front(camera, demosaic)
-            self.register_buffer("_weight", weight, persistent=False)
-            self.register_buffer("_bias", bias, persistent=False)
+        self._fuse()
 
     @classmethod
     def from_code(cls, code: str, camera: Camera, variant: Variant = "corrected") -> StaticISP:
@@ -162,116 +170,24 @@ class StaticISP(nn.Module):
         """Say which pipeline this is."""
         return f"{self.demosaic}, {self.sharpening}, {self.denoising}, {self.variant}, {self.camera.name}"
 
-    def stages(self, raw: Tensor) -> dict[str, Tensor]:
-        """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
-        paper = self.variant == "paper"
-        white_level = None if paper else self.camera.white_level
-        out = {"raw": raw}
-        out["black_level"] = stage.subtract_black_level(raw, self.camera.black_level, white_level)
-        border = "half" if paper else "mirror"
-        rgb = out["demosaic"] = DEMOSAIC[self.demosaic](out["black_level"], self.camera.cfa, border)
-        rgb = out["white_balance"] = stage.balance_white(rgb, self.camera.white_balance)
-        rgb = out["colour_matrix"] = stage.apply_colour_matrix(rgb, self.camera.colour_matrix)
-        rgb = out["sharpening"] = self._filter(rgb, SHARPENING[self.sharpening])
-        if self.denoising == FFT:
-            rgb = out["denoising"] = stage.fft_denoising(rgb, paper=paper)
-        else:
-            rgb = out["denoising"] = self._filter(rgb, DENOISING[self.denoising])
-        rgb = out["clip"] = stage.clip(rgb)
-        out["gamma"] = stage.gamma_correct(rgb, self.gamma)
-        return out
-
-    def _filter(self, rgb: Tensor, luma_filter: LumaFilter) -> Tensor:
-        if self.variant == "paper":
-            return stage.filter_luma(rgb, luma_filter.paper)
-        return stage.filter_luma(rgb, lambda y: luma_filter.apply(y, "mirror"))
-
-    def forward(self, raw: Tensor) -> Tensor:
-        """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H, W), display domain.
-
-        Raises:
-            ValueError: wrong shape or dtype, odd height or width.
-        """
-        stage.check_mosaic(raw)
-        if self.variant == "paper" or self.denoising == FFT:
-            return self.stages(raw)["gamma"]
-        return _develop(raw, [self])[0]
-
-    def _linear_front(self, mosaic: Tensor) -> Tensor:
-        """Return `_colours` (B, 4, h, w) of a mosaic, smaller by `_front_margin`."""
-        if self.demosaic == "menon2007":
-            linear = stage.subtract_black_level(
-                mosaic, self.camera.black_level, self.camera.white_level
-            )
-            return menon_inside(linear, self.camera.cfa, matrix=self._colours)
-        return apply_affine(mosaic, self._weight, self._bias)
-
-
-def _front_margin(demosaic: str) -> int:
-    """Return how many pixels the front takes off each side: whole tiles."""
-    return (DEMOSAIC_RADIUS[demosaic] + 1) // 2 * 2
-
-
-def _colours(rgb: Tensor, camera: Camera) -> Tensor:
-    """Take camera colours to what luma leaves of linear R, G and B, and luma (B, 4, H, W)."""
-    rgb = stage.balance_white(rgb, camera.white_balance)
-    rgb = stage.apply_colour_matrix(rgb, camera.colour_matrix)
-    y = stage.luma(rgb)
-    return torch.cat([rgb - y, y], dim=1)
-
-
-def _fold_colours(camera: Camera) -> list[list[float]]:
-    """Return `_colours` as one 4x3 matrix."""
-    basis = torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1)
-    return _colours(basis, camera).reshape(3, 4).T.tolist()
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept must serve those who want gradients
-def _fold_front(camera: Camera, demosaic: str) -> tuple[Tensor, Tensor]:
-    """Return the convolution that takes a mosaic to `_colours`."""
-
-    def front(raw: Tensor) -> Tensor:
-        linear = stage.subtract_black_level(raw, camera.black_level, camera.white_level)
-        return _colours(DEMOSAIC[demosaic](linear, camera.cfa), camera)
-
-    like = torch.empty(0, dtype=torch.float64)
-    return measure_affine(front, DEMOSAIC_RADIUS[demosaic], like)
-
-
-def _develop(raw: Tensor, isps: Sequence[StaticISP]) -> list[Tensor]:
-    """Develop by several corrected pipelines of one camera; what they share is done once a strip."""
-    tails = [(SHARPENING[isp.sharpening], DENOISING[isp.denoising]) for isp in isps]
-    needed = [
-        _front_margin(i.demosaic) + s.radius + d.radius
-        for i, (s, d) in zip(isps, tails, strict=True)
-    ]
-    margin = (max(needed) + 1) // 2 * 2
-
-    def develop(strip: Tensor, places: Sequence[Tensor | None]) -> list[Tensor]:
-        fronts: dict[str, Tensor] = {}
-        sharpened: dict[tuple[str, str], Tensor] = {}
-        pictures = []
-        for isp, (sharpening, denoising), place in zip(isps, tails, places, strict=True):
-            if isp.demosaic not in fronts:
-                fronts[isp.demosaic] = isp._linear_front(strip)
-            front = fronts[isp.demosaic]
-            key = (isp.demosaic, isp.sharpening)
-            if key not in sharpened:
-                sharpened[key] = sharpening.apply(front[:, 3:], None)
-            excess = margin - _front_margin(isp.demosaic) - sharpening.radius - denoising.radius
-            y = crop(denoising.apply(sharpened[key], None), excess)
-            front = crop(front, margin - _front_margin(isp.demosaic))
-            rgb = torch.add(front[:, :3], y, out=place)
-            out = None if place is None else rgb
-            pictures.append(stage.gamma_correct(rgb, isp.gamma, out))  # clips first
-        return pictures
-
-    return develop_in_strips(raw, margin, len(isps), develop)
+    def listed(self) -> list[Stage]:
+        """Return the stages in order; `paper` and `corrected` differ in levels, borders and filters."""
+        camera, paper = self.camera, self.variant == "paper"
+        white_level = None if paper else camera.white_level
+        return [
+            Affine("black_level", stage.subtract_black_level, camera.black_level, white_level),
+            demosaicing(self.demosaic, camera.cfa, "half" if paper else "mirror"),
+            Affine("white_balance", stage.balance_white, camera.white_balance),
+            Affine("colour_matrix", stage.apply_colour_matrix, camera.colour_matrix),
+            SHARPENING[self.sharpening][self.variant],
+            DENOISING[self.denoising][self.variant],
+            Pointwise("clip", stage.clip),
+            Pointwise("gamma", stage.gamma_correct, self.gamma),
+        ]
 
 
 #: What names a pipeline: a code, a saved ISP's folder, a module or function from raw to display.
-Pipeline = str | Path | nn.Module | Callable[[Tensor], Tensor]
+Spec = str | Path | nn.Module | Callable[[Tensor], Tensor]
 
 
 class _Function(nn.Module):
@@ -288,7 +204,7 @@ class _Function(nn.Module):
         return image
 
 
-def open_pipeline(spec: Pipeline, camera: Camera, variant: Variant = "corrected") -> nn.Module:
+def open_pipeline(spec: Spec, camera: Camera, variant: Variant = "corrected") -> nn.Module:
     """Return what ``spec`` names as a module from raw (B, 1, H, W) to display (B, 3, H, W).
 
     >>> from r2l import DRONE
@@ -321,7 +237,7 @@ def open_pipeline(spec: Pipeline, camera: Camera, variant: Variant = "corrected"
     )
 
 
-def name_pipelines(pipelines: Sequence[str | Path] | Mapping[str, Pipeline]) -> dict[str, Pipeline]:
+def name_pipelines(pipelines: Sequence[str | Path] | Mapping[str, Spec]) -> dict[str, Spec]:
     """Return pipelines by name: a mapping as it is, codes and folders by themselves.
 
     Raises:
@@ -339,7 +255,7 @@ def name_pipelines(pipelines: Sequence[str | Path] | Mapping[str, Pipeline]) -> 
 def develop_all(
     raw: Tensor,
     camera: Camera,
-    pipelines: Sequence[str | Path] | Mapping[str, Pipeline] = PIPELINES,
+    pipelines: Sequence[str | Path] | Mapping[str, Spec] = PIPELINES,
     variant: Variant = "corrected",
 ) -> dict[str, Tensor]:
     """Develop ``raw`` (B, 1, H, W) by several pipelines: {name: (B, 3, H, W) in display domain}.
@@ -363,12 +279,6 @@ def develop_all(
     """
     stage.check_mosaic(raw)
     isps = {n: open_pipeline(p, camera, variant) for n, p in name_pipelines(pipelines).items()}
-    quick = [
-        name
-        for name, isp in isps.items()
-        if isinstance(isp, StaticISP)
-        and (isp.variant, isp.camera) == ("corrected", camera)
-        and isp.denoising != FFT
-    ]
-    views = dict(zip(quick, _develop(raw, [isps[n] for n in quick]), strict=True)) if quick else {}
+    quick = {name: isp for name, isp in isps.items() if isinstance(isp, Pipeline) and isp.quick}
+    views = dict(zip(quick, develop_together(raw, list(quick.values())), strict=True))
     return {name: views[name] if name in views else isp(raw) for name, isp in isps.items()}

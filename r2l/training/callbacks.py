@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
 from r2l.files import to_uint8
-from r2l.isp.gradients import stage_gradients
+from r2l.isp import stage_gradients
 from r2l.training.fit import epoch_numbers
 from r2l.training.module import RawToLogits, frames_of
 from r2l.training.seeding import seeded

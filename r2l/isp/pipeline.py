@@ -1,0 +1,323 @@
+"""A pipeline is an ordered list of named stages; what it does, and how it does it fast, follow from the list.
+
+`Pipeline.stages` reads the list from top to bottom and shows what each stage makes of a frame: the readable
+truth. The quick way to the same picture is derived from the list too:
+
+- the `Affine` stages it begins with become one convolution; its weights are measured, see `r2l.isp.fused`;
+- a `Directional` stage among them mixes its colours by the matrix that the stages after it are together;
+- the `Luma` filters that follow get luma alone, without the three colours they would leave as they are;
+- the `Pointwise` ones at the end are done in place.
+
+All that runs strip by strip, and what several pipelines begin with alike is done once a strip. A list with
+any other `Stage`, one that has to see a whole frame and its border, is developed stage by stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import takewhile, zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from r2l.isp import functional as stage
+from r2l.isp.filters import Border, crop
+from r2l.isp.fused import apply_affine, develop_in_strips, measure_affine
+
+
+class Stage:
+    """A step of a pipeline: ``function(image, *values, **options)``, for a whole frame with its border.
+
+    Stages are equal if they do the same with the same values, which have to be hashable for that.
+
+    Args:
+        name: of what comes out. Where stages that follow each other share a name, the last one's counts.
+        function: image to image of equal height and width; its input stays as it is.
+        reach: how many pixels around a pixel it looks at; of use to the kinds below.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        *values: Any,
+        reach: int = 0,
+        **options: Any,
+    ) -> None:
+        self.name, self.function, self.reach = name, function, reach
+        self.values, self.options = values, options
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the image after this stage."""
+        return self.function(image, *self.values, **self.options)
+
+    def _key(self) -> tuple[Any, ...]:
+        return type(self), self.name, self.function, self.values, *self.options.items()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+class Affine(Stage):
+    """An affine stage that is the same at each 2x2 tile; a border, if it has one, is "mirror"."""
+
+
+class Directional(Stage):
+    """A demosaicing that is not affine, as `menon2007`; its border is "mirror".
+
+    ``inside(mosaic, *values, matrix=rows)`` computes only where it fits and mixes the colours by a matrix.
+    """
+
+    def __init__(self, *args: Any, inside: Callable[..., Tensor], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.inside = inside
+
+
+class Luma(Stage):
+    """A filter of luma: ``function(y, *values, border=border)``, border ``None`` where it fits."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the image (B, 3, H, W) with its luma filtered."""
+        return stage.filter_luma(image, lambda y: self.filter(y, "mirror"))
+
+    def filter(self, y: Tensor, border: Border | None) -> Tensor:
+        """Filter (B, 1, H, W)."""
+        return self.function(y, *self.values, border=border, **self.options)
+
+
+class Pointwise(Stage):
+    """A stage after all filters that looks at one value at a time."""
+
+
+def whole_tiles(reach: int) -> int:
+    """Round a reach in pixels up to whole tiles: what a convolution over packed planes takes off."""
+    return (reach + 1) // 2 * 2
+
+
+class _Plan(NamedTuple):
+    """A list of stages by what the quick way does with them."""
+
+    before: tuple[Stage, ...]
+    directional: Directional | None
+    after: tuple[Stage, ...]
+    luma: tuple[Luma, ...]
+    last: tuple[Stage, ...]
+
+    @classmethod
+    def of(cls, steps: Sequence[Stage]) -> _Plan | None:
+        """Sort a list; None where it has no quick way."""
+        rest = list(steps)
+
+        def take(kind: type[Stage]) -> tuple[Any, ...]:
+            taken = tuple(takewhile(lambda step: isinstance(step, kind), rest))
+            del rest[: len(taken)]
+            return taken
+
+        before, directional = take(Affine), take(Directional)
+        after = take(Affine) if directional else ()
+        luma, last = take(Luma), take(Pointwise)
+        # What surrounds a directional stage has to be pointwise: it is given the mosaic, and a matrix.
+        if rest or len(directional) > 1 or (directional and any(s.reach for s in before + after)):
+            return None
+        return cls(before, directional[0] if directional else None, after, luma, last)
+
+    @property
+    def front(self) -> tuple[Any, ...]:
+        """What decides the result of everything before the filters of luma."""
+        return self.before, self.directional, self.after, bool(self.luma)
+
+    @property
+    def front_margin(self) -> int:
+        """How many pixels that takes off each side."""
+        steps = [*self.before, *([self.directional] if self.directional else [])]
+        return whole_tiles(sum(step.reach for step in steps))
+
+    @property
+    def margin(self) -> int:
+        """How many pixels all stages together take off each side."""
+        return self.front_margin + sum(step.reach for step in self.luma)
+
+
+def run(steps: Sequence[Stage], image: Tensor) -> Tensor:
+    """Apply stages one after the other."""
+    for step in steps:
+        image = step(image)
+    return image
+
+
+def _apart(rgb: Tensor) -> Tensor:
+    """Take linear R, G and B (B, 3, H, W) to what luma leaves of them, and luma (B, 4, H, W)."""
+    y = stage.luma(rgb)
+    return torch.cat([rgb - y, y], dim=1)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve those who want gradients
+def _measured(steps: tuple[Stage, ...], apart: bool) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the convolution that affine stages are."""
+    like = torch.empty(0, dtype=torch.float64)
+    reach = sum(step.reach for step in steps)
+    finish = _apart if apart else torch.clone
+    return measure_affine(lambda raw: finish(run(steps, raw)), reach, like)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _mixed(steps: tuple[Stage, ...], apart: bool) -> list[list[float]]:
+    """Return the matrix, 3 or 4 rows of 3, that affine stages of colours are."""
+    basis = torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1)
+    image = run(steps, basis)
+    return (_apart(image) if apart else image).flatten(1).T.tolist()
+
+
+class Pipeline(nn.Module):
+    """Raw (B, 1, H, W) to display (B, 3, H, W) by the stages that `listed` returns.
+
+    Attributes:
+        quick: whether `forward` takes the quick way; never before `_fuse` was called.
+    """
+
+    quick = False
+
+    def listed(self) -> list[Stage]:
+        """Return the stages in order."""
+        raise NotImplementedError
+
+    def stages(self, raw: Tensor) -> dict[str, Tensor]:
+        """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
+        image = raw
+        out = {"raw": raw}
+        for step in self.listed():
+            image = out[step.name] = step(image)
+        return out
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H, W), display domain.
+
+        Raises:
+            ValueError: wrong shape or dtype, odd height or width.
+        """
+        stage.check_mosaic(raw)
+        if self.quick:
+            return develop_together(raw, [self])[0]
+        return run(self.listed(), raw)
+
+    def _fuse(self) -> None:
+        """Prepare the quick way, if the list has one, for a pipeline whose numbers stay as they are."""
+        plan = _Plan.of(self.listed())
+        self.quick = plan is not None
+        if plan is not None and plan.directional is None:
+            weight, bias = _measured(plan.before, bool(plan.luma))
+            self.register_buffer("_weight", weight, persistent=False)
+            self.register_buffer("_bias", bias, persistent=False)
+
+    def _front(self, mosaic: Tensor, plan: _Plan) -> Tensor:
+        """Return what the filters of luma get: `_apart`, smaller by the front's margin."""
+        if plan.directional is None:
+            return apply_affine(mosaic, self._weight, self._bias)
+        matrix = _mixed(plan.after, bool(plan.luma))
+        mosaic = run(plan.before, mosaic)
+        return plan.directional.inside(mosaic, *plan.directional.values, matrix=matrix)
+
+
+def _numbered(plans: Sequence[_Plan]) -> list[list[int]]:
+    """Number what plans begin with: the front, the front and one filter of luma ...; alike, the same."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    return [
+        [
+            numbers.setdefault((*plan.front, *plan.luma[:n]), len(numbers))
+            for n in range(len(plan.luma) + 1)
+        ]
+        for plan in plans
+    ]
+
+
+def _finish(image: Tensor, steps: Sequence[Stage], out: Tensor | None) -> Tensor:
+    for step, following in zip_longest(steps, steps[1:]):
+        # Gamma correction clips by itself.
+        if step.function is stage.clip and following and following.function is stage.gamma_correct:
+            continue
+        image = step.function(image, *step.values, out=out)
+    return image
+
+
+def develop_together(raw: Tensor, pipelines: Sequence[Pipeline]) -> list[Tensor]:
+    """Develop ``raw`` (B, 1, H, W) by each pipeline; what their lists begin with alike is done once a strip.
+
+    Args:
+        raw: raw domain.
+        pipelines: those that are `quick`.
+
+    Returns:
+        (B, 3, H, W) in display domain, one each.
+    """
+    plans = [_Plan.of(pipeline.listed()) for pipeline in pipelines]
+    numbers = _numbered(plans)
+    margin = whole_tiles(max((plan.margin for plan in plans), default=0))
+
+    def develop(strip: Tensor, places: Sequence[Tensor | None]) -> list[Tensor]:
+        done: dict[int, Tensor] = {}
+        pictures = []
+        for isp, plan, (number, *further), place in zip(
+            pipelines, plans, numbers, places, strict=True
+        ):
+            if number not in done:
+                done[number] = isp._front(strip, plan)
+            front, y = done[number], done[number][:, 3:]
+            for step, number in zip(plan.luma, further, strict=True):
+                if number not in done:
+                    done[number] = step.filter(y, None)
+                y = done[number]
+            rgb = crop(front[:, :3], margin - plan.front_margin)
+            if plan.luma:
+                rgb = torch.add(rgb, crop(y, margin - plan.margin), out=place)
+            pictures.append(_finish(rgb, plan.last, place))
+        return pictures
+
+    return develop_in_strips(raw, margin, len(plans), develop)
+
+
+class StageGradient(NamedTuple):
+    """An intermediate image and the gradient of the loss with respect to it, of equal shape."""
+
+    image: Tensor
+    gradient: Tensor
+
+
+def stage_gradients(
+    isp: nn.Module, raw: Tensor, loss: Callable[[Tensor], Tensor]
+) -> dict[str, StageGradient]:
+    """Return for each stage of an ISP its image and the gradient of a loss with respect to it.
+
+    Neither ``raw`` nor the gradients of the ISP's parameters are touched.
+
+    Args:
+        isp: any ISP of `r2l.isp`.
+        raw: (B, 1, H, W), raw domain.
+        loss: the ISP's result to a scalar; usually a task model and its loss.
+
+    Returns:
+        By name and in the order of ``isp.stages``: detached images and gradients.
+
+    Raises:
+        ValueError: ``loss`` does not return a scalar, or one that does not depend on the image.
+    """
+    with torch.enable_grad():
+        stages = isp.stages(raw.detach().clone().requires_grad_())
+        images = list(stages.values())
+        value = loss(images[-1])
+        if value.numel() != 1 or not value.requires_grad:
+            raise ValueError(
+                f"loss returned a tensor of shape {tuple(value.shape)}, requires_grad="
+                f"{value.requires_grad}; expected a scalar that depends on the image"
+            )
+        found = torch.autograd.grad(value.reshape(()), images)
+    return {
+        name: StageGradient(image.detach(), gradient)
+        for name, image, gradient in zip(stages, images, found, strict=True)
+    }
