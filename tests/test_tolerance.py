@@ -11,7 +11,7 @@ import torch
 
 from r2l.camera import CFA, DRONE, Camera
 from r2l.drift.forensics import (
-    AdjustedISP,
+    AdjustableISP,
     Frames,
     Prober,
     ToleranceReport,
@@ -336,7 +336,7 @@ def test_landscape_explorer_at_every_value():
 
 
 def test_a_frame_at_a_spot_is_the_pipeline_turned():
-    isp = AdjustedISP("bi,s,ga", PLAIN, exposure=-1.0)
+    isp = AdjustableISP("bi,s,ga", PLAIN, exposure=-1.0)
     frames = flat_frames([LEVEL])
     assert isinstance(frames, Frames)
     assert float(isp(frames.raw).mean()) == pytest.approx((LEVEL / 2) ** (1 / 2.2), rel=1e-3)

@@ -9,9 +9,9 @@ import torch
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.drift.forensics import tolerance_report
-from r2l.drift.forensics.settings import camera_settings
 from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, StaticISP
+from r2l.isp.settings import camera_settings
 from r2l.rawfile import RawFrame, write_dng
 from r2l.training.callbacks import save_strip
 from r2l.training.tracking import TrackingError, track

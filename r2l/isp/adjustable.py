@@ -14,7 +14,7 @@ from r2l.isp import functional as stage
 from r2l.isp.filters import Border, blur, correlate, crop, gaussian_kernel
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import Affine, Luma, Pipeline, Pointwise, Stage
-from r2l.isp.settings import Setting, camera_settings, level_names, luma_rows, settings_for
+from r2l.isp.settings import Setting, level_names, luma_rows, settings_for
 from r2l.isp.static import DENOISING, SHARPENING, Spec, StaticISP, demosaicing, open_pipeline
 
 
@@ -59,9 +59,7 @@ class _Base:
 
     @classmethod
     def _of_parametrized(cls, isp: ParametrizedISP) -> _Base:
-        numbers = {
-            name: value.detach().double().tolist() for name, value in isp.named_parameters()
-        }
+        numbers = {name: value.detach().double().tolist() for name, value in isp.named_parameters()}
         sharpening, blurring = (
             tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel")
         )

@@ -211,18 +211,21 @@ class Pipeline(nn.Module):
         """Prepare the quick way, if the list has one, for a pipeline whose numbers stay as they are."""
         plan = _Plan.of(self.listed())
         self.quick = plan is not None
-        if plan is not None and plan.directional is None:
-            weight, bias = _measured(plan.before, bool(plan.luma))
-            self.register_buffer("_weight", weight, persistent=False)
-            self.register_buffer("_bias", bias, persistent=False)
+        if plan is None:
+            return
+        if plan.directional:
+            self._matrix = _mixed(plan.after, bool(plan.luma))
+            return
+        weight, bias = _measured(plan.before, bool(plan.luma))
+        self.register_buffer("_weight", weight, persistent=False)
+        self.register_buffer("_bias", bias, persistent=False)
 
     def _front(self, mosaic: Tensor, plan: _Plan) -> Tensor:
         """Return what the filters of luma get: `_apart`, smaller by the front's margin."""
         if plan.directional is None:
             return apply_affine(mosaic, self._weight, self._bias)
-        matrix = _mixed(plan.after, bool(plan.luma))
         mosaic = run(plan.before, mosaic)
-        return plan.directional.inside(mosaic, *plan.directional.values, matrix=matrix)
+        return plan.directional.inside(mosaic, *plan.directional.values, matrix=self._matrix)
 
 
 def _numbered(plans: Sequence[_Plan]) -> list[list[int]]:

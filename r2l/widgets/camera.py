@@ -14,10 +14,10 @@ import torch
 
 from r2l.camera import Camera
 from r2l.drift.forensics import ToleranceReport
-from r2l.drift.forensics.settings import level_names
 from r2l.drift.forensics.tolerance_report import as_text
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, StaticISP
+from r2l.isp.settings import level_names
 from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
 from r2l.widgets.live import Live, explorer, one_thread, picture_html, sized
 from r2l.widgets.settings import middle_tile

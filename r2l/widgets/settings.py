@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from r2l.camera import Camera
-from r2l.isp import functional as stage
-from r2l.isp.demosaic import DEMOSAIC
-from r2l.isp.static import DENOISING, FFT, SHARPENING, parse_code
+from r2l.isp.adjustable import AdjustableISP, settings_of
+from r2l.isp.settings import level_names
 
 
 class Knob(NamedTuple):
@@ -82,48 +81,25 @@ def develop_with(raw: Tensor, camera: Camera, settings: Settings) -> dict[str, T
     Raises:
         ValueError: a pipeline that does not exist; wrong shape, dtype or odd size.
     """
-    demosaic, sharpening, denoising = parse_code(settings.code)
-    shift = settings.black_level / 100
-    black = [level + shift * (camera.white_level - level) for level in camera.black_level]
-    red, green, blue = camera.white_balance
-    gains = (red * settings.red, green, blue * settings.blue)
-
-    out = {"raw": raw}
-    linear = stage.subtract_black_level(raw, black, camera.white_level)
-    out["black_level"] = linear * 2**settings.exposure
-    out["demosaic"] = DEMOSAIC[demosaic](out["black_level"], camera.cfa)
-    out["white_balance"] = stage.balance_white(out["demosaic"], gains)
-    matrix = mix_matrix(camera, settings.matrix, settings.saturation)
-    rgb = out["colour_matrix"] = stage.apply_colour_matrix(out["white_balance"], matrix)
-
-    def sharpen(y: Tensor) -> Tensor:
-        return y + settings.sharpening * (SHARPENING[sharpening].apply(y, "mirror") - y)
-
-    rgb = out["sharpening"] = stage.filter_luma(rgb, sharpen)
-    out["denoising"] = _denoise(rgb, denoising, settings.blur)
-    out["clip"] = stage.clip(out["denoising"])
-    out["gamma"] = stage.gamma_correct(out["clip"], settings.gamma)
-    return out
-
-
-def mix_matrix(camera: Camera, mix: float, saturation: float) -> list[list[float]]:
-    """Return the 3x3 matrix from white-balanced to display colours, *linear*, for two knobs.
-
-    A gain that is negative, as the published microscope's red, is turned back by the identity's sign.
-    """
-    plain = np.diag(np.where(np.array(camera.white_balance) < 0, -1.0, 1.0))
-    mixed = (1 - mix) * plain + mix * np.array(camera.colour_matrix)
-    grey = np.tile(stage.LUMA, (3, 1))
-    return ((saturation * np.eye(3) + (1 - saturation) * grey) @ mixed).tolist()
-
-
-def _denoise(rgb: Tensor, denoising: str, sigma: float) -> Tensor:
-    if denoising == FFT:
-        return stage.fft_denoising(rgb)
-    if denoising != "gaussian_denoising":
-        return stage.filter_luma(rgb, lambda y: DENOISING[denoising].apply(y, "mirror"))
-    # Below this a Gaussian is the identity to the last bit, and its weights would divide by zero.
-    return rgb if sigma < 0.05 else stage.gaussian_denoising(rgb, sigma)
+    levels = {
+        name: level + settings.black_level / 100 * (camera.white_level - level)
+        for name, level in zip(level_names(camera), camera.black_level, strict=True)
+    }
+    own = settings_of(settings.code, camera)
+    isp = AdjustableISP(
+        settings.code,
+        camera,
+        matrix_mix=settings.matrix,
+        exposure=settings.exposure,
+        red_gain=own["red_gain"].value * settings.red,
+        blue_gain=own["blue_gain"].value * settings.blue,
+        saturation=settings.saturation,
+        sharpening=settings.sharpening,
+        blur=settings.blur if settings.code.endswith("ga") else 0.0,
+        gamma=settings.gamma,
+        **levels,
+    )
+    return isp.stages(raw)
 
 
 def shown(image: Tensor, brighten: bool) -> np.ndarray:

@@ -6,16 +6,16 @@ which the model fails; `random_search` and `compare_to_random` say whether that 
 """
 
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.adjusted import AdjustedISP
 from r2l.drift.forensics.attack import Attack, bounded_attack, penalised_attack
 from r2l.drift.forensics.black_box import random_points, random_search, static_attack
 from r2l.drift.forensics.evaluator import METRICS, Evaluator, task_model
 from r2l.drift.forensics.random_baseline import Comparison, attack_parameters, compare_to_random
 from r2l.drift.forensics.search_space import ParameterSpace, SettingSpace
 from r2l.drift.forensics.sensitivity import Landscape, Prober, Scan, landscape, scan
-from r2l.drift.forensics.settings import Setting, camera_settings, settings_of
 from r2l.drift.forensics.tolerance_report import (
     ToleranceReport,
     tolerance_report,
     verify_tolerances,
 )
+from r2l.isp.adjustable import AdjustableISP, settings_of
+from r2l.isp.settings import Setting, camera_settings

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from r2l.camera import Camera
-from r2l.drift.forensics.adjusted import AdjustedISP
-from r2l.drift.forensics.settings import Base, settings_of
+from r2l.isp.adjustable import AdjustableISP, settings_of
 from r2l.isp.parametrized import ParametrizedISP
 
 # Reach of the additive layer, in display units, at 100 % tolerance.
@@ -131,10 +130,10 @@ class ParameterSpace(SearchSpace):
 
 
 class SettingSpace(SearchSpace):
-    """Settings of a static pipeline (`AdjustedISP`) around their present values; no gradients needed.
+    """Settings of a static pipeline (`AdjustableISP`) around their present values; no gradients needed.
 
     Args:
-        pipeline: what `AdjustedISP` takes.
+        pipeline: what `AdjustableISP` takes.
         camera: whose frames are developed.
         settings: names, or "all", which leaves out the black levels of single positions.
         fraction: of each setting's ``reach``: 0.1 lets gains be off by 10 %, exposure by 0.1 stops,
@@ -153,7 +152,7 @@ class SettingSpace(SearchSpace):
     ) -> None:
         if not 0 < fraction < 1:
             raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
-        self.base, self.fraction = Base.of(pipeline, camera), fraction
+        self.base, self.fraction = AdjustableISP(pipeline, camera), fraction
         present = settings_of(self.base)
         together = [name for name in present if not name.startswith("black_level_")]
         self.names = self.coordinates = _selected("settings", settings, present, together)
@@ -167,9 +166,9 @@ class SettingSpace(SearchSpace):
             values[setting.name] = max(value, 0.0) if setting.name == "blur" else value
         return values
 
-    def pipeline(self, point: np.ndarray) -> AdjustedISP:
+    def pipeline(self, point: np.ndarray) -> AdjustableISP:
         """Return the pipeline at ``point`` (d,), a new module."""
-        return AdjustedISP(self.base, self.base.camera, **self.values(point))
+        return AdjustableISP(self.base, **self.values(point))
 
 
 def _selected(

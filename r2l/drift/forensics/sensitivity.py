@@ -11,11 +11,11 @@ import pandas as pd
 from torch import nn
 
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.adjusted import AdjustedISP
 from r2l.drift.forensics.evaluator import Evaluator
-from r2l.drift.forensics.settings import Base, Setting, settings_of
 from r2l.drift.statistics import Bootstrap, bootstrap_means
 from r2l.files import choose
+from r2l.isp.adjustable import AdjustableISP, settings_of
+from r2l.isp.settings import Setting
 from r2l.progress import progress_bar
 
 #: What a fall may be above the accepted drop: forgives the order of adding.
@@ -41,13 +41,13 @@ class Prober:
         bootstrap: Bootstrap = Bootstrap(),
     ) -> None:
         self.evaluator, self.bootstrap = Evaluator(model, frames, metric), bootstrap
-        self.base = Base.of(pipeline, frames.camera)
+        self.base = AdjustableISP(pipeline, frames.camera)
         self.settings = settings_of(self.base)
         self._remembered: dict[tuple[tuple[str, float], ...], np.ndarray] = {}
 
-    def pipeline(self, **values: float) -> AdjustedISP:
+    def pipeline(self, **values: float) -> AdjustableISP:
         """Return the pipeline under these settings, the others unchanged."""
-        return AdjustedISP(self.base, self.base.camera, **values)
+        return AdjustableISP(self.base, **values)
 
     def scores(self, **values: float) -> np.ndarray:
         """Return the score (N,) of each frame under these settings; asked twice, remembered."""

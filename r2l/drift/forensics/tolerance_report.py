@@ -14,9 +14,9 @@ from torch import nn
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.sensitivity import SLACK, Prober, Scan, scan, tolerated
-from r2l.drift.forensics.settings import camera_settings
 from r2l.drift.statistics import Bootstrap
 from r2l.files import atomic_path
+from r2l.isp.settings import camera_settings
 from r2l.progress import progress_bar
 
 _FORMAT, _VERSION = "r2l tolerances", 1
