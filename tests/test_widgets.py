@@ -259,14 +259,14 @@ def test_raw_explorer_at_every_value(frames):
 def test_a_part_of_a_frame_is_painted_as_it_lies():
     mosaic = np.random.default_rng(0).random((40, 60)).astype(np.float32)
     frame = RawFrame(mosaic, DRONE)
-    look = _Look(row=5, column=60, side=8, view=_VIEWS[1], stretch=False)
+    look = _Look(row=5, column=60, side=8, view=_VIEWS[1])
     part = mosaic[4:12, 52:60]  # odd rows would change the layout; beyond the edge there is nothing
     np.testing.assert_array_equal(looking._cut(mosaic, look), part)
-    np.testing.assert_allclose(looking._paint(frame, look, (0, 1)), part)
+    np.testing.assert_allclose(looking._paint(frame, look), part)
     for view, y, x in (("red", 0, 0), ("green 1", 0, 1), ("green 2", 1, 0), ("blue", 1, 1)):
-        plane = looking._paint(frame, _Look(5, 60, 8, view, False), (0, 1))
+        plane = looking._paint(frame, _Look(5, 60, 8, view))
         np.testing.assert_allclose(plane, part[y::2, x::2])
-    stretched = looking._paint(frame, _Look(5, 60, 8, _VIEWS[1], True), (0.25, 0.75))
+    stretched = looking._paint(frame, _Look(5, 60, 8, _VIEWS[1], (0.25, 0.75)))
     np.testing.assert_allclose(stretched, ((part - 0.25) * 2).clip(0, 1), atol=1e-6)
 
 
@@ -279,11 +279,11 @@ def test_any_size_of_frame_can_be_looked_at(shape, side):
     small = looking._overview(frame, levels)
     assert max(small.shape) <= 200
     for row, column in ((0, 0), (10_000, 10_000)):
-        look = _Look(row, column, side)
+        look = _Look(row, column, side, levels=levels)
         marked = looking._mark(small, look, shape)
         assert (marked == (255, 160, 0)).all(-1).any()
         assert (small == small[0, 0]).all(), "the overview itself stays"
-        assert "mean 32768" in looking._histogram_svg(frame, look, levels)
+        assert "mean 32768" in looking._histogram_svg(frame, look)
 
 
 # Uploads.

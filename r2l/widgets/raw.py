@@ -31,14 +31,14 @@ class _Look:
         row, column: first site; odd ones are taken back by one, so that the layout stays.
         side: how many sites, along both sides.
         view: one of `_VIEWS`.
-        stretch: spread the range that the frame uses over the range of the display.
+        levels: of the raw values, which is drawn black and which white.
     """
 
     row: int = 0
     column: int = 0
     side: int = 64
     view: str = _SITES
-    stretch: bool = True
+    levels: tuple[float, float] = (0.0, 1.0)
 
 
 def _cut(mosaic: np.ndarray, look: _Look) -> np.ndarray:
@@ -57,17 +57,10 @@ def _used_range(mosaic: np.ndarray) -> tuple[float, float]:
     return float(low), float(max(high, low + 1 / CONTAINER_MAX))
 
 
-def _paint(frame: RawFrame, look: _Look, levels: tuple[float, float]) -> np.ndarray:
-    """Return what is looked at as a picture (h, w) or (h, w, 3), *display* domain.
-
-    Args:
-        frame: raw domain.
-        look: where and how.
-        levels: what is black and what is white if stretched; see `_used_range`.
-    """
-    part = _cut(frame.mosaic, look)
-    low, high = levels if look.stretch else (0.0, 1.0)
-    part = ((part - low) / (high - low)).clip(0, 1)
+def _paint(frame: RawFrame, look: _Look) -> np.ndarray:
+    """Return what is looked at as a picture (h, w) or (h, w, 3), *display* domain."""
+    low, high = look.levels
+    part = ((_cut(frame.mosaic, look) - low) / (high - low)).clip(0, 1)
     if look.view == _SITES:
         return colour_sites(part, frame.camera.cfa)
     return part if look.view == _GREY else split_planes(part, frame.camera.cfa)[look.view]
@@ -95,13 +88,13 @@ def _mark(small: np.ndarray, look: _Look, shape: tuple[int, int]) -> np.ndarray:
     return small
 
 
-def _histogram_svg(frame: RawFrame, look: _Look, levels: tuple[float, float]) -> str:
+def _histogram_svg(frame: RawFrame, look: _Look) -> str:
     """Return the histogram of the four planes of what is looked at, as an SVG with a legend.
 
     Square roots of counts, so that rare values show; the axis is digital numbers of 16 bits.
     """
     planes = split_planes(_cut(frame.mosaic, look), frame.camera.cfa)
-    low, high = levels if look.stretch else (0.0, 1.0)
+    low, high = look.levels
     bins = np.linspace(low, high, 65)
     counts = {n: np.sqrt(np.histogram(p.clip(low, high), bins)[0]) for n, p in planes.items()}
     top = max(1.0, max(c.max() for c in counts.values()))
@@ -162,15 +155,15 @@ def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> widget
         if last.get("frame") is not frame:
             levels = _used_range(frame.mosaic)
             last.update(frame=frame, levels=levels, overview=_overview(frame, levels))
-        levels = last["levels"]
-        look = _Look(row.value, column.value, side.value, view.value, stretch.value)
+        levels = last["levels"] if stretch.value else (0.0, 1.0)
+        look = _Look(row.value, column.value, side.value, view.value, levels)
         alt = f"{name.value}: {look.side} sites from row {look.row}, column {look.column}"
-        pixels = to_uint8(_paint(frame, look, levels))
+        pixels = to_uint8(_paint(frame, look))
         picture.value = picture_html(pixels, f"{alt}; {look.view}", _PICTURE)
         marked = _mark(last["overview"], look, frame.mosaic.shape)
         alt = "The whole frame, with a frame around the part"
         small.value = picture_html(marked, alt, _OVERVIEW)
-        chart.value = _histogram_svg(frame, look, levels)
+        chart.value = _histogram_svg(frame, look)
         note.value = f"{html.escape(frame.camera.name)}, layout {frame.camera.cfa.name}"
 
     live = Live(draw, note)
