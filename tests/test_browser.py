@@ -19,7 +19,7 @@ import papermill
 import pytest
 from PIL import Image
 
-from r2l.sweep.notebook import read_experiment
+from r2l.sweep import read_sweep
 from tests import browser as web
 from tools.places import EXPERIMENTS, NOTEBOOKS, ROOT
 
@@ -28,7 +28,11 @@ pytestmark = [
     pytest.mark.skipif(web.CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
     pytest.mark.timeout(600),
 ]
-TINY = {e.notebook.stem: e for e in map(read_experiment, sorted(EXPERIMENTS.glob("tiny_*.yaml")))}
+TINY = {
+    job.notebook.stem: job
+    for path in sorted(EXPERIMENTS.glob("tiny_*.yaml"))
+    for job in read_sweep(path).jobs
+}
 # The one that JupyterLab opens, and by what its explorer is known; the others Voila shows.
 IN_LAB = {"02": ".r2l-processing-explorer", "03": ".r2l-matrix-explorer"}
 EXPLORER = "[class*='r2l-'][class*='-explorer']"

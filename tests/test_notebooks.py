@@ -12,11 +12,16 @@ import pytest
 
 from r2l.datasets import SyntheticMicroscopy, develop_views
 from r2l.drift import flips, predict_matrix, train_models
-from r2l.sweep.notebook import defaults, read_experiment, run
+from r2l.sweep import read_sweep
+from r2l.sweep.notebook import defaults, run
 from tools.places import EXPERIMENTS, NOTEBOOKS
 
 PNG = b"\x89PNG\r\n\x1a\n"
-TINY = {e.notebook.stem: e for e in map(read_experiment, sorted(EXPERIMENTS.glob("tiny_*.yaml")))}
+TINY = {
+    job.notebook.stem: job
+    for path in sorted(EXPERIMENTS.glob("tiny_*.yaml"))
+    for job in read_sweep(path).jobs
+}
 STEMS = [path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))]
 
 

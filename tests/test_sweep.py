@@ -209,7 +209,7 @@ def test_the_hash_of_a_notebook_is_of_its_code(tmp_path):
 
     def hash_now():
         nbformat.write(notebook, tmp_path / "n.ipynb")
-        return Job({"A": 2}, {}, str(tmp_path / "n.ipynb")).hash
+        return Job({"A": 2}, {}, tmp_path / "n.ipynb").hash
 
     first = hash_now()
     notebook.cells[1].source = "Other words."

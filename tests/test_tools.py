@@ -11,7 +11,8 @@ from papermill.exceptions import PapermillExecutionError
 from typer.testing import CliRunner
 
 from r2l.cli import app
-from r2l.sweep.notebook import ParameterError, check_parameters, read_experiment, run
+from r2l.sweep import ParameterError, read_sweep
+from r2l.sweep.notebook import check_parameters, run
 from tools import index, memory
 from tools.memory import Watch
 from tools.places import ROOT
@@ -48,9 +49,10 @@ def written(folder, text, name="paper_one.yaml"):
 
 def test_a_parameter_file_names_its_notebook_and_says_what_it_is(notebooks):
     path = written(notebooks, "# Parameters for 01_one.ipynb\n# Large,\n# twice.\nSIZE: 9\n")
-    read = read_experiment(path)
-    assert (read.notebook, read.about) == (notebooks / "01_one.ipynb", "Large, twice.")
-    assert read.parameters == {"SIZE": 9}
+    sweep = read_sweep(path)
+    (job,) = sweep.jobs
+    assert (job.notebook, sweep.about) == (notebooks / "01_one.ipynb", "Large, twice.")
+    assert job.parameters == {"SIZE": 9}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_a_parameter_file_names_its_notebook_and_says_what_it_is(notebooks):
 )
 def test_a_parameter_file_that_is_none(notebooks, text, message):
     with pytest.raises(ParameterError, match=message):
-        read_experiment(written(notebooks, text))
+        read_sweep(written(notebooks, text))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from r2l.sweep.notebook import read_experiment
+from r2l.sweep import read_sweep
 from tools.places import EXPERIMENTS, NOTEBOOKS
 
 README = NOTEBOOKS / "README.md"
@@ -63,10 +63,10 @@ def row(path: Path) -> str:
 def experiment_lines() -> list[str]:
     """Return a line for each parameter file that is worth a person's time."""
     files = [f for f in sorted(EXPERIMENTS.glob("*.yaml")) if not f.stem.startswith("tiny_")]
-    found = [read_experiment(path) for path in files]
     return [
-        f"- [`{e.path.stem}`](experiments/{e.path.name}), of {e.notebook.name[:2]}: {e.about}"
-        for e in found
+        f"- [`{sweep.name}`](experiments/{sweep.name}.yaml), of {sweep.jobs[0].notebook.name[:2]}: "
+        f"{sweep.about}"
+        for sweep in map(read_sweep, files)
     ]
 
 

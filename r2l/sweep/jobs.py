@@ -14,12 +14,10 @@ from typing import Any
 from r2l.isp.static import parse_code
 from r2l.options import FIELDS, Options
 from r2l.sweep.notebook import (
-    HEAD,
     ParameterError,
     check_parameters,
     code_of,
     find_notebook,
-    read_experiment,
     read_yaml,
 )
 from r2l.training.run_folder import WHERE, identity, what_counts
@@ -28,9 +26,11 @@ from r2l.training.run_folder import WHERE, identity, what_counts
 RESULT = "result.json"
 #: Of a grid; more of them would not come to an end, and a typing error can ask for them.
 _MOST_RUNS = 100_000
+_HEAD = "Parameters for "
 _SHAPE = (
     "Give either 'train:' with options of r2l train, or 'notebook:' with the path of one and "
-    "'parameters:'; and 'grid:' with a list of values for each name"
+    "'parameters:'; and 'grid:' with a list of values for each name. In a notebook's own parameter file "
+    f"the first line must read '# {_HEAD}NAME.ipynb'"
 )
 _LINES = "Give lines 'name: value'"
 
@@ -47,13 +47,13 @@ class Job:
 
     parameters: dict[str, Any]
     axes: dict[str, Any] = field(default_factory=dict)
-    notebook: str | None = None
+    notebook: Path | None = None
 
     @cached_property
     def hash(self) -> str:
         """Hash of all that the outcome depends on except this package's code."""
         if self.notebook is not None:
-            return identity("notebook", code_of(Path(self.notebook)), self.parameters)
+            return identity("notebook", code_of(self.notebook), self.parameters)
         return identity("train", what_counts(self.options()))
 
     def folder(self, runs: Path, code: str, any_code: bool = False) -> Path:
@@ -74,7 +74,7 @@ class Job:
     def name(self) -> str:
         """Its values on the grid as a name that a folder can have."""
         if not self.axes:
-            return Path(self.notebook).stem if self.notebook else "train"
+            return self.notebook.stem if self.notebook else "train"
         parts = (f"{axis}={_plain(value)}" for axis, value in self.axes.items())
         return re.sub(r"[^\w.=+-]+", "_", " ".join(parts))[:100]
 
@@ -93,7 +93,7 @@ class Job:
             ParameterError: an unknown name, or a value that is not possible.
         """
         if self.notebook is not None:
-            check_parameters(Path(self.notebook), self.parameters)
+            check_parameters(self.notebook, self.parameters)
             return
         known = sorted(set(FIELDS) - set(WHERE))
         for name in self.parameters:
@@ -132,6 +132,9 @@ class Sweep:
 def read_sweep(path: str | Path, given: dict[str, Any] | None = None) -> Sweep:
     """Read a sweep: a grid of runs, or a parameter file of a notebook (one run).
 
+    The first line of a parameter file names the notebook, ``# Parameters for 03_drift_synthesis.ipynb``,
+    which lies beside the file or one folder above; the rest is one value a parameter.
+
     A grid is YAML such as::
 
         train: {dataset: SyntheticMicroscopy, epochs: 5, n_splits: 3}
@@ -151,10 +154,9 @@ def read_sweep(path: str | Path, given: dict[str, Any] | None = None) -> Sweep:
     """
     path = Path(path)
     about, values = read_yaml(path)
-    if f"# {about}".startswith(HEAD):
-        experiment = read_experiment(path)
-        about, parameters = experiment.about, experiment.parameters
-        values = {"notebook": experiment.notebook.name, "parameters": parameters}
+    first, _, rest = about.partition("\n")
+    if first.startswith(_HEAD):
+        about, values = rest, {"notebook": first.removeprefix(_HEAD), "parameters": values}
     jobs = tuple(_jobs(path, values, given or {}))
     seen: dict[str, Job] = {}
     for job in jobs:
@@ -175,9 +177,7 @@ def _jobs(path: Path, values: dict[str, Any], given: dict[str, Any]) -> Iterator
     fixed = values.get(block) or {}
     if not isinstance(fixed, dict) or not all(isinstance(key, str) for key in fixed):
         raise ParameterError(path, f"below {block} are no values by name", _LINES)
-    notebook = None
-    if kind == "notebook":
-        notebook = str(find_notebook(path, str(values["notebook"])))
+    notebook = find_notebook(path, str(values["notebook"])) if kind == "notebook" else None
     for axes in _points(path, values.get("grid"), given):
         parameters = {**fixed, **given, **axes}
         if notebook is None:

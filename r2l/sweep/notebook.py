@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,9 @@ import yaml
 
 from r2l.files import R2LError
 
-HEAD = "# Parameters for "
-
 
 class ParameterError(R2LError, ValueError):
     """A file of parameters, or a parameter, that does not fit."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One parameter file of a notebook.
-
-    Attributes:
-        path: of the file.
-        notebook: that it is for.
-        about: what it does, in words.
-        parameters: the values that it gives, by name.
-    """
-
-    path: Path
-    notebook: Path
-    about: str
-    parameters: dict[str, Any]
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -71,27 +51,6 @@ def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:
     lines = text.splitlines()
     about = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(line.lstrip("#").strip() for line in lines[:about]), values
-
-
-def read_experiment(path: Path) -> Experiment:
-    """Read a parameter file of a notebook.
-
-    Its first line names the notebook: ``# Parameters for 03_drift_synthesis.ipynb``, which lies beside the
-    file or one folder above. The comment below says what the experiment is; the rest is one value a
-    parameter.
-
-    Raises:
-        OSError: the file can't be read.
-        ParameterError: it does not name a notebook that exists, or is no mapping.
-    """
-    about, values = read_yaml(path)
-    first, _, rest = about.partition("\n")
-    head = HEAD.lstrip("# ")
-    if not first.startswith(head):
-        why = f"the first line must read '{HEAD}NAME.ipynb'"
-        raise ParameterError(path, why, "Say there for which notebook it is")
-    notebook = find_notebook(path, first.removeprefix(head).strip())
-    return Experiment(path, notebook, " ".join(rest.split("\n")), values)
 
 
 def find_notebook(path: Path, name: str) -> Path:

@@ -162,7 +162,7 @@ def _row(run: Outcome, folder: Path) -> dict[str, Any]:
     """Return what the page says of a run; paths to what it left that people read are relative to the page."""
     names = [LOG, ERROR, PREDICTIONS, "matrix.png"]
     if run.job.notebook:
-        names.insert(0, Path(run.job.notebook).name)
+        names.insert(0, run.job.notebook.name)
     left = {name: run.folder / name for name in names if (run.folder / name).exists()}
     trace = left[ERROR].read_text("utf-8", "replace").splitlines() if ERROR in left else []
     return {

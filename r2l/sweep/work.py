@@ -185,14 +185,13 @@ def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, flo
 def _notebook(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, float]]:
     from r2l.training.tracking import track
 
-    notebook = Path(job.notebook)
     tags = {"r2l.folder": str(folder)}
     with track(setting.sweep, job.name, job.parameters, tags, setting.store) as record:
         try:
-            run_notebook(notebook, job.parameters, folder, Path(setting.cwd), progress=False)
+            run_notebook(job.notebook, job.parameters, folder, Path(setting.cwd), progress=False)
         finally:
             # Of a failed run too: the error stands in it.
-            if (folder / notebook.name).exists():
+            if (folder / job.notebook.name).exists():
                 with record.files() as artefacts:
-                    shutil.copy(folder / notebook.name, artefacts)
+                    shutil.copy(folder / job.notebook.name, artefacts)
     return record.run_id, {}

@@ -370,11 +370,10 @@ def _parameters(folder: Path) -> list[Seed]:
 
 
 def _read_parameters(path: Path) -> None:
-    from r2l.sweep.notebook import check_parameters, read_experiment
+    from r2l.sweep import read_sweep
 
-    experiment = read_experiment(path)
-    assert all(isinstance(name, str) for name in experiment.parameters)
-    check_parameters(experiment.notebook, experiment.parameters)
+    for job in read_sweep(path).jobs:
+        assert all(isinstance(name, str) for name in job.parameters)
 
 
 _GRID = """# Twelve trainings.
