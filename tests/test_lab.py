@@ -24,7 +24,7 @@ from r2l.cli import app
 from r2l.datasets import SyntheticMicroscopy
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
-from r2l.training.callbacks import SCALE, MetricTracker, StageTracker, save_strip
+from r2l.training.callbacks import SCALE, MetricTracker, StageTracker, _save_strip
 from r2l.training.export import animate, curves, query
 from r2l.training.tracking import Records, resolve, track
 from r2l.viz import plot_curves
@@ -251,7 +251,9 @@ def test_gradients_of_all_epochs_stand_on_one_scale(store, tmp_path):
                 place = folder / "gradients" / "raw"
                 place.mkdir(parents=True)
                 values = torch.tensor([-1.0, 1.0]).repeat_interleave(8).repeat(16, 1)
-                save_strip(size * values[None, None], place / f"epoch_{epoch:03d}.png", signed=True)
+                _save_strip(
+                    size * values[None, None], place / f"epoch_{epoch:03d}.png", signed=True
+                )
     (path,) = animate("scales", "raw", tmp_path / "g.gif", gradient=True, store=store)
     whole, half = (frame[22:].astype(float) for frame in frames(path))
     assert sorted(set(whole.ravel())) == [0, 255]

@@ -42,7 +42,7 @@ from r2l.training import (
     target_statistics,
 )
 from r2l.training.metrics import per_class
-from r2l.training.tasks import bce_dice
+from r2l.training.tasks import _bce_dice
 
 
 class Shades(Dataset):
@@ -394,8 +394,8 @@ def test_the_loss_of_masks_agrees_with_its_formula_image_by_image():
     entropy = -(masks * p.log() + (1 - masks) * (1 - p).log()).mean((1, 2, 3))
     dice = 1 - 2 * (p * masks).sum((1, 2, 3)) / (p + masks).sum((1, 2, 3))
     dice[2] = 0  # nothing there
-    torch.testing.assert_close(bce_dice(logits, masks, reduction="none"), entropy + dice)
-    torch.testing.assert_close(bce_dice(logits, masks), (entropy + dice).mean())
+    torch.testing.assert_close(_bce_dice(logits, masks, reduction="none"), entropy + dice)
+    torch.testing.assert_close(_bce_dice(logits, masks), (entropy + dice).mean())
 
 
 def test_masks_fit_a_processor_that_halves_the_size():

@@ -13,7 +13,7 @@ from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, StaticISP
 from r2l.isp.settings import camera_settings
 from r2l.rawfile import RawFrame, write_dng
-from r2l.training.callbacks import save_strip
+from r2l.training.callbacks import _save_strip
 from r2l.training.tracking import TrackingError, track
 from r2l.widgets import camera as own
 from r2l.widgets import lab
@@ -118,7 +118,7 @@ def store(tmp_path_factory):
                             path = out / kind / "demosaic" / f"epoch_{epoch:03d}.png"
                             path.parent.mkdir(parents=True, exist_ok=True)
                             value = (100 * fold + 10 * epoch) / 255
-                            save_strip(
+                            _save_strip(
                                 torch.full((1, 3, 8, 8), value), path, signed=kind == "gradients"
                             )
     with track("widgets", "bare", store=folder):

@@ -93,8 +93,8 @@ def mentioned(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.alias):
             names.add(node.name.rsplit(".", 1)[-1])
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            # What is reached by getattr, or named in a table of lazy imports.
-            names.add(node.value)
+            # What is reached by getattr, or named in a table of lazy imports, as "module:name" too.
+            names.add(node.value.rpartition(":")[2])
     return names
 
 

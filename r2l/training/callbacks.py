@@ -125,7 +125,7 @@ class StageTracker(Callback):
                     for stage, values in stages.items():
                         path = folder / kind / stage / f"{name}.png"
                         path.parent.mkdir(parents=True)
-                        save_strip(values, path, signed=kind == "gradients")
+                        _save_strip(values, path, signed=kind == "gradients")
         if self.tensors:
             flat = {f"{k}/{s}": v for k, stages in looked.items() for s, v in stages.items()}
             self.run.tensors(flat, f"tensors/{name}.npz")
@@ -171,10 +171,10 @@ class DifferenceTracker(Callback):
         with self.run.files() as folder:
             path = folder / "differences" / f"epoch_{epoch:03d}.png"
             path.parent.mkdir()
-            save_strip(difference, path, signed=True)
+            _save_strip(difference, path, signed=True)
 
 
-def save_strip(images: Tensor, path: Path, signed: bool = False) -> None:
+def _save_strip(images: Tensor, path: Path, signed: bool = False) -> None:
     """Write images (N, C, H, W), C 1 or 3, side by side as a PNG.
 
     Args:

@@ -29,7 +29,7 @@ class RawToLogits(L.LightningModule):
         processor: raw (B, 1, H, W) to display RGB; None where the data are developed already. It works
             in float32 whatever ``precision`` the trainer has: a black level is lost in 16 bits.
         loss: of outputs and targets, averaged over the batch unless called with ``reduction="none"``; by
-            default cross-entropy, mean squared error, or `bce_dice`, as the task is.
+            default cross-entropy, mean squared error, or binary cross-entropy and Dice, as the task is.
         lr: peak learning rate of AdamW; one cycle of warming up and cosine decay.
         weight_decay: of AdamW; an adversary has none.
         task: "classification", "regression" or "segmentation", see `r2l.training.tasks`.

@@ -19,7 +19,7 @@ import r2l
 from r2l.files import atomic_path
 from r2l.options import Options
 
-NOTE = "run.json"
+_NOTE = "run.json"
 TESTED = "tested.csv"
 #: Options that say where a run is kept.
 WHERE = ("experiment_name", "run_name", "tracking_uri", "folder", "resume")
@@ -62,7 +62,7 @@ class RunFolder:
     def keep(self, **changes: Any) -> None:
         """Write down what is known of the run."""
         self.note |= changes
-        with atomic_path(self.path / NOTE) as partial:
+        with atomic_path(self.path / _NOTE) as partial:
             partial.write_text(json.dumps(self.note, indent=1) + "\n", "utf-8")
 
     def fold(self, number: int) -> Path:
@@ -154,7 +154,7 @@ def _unfinished(parent: Path, name: str) -> RunFolder | None:
     runs = parent.glob(f"{name}-*")
     for path in sorted(runs, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         try:
-            note = json.loads((path / NOTE).read_text("utf-8"))
+            note = json.loads((path / _NOTE).read_text("utf-8"))
         except (OSError, ValueError):
             continue
         return None if note["finished"] else RunFolder(path, note, resumed=True)

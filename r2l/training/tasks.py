@@ -80,7 +80,7 @@ _REMEDY = {
 }
 
 
-def bce_dice(logits: Tensor, masks: Tensor, reduction: str = "mean") -> Tensor:
+def _bce_dice(logits: Tensor, masks: Tensor, reduction: str = "mean") -> Tensor:
     """Return binary cross-entropy (mean over pixels, nats) plus one minus the soft Dice coefficient.
 
     Both of each image by itself, so that the loss of an image doesn't depend on what shares its batch.
@@ -152,6 +152,6 @@ TASKS = {
     for task in (
         Task("classification", "label", "accuracy", F.cross_entropy, _classified),
         Task("regression", "target", "mae", F.mse_loss, _regressed),
-        Task("segmentation", "mask", "iou", bce_dice, _segmented),
+        Task("segmentation", "mask", "iou", _bce_dice, _segmented),
     )
 }

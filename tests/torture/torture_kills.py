@@ -28,7 +28,7 @@ import pytest
 
 from r2l.datasets.fetch.manifest import NAME as MANIFEST
 from r2l.training.checkpoints import LAST, read_last
-from r2l.training.run_folder import NOTE
+from r2l.training.run_folder import _NOTE
 from r2l.training.tracking import Records
 from tests.fixtures_data import LABELS, write_drone_photos, write_microscopy, zip_folders
 from tests.local_zenodo import local_zenodo
@@ -247,7 +247,7 @@ class Training(Work):
         "runs/r2l/R-notes.txt": b"mine too",
         "runs/r2l/.mine.part": b"and this",
     }
-    changing = rf"\.lock$|(^|/){NOTE}$|^mlflow\.db|^mlruns|^tmp"
+    changing = rf"\.lock$|(^|/){_NOTE}$|^mlflow\.db|^mlruns|^tmp"
     absent = r"part$|/checkpoint/"
     options = (
         "--dataset SyntheticMicroscopy --n_images 20 --image_size 32 --run_name R --n_splits 2 "
@@ -325,7 +325,7 @@ class Training(Work):
         }
 
     def _notes(self, folder):
-        return sorted(folder.glob(f"runs/*/*/{NOTE}"))
+        return sorted(folder.glob(f"runs/*/*/{_NOTE}"))
 
 
 def _json(path):
