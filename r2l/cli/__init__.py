@@ -1,4 +1,4 @@
-"""The command line `r2l`, one module a command.
+"""The command line `r2l`, a module for each command, or for two that belong together.
 
 Each command imports what it needs when it runs, so that `r2l --help` answers at once. A mistake of
 the user ends in one or two lines on stderr and exit status 2, never in a traceback.
@@ -10,14 +10,12 @@ import logging
 
 import typer
 
-from r2l.cli.check import check
 from r2l.cli.data import data
-from r2l.cli.develop import develop
+from r2l.cli.develop import check, develop
 from r2l.cli.errors import Commands
-from r2l.cli.flags import GroupedCommand
 from r2l.cli.lab import lab
 from r2l.cli.sweep import sweep
-from r2l.cli.train import train
+from r2l.cli.train import TrainCommand, train
 
 app = typer.Typer(
     name="r2l",
@@ -38,7 +36,7 @@ def root() -> None:
 
 app.command()(develop)
 app.command()(check)
-app.command(cls=GroupedCommand)(train)
+app.command(cls=TrainCommand)(train)
 app.command()(sweep)
 app.add_typer(data, name="data")
 app.add_typer(lab, name="lab")

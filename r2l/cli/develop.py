@@ -1,8 +1,7 @@
-"""`r2l develop`: raw files to pictures."""
+"""`r2l develop`: raw files to pictures; `r2l check`: does their camera lie inside what a model tolerates?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +12,10 @@ from r2l.cli.errors import for_each
 if TYPE_CHECKING:
     import torch
 
-    from r2l.camera import Camera
     from r2l.rawfile import RawLayout
+
+
+_EXIT_OUTSIDE = 1
 
 
 def _headerless(text: str) -> Any:
@@ -105,16 +106,82 @@ def develop(
 
     A photo that fails is reported, the others are still developed, and the exit status is 2.
     """
+    import torch
+
+    from r2l.camera import DRONE
+    from r2l.files import choose
+    from r2l.isp import StaticISP
+    from r2l.isp.functional import clip_highlights
+    from r2l.rawfile import load_camera, read_raw
+
+    # What is wrong for all photos is noticed before the first one is read.
     layout = _layout(width, height, bits, packing, cfa, offset, stride)
-    reading = {"layout": layout, "frame": frame, "allow_damaged": allow_damaged}
-    developer = _Developer(pipeline, variant, camera, highlights, reading)
+    given = load_camera(camera) if camera else None
+    StaticISP.from_code(pipeline, DRONE, variant=variant)
+    clip = choose("highlights", highlights, ["clip", "keep"]) == "clip" and variant == "corrected"
     targets = _targets(photos, output, pipeline)
 
     def develop_one(photo: Path, target: Path) -> None:
-        for written in developer.develop(photo, target, stages=stages, force=force):
-            print(written)
+        stage_folder = target.with_suffix(".stages")
+        for path in (target, stage_folder) if stages else (target,):
+            if path.exists() and not force:
+                raise ValueError(f"{path} exists: --force replaces it, -o names another place")
+        recorded = read_raw(photo, given, layout=layout, frame=frame, allow_damaged=allow_damaged)
+        isp = StaticISP.from_code(pipeline, recorded.camera, variant=variant)
+        with torch.inference_mode():
+            raw = recorded.tensor()
+            raw = clip_highlights(raw, recorded.camera) if clip else raw
+            # All stages at once take several times the memory of the last.
+            pictures = isp.stages(raw) if stages else {"gamma": isp(raw)}
+        *before_gamma, final = pictures
+        _write_png(target, pictures[final])
+        for number, (name, picture) in enumerate(pictures.items() if stages else (), start=1):
+            shown = picture.clamp(0, 1) ** (1 / 2.2) if name in before_gamma else picture
+            _write_png(stage_folder / f"{number:02d}_{name}.png", shown)
 
     for_each(develop_one, photos, targets)
+
+
+def check(
+    tolerances: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="The report of a model's tolerances, JSON.", show_default=False
+        ),
+    ],
+    camera: Annotated[
+        list[str],
+        typer.Option(
+            metavar="CAMERA",
+            help="A raw file of the camera, microscope, drone, or a JSON file; may be given again.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Say for each setting whether cameras lie inside the tolerances of a model.
+
+    Compared are the numbers that frames are developed with, one at a time: levels, gains, colour. Exit
+    status: 0 all inside, 1 some outside, 2 an error.
+    """
+    from r2l.drift.forensics.tolerance_report import ToleranceReport, as_text
+    from r2l.rawfile import load_camera
+
+    report = ToleranceReport.load(tolerances)
+    print(
+        f"{report.model} on {report.camera.name}, {report.pipeline}: {report.metric} "
+        f"{report.score:.3f}, allowed to fall by {report.drop:g}"
+    )
+    outside = []
+
+    def check_one(name: str) -> None:
+        checked = report.check(load_camera(name))
+        outside.extend(checked.index[checked["verdict"] == "outside"])
+        text = as_text(checked).rename_axis(None).to_string()
+        print(f"\n{name}: {report.verdict(checked)}\n{text}")
+
+    for_each(check_one, camera)
+    if outside:
+        raise typer.Exit(_EXIT_OUTSIDE)
 
 
 def _layout(
@@ -130,50 +197,6 @@ def _layout(
     if missing:
         raise ValueError(f"a frame without a header also needs {' and '.join(missing)}")
     return RawLayout(width, height, bits, packing, *others)
-
-
-class _Developer:
-    """The choices that hold for all photos of a call, checked before the first one is read."""
-
-    def __init__(
-        self, code: str, variant: str, camera: str | None, highlights: str, reading: dict[str, Any]
-    ) -> None:
-        from r2l.camera import DRONE
-        from r2l.isp import StaticISP
-        from r2l.rawfile import load_camera
-
-        self.code, self.variant, self.reading = code, variant, reading
-        self.camera: Camera | None = load_camera(camera) if camera else None
-        StaticISP.from_code(code, DRONE, variant=variant)
-        if highlights not in ("clip", "keep"):
-            raise ValueError(f"unknown highlights {highlights!r}; choose from clip, keep")
-        self.clip = highlights == "clip" and variant == "corrected"
-
-    def develop(self, photo: Path, target: Path, *, stages: bool, force: bool) -> Iterator[Path]:
-        """Develop one photo; yield each file as it is written."""
-        import torch
-
-        from r2l.isp import StaticISP
-        from r2l.isp.functional import clip_highlights
-        from r2l.rawfile import read_raw
-
-        stage_folder = target.with_suffix(".stages")
-        for place in (target, stage_folder) if stages else (target,):
-            if place.exists() and not force:
-                raise ValueError(f"{place} exists: --force replaces it, -o names another place")
-        frame = read_raw(photo, self.camera, **self.reading)
-        isp = StaticISP.from_code(self.code, frame.camera, variant=self.variant)
-        with torch.inference_mode():
-            raw = frame.tensor()
-            raw = clip_highlights(raw, frame.camera) if self.clip else raw
-            # All stages at once take several times the memory of the last.
-            pictures = isp.stages(raw) if stages else {"gamma": isp(raw)}
-        *before_gamma, final = pictures
-        yield _write_png(target, pictures[final])
-        if stages:
-            for number, (name, picture) in enumerate(pictures.items(), start=1):
-                shown = picture.clamp(0, 1) ** (1 / 2.2) if name in before_gamma else picture
-                yield _write_png(stage_folder / f"{number:02d}_{name}.png", shown)
 
 
 def _targets(photos: list[Path], output: Path | None, code: str) -> list[Path]:
@@ -193,31 +216,26 @@ def _targets(photos: list[Path], output: Path | None, code: str) -> list[Path]:
     else:
         marks = code.replace(" ", "").replace(",", "-")
         targets = [output / f"{photo.stem}_{marks}.png" for photo in photos]
-    _check_distinct(photos, targets)
-    return targets
-
-
-def _check_distinct(photos: list[Path], targets: list[Path]) -> None:
     sources = {photo.resolve() for photo in photos}
     taken: dict[Path, Path] = {}
     for photo, target in zip(photos, targets, strict=True):
-        place = target.resolve()
-        if place in sources:
+        path = target.resolve()
+        if path in sources:
             raise ValueError(f"{target} is one of the photos: choose another name with -o")
-        if place in taken:
-            raise ValueError(f"{taken[place]} and {photo} would both be written to {target}")
-        taken[place] = photo
+        if path in taken:
+            raise ValueError(f"{taken[path]} and {photo} would both be written to {target}")
+        taken[path] = photo
+    return targets
 
 
-def _write_png(target: Path, picture: torch.Tensor) -> Path:
-    """Write a (1, C, H, W) *display* picture in [0, 1], C 1 or 3, as 8-bit PNG, whole or not."""
+def _write_png(target: Path, picture: torch.Tensor) -> None:
+    """Write a (1, C, H, W) *display* picture, C 1 or 3, as 8-bit PNG, whole or not; print its name."""
     from PIL import Image
 
-    from r2l.files import atomic_path
+    from r2l.files import atomic_path, to_uint8
 
-    values = picture[0].clamp(0, 1).mul(255).round().byte()
-    values = values[0] if len(values) == 1 else values.permute(1, 2, 0)
+    values = picture[0, 0] if picture.shape[1] == 1 else picture[0].permute(1, 2, 0)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as partial:
-        Image.fromarray(values.numpy()).save(partial, format="PNG")
-    return target
+        Image.fromarray(to_uint8(values.numpy())).save(partial, format="PNG")
+    print(target)

@@ -13,7 +13,7 @@ lab = typer.Typer(
     help="Look at the runs; without a command, as a page in the browser.",
 )
 
-Store = Annotated[
+_Store = Annotated[
     str | None,
     typer.Option(
         metavar="STORE",
@@ -22,15 +22,12 @@ Store = Annotated[
         show_default=False,
     ),
 ]
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's id or name, or 'latest'.", show_default=False)
-]
 
 
 @lab.callback()
 def page(
     context: typer.Context,
-    store: Store = None,
+    store: _Store = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the page answers.")] = 5000,
     host: Annotated[
         str, typer.Option(help="0.0.0.0 shows the page to everybody who reaches this machine.")
@@ -53,7 +50,7 @@ def page(
 
 
 @lab.command()
-def runs(context: typer.Context, store: Store = None) -> None:
+def runs(context: typer.Context, store: _Store = None) -> None:
     """List the runs, the newest first."""
     from r2l.training.tracking import Records
 
@@ -66,7 +63,7 @@ def runs(context: typer.Context, store: Store = None) -> None:
 def sql(
     context: typer.Context,
     statement: Annotated[str, typer.Argument(metavar="SELECT", show_default=False)],
-    store: Store = None,
+    store: _Store = None,
     csv: Annotated[
         bool, typer.Option("--csv", help="Comma-separated, for other programs.")
     ] = False,
@@ -82,7 +79,10 @@ def sql(
 @lab.command()
 def export(
     context: typer.Context,
-    run: RunName,
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run's id or name, or 'latest'.", show_default=False),
+    ],
     gif: Annotated[
         str | None,
         typer.Option(metavar="STAGE", help="Animate a stage, such as demosaic, over the epochs."),
@@ -103,7 +103,7 @@ def export(
     metric: Annotated[
         str, typer.Option(help="What --curves draws: loss, accuracy, iou ...")
     ] = "loss",
-    store: Store = None,
+    store: _Store = None,
 ) -> None:
     """Draw figures from a run; from each fold, where it has folds."""
     if not gif and not curves:

@@ -213,7 +213,7 @@ def track(
         params: settings, see `Run.params`.
         tags: further tags.
         store: address of the store, a SQLite file or a folder; else the variable
-            ``MLFLOW_TRACKING_URI``, else `DEFAULT_STORE`, relative to the working folder.
+            ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db`` in the working folder.
         keep_in: folder for what a failing server does not take any more.
         run_id: of a run that exists, to go on with it; it has its name and tags.
 

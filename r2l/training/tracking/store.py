@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as StoredRun
 
-DEFAULT_STORE = "sqlite:///mlflow.db"
+_DEFAULT_STORE = "sqlite:///mlflow.db"
 _VARIABLE = "MLFLOW_TRACKING_URI"
 _SQLITE = "sqlite:///"
 # What mlflow answers to a value that it will never take; anything else is the store's trouble.
@@ -44,9 +44,9 @@ def store_address(store: str | Path | None = None) -> str:
 
     Args:
         store: an address (``sqlite:///...``, ``http://...``), a SQLite file, or a folder that holds (or
-            will hold) ``mlflow.db``; None for the variable ``MLFLOW_TRACKING_URI``, else `DEFAULT_STORE`.
+            will hold) ``mlflow.db``; None for the variable ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db``.
     """
-    store = str(store or os.environ.get(_VARIABLE) or DEFAULT_STORE)
+    store = str(store or os.environ.get(_VARIABLE) or _DEFAULT_STORE)
     if ":/" in store:
         return store
     path = Path(store)
@@ -226,7 +226,7 @@ def _remedy(address: str, why: str) -> str:
     if is_remote(address):
         return (
             "Start the server, or correct the address; without one, runs are kept in the working "
-            f"folder ({DEFAULT_STORE})"
+            f"folder ({_DEFAULT_STORE})"
         )
     if "locked" in why:
         return "Another process holds it: wait until that ends, or give another store"
