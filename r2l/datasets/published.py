@@ -10,27 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from r2l.datasets import layout, pixels
 from r2l.datasets.base import Item, RawDataset, Transform
 from r2l.datasets.fetch.manifest import Manifest
 from r2l.datasets.info import INFO
-from r2l.datasets.layout import (
-    DatasetError,
-    DatasetNotFoundError,
-    data_root,
-    fetch_again,
-    images_in,
-    not_found,
-    scale_folder,
-    view_folders,
-)
-from r2l.datasets.pixels import (
-    cache_folder,
-    cached_array,
-    decode_all,
-    image_tensor,
-    read_steps,
-    read_view,
-)
+from r2l.datasets.layout import DatasetError, DatasetNotFoundError, images_in
 from r2l.datasets.splits import split_indices
 
 _KEEP_OR_SKIP = "Put it back or fetch it again, or leave such images out (in Python: strict=False)"
@@ -87,15 +71,16 @@ class PublishedDataset(RawDataset):
         seed: int = 0,
         strict: bool = True,
     ) -> None:
-        self._scale = scale_folder(intensity)
+        self._scale = layout.scale_folder(intensity)
         if view is not None and intensity != 1.0:
             raise ValueError(
                 "processed views exist of intensity 1.0 only; develop the raw frames of "
                 f"intensity {intensity} with StaticISP.from_code({view!r}, dataset.camera)"
             )
-        self.root, self.folder = data_root(root), data_root(root) / self.kind
+        self.root = layout.data_root(root)
+        self.folder = self.root / self.kind
         self.intensity, self.view, self.transform = intensity, view, transform
-        self.remedy = fetch_again(self.kind, self.root)
+        self.remedy = layout.fetch_again(self.kind, self.root)
         self._arrays: dict[str, np.ndarray] = {}
         if download:
             from r2l.datasets.fetch.download import fetch_if_missing  # slow to import
@@ -123,14 +108,14 @@ class PublishedDataset(RawDataset):
         folder = raw
         if self.view is not None:
             code = self.view.replace(" ", "")
-            folder = view_folders(*views).get(code, views[0] / self.view)
+            folder = layout.view_folders(*views).get(code, views[0] / self.view)
         files = images_in(folder)
         if not files:
             raise self._not_found(folder)
         return files
 
     def _not_found(self, looked_in: Path) -> DatasetNotFoundError:
-        return not_found(self.kind, looked_in, self.root)
+        return layout.not_found(self.kind, looked_in, self.root)
 
     def _matched(
         self, images: Mapping[str, Path], others: Mapping[str, Any], source: Path, strict: bool
@@ -174,17 +159,17 @@ class PublishedDataset(RawDataset):
     ) -> np.ndarray:
         """Return an array made from files, a row of each unless told; see `cached_array`."""
         name = f"{self.kind}_{name}".replace(",", "-")
-        count, folder = count or len(sources), cache_folder(self.root)
-        return self._once(name, lambda: cached_array(folder, name, sources, count, rows, settings))
+        place = pixels.cache_folder(self.root), name, sources, count or len(sources)
+        return self._once(name, lambda: pixels.cached_array(*place, rows, settings))
 
     def _decoded(self, paths: Sequence[Path]) -> np.ndarray:
         """Return all images: (M, H, W) or, developed, (M, 3, H, W); uint16."""
         name = self.view or "_".join(paths[0].parent.parts[-2:])
-        read = read_view if self.view else partial(read_steps, camera=self.camera)
-        return self._array(name, paths, lambda: decode_all(paths, read, self.remedy))
+        read = pixels.read_view if self.view else partial(pixels.read_steps, camera=self.camera)
+        return self._array(name, paths, lambda: pixels.decode_all(paths, read, self.remedy))
 
     def _item(self, steps: np.ndarray) -> Item:
-        return {"image" if self.view else "raw": image_tensor(steps)}
+        return {"image" if self.view else "raw": pixels.image_tensor(steps)}
 
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps would travel to workers by value: each opens its own.

@@ -94,7 +94,7 @@ class RawDrone(PublishedDataset):
         if not self._tiled or self.view:
             order = ["tiles" if self.view else "photos"]
         source = next((kind for kind in order if images_in(raw[kind])), order[0])
-        self._cuts, self._cache_name = self._tiled and source == "photos", raw["photos"].name
+        self._cuts = self._tiled and source == "photos"
         self._pair(
             raw[source], f"masks_tiles_{_TILE}" if source == "tiles" else "masks_full", strict
         )
@@ -142,16 +142,13 @@ class RawDrone(PublishedDataset):
         Raises:
             DatasetError: a mask is damaged, smaller than a tile, or of another size than the first.
         """
-        shape = None
-        for path in self._masks:
-            mask = read_mask(path, self.remedy)
-            shape = shape or mask.shape
-            if mask.shape != shape or min(mask.shape) < _TILE:
-                reason = f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels"
-                what = f"{shape[0]} x {shape[1]}, as {self._masks[0].name}, and a tile or more"
-                raise DatasetError(path, f"{reason}, expected {what}", self.remedy)
-            grid = mask.shape[0] // _TILE, mask.shape[1] // _TILE
-            yield _cut(mask).mean(axis=(1, 2)).reshape(grid)
+        masks = decode_all(self._masks, read_mask, self.remedy)
+        for path, mask in zip(self._masks, masks, strict=True):
+            height, width = mask.shape
+            if min(mask.shape) < _TILE:
+                reason = f"a mask of {height} x {width} pixels, expected a tile of {_TILE} or more"
+                raise DatasetError(path, reason, self.remedy)
+            yield _cut(mask).mean(axis=(1, 2)).reshape(height // _TILE, width // _TILE)
 
     def _frames(self) -> np.ndarray:
         if self._cuts:
@@ -188,7 +185,7 @@ class RawDrone(PublishedDataset):
             for number in np.unique(numbers).tolist():
                 yield from _cut(read(number))[tiles[numbers == number]]
 
-        name = f"{what}_{self.task}_{len(tiles)}_{self._cache_name}"
+        name = f"{what}_{self.task}_{len(tiles)}_{self._scale}"
         return self._array(name, sources, rows, len(tiles), self._chosen.tolist())
 
     def _check_size(

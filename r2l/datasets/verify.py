@@ -8,17 +8,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from r2l.datasets import layout
 from r2l.datasets.fetch.archive import crc32
 from r2l.datasets.fetch.manifest import Manifest
 from r2l.datasets.info import DRONE_PHOTOS, INFO, SetInfo
-from r2l.datasets.layout import (
-    DatasetError,
-    fetch_again,
-    images_in,
-    not_found,
-    scale_folder,
-    view_folders,
-)
+from r2l.datasets.layout import DatasetError, images_in
 from r2l.datasets.pixels import read_steps
 from r2l.datasets.published import PublishedDataset
 from r2l.datasets.raw_drone import RawDrone
@@ -48,7 +42,7 @@ def describe(kind: str, root: Path) -> list[str]:
 def _raw_folders(kind: str, root: Path) -> list[tuple[float, Path]]:
     """Return the folders of raw frames that are there, with their intensities."""
     folders = [
-        (intensity, root / kind / name / scale_folder(intensity))
+        (intensity, root / kind / name / layout.scale_folder(intensity))
         for name in _RAW[kind]
         for intensity in INFO[kind].intensities
     ]
@@ -60,7 +54,7 @@ def _inventory(kind: str, root: Path) -> Iterator[str]:
         subset = Manifest.read(root).subsets.get(f"{kind}/{folder.name}")
         part = " (a part was asked for)" if subset else ""
         yield f"{len(images_in(folder))} in {folder}{part}"
-    if views := view_folders(root / kind):
+    if views := layout.view_folders(root / kind):
         yield f"views {' '.join(sorted(views))}"
 
 
@@ -76,7 +70,7 @@ def verify(kind: str, root: Path, progress: bool = True) -> tuple[list[str], lis
     manifest = Manifest.read(root)
     folders = _raw_folders(kind, root)
     if not folders:
-        raise not_found(kind, root / kind, root)
+        raise layout.not_found(kind, root / kind, root)
     fine, wrong = _check_record(kind, root, manifest, progress)
     if kind in manifest.unfinished:
         wrong.append(f"{root / kind}: fetching it broke off; run `r2l data fetch {kind}` again")
@@ -121,7 +115,7 @@ def _damaged(data: PublishedDataset, progress: bool) -> Iterator[str]:
 def _check_record(
     kind: str, root: Path, manifest: Manifest, progress: bool
 ) -> tuple[list[str], list[str]]:
-    recorded, remedy = manifest.files_of(kind), fetch_again(kind, root)
+    recorded, remedy = manifest.files_of(kind), layout.fetch_again(kind, root)
     wrong = []
     for name, (size, crc) in tqdm(recorded.items(), desc="checksums", disable=not progress):
         path = root / name

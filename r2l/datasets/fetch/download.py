@@ -9,16 +9,10 @@ from pathlib import Path
 import requests
 from filelock import FileLock
 
+from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.archive import Destination, crc32
 from r2l.datasets.fetch.manifest import NAME, Manifest
-from r2l.datasets.fetch.transfer import (
-    RemoteFile,
-    download_all,
-    explained,
-    files_of,
-    polite_session,
-    record_files,
-)
+from r2l.datasets.fetch.transfer import RemoteFile
 from r2l.datasets.info import INFO
 from r2l.datasets.layout import data_root, images_in, scale_folder
 from r2l.files import choose
@@ -69,8 +63,8 @@ def fetch(
         into = Destination(kind, folder, manifest, progress)
         if source == "b2":
             return _from_b2(into)
-        with polite_session() as session:
-            files = files_of(kind, record_files(session, api))
+        with transfer.polite_session() as session:
+            files = transfer.files_of(kind, transfer.record_files(session, api))
             if tiles is None:
                 return _fetch_whole(into, files, session)
             return _fetch_some(into, files, session, tiles, intensity)
@@ -92,7 +86,7 @@ def fetch_if_missing(kind: str, root: Path) -> None:
 @contextmanager
 def _locked(root: Path) -> Iterator[Manifest]:
     """Keep other processes out of a root while files are fetched into it."""
-    with explained(root):
+    with transfer.explained(root):
         (root / _DOWNLOADS).mkdir(parents=True, exist_ok=True)
     with FileLock(root / _DOWNLOADS / ".lock"):
         for partial in root.glob(f".{NAME}.????????.part"):  # of a process that was killed
@@ -105,7 +99,7 @@ def _locked(root: Path) -> Iterator[Manifest]:
             with suppress(OSError):
                 manifest.write(root)
             raise
-        with explained(root):
+        with transfer.explained(root):
             manifest.write(root)
 
 
@@ -153,7 +147,7 @@ def _fetch_whole(
     whole, notes = into.manifest.is_whole(root, kind), []
     pending = [file for file in files if not (whole and archives.get(file.key) == file.checksum)]
     if pending:
-        paths = download_all(pending, root / _DOWNLOADS, session, into.progress)
+        paths = transfer.download_all(pending, root / _DOWNLOADS, session, into.progress)
         for file, path in zip(pending, paths, strict=True):
             suffix = path.suffix.lower()
             if suffix == ".zip":
