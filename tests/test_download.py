@@ -240,19 +240,27 @@ def test_a_killed_download_goes_on(server, tmp_path, published):
     assert server.requests_of("Raw-Microscopy.zip") == [None, f"bytes={came}-"]
 
 
+def fetch_and_be_killed(root, prepare):
+    """Fetch in a process that kills itself where the lines of code in ``prepare`` say so."""
+    script = f"""
+import hashlib, os, sys, r2l.datasets.fetch.download as d
+{prepare}
+d.fetch("microscopy", sys.argv[1], progress=False)
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(root)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_a_download_killed_while_it_is_checked_does_not_come_again(server, tmp_path):
-    script = (
-        "import hashlib, os, sys, r2l.datasets.fetch.download as d\n"
-        "digest = hashlib.file_digest\n"
-        "def killing(file, algorithm):\n"
-        "    if 'Raw-Microscopy.zip' in file.name: os.kill(os.getpid(), 9)\n"
-        "    return digest(file, algorithm)\n"
-        "hashlib.file_digest = killing\n"
-        "d.fetch('microscopy', sys.argv[1], progress=False)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
-    assert killed.returncode == -signal.SIGKILL
+    prepare = """
+digest = hashlib.file_digest
+def killing(file, algorithm):
+    if "Raw-Microscopy.zip" in file.name: os.kill(os.getpid(), 9)
+    return digest(file, algorithm)
+hashlib.file_digest = killing
+"""
+    fetch_and_be_killed(tmp_path, prepare)
     fetch("microscopy", tmp_path, progress=False)
     assert server.requests_of("Raw-Microscopy.zip") == [None]
     left = {path.name for path in (tmp_path / "downloads").iterdir()}
@@ -261,18 +269,15 @@ def test_a_download_killed_while_it_is_checked_does_not_come_again(server, tmp_p
 
 @pytest.mark.slow
 def test_a_killed_unpacking_goes_on(server, tmp_path):
-    script = (
-        "import os, sys, r2l.datasets.fetch.download as d\n"
-        "replace, count = os.replace, []\n"
-        "def killing(*paths):\n"
-        "    count.append(1)\n"
-        "    if 'raw_scale' in str(paths[1]) and len(count) > 12: os.kill(os.getpid(), 9)\n"
-        "    replace(*paths)\n"
-        "os.replace = killing\n"
-        "d.fetch('microscopy', sys.argv[1], progress=False)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
-    assert killed.returncode == -signal.SIGKILL
+    prepare = """
+replace, count = os.replace, []
+def killing(*paths):
+    count.append(1)
+    if "raw_scale" in str(paths[1]) and len(count) > 12: os.kill(os.getpid(), 9)
+    replace(*paths)
+os.replace = killing
+"""
+    fetch_and_be_killed(tmp_path, prepare)
     assert (tmp_path / "microscopy/images/raw_scale025").exists()
     assert Manifest.read(tmp_path).unfinished == ["microscopy"]
     # What is there counts as unfinished, so that it is fetched to the end.
@@ -417,55 +422,40 @@ def test_archive_that_would_fill_any_disk(server, tmp_path, monkeypatch):
         fetch("microscopy", tmp_path, progress=False)
 
 
-def test_archive_whose_sizes_lie(server, tmp_path):
-    """A member that says 10 bytes and unpacks to 20,000 writes no more than it said."""
+def resized(size):
+    """A zip whose only member is of 20,000 bytes and says ``size``."""
     content = make_zip([(GOOD[0], bytes(20_000))], compression=zipfile.ZIP_DEFLATED)
-    size = (20_000).to_bytes(4, "little")
-    assert content.count(size) == 2
-    server.files["Raw-Microscopy.zip"] = content.replace(size, (10).to_bytes(4, "little"))
-    with pytest.raises(ArchiveError, match="damaged"):
-        fetch("microscopy", tmp_path, progress=False)
-    assert not list((tmp_path / "microscopy").rglob("*.tiff"))
-    assert no_leftovers(tmp_path)
+    told = (20_000).to_bytes(4, "little")
+    assert content.count(told) == 2
+    return content.replace(told, size.to_bytes(4, "little"))
 
 
-def test_archive_that_promises_more_than_comes(server, tmp_path):
-    content = make_zip([(GOOD[0], bytes(20_000))], compression=zipfile.ZIP_DEFLATED)
-    size = (20_000).to_bytes(4, "little")
-    server.files["Raw-Microscopy.zip"] = content.replace(size, (30_000).to_bytes(4, "little"))
-    with pytest.raises(ArchiveError, match="should have 30000 bytes, and 20000 came"):
-        fetch("microscopy", tmp_path, progress=False)
-    assert not list((tmp_path / "microscopy").rglob("*.tiff"))
-    assert no_leftovers(tmp_path)
-
-
-def test_archive_that_begins_before_its_file(server, tmp_path):
+def shifted():
+    """A zip whose list of members begins too far, so that what it lists lies before the beginning."""
     content = make_zip([GOOD])
     end = content.rindex(b"PK\5\6")
-    # Where the list of members begins: too far, so that what it lists lies before the beginning.
     offset = int.from_bytes(content[end + 16 : end + 20], "little") + 10
-    content = content[: end + 16] + offset.to_bytes(4, "little") + content[end + 20 :]
+    return content[: end + 16] + offset.to_bytes(4, "little") + content[end + 20 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (resized(10), "damaged"),  # it writes no more than it said
+        (resized(30_000), "should have 30000 bytes, and 20000 came"),
+        (shifted(), "damaged"),
+        (make_zip([GOOD], compression=zipfile.ZIP_BZIP2), "is compressed by bzip2"),
+        (make_zip([GOOD], compression=zipfile.ZIP_LZMA), "is compressed by lzma"),
+        (make_zip([GOOD]).replace(b"fine", b"find"), "CRC"),
+        (b"no zip at all", "no zip file"),
+    ],
+    ids=["less", "more", "shifted", "bzip2", "lzma", "flipped", "none"],
+)
+def test_archives_that_can_not_be_unpacked(server, tmp_path, content, match):
     server.files["Raw-Microscopy.zip"] = content
-    with pytest.raises(ArchiveError, match="damaged"):
+    with pytest.raises(ArchiveError, match=match):
         fetch("microscopy", tmp_path, progress=False)
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_archive_of_a_rare_compression_is_refused(server, tmp_path, method):
-    server.files["Raw-Microscopy.zip"] = make_zip([GOOD], compression=method)
-    with pytest.raises(ArchiveError, match=r"is compressed by (bzip2|lzma)"):
-        fetch("microscopy", tmp_path, progress=False)
-
-
-def test_damaged_archives(server, tmp_path):
-    content = bytearray(make_zip([GOOD]))
-    content[content.index(b"fine")] ^= 1
-    server.files["Raw-Microscopy.zip"] = bytes(content)
-    with pytest.raises(ArchiveError, match="CRC"):
-        fetch("microscopy", tmp_path, progress=False)
-    server.files["Raw-Microscopy.zip"] = b"no zip at all"
-    with pytest.raises(ArchiveError, match="no zip file"):
-        fetch("microscopy", tmp_path, progress=False)
+    assert not list((tmp_path / "microscopy").rglob("*.tiff"))
     assert no_leftovers(tmp_path)
 
 
@@ -494,24 +484,22 @@ def test_the_users_files_stay(server, tmp_path):
     assert mine.read_text() == "my notes"
 
 
+CELL = "Ma190c_lame1_zone2_c_1.tiff"
+
+
 @pytest.mark.parametrize(
     ("kind", "archive", "member", "place"),
     [
+        ("microscopy", "x.zip", f"a/raw_scale005/{CELL}", "images/raw_scale005"),
+        ("microscopy", "raw_scale010.zip", CELL, "images/raw_scale010"),
+        ("microscopy", "x.zip", CELL, "images/raw_scale100"),
         (
             "microscopy",
             "x.zip",
-            "a/raw_scale005/Ma190c_lame1_zone2_c_1.tiff",
-            "images/raw_scale005",
-        ),
-        ("microscopy", "raw_scale010.zip", "Ma190c_lame1_zone2_c_1.tiff", "images/raw_scale010"),
-        ("microscopy", "x.zip", "Ma190c_lame1_zone2_c_1.tiff", "images/raw_scale100"),
-        (
-            "microscopy",
-            "x.zip",
-            "processed_views/ma_u_me/Ma190c_lame1_zone2_c_1.tiff",
+            f"processed_views/ma_u_me/{CELL}",
             "images/processed_views/ma_u_me",
         ),
-        ("microscopy", "x.zip", "rgb/Ma190c_lame1_zone2_c_1.tiff", "other/x/rgb"),
+        ("microscopy", "x.zip", f"rgb/{CELL}", "other/x/rgb"),
         ("microscopy", "", "Ma190c_annotations.dat", "labels"),
         ("drone", "images.zip", "raw_scale050/DJI_0001.DNG", "images_full/raw_scale050"),
         ("drone", "images.zip", "DJI_0001.DNG", "images_full/raw_scale100"),
@@ -551,27 +539,29 @@ def test_too_small_a_disk_is_seen_before(server, small_disk):
     assert (small_disk / "mine.txt").read_text() == "my notes"
 
 
-def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch):
+def fetch_onto(small_disk, monkeypatch):
+    """Fetch as if there was room; return the error."""
     for module in ("archive", "transfer"):
         monkeypatch.setattr(f"r2l.datasets.fetch.{module}.check_room", lambda *_: None)
     (small_disk / "mine.txt").write_text("my notes")
-    server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
-    with pytest.raises(DownloadError, match="no room on the disk") as caught:
+    with pytest.raises(
+        DownloadError, match=r"no room on the disk .*\n.*goes on from here"
+    ) as caught:
         fetch("microscopy", small_disk, progress=False)
-    assert "Raw-Microscopy.zip" in str(caught.value)
-    assert "goes on from here" in str(caught.value)
-    assert not (small_disk / "downloads/Raw-Microscopy.zip").exists()
     assert (small_disk / "mine.txt").read_text() == "my notes"
+    return str(caught.value)
+
+
+def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch):
+    server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
+    assert "Raw-Microscopy.zip" in fetch_onto(small_disk, monkeypatch)
+    assert not (small_disk / "downloads/Raw-Microscopy.zip").exists()
 
 
 def test_disk_that_fills_up_while_unpacking(server, small_disk, monkeypatch):
-    for module in ("archive", "transfer"):
-        monkeypatch.setattr(f"r2l.datasets.fetch.{module}.check_room", lambda *_: None)
     images = [(GOOD[0].replace("_1.tiff", f"_{i}.tiff"), bytes(100_000)) for i in range(9)]
     server.files["Raw-Microscopy.zip"] = make_zip(images, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(DownloadError, match="no room on the disk") as caught:
-        fetch("microscopy", small_disk, progress=False)
-    assert ".tiff: " in str(caught.value)
+    assert ".tiff: " in fetch_onto(small_disk, monkeypatch)
     assert {p.stat().st_size for p in small_disk.rglob("*.tiff")} == {100_000}
     assert no_leftovers(small_disk)
 
