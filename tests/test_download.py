@@ -205,13 +205,16 @@ def test_at_most_two_requests_at_once(server, tmp_path):
 
 def test_no_server(tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "_BACKOFF", 0.01)
+    monkeypatch.setenv("R2L_ZENODO_API", "http://127.0.0.1:9/api")
     with pytest.raises(DownloadError, match="no connection"):
-        fetch("drone", tmp_path, api="http://127.0.0.1:9/api", progress=False)
+        fetch("drone", tmp_path, progress=False)
 
 
-def test_answers_that_are_no_record(server, tmp_path):
+def test_answers_that_are_no_record(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("R2L_ZENODO_API", server.api + "/elsewhere")
     with pytest.raises(DownloadError, match="answers 404"):
-        fetch("drone", tmp_path, api=server.api + "/elsewhere", progress=False)
+        fetch("drone", tmp_path, progress=False)
+    monkeypatch.setenv("R2L_ZENODO_API", server.api)
     server.files = {"..": b""}
     with pytest.raises(DownloadError, match=r"a file is called '\.\.'"):
         fetch("drone", tmp_path, progress=False)

@@ -32,14 +32,10 @@ _FOLDERS = {
 _FOLDER_MARK = ".bzEmpty"
 
 
-def get_b2_bucket(name: str = "perturbed-minds", api: B2Api | None = None) -> Bucket:
+def get_b2_bucket(name: str = "perturbed-minds") -> Bucket:
     """Return a bucket, with the credentials in B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY.
 
     The key stays in memory. One that may read the bucket's files will do.
-
-    Args:
-        name: of the bucket.
-        api: to use instead of a fresh one; it is authorised here.
 
     Raises:
         DownloadError: no credentials, or B2 refuses them or the bucket.
@@ -48,7 +44,7 @@ def get_b2_bucket(name: str = "perturbed-minds", api: B2Api | None = None) -> Bu
     if not (key_id and key):
         why, remedy = f"set {_KEY_ID} and {_KEY}", "Without an account there, use --source zenodo"
         raise DownloadError("B2 needs credentials", why, remedy)
-    api = api or B2Api(InMemoryAccountInfo())
+    api = B2Api(InMemoryAccountInfo())
     remedy = f"Check {_KEY_ID} and {_KEY}, or use --source zenodo"
     with translated(B2Error, "B2", f"refuses the bucket {name}", remedy):
         api.authorize_account(key_id, key)

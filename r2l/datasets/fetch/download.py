@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 import requests
 from filelock import FileLock
+from remotezip import RemoteIOError, RemoteZip, RemoteZipError
+from tqdm import tqdm
 
 from r2l.datasets.fetch import transfer
-from r2l.datasets.fetch.archive import Destination, crc32
+from r2l.datasets.fetch.archive import Destination, crc32, place_of, safe_members
 from r2l.datasets.fetch.manifest import NAME, Manifest
 from r2l.datasets.fetch.transfer import RemoteFile
-from r2l.datasets.info import INFO
-from r2l.datasets.layout import data_root, images_in, scale_folder
-from r2l.files import choose
+from r2l.datasets.info import BAD_STEM, INFO, LABEL_FILE
+from r2l.datasets.layout import data_root, images_in, pair_masks, read_labels, scale_folder
+from r2l.files import R2LError, choose
 
 _DOWNLOADS = "downloads"
 _OTHER_ARCHIVES = frozenset({".gz", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"})
+_SEED = 0  # of the choice of a few images: the same for every intensity
+_LABELS = PurePosixPath("microscopy/labels", LABEL_FILE)
+_Members = Mapping[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]]
+
+
+class NoRangesError(R2LError):
+    """The server doesn't serve parts of files, or the archives can't be read in parts."""
 
 
 def fetch(
@@ -28,7 +39,6 @@ def fetch(
     source: str = "zenodo",
     tiles: int | None = None,
     intensity: float = 1.0,
-    api: str | None = None,
     progress: bool = True,
 ) -> list[str]:
     """Fetch a published data set below ``root``; what is there already is not fetched again.
@@ -40,11 +50,11 @@ def fetch(
     Args:
         kind: "microscopy" or "drone".
         root: folder above ``microscopy`` and ``drone``; else the variable R2L_DATA, else ./data.
-        source: "zenodo", or "b2" with B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY set.
+        source: "zenodo" (its API is at the variable R2L_ZENODO_API, if set), or "b2" with
+            B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY set.
         tiles: fetch this many images of ``intensity`` only, by ranges of bytes, from Zenodo. Where
             the server doesn't serve ranges, whole archives are fetched.
         intensity: see ``tiles``.
-        api: base address of Zenodo's API; else the variable R2L_ZENODO_API, else the real one.
         progress: show bars.
 
     Returns:
@@ -64,10 +74,16 @@ def fetch(
         if source == "b2":
             return _from_b2(into)
         with transfer.polite_session() as session:
-            files = transfer.files_of(kind, transfer.record_files(session, api))
-            if tiles is None:
-                return _fetch_whole(into, files, session)
-            return _fetch_some(into, files, session, tiles, intensity)
+            files, notes = transfer.files_of(kind, transfer.record_files(session)), []
+            if tiles is not None:
+                try:
+                    return _fetch_some(into, files, session, tiles, intensity)
+                except NoRangesError as error:
+                    why = ": ".join(error.args[:2])
+                    notes = [
+                        f"Whole archives were fetched, since single images can't be had: {why}."
+                    ]
+            return [*notes, *_fetch_whole(into, files, session)]
 
 
 def fetch_if_missing(kind: str, root: Path) -> None:
@@ -119,26 +135,6 @@ def _from_b2(into: Destination) -> list[str]:
     return [f"{INFO[into.kind].title} is in {root / into.kind}."]
 
 
-def _fetch_some(
-    into: Destination,
-    files: Sequence[RemoteFile],
-    session: requests.Session,
-    tiles: int,
-    intensity: float,
-) -> list[str]:
-    from r2l.datasets.fetch.subset import NoRangesError, fetch_subset
-
-    try:
-        stems = fetch_subset(into, files, session, tiles, intensity)
-    except NoRangesError as error:
-        what, why, _ = error.args
-        note = f"Whole archives were fetched, since single images can't be had: {what}: {why}."
-        return [note, *_fetch_whole(into, files, session)]
-    part, subsets = f"{into.kind}/{scale_folder(intensity)}", into.manifest.subsets
-    subsets[part] = sorted({*subsets.get(part, ()), *stems})
-    return [f"{len(stems)} images of {INFO[into.kind].title} are in {into.root / into.kind}."]
-
-
 def _fetch_whole(
     into: Destination, files: Sequence[RemoteFile], session: requests.Session
 ) -> list[str]:
@@ -153,9 +149,8 @@ def _fetch_whole(
             if suffix == ".zip":
                 into.unpack(path)
             elif suffix in _OTHER_ARCHIVES:
-                notes.append(
-                    f"{path} is an archive that r2l doesn't unpack: do so into {root / kind}."
-                )
+                what = f"{path} is an archive that r2l doesn't unpack"
+                notes.append(f"{what}: do so into {root / kind}.")
             else:
                 into.install(path)
             archives[file.key] = file.checksum
@@ -166,3 +161,84 @@ def _fetch_whole(
         f"{INFO[kind].title} is in {root / kind}.",
         f"Its archives ({size:.2f} GB) are in {root / _DOWNLOADS}: not needed any more.",
     ]
+
+
+# --- a few images, by ranges of bytes ---------------------------------------------------------------
+
+
+def _fetch_some(
+    into: Destination,
+    files: Sequence[RemoteFile],
+    session: requests.Session,
+    count: int,
+    intensity: float,
+) -> list[str]:
+    """Fetch ``count`` images (tiles, or photos if there are no tiles) with their labels or masks.
+
+    Reads the directory of each zip and then only the wanted files, one request at a time.
+
+    Raises:
+        NoRangesError: take whole archives instead.
+    """
+    scale, root = scale_folder(intensity), into.root
+    why = "a part of an archive didn't come"
+    with ExitStack() as stack:
+        members = _open_all(into.kind, files, session, stack)
+        for file in files:
+            if Path(file.key).name == LABEL_FILE:
+                (root / _LABELS).parent.mkdir(parents=True, exist_ok=True)
+                with transfer.progress_bar(file.size, "fetch", progress=False) as bar:
+                    transfer.download(file, root / _LABELS, session, bar)
+        stack.enter_context(
+            transfer.translated((RemoteIOError, zipfile.BadZipFile), root, why, "Try again later")
+        )
+        if into.kind == "microscopy" and _LABELS in members:
+            into.extract(*members[_LABELS], _LABELS)
+        images = _images_of(into, members, scale)
+        stems = sorted(np.random.default_rng(_SEED).permutation(sorted(images))[:count].tolist())
+        for stem in tqdm(stems, "fetch", unit="image", disable=not into.progress):
+            for place in images[stem]:
+                into.extract(*members[place], place)
+    part, subsets = f"{into.kind}/{scale}", into.manifest.subsets
+    subsets[part] = sorted({*subsets.get(part, ()), *stems})
+    return [f"{len(stems)} images of {INFO[into.kind].title} are in {root / into.kind}."]
+
+
+def _open_all(
+    kind: str, files: Sequence[RemoteFile], session: requests.Session, stack: ExitStack
+) -> _Members:
+    """Return what the zips hold, by where it belongs."""
+    members = {}
+    for file in files:
+        if not file.key.lower().endswith(".zip"):
+            continue
+        try:
+            archive = stack.enter_context(RemoteZip(file.url, session=session))
+        except (RemoteZipError, zipfile.BadZipFile) as error:
+            raise NoRangesError(file.url, str(error), "Fetch whole archives") from error
+        for info in safe_members(archive, file.url):
+            members[place_of(kind, file.key, info.filename)] = archive, info
+    return members
+
+
+def _images_of(into: Destination, members: _Members, scale: str) -> dict[str, list[PurePosixPath]]:
+    """Return the images with a label or a mask, by stem: where they belong, and their masks."""
+
+    def stems(folder: str) -> dict[str, PurePosixPath]:
+        return {place.stem: place for place in members if str(place.parent) == folder}
+
+    images: dict[str, list[PurePosixPath]] = {}
+    label_file, classes = into.root / _LABELS, INFO[into.kind].classes
+    if into.kind == "microscopy" and label_file.exists():
+        labels = read_labels(label_file)
+        for stem, place in stems(f"microscopy/images/{scale}").items():
+            if labels.get(stem) in classes and stem != BAD_STEM:
+                images[stem] = [place]
+    for what in ("tiles_256", "full") if into.kind == "drone" else ():
+        places = stems(f"drone/images_{what}/{scale}")
+        masks = pair_masks(places, stems(f"drone/masks_{what}"))
+        images = images or {s: [p, masks[s]] for s, p in places.items() if s in masks}
+    if not images:
+        why = f"no images of {scale} with labels or masks in the archives' directories"
+        raise NoRangesError(into.root, why, "Fetch whole archives")
+    return images

@@ -149,13 +149,13 @@ class RemoteFile(NamedTuple):
     url: str
 
 
-def record_files(session: requests.Session, api: str | None = None) -> list[RemoteFile]:
-    """Ask Zenodo's API (at ``api``, else at the variable R2L_ZENODO_API) which files the record has.
+def record_files(session: requests.Session) -> list[RemoteFile]:
+    """Ask Zenodo's API, or the one at the variable R2L_ZENODO_API, which files the record has.
 
     Raises:
         DownloadError: no answer, or not the expected one.
     """
-    base = api or os.environ.get("R2L_ZENODO_API") or "https://zenodo.org/api"
+    base = os.environ.get("R2L_ZENODO_API") or "https://zenodo.org/api"
     url = f"{base.rstrip('/')}/records/{RECORD}"
     with explained(url):
         response = session.get(url, timeout=_TIMEOUT)
