@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import random
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -74,6 +75,9 @@ class Grey(nn.Module):
         return (self.gain * raw).expand(-1, 3, -1, -1)
 
 
+fit_once = partial(fit, epochs=1, progress=False)
+
+
 def small():
     return make_classifier("SmallResNet", 3, (0.5,) * 3, (0.3,) * 3)
 
@@ -95,11 +99,6 @@ def test_classifiers_map_rgb_to_logits_of_any_tile_size(name):
         assert model(torch.rand(1, 3, 64, 48)).shape == (1, 9)
 
 
-def test_unknown_classifier_lists_those_that_exist():
-    with pytest.raises(ValueError, match="ResNet18, ResNet34, ResNet50, SmallResNet"):
-        make_classifier("ResNet19", 2)
-
-
 def test_normalisation_is_part_of_the_model_and_exact():
     images = torch.rand(20, 3, 8, 8) * torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1) + 0.2
     model = make_classifier("SmallResNet", 2, *channel_statistics(images))
@@ -107,8 +106,6 @@ def test_normalisation_is_part_of_the_model_and_exact():
     torch.testing.assert_close(mean, torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(std, torch.ones(3), atol=1e-5, rtol=0)
     assert "normalize.mean" in model.state_dict()
-    with pytest.raises(ValueError, match="positive"):
-        make_classifier("SmallResNet", 2, (0.5,) * 3, (0.0, 1, 1))
 
 
 def test_a_constant_channel_can_be_normalised():
@@ -123,11 +120,8 @@ def test_fit_learns_and_writes_its_history(trained):
     assert history["train_loss"].iloc[-1] < 0.5 * history["train_loss"].iloc[0]
     assert history["val_accuracy"].iloc[-1] > 0.9
     assert not trained.training
-
-
-def test_validation_history_is_the_loss_of_the_whole_set(trained):
-    table = predict(trained, Shades())
-    assert trained.history["val_loss"].iloc[-1] == pytest.approx(table["loss"].mean(), rel=1e-4)
+    whole = predict(trained, Shades())["loss"].mean()
+    assert history["val_loss"].iloc[-1] == pytest.approx(whole, rel=1e-4), "of the whole set"
 
 
 def test_same_seed_same_weights_whatever_was_drawn_before(trained):
@@ -142,7 +136,7 @@ def test_fit_leaves_generators_model_and_processor_alone():
     model, processor = small(), Grey()
     before = copy.deepcopy(model), copy.deepcopy(processor)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    result = fit(model, Shades(key="raw"), processor=processor, epochs=1, progress=False)
+    result = fit_once(model, Shades(key="raw"), processor=processor)
     assert torch.equal(states[0], torch.get_rng_state())
     np.testing.assert_array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
     assert states[2] == random.getstate()
@@ -154,7 +148,7 @@ def test_fit_leaves_generators_model_and_processor_alone():
 
 def test_a_frozen_processor_stays_as_it_is():
     processor = Grey().requires_grad_(False)
-    result = fit(small, Shades(key="raw"), processor=processor, epochs=1, progress=False)
+    result = fit_once(small, Shades(key="raw"), processor=processor)
     assert result.processor.gain == processor.gain
 
 
@@ -171,8 +165,8 @@ def test_fit_is_silent_and_writes_nothing(capfd, tmp_path, tmp_path_factory, mon
     srun.touch(mode=0o755)
     monkeypatch.setenv("PATH", f"{srun.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    fit(small, Shades(), epochs=1, progress=False)
-    predict(fit(small, Shades(), epochs=1, progress=False), Shades())
+    fit_once(small, Shades())
+    predict(fit_once(small, Shades()), Shades())
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
     assert not list(tmp_path.iterdir())
@@ -209,15 +203,6 @@ def test_a_last_batch_of_one_image_does_not_stop_training():
     assert len(fit(small, Shades(13), epochs=1, batch_size=12, progress=False).history) == 1
 
 
-def test_nothing_to_train_or_evaluate_is_said(trained):
-    with pytest.raises(ValueError, match="0 images"):
-        fit(small, Shades(0), progress=False)
-    with pytest.raises(ValueError, match="nothing to predict"):
-        predict(trained, {})
-    with pytest.raises(ValueError, match="meta\\['camera'\\]"):
-        predict(trained, Shades(), by="camera")
-
-
 def test_evaluation_has_one_row_an_image_and_domain(trained):
     data = Shades()
     table = predict(trained, {"a": data, "b": Subset(data, [5, 2, 40])})
@@ -244,19 +229,18 @@ def test_evaluation_reads_the_domain_from_meta_and_keeps_the_order_of_the_data(t
     assert (table["pipeline"] == "dark").all()
     assert list(table["image"]) == list(range(48))
     np.testing.assert_array_equal(table["group"], np.arange(48) // 4)
-
-
-def test_evaluation_without_meta_takes_every_image_as_a_group(trained):
     table = predict(trained, {"a": Shades(meta=False)})
-    np.testing.assert_array_equal(table["group"], table["image"])
+    np.testing.assert_array_equal(table["group"], table["image"], "each image is its own")
 
 
-def test_evaluation_keeps_the_model_in_its_mode():
+def test_evaluation_leaves_the_model_and_the_generators_as_they_are():
     model = small()
+    before = torch.get_rng_state()
     running = model.network[1].running_mean.clone()
     predict(model, Shades())
     assert model.training
     assert torch.equal(running, model.network[1].running_mean)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_scores_agree_with_scikit_learn():
@@ -415,15 +399,6 @@ def test_segmenters_answer_each_pixel_of_any_size(name):
     assert list(dict(model.named_children())) == ["normalize", "network"]
 
 
-def test_unknown_segmenters_list_those_that_exist():
-    with pytest.raises(ValueError, match="'vnet'; choose from unet, unetplusplus"):
-        make_segmenter("vnet")
-    with pytest.raises(ValueError, match=r"'resnet19'; choose from .*resnet18"):
-        make_segmenter("unet", "resnet19")
-    with pytest.raises(ValueError, match="does not go with"):
-        make_segmenter("linknet", "mit_b0")
-
-
 def test_a_regressor_learns_numbers_in_their_own_units():
     data = Squares()
     mean, std = target_statistics(data.numbers)
@@ -459,8 +434,7 @@ def test_several_numbers_an_image():
             number = self.numbers[i] / 1000
             return {"image": self.images[i], "target": torch.stack([number, -2 * number])}
 
-    options = {"task": "regression", "epochs": 1, "progress": False}
-    module = fit(lambda: make_regressor("SmallResNet", 2), Pairs(), **options)
+    module = fit_once(lambda: make_regressor("SmallResNet", 2), Pairs(), task="regression")
     table = predict(module, {"a": Pairs()})
     assert list(table)[2:6] == ["target_0", "target_1", "prediction_0", "prediction_1"]
     error = (
@@ -471,29 +445,64 @@ def test_several_numbers_an_image():
     with pytest.raises(
         ValueError, match=r"shape \(.*, 1\), but regression has targets.*make_regressor"
     ):
-        fit(lambda: make_regressor("SmallResNet", 1), Pairs(), **options)
+        fit_once(lambda: make_regressor("SmallResNet", 1), Pairs(), task="regression")
 
 
-def test_what_does_not_fit_a_task_is_said():
-    options = {"epochs": 1, "progress": False}
-    with pytest.raises(ValueError, match="'detection'; choose from classification, regression"):
-        fit(small, Shades(), task="detection", **options)
-    with pytest.raises(ValueError, match=r"needs items with 'mask'.*task='classification'"):
-        fit(small, Shades(), task="segmentation", **options)
-    with pytest.raises(ValueError, match=r"but segmentation has targets.*make_segmenter"):
-        fit(small, Squares(), task="segmentation", **options)
+def threes():
     many = Squares()
     many.masks = many.masks * 3
-    with pytest.raises(ValueError, match=r"values \[0.0, 3.0\].*one class"):
-        fit(Threshold(), many, task="segmentation", **options)
-    with pytest.raises(ValueError, match="n_classes"):
-        scores(pd.DataFrame({"label": [0], "prediction": [0], "pipeline": ["a"]}))
-    with pytest.raises(ValueError, match="no table of answers"):
-        scores(pd.DataFrame({"pipeline": ["a"]}))
-    with pytest.raises(ValueError, match="target_std has to be positive"):
-        make_regressor("SmallResNet", 2, target_std=(1.0, 0.0))
-    with pytest.raises(ValueError, match="3 numbers, expected 1 or 2"):
-        make_regressor("SmallResNet", 2, target_mean=(1.0, 0.0, 2.0))
+    return many
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make_classifier("ResNet19", 2), "ResNet18, ResNet34, ResNet50, SmallResNet"),
+        (lambda: make_classifier("SmallResNet", 2, (0.5,) * 3, (0.0, 1, 1)), "positive"),
+        (lambda: make_segmenter("vnet"), "'vnet'; choose from unet, unetplusplus"),
+        (lambda: make_segmenter("unet", "resnet19"), r"'resnet19'; choose from .*resnet18"),
+        (lambda: make_segmenter("linknet", "mit_b0"), "does not go with"),
+        (
+            lambda: make_regressor("SmallResNet", 2, target_std=(1.0, 0.0)),
+            "target_std has to be pos",
+        ),
+        (
+            lambda: make_regressor("SmallResNet", 2, target_mean=(1.0, 0.0, 2.0)),
+            "3 numbers, expected 1 or 2",
+        ),
+        (
+            lambda: fit_once(small, Shades(), task="detection"),
+            "'detection'; choose from classification, regression",
+        ),
+        (
+            lambda: fit_once(small, Shades(), task="segmentation"),
+            r"needs items with 'mask'.*task='classification'",
+        ),
+        (
+            lambda: fit_once(small, Squares(), task="segmentation"),
+            r"but segmentation has targets.*make_segmenter",
+        ),
+        (
+            lambda: fit_once(Threshold(), threes(), task="segmentation"),
+            r"values \[0.0, 3.0\].*one class",
+        ),
+        (
+            lambda: fit_once(small, Shades(), output_norm="layer"),
+            "'layer'; choose from none, batch",
+        ),
+        (lambda: fit_once(small, Shades(0)), "0 images"),
+        (lambda: predict(small(), {}), "nothing to predict"),
+        (lambda: predict(small(), Shades(), by="camera"), r"meta\['camera'\]"),
+        (
+            lambda: scores(pd.DataFrame({"label": [0], "prediction": [0], "pipeline": ["a"]})),
+            "n_classes",
+        ),
+        (lambda: scores(pd.DataFrame({"pipeline": ["a"]})), "no table of answers"),
+    ],
+)
+def test_what_does_not_exist_or_fit_is_said(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 class Normed(Grey):
@@ -529,7 +538,7 @@ def test_frozen_parts_stay_to_the_bit_their_statistics_too():
 
 def test_a_model_that_was_evaluated_is_trained_in_training_mode():
     start = small().eval()
-    end = fit(start, Shades(), epochs=1, progress=False).model
+    end = fit_once(start, Shades()).model
     assert not torch.equal(start.network[1].running_mean, end.network[1].running_mean)
     assert not start.training
 
@@ -544,10 +553,8 @@ def test_the_norm_behind_the_processor_is_the_same_for_all_of_them():
         assert isinstance(module.norm, nn.BatchNorm2d)
         assert seen.mean().abs() < abs(images.mean())
         torch.testing.assert_close(module(source.frames), module.model(module.norm(images)))
-    plain = fit(small, Shades(), epochs=1, progress=False)
+    plain = fit_once(small, Shades())
     assert isinstance(plain.norm, nn.Identity), "left out unless asked for"
-    with pytest.raises(ValueError, match="'layer'; choose from none, batch"):
-        fit(small, data, output_norm="layer", progress=False)
 
 
 def test_the_processor_works_in_full_precision_whatever_the_model_does():
@@ -558,21 +565,8 @@ def test_the_processor_works_in_full_precision_whatever_the_model_does():
             seen.append((super().forward(raw) @ torch.eye(16)).dtype)
             return super().forward(raw)
 
-    fit(
-        small,
-        Shades(key="raw"),
-        processor=Watch(),
-        epochs=1,
-        precision="bf16-mixed",
-        progress=False,
-    )
+    fit_once(small, Shades(key="raw"), processor=Watch(), precision="bf16-mixed")
     assert set(seen) == {torch.float32}
-
-
-def test_evaluation_leaves_the_generators_alone(trained):
-    before = torch.get_rng_state()
-    predict(trained, Shades())
-    assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.fixture
