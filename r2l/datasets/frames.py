@@ -23,13 +23,13 @@ from torch.utils.data import Dataset, Subset
 from r2l.camera import Camera
 from r2l.datasets.base import RawDataset
 from r2l.isp import PIPELINES, develop_all, open_pipeline
-from r2l.isp.static import Pipeline, name_pipelines
+from r2l.isp.static import PipelineLike, name_pipelines
 from r2l.progress import progress_bar
 
 #: Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
 MEMORY_LIMIT = 2 * 2**30
 #: Codes and folders, or a mapping of names to whatever `open_pipeline` takes.
-Pipelines = Sequence[str | Path] | Mapping[str, Pipeline]
+Pipelines = Sequence[str | Path] | Mapping[str, PipelineLike]
 # Frames of a step hold about this many pixels: small enough for the caches of a small machine.
 _STEP_PIXELS = 400_000
 # Key of an item's truth, by task.

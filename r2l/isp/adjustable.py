@@ -15,7 +15,7 @@ from r2l.isp.filters import Border, blur, correlate, crop, gaussian_kernel
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import Affine, Luma, Pipeline, Pointwise, Stage
 from r2l.isp.settings import Setting, level_names, luma_rows, settings_for
-from r2l.isp.static import DENOISING, SHARPENING, Spec, StaticISP, demosaicing, open_pipeline
+from r2l.isp.static import PipelineLike, StaticISP, demosaicing, open_pipeline
 
 
 @dataclass(frozen=True)
@@ -24,55 +24,57 @@ class _Base:
 
     name: str
     camera: Camera
-    demosaic: str
+    demosaic: Stage
     sharpening: Luma
     denoising: tuple[Stage, ...]
     blur: float
     gamma: float
 
     @property
-    def unsharp(self) -> bool:
-        return self.sharpening.function is stage.unsharp
+    def settings(self) -> dict[str, Setting]:
+        unsharp = self.sharpening.function is stage.unsharp
+        return settings_for(self.camera, unsharp, self.blur, self.gamma)
 
-    @classmethod
-    def of(cls, pipeline: Spec, camera: Camera | None) -> _Base:
-        isp = open_pipeline(pipeline, camera)
-        if isinstance(isp, AdjustableISP):
-            return isp.base
-        if isinstance(isp, ParametrizedISP) and isp.additive is None:
-            return cls._of_parametrized(isp)
-        if not isinstance(isp, StaticISP) or isp.variant != "corrected":
-            raise ValueError(
-                f"{type(isp).__name__} has no settings to turn; give a code such as 'bi,s,ga', a "
-                "StaticISP of the variant corrected, or a ParametrizedISP without additive layer"
-            )
-        gaussian = isp.denoising == "gaussian_denoising"
-        return cls(
-            name=f"{isp.demosaic}, {isp.sharpening}, {isp.denoising}",
-            camera=isp.camera,
-            demosaic=isp.demosaic,
-            sharpening=SHARPENING[isp.sharpening]["corrected"],
-            denoising=() if gaussian else (DENOISING[isp.denoising]["corrected"],),
-            blur=0.5 if gaussian else 0.0,
-            gamma=isp.gamma,
-        )
 
-    @classmethod
-    def _of_parametrized(cls, isp: ParametrizedISP) -> _Base:
-        numbers = {name: value.detach().double().tolist() for name, value in isp.named_parameters()}
-        sharpening, blurring = (
-            tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel")
+def _base_of(pipeline: PipelineLike, camera: Camera | None) -> _Base:
+    isp = open_pipeline(pipeline, camera)
+    if isinstance(isp, AdjustableISP):
+        return isp.base
+    if isinstance(isp, ParametrizedISP) and isp.additive is None:
+        return _base_of_parametrized(isp)
+    if not isinstance(isp, StaticISP) or isp.variant != "corrected":
+        raise ValueError(
+            f"{type(isp).__name__} has no settings to turn; give a code such as 'bi,s,ga', a "
+            "StaticISP of the variant corrected, or a ParametrizedISP without additive layer"
         )
-        calibration = {n: numbers[n] for n in ("black_level", "white_balance", "colour_matrix")}
-        return cls(
-            name="parametrized",
-            camera=replace(isp.camera, **calibration),
-            demosaic="bilinear",
-            sharpening=Luma("sharpening", correlate, sharpening, reach=1),
-            denoising=(Luma("denoising", correlate, blurring, reach=2),),
-            blur=0.0,
-            gamma=float(isp.gamma.detach()),
-        )
+    steps = {step.name: step for step in isp.listed()}
+    gaussian = isp.denoising == "gaussian_denoising"
+    return _Base(
+        name=f"{isp.demosaic}, {isp.sharpening}, {isp.denoising}",
+        camera=isp.camera,
+        demosaic=steps["demosaic"],
+        sharpening=steps["sharpening"],
+        denoising=() if gaussian else (steps["denoising"],),
+        blur=steps["denoising"].values[0] if gaussian else 0.0,
+        gamma=isp.gamma,
+    )
+
+
+def _base_of_parametrized(isp: ParametrizedISP) -> _Base:
+    numbers = {name: value.detach().double().tolist() for name, value in isp.named_parameters()}
+    sharpening, blurring = (
+        tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel")
+    )
+    calibration = {n: numbers[n] for n in ("black_level", "white_balance", "colour_matrix")}
+    return _Base(
+        name="parametrized",
+        camera=replace(isp.camera, **calibration),
+        demosaic=demosaicing("bilinear", isp.camera.cfa),
+        sharpening=Luma("sharpening", correlate, sharpening, reach=1),
+        denoising=(Luma("denoising", correlate, blurring, reach=2),),
+        blur=0.0,
+        gamma=numbers["gamma"],
+    )
 
 
 class AdjustableISP(Pipeline):
@@ -105,16 +107,16 @@ class AdjustableISP(Pipeline):
 
     def __init__(
         self,
-        pipeline: Spec,
+        pipeline: PipelineLike,
         camera: Camera | None = None,
         *,
         matrix_mix: float = 1.0,
         **values: float,
     ) -> None:
         super().__init__()
-        self.base = _Base.of(pipeline, camera)
+        self.base = _base_of(pipeline, camera)
         self.name = self.base.name
-        neutral = {name: setting.value for name, setting in _settings(self.base).items()}
+        neutral = {name: setting.value for name, setting in self.base.settings.items()}
         if unknown := [name for name in values if name not in neutral]:
             raise ValueError(f"no settings {unknown}; choose from {', '.join(neutral)}")
         present = pipeline.values if isinstance(pipeline, AdjustableISP) else neutral
@@ -132,7 +134,7 @@ class AdjustableISP(Pipeline):
         camera, gain = self.camera, 2.0 ** self.values["exposure"]
         return [
             Affine("black_level", _exposed, camera.black_level, camera.white_level, gain),
-            demosaicing(self.base.demosaic, camera.cfa),
+            self.base.demosaic,
             Affine("white_balance", stage.balance_white, camera.white_balance),
             Affine("colour_matrix", stage.apply_colour_matrix, camera.colour_matrix),
             self._sharpening(),
@@ -143,7 +145,7 @@ class AdjustableISP(Pipeline):
 
     def _sharpening(self) -> Luma:
         base, strength = self.base.sharpening, self.values["sharpening"]
-        if self.base.unsharp:
+        if "sharpening_radius" in self.values:
             sigma = self.values["sharpening_radius"]
             return Luma("sharpening", stage.unsharp, sigma, strength, reach=_reach(sigma))
         if strength == 1:
@@ -157,7 +159,7 @@ class AdjustableISP(Pipeline):
         return steps or [Luma("denoising", _unchanged)]
 
 
-def settings_of(pipeline: Spec, camera: Camera | None = None) -> dict[str, Setting]:
+def settings_of(pipeline: PipelineLike, camera: Camera | None = None) -> dict[str, Setting]:
     """Return the settings of a pipeline by name, in the order of processing.
 
     ``exposure`` is a digital gain before the clip. Black levels are given common to all positions and for
@@ -176,11 +178,7 @@ def settings_of(pipeline: Spec, camera: Camera | None = None) -> dict[str, Setti
     Raises:
         ValueError: a pipeline that has no such settings, or a camera without a colour that becomes white.
     """
-    return _settings(_Base.of(pipeline, camera))
-
-
-def _settings(base: _Base) -> dict[str, Setting]:
-    return settings_for(base.camera, base.unsharp, base.blur, base.gamma)
+    return _base_of(pipeline, camera).settings
 
 
 def _exposed(raw: Tensor, black: tuple[float, ...], white: float, gain: float) -> Tensor:

@@ -102,11 +102,11 @@ def whole_tiles(reach: int) -> int:
 class _Plan(NamedTuple):
     """A list of stages by what the quick way does with them."""
 
-    before: tuple[Stage, ...]
-    directional: Directional | None
-    after: tuple[Stage, ...]
+    before: tuple[Affine, ...]
+    directional: tuple[Directional, ...]
+    after: tuple[Affine, ...]
     luma: tuple[Luma, ...]
-    last: tuple[Stage, ...]
+    last: tuple[Pointwise, ...]
 
     @classmethod
     def of(cls, steps: Sequence[Stage]) -> _Plan | None:
@@ -119,23 +119,22 @@ class _Plan(NamedTuple):
             return taken
 
         before, directional = take(Affine), take(Directional)
-        after = take(Affine) if directional else ()
-        luma, last = take(Luma), take(Pointwise)
-        # What surrounds a directional stage has to be pointwise: it is given the mosaic, and a matrix.
-        if rest or len(directional) > 1 or (directional and any(s.reach for s in before + after)):
-            return None
-        return cls(before, directional[0] if directional else None, after, luma, last)
+        plan = cls(before, directional, take(Affine), take(Luma), take(Pointwise))
+        # A directional stage is given the mosaic as it is, and a matrix: what is around it has no reach.
+        lone = not directional or (
+            len(directional) == 1 and not any(s.reach for s in before + plan.after)
+        )
+        return plan if lone and not rest else None
 
     @property
     def front(self) -> tuple[Any, ...]:
-        """What decides the result of everything before the filters of luma."""
-        return self.before, self.directional, self.after, bool(self.luma)
+        """All that the filters of luma depend on."""
+        return self.before, self.directional, self.after
 
     @property
     def front_margin(self) -> int:
         """How many pixels that takes off each side."""
-        steps = [*self.before, *([self.directional] if self.directional else [])]
-        return whole_tiles(sum(step.reach for step in steps))
+        return whole_tiles(sum(step.reach for step in self.before + self.directional))
 
     @property
     def margin(self) -> int:
@@ -158,31 +157,23 @@ def _apart(rgb: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must serve those who want gradients
-def _measured(steps: tuple[Stage, ...], apart: bool) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the convolution that affine stages are."""
+def _measured(steps: tuple[Stage, ...]) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the convolution to `_apart` that affine stages are."""
     like = torch.empty(0, dtype=torch.float64)
-    reach = sum(step.reach for step in steps)
-    finish = _apart if apart else torch.clone
-    return measure_affine(lambda raw: finish(run(steps, raw)), reach, like)
+    return measure_affine(lambda raw: _apart(run(steps, raw)), sum(s.reach for s in steps), like)
 
 
-@lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _mixed(steps: tuple[Stage, ...], apart: bool) -> list[list[float]]:
-    """Return the matrix, 3 or 4 rows of 3, that affine stages of colours are."""
+def _mixed(steps: tuple[Stage, ...]) -> list[list[float]]:
+    """Return the 4x3 matrix to `_apart` that affine stages of colours are."""
     basis = torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1)
-    image = run(steps, basis)
-    return (_apart(image) if apart else image).flatten(1).T.tolist()
+    return _apart(run(steps, basis)).reshape(3, 4).T.tolist()
 
 
 class Pipeline(nn.Module):
-    """Raw (B, 1, H, W) to display (B, 3, H, W) by the stages that `listed` returns.
+    """Raw (B, 1, H, W) to display (B, 3, H, W) by the stages that `listed` returns."""
 
-    Attributes:
-        quick: whether `forward` takes the quick way; never before `_fuse` was called.
-    """
-
-    quick = False
+    _plan: _Plan | None = None
 
     def listed(self) -> list[Stage]:
         """Return the stages in order."""
@@ -203,29 +194,30 @@ class Pipeline(nn.Module):
             ValueError: wrong shape or dtype, odd height or width.
         """
         stage.check_mosaic(raw)
-        if self.quick:
-            return develop_together(raw, [self])[0]
-        return run(self.listed(), raw)
+        return develop_together(raw, [self])[0] if self.quick else run(self.listed(), raw)
+
+    @property
+    def quick(self) -> bool:
+        """Whether it takes the quick way; never before `_fuse` was called."""
+        return self._plan is not None
 
     def _fuse(self) -> None:
-        """Prepare the quick way, if the list has one, for a pipeline whose numbers stay as they are."""
-        plan = _Plan.of(self.listed())
-        self.quick = plan is not None
-        if plan is None:
-            return
-        if plan.directional:
-            self._matrix = _mixed(plan.after, bool(plan.luma))
-            return
-        weight, bias = _measured(plan.before, bool(plan.luma))
-        self.register_buffer("_weight", weight, persistent=False)
-        self.register_buffer("_bias", bias, persistent=False)
+        """Prepare the quick way, if the list has one; for a pipeline whose numbers stay as they are."""
+        plan = self._plan = _Plan.of(self.listed())
+        if plan is not None and plan.directional:
+            self._matrix = _mixed(plan.after)
+        elif plan is not None:
+            weight, bias = _measured(plan.before)
+            self.register_buffer("_weight", weight, persistent=False)
+            self.register_buffer("_bias", bias, persistent=False)
 
-    def _front(self, mosaic: Tensor, plan: _Plan) -> Tensor:
-        """Return what the filters of luma get: `_apart`, smaller by the front's margin."""
-        if plan.directional is None:
+    def _front(self, mosaic: Tensor) -> Tensor:
+        """Return what the filters of luma start from: `_apart`, smaller by the front's margin."""
+        if not self._plan.directional:
             return apply_affine(mosaic, self._weight, self._bias)
-        mosaic = run(plan.before, mosaic)
-        return plan.directional.inside(mosaic, *plan.directional.values, matrix=self._matrix)
+        (demosaic,) = self._plan.directional
+        mosaic = run(self._plan.before, mosaic)
+        return demosaic.inside(mosaic, *demosaic.values, matrix=self._matrix)
 
 
 def _numbered(plans: Sequence[_Plan]) -> list[list[int]]:
@@ -259,7 +251,7 @@ def develop_together(raw: Tensor, pipelines: Sequence[Pipeline]) -> list[Tensor]
     Returns:
         (B, 3, H, W) in display domain, one each.
     """
-    plans = [_Plan.of(pipeline.listed()) for pipeline in pipelines]
+    plans = [pipeline._plan for pipeline in pipelines]
     numbers = _numbered(plans)
     margin = whole_tiles(max((plan.margin for plan in plans), default=0))
 
@@ -270,15 +262,14 @@ def develop_together(raw: Tensor, pipelines: Sequence[Pipeline]) -> list[Tensor]
             pipelines, plans, numbers, places, strict=True
         ):
             if number not in done:
-                done[number] = isp._front(strip, plan)
+                done[number] = isp._front(strip)
             front, y = done[number], done[number][:, 3:]
             for step, number in zip(plan.luma, further, strict=True):
                 if number not in done:
                     done[number] = step.filter(y, None)
                 y = done[number]
             rgb = crop(front[:, :3], margin - plan.front_margin)
-            if plan.luma:
-                rgb = torch.add(rgb, crop(y, margin - plan.margin), out=place)
+            rgb = torch.add(rgb, crop(y, margin - plan.margin), out=place)
             pictures.append(_finish(rgb, plan.last, place))
         return pictures
 

@@ -70,14 +70,11 @@ def demosaicing(method: str, cfa: CFA, border: Border = "mirror") -> Stage:
     return Affine("demosaic", function, cfa, reach=reach)
 
 
-_DEMOSAIC_CODES = {"bi": "bilinear", "ma": "malvar2004", "me": "menon2007"}
-_SHARPENING_CODES = {"s": "sharpening_filter", "u": "unsharp_masking"}
-_DENOISING_CODES = {"me": "median_denoising", "ga": "gaussian_denoising", "fft": "fft_denoising"}
 #: The parts of a pipeline's code, in order: what is chosen, and the choices by their letters.
 _PARTS = {
-    "demosaic": _DEMOSAIC_CODES,
-    "sharpening": _SHARPENING_CODES,
-    "denoising": _DENOISING_CODES,
+    "demosaic": {"bi": "bilinear", "ma": "malvar2004", "me": "menon2007"},
+    "sharpening": {"s": "sharpening_filter", "u": "unsharp_masking"},
+    "denoising": {"me": "median_denoising", "ga": "gaussian_denoising", "fft": "fft_denoising"},
 }
 
 #: The twelve published pipelines, demosaic,sharpening,denoising, in the published order.
@@ -110,10 +107,11 @@ def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
     Raises:
         ValueError: a choice that does not exist; lists those that do.
     """
-    parts = []
-    for name, (what, table) in zip((demosaic, sharpening, denoising), _PARTS.items(), strict=True):
-        parts.append(choose(what, name, {value: part for part, value in table.items()}))
-    return ",".join(parts)
+    chosen = zip((demosaic, sharpening, denoising), _PARTS.items(), strict=True)
+    return ",".join(
+        choose(what, name, {value: part for part, value in table.items()})
+        for name, (what, table) in chosen
+    )
 
 
 @saved_with("demosaic", "sharpening", "denoising", "variant")
@@ -187,7 +185,7 @@ class StaticISP(Pipeline):
 
 
 #: What names a pipeline: a code, a saved ISP's folder, a module or function from raw to display.
-Spec = str | Path | nn.Module | Callable[[Tensor], Tensor]
+PipelineLike = str | Path | nn.Module | Callable[[Tensor], Tensor]
 
 
 class _Function(nn.Module):
@@ -204,7 +202,7 @@ class _Function(nn.Module):
         return image
 
 
-def open_pipeline(spec: Spec, camera: Camera, variant: Variant = "corrected") -> nn.Module:
+def open_pipeline(spec: PipelineLike, camera: Camera, variant: Variant = "corrected") -> nn.Module:
     """Return what ``spec`` names as a module from raw (B, 1, H, W) to display (B, 3, H, W).
 
     >>> from r2l import DRONE
@@ -237,7 +235,9 @@ def open_pipeline(spec: Spec, camera: Camera, variant: Variant = "corrected") ->
     )
 
 
-def name_pipelines(pipelines: Sequence[str | Path] | Mapping[str, Spec]) -> dict[str, Spec]:
+def name_pipelines(
+    pipelines: Sequence[str | Path] | Mapping[str, PipelineLike],
+) -> dict[str, PipelineLike]:
     """Return pipelines by name: a mapping as it is, codes and folders by themselves.
 
     Raises:
@@ -255,7 +255,7 @@ def name_pipelines(pipelines: Sequence[str | Path] | Mapping[str, Spec]) -> dict
 def develop_all(
     raw: Tensor,
     camera: Camera,
-    pipelines: Sequence[str | Path] | Mapping[str, Spec] = PIPELINES,
+    pipelines: Sequence[str | Path] | Mapping[str, PipelineLike] = PIPELINES,
     variant: Variant = "corrected",
 ) -> dict[str, Tensor]:
     """Develop ``raw`` (B, 1, H, W) by several pipelines: {name: (B, 3, H, W) in display domain}.
