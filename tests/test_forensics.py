@@ -82,7 +82,7 @@ def noisy():
 
 
 @pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
-@pytest.mark.parametrize("code", PIPELINES)
+@pytest.mark.parametrize("code", [*PIPELINES, "bi,s,fft"])
 def test_untouched_settings_change_nothing(code, camera):
     raw = 0.07 + 0.5 * torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(0))
     expected = StaticISP.from_code(code, camera)(raw)

@@ -16,6 +16,7 @@ from r2l.isp import (
     open_pipeline,
     save_isp,
 )
+from r2l.isp.pipeline import Affine, Pipeline, Pointwise
 from r2l.isp.static import parse_code, pipeline_code
 from tests.reference import published
 
@@ -274,3 +275,34 @@ def test_develop_all_takes_pipelines_of_any_kind_by_name(tmp_path):
     assert list(develop_all(raw, DRONE, ["bi,s,ga", tmp_path])) == ["bi,s,ga", str(tmp_path)]
     with pytest.raises(ValueError, match="ParametrizedISP has no name"):
         develop_all(raw, DRONE, [isps["learned"]])
+
+
+@pytest.mark.parametrize("code", ["bi,s,ga", "ma,u,me", "me,u,ga"])
+def test_the_quick_way_follows_from_the_list_whatever_its_order(code):
+    class Reordered(Pipeline):
+        """White balance before demosaicing, denoising before sharpening, gamma by another exponent."""
+
+        def __init__(self):
+            super().__init__()
+            self._fuse()
+
+        def listed(self):
+            black, demosaic, _, matrix, sharpen, denoise, clip, _ = StaticISP.from_code(
+                code, DRONE
+            ).listed()
+            gains = tuple(DRONE.white_balance[colour] for colour in DRONE.cfa.value)
+            balance = Affine("white_balance", lambda raw: raw * functional.per_site(gains, raw))
+            gamma = Pointwise("gamma", functional.gamma_correct, 1.8)
+            return [black, balance, demosaic, matrix, denoise, sharpen, clip, gamma]
+
+    isp, raw = Reordered(), as_tensor(natural_mosaic(DRONE))
+    assert isp.quick
+    assert list(isp.stages(raw))[2:4] == ["white_balance", "demosaic"]
+    torch.testing.assert_close(isp(raw), isp.stages(raw)["gamma"], rtol=0, atol=1e-9)
+
+
+def test_a_list_with_a_stage_that_sees_the_whole_frame_has_no_quick_way():
+    for isp in (StaticISP(DRONE, variant="paper"), StaticISP.from_code("bi,s,fft", DRONE)):
+        raw = torch.rand(1, 1, 12, 16)
+        assert not isp.quick
+        torch.testing.assert_close(isp(raw), isp.stages(raw)["gamma"], rtol=0, atol=0)

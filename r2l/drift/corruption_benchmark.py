@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from r2l.datasets.frames import Frames, Pipeline
+from r2l.datasets.frames import Frames
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, corrupt
 from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
 from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.statistics import Bootstrap, Interval, interval_text
 from r2l.isp import open_pipeline
+from r2l.isp.static import PipelineLike
 from r2l.progress import progress_bar
 from r2l.sensor import NoiseModel
 from r2l.training.predict import (
@@ -109,7 +110,7 @@ def sensor_table(
     kinds: Sequence[str] = SENSOR_DRIFTS,
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     *,
-    pipelines: Mapping[str, Pipeline] | None = None,
+    pipelines: Mapping[str, PipelineLike] | None = None,
     variant: str = "corrected",
     noise: NoiseModel | None = None,
     distance: str = "psnr",
