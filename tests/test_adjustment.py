@@ -22,7 +22,7 @@ from r2l.drift.adjustment import (
     train_on_pipelines,
 )
 from r2l.drift.adjustment.domains import RandomPipeline
-from r2l.drift.adjustment.objectives import batch_norms, entropy, recorded_features
+from r2l.drift.adjustment.objectives import _recorded_features, batch_norms, entropy
 from r2l.drift.adjustment.physical import PhysicalAdjustment, describe_isp
 from r2l.drift.random_effects import crossed_means
 from r2l.drift.statistics import Bootstrap, bootstrap_means
@@ -332,7 +332,7 @@ def test_statistics_of_batch_normalisation_become_those_of_the_target(trained, f
     direct = copy.deepcopy(trained)
     for norm in batch_norms(direct).values():
         norm.train()
-    with torch.no_grad(), recorded_features(direct) as features:
+    with torch.no_grad(), _recorded_features(direct) as features:
         direct(frames.raw)
     for name, norm in batch_norms(adapted).items():
         inputs = features[name].transpose(0, 1).flatten(1)

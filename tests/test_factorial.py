@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from r2l.drift import factorial_effects
-from r2l.drift.factorial import FACTORS, effect_contrasts
+from r2l.drift.factorial import _FACTORS, _effect_contrasts
 from r2l.drift.statistics import Bootstrap, bootstrap_ratios
 from r2l.isp import PIPELINES
 from r2l.viz import plot_effects
@@ -73,7 +73,7 @@ def test_effects_agree_with_marginal_means_and_with_least_squares_on_dummies():
     drop = np.diag(cells)[:, None] - cells.to_numpy()
     table = factorial_effects(results)
     choices = np.array([code.split(",") for code in PIPELINES])
-    for place, factor in enumerate(FACTORS):
+    for place, factor in enumerate(_FACTORS):
         for level in np.unique(choices[:, place]):
             want = drop[:, choices[:, place] == level].mean() - drop.mean()
             assert pick(table, "test", factor, level)["estimate"] == pytest.approx(want)
@@ -98,7 +98,7 @@ def test_a_null_effect_is_flagged_in_five_per_cent_and_a_real_one_found():
     sampled = bootstrap_ratios(
         luck + np.tile(base, 400), np.ones((80, 1)), groups, Bootstrap(draws=500)
     )
-    names, contrasts = effect_contrasts(cells, order=1)
+    names, contrasts = _effect_contrasts(cells, order=1)
     by_matrix = sampled.interval(lambda s: s.reshape(*s.shape[:-1], 400, 16) @ contrasts.T)
     clear = (by_matrix.low > 0) | (by_matrix.high < 0)
     null = names.query("side == 'test' and term == 'sharpening'").index[0]

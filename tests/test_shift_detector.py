@@ -10,7 +10,7 @@ from r2l.datasets import SyntheticMicroscopy, develop_views
 from r2l.drift import ShiftDetector, Trained, detection_rates
 from r2l.drift.features import image_features
 from r2l.drift.matrix import summarise
-from r2l.drift.shift_detector import energy_test
+from r2l.drift.shift_detector import _energy_test
 from r2l.training import RawToLogits, make_classifier, seeded
 from r2l.viz import plot_detection_rates, plot_shift
 
@@ -35,10 +35,10 @@ def test_false_alarms_are_as_rare_as_asked_for_although_images_hang_together():
     for seed in range(400):
         numbers = grouped(np.random.default_rng(seed), groups)
         parts = numbers[:80], numbers[80:], groups[:80], groups[80:]
-        raised.append(energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
+        raised.append(_energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
         if seed < 100:
             alone = np.arange(80), np.arange(80, 120)
-            naive.append(energy_test(*parts[:2], *alone, draws=99, seed=seed)[1] <= 0.05)
+            naive.append(_energy_test(*parts[:2], *alone, draws=99, seed=seed)[1] <= 0.05)
     assert np.mean(raised) <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 400)
     assert np.mean(raised) >= 0.02
     assert np.mean(naive) > 0.2, "taking images for independent would cry wolf"
@@ -52,7 +52,7 @@ def test_unequal_groups_and_standardising_do_not_change_that():
         numbers = grouped(np.random.default_rng(seed), groups) * [1, 100, 0.01]
         first = np.isin(groups, np.random.default_rng(seed).permutation(24)[:16])
         parts = numbers[first], numbers[~first], groups[first], groups[~first]
-        raised.append(energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
+        raised.append(_energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
     assert np.mean(raised) <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 300)
 
 
@@ -62,7 +62,9 @@ def test_a_shift_and_a_change_of_spread_are_found():
     for seed in range(40):
         numbers = grouped(np.random.default_rng(seed), groups, spread=0.5)
         for name, changed in (("shift", numbers[60:] + 0.6), ("spread", numbers[60:] * 3)):
-            p = energy_test(numbers[:60], changed, groups[:60], groups[60:], draws=99, seed=seed)[1]
+            p = _energy_test(numbers[:60], changed, groups[:60], groups[60:], draws=99, seed=seed)[
+                1
+            ]
             found[name].append(p <= 0.05)
     assert np.mean(found["shift"]) >= 0.8
     assert np.mean(found["spread"]) >= 0.8
@@ -71,7 +73,7 @@ def test_a_shift_and_a_change_of_spread_are_found():
 def test_energy_distance_is_that_of_scipy_in_one_dimension():
     rng = np.random.default_rng(2)
     one, two = rng.normal(size=40), rng.normal(0.5, 1.5, 30)
-    distance, _ = energy_test(one[:, None], two[:, None], np.arange(40), np.arange(30), draws=19)
+    distance, _ = _energy_test(one[:, None], two[:, None], np.arange(40), np.arange(30), draws=19)
     scale = np.concatenate([one, two]).std()
     # scipy's is the root of half of it.
     want = stats.energy_distance(one / scale, two / scale) ** 2

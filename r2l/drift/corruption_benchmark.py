@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from r2l.datasets.frames import Frames
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, corrupt
@@ -97,11 +96,9 @@ def corruption_table(
                 yield change, corrupt(images, kind, amount=size, **how)
 
     codes = _codes(models, views)
-    total = len(codes) * len(kinds) * len(severities)
-    bar = progress_bar(
-        iterable=changes(), total=total, desc=f"corrupting, {scale}", disable=not progress
-    )
-    return _ask_changed(models, views, bar, distance, device)
+    bar = {"desc": f"corrupting, {scale}", "disable": not progress}
+    bar["total"] = len(codes) * len(kinds) * len(severities)
+    return _ask_changed(models, views, changes(), distance, device, bar)
 
 
 def sensor_table(
@@ -147,13 +144,11 @@ def sensor_table(
     codes = _codes(models, views)
     if views.raw is None:
         raise ValueError("these views hold no raw frames, which another sensor would have recorded")
-    specs = dict(zip(codes, codes, strict=True)) | dict(pipelines or {})
+    specs = {code: code for code in codes} | dict(pipelines or {})
     isps = {code: open_pipeline(specs[code], views.camera, variant) for code in codes}
-    total = len(codes) * len(kinds) * len(severities)
-    bar = progress_bar(
-        iterable=changes(), total=total, desc="drifting sensors", disable=not progress
-    )
-    return _ask_changed(models, views, bar, distance, device)
+    bar = {"desc": "drifting sensors", "disable": not progress}
+    bar["total"] = len(codes) * len(kinds) * len(severities)
+    return _ask_changed(models, views, changes(), distance, device, bar)
 
 
 def _codes(models: Sequence[Trained], views: Frames) -> list[str]:
@@ -172,14 +167,15 @@ def _name(code: str, scale: str, kind: str, severity: int) -> dict[str, Any]:
 def _ask_changed(
     models: Sequence[Trained],
     views: Frames,
-    changes: tqdm[_Change],
+    changes: Iterator[_Change],
     distance: str,
     device: str | None,
+    bar: dict[str, Any],
 ) -> pd.DataFrame:
     """Ask the models of each change's pipeline about the changed images."""
     parts = []
-    with changes:
-        for change, images in changes:
+    with progress_bar(iterable=changes, **bar) as each:
+        for change, images in each:
             code = change["train"]
             moved = distances(images, views.images[code], distance).numpy()
             seen = views.seen_as(images)
@@ -258,9 +254,7 @@ def benchmark_corruptions(
         severity: of the corruptions, 3 as published.
         distance: what "as far" means: "psnr", "ssim" or "l2".
         value, bootstrap: see `r2l.drift.summarise`.
-        seed: of the corruptions.
-        device: where to ask, such as "cuda"; by default where each model is.
-        progress: whether to show bars.
+        seed, device, progress: as in `corruption_table`.
 
     Raises:
         ValueError: as `corruption_table` and `predict_matrix`.

@@ -27,8 +27,8 @@ import pandas as pd
 from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.statistics import Bootstrap
 
-FACTORS = ("demosaic", "sharpening", "denoising")
-Term = tuple[tuple[str, str], ...]  # of (side, factor)
+_FACTORS = ("demosaic", "sharpening", "denoising")
+_Term = tuple[tuple[str, str], ...]  # of (side, factor)
 
 
 def factorial_effects(
@@ -56,12 +56,12 @@ def factorial_effects(
             enough to tell such effects apart.
     """
     paired = paired_scores(results, ["train", "test"], value)
-    names, contrasts = effect_contrasts(paired.cells.to_frame(index=False), order)
+    names, contrasts = _effect_contrasts(paired.cells.to_frame(index=False), order)
     interval = paired.draws(bootstrap).interval(lambda scores: scores @ contrasts.T)
     return names.assign(**interval._asdict())
 
 
-def effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame, np.ndarray]:
+def _effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame, np.ndarray]:
     """Return the effects as weights of the cells' scores: what `factorial_effects` takes the intervals of.
 
     Args:
@@ -88,9 +88,9 @@ def effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame,
 
 def _choices(codes: Iterable[str]) -> pd.DataFrame:
     rows = [str(code).split(",") for code in codes]
-    if odd := sorted({",".join(row) for row in rows if len(row) != len(FACTORS)}):
+    if odd := sorted({",".join(row) for row in rows if len(row) != len(_FACTORS)}):
         raise ValueError(f"expected pipelines such as 'bi,s,me', got {odd}")
-    return pd.DataFrame(rows, columns=list(FACTORS))
+    return pd.DataFrame(rows, columns=list(_FACTORS))
 
 
 def _sum_coding(values: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -103,8 +103,8 @@ def _level_effects(
     sides: dict[str, pd.DataFrame], order: int
 ) -> tuple[list[tuple[str, str, str]], np.ndarray]:
     """Return names and contrasts (effects, K) of the choices on either side."""
-    varied = [f for f in FACTORS if all(side[f].nunique() > 1 for side in sides.values())]
-    terms: list[Term] = []
+    varied = [f for f in _FACTORS if all(side[f].nunique() > 1 for side in sides.values())]
+    terms: list[_Term] = []
     for side in ("test", "train"):
         for size in range(1, order + 1):
             terms += [tuple((side, f) for f in some) for some in combinations(varied, size)]
@@ -136,8 +136,8 @@ def _change_effects(
     sides: dict[str, pd.DataFrame], order: int
 ) -> tuple[list[tuple[str, str, str]], np.ndarray]:
     """Return names and contrasts of whether train and test differ in a factor, coded -1/2 and 1/2."""
-    differs = {f: (sides["train"][f] != sides["test"][f]).to_numpy() - 0.5 for f in FACTORS}
-    varied = [f for f in FACTORS if np.ptp(differs[f]) > 0]
+    differs = {f: (sides["train"][f] != sides["test"][f]).to_numpy() - 0.5 for f in _FACTORS}
+    varied = [f for f in _FACTORS if np.ptp(differs[f]) > 0]
     terms = [t for size in range(1, order + 1) for t in combinations(varied, size)]
     # Twice the product: the effect of a change where the other is there, less where it is not, halved.
     columns = [np.prod([differs[f] for f in t], axis=0) * 2 ** (len(t) - 1) for t in terms]

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from r2l.training.predict import on_device
 
-CHANNELS = ("red", "green", "blue")
-BATCH = 64
+_CHANNELS = ("red", "green", "blue")
+_BATCH = 64
 
 
 def image_features(images: Tensor, model: nn.Module | None = None) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def image_features(images: Tensor, model: nn.Module | None = None) -> pd.DataFra
     with torch.no_grad(), on_device(model or nn.Identity()) as device:
         parts = [
             _picture(batch) if model is None else _answers(model(batch.to(device)))
-            for batch in images.split(BATCH)
+            for batch in images.split(_BATCH)
         ]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return pd.DataFrame({name: values.cpu().double().numpy() for name, values in columns.items()})
@@ -55,12 +55,14 @@ def _picture(images: Tensor) -> dict[str, Tensor]:
     columns = {
         f"{name}, {channel}": values[:, i]
         for name, values in per_channel.items()
-        for i, channel in enumerate(CHANNELS)
+        for i, channel in enumerate(_CHANNELS)
     }
     centred = flat - flat.mean(2, keepdim=True)
     unit = centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-6)
     for a, b in ((0, 1), (1, 2), (0, 2)):
-        columns[f"correlation, {CHANNELS[a]} and {CHANNELS[b]}"] = (unit[:, a] * unit[:, b]).sum(1)
+        columns[f"correlation, {_CHANNELS[a]} and {_CHANNELS[b]}"] = (unit[:, a] * unit[:, b]).sum(
+            1
+        )
     return columns
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from r2l.datasets.frames import Frames
 from r2l.drift.corruptions import corrupt
+from r2l.files import choose
 from r2l.training.metrics import DISTANCES, image_distance
 
-LEAST, MOST = 1e-3, 64.0  # amounts that are tried
-SAME = 100.0  # dB; less than the steps of float32 at white
-BATCH = 64
-MATCH_IMAGES = 64  # of which the matching amount is found
+_LEAST, _MOST = 1e-3, 64.0  # amounts that are tried
+_SAME = 100.0  # dB; less than the steps of float32 at white
+_BATCH = 64
+_MATCH_IMAGES = 64  # of which the matching amount is found
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,11 @@ def distances(images: Tensor, references: Tensor, kind: str = "psnr") -> Tensor:
 
     An image that has not changed would otherwise have hundreds, and lead every mean.
     """
-    if kind not in DISTANCES:
-        raise ValueError(f"unknown distance {kind!r}; choose from {', '.join(DISTANCES)}")
-    pairs = zip(images.split(BATCH), references.split(BATCH), strict=True)
+    choose("distance", kind, DISTANCES)
+    pairs = zip(images.split(_BATCH), references.split(_BATCH), strict=True)
     with torch.no_grad():
-        found = torch.cat([image_distance(a, b, kind) for a, b in pairs])
-    return found.clamp_max(SAME) if kind == "psnr" else found
+        apart = torch.cat([image_distance(a, b, kind) for a, b in pairs])
+    return apart.clamp_max(_SAME) if kind == "psnr" else apart
 
 
 def pipeline_distance(
@@ -81,11 +81,10 @@ def pipeline_distance(
         raise ValueError(f"no other pipeline to compare {code} with")
     some = slice(None) if indices is None else indices
     base = views.images[code][some]
-    found = [mean_distance(views.images[other][some], base, kind) for other in others]
-    return float(np.mean(found))
+    return float(np.mean([mean_distance(views.images[o][some], base, kind) for o in others]))
 
 
-def spread(total: int, most: int = MATCH_IMAGES) -> np.ndarray:
+def spread(total: int, most: int = _MATCH_IMAGES) -> np.ndarray:
     """Return at most so many indices, evenly spread: the images that distances are matched on."""
     return np.unique(np.linspace(0, total - 1, min(total, most)).astype(int))
 
@@ -129,9 +128,9 @@ def match_amount(
             return target - tried[amount]
         return float(np.log(max(tried[amount], 1e-30) / target))
 
-    low, high = np.log(LEAST), np.log(MOST)
+    low, high = np.log(_LEAST), np.log(_MOST)
     if excess(low) < 0 < excess(high):
         brentq(excess, low, high, xtol=1e-3, rtol=1e-6)
-    amount, found = min(tried.items(), key=lambda pair: abs(pair[1] - target))
-    near = abs(found - target) <= (0.1 if distance == "psnr" else 0.02 * target)
-    return Match(amount, found, target, near)
+    amount, moved = min(tried.items(), key=lambda pair: abs(pair[1] - target))
+    near = abs(moved - target) <= (0.1 if distance == "psnr" else 0.02 * target)
+    return Match(amount, moved, target, near)

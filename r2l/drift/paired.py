@@ -10,9 +10,9 @@ import pandas as pd
 
 from r2l.drift.statistics import Bootstrap, Draws, bootstrap_ratios
 
-#: Scores that are a ratio of sums over images, not a mean of ratios.
-RATIOS = {"iou": ("intersection", "union")}
-SCORE_NAMES = {"correct": "accuracy", "iou": "IoU"}
+# Scores that are a ratio of sums over images, not a mean of ratios.
+_RATIOS = {"iou": ("intersection", "union")}
+_SCORE_NAMES = {"correct": "accuracy", "iou": "IoU"}
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class PairedScores:
     @property
     def metric(self) -> str:
         """What the score is called."""
-        return SCORE_NAMES.get(self.value, self.value)
+        return _SCORE_NAMES.get(self.value, self.value)
 
     def draws(self, bootstrap: Bootstrap) -> Draws:
         """Return scores and bootstrap samples of them, the same groups for every cell."""
         return bootstrap_ratios(self.numerators, self.denominators, self.groups, bootstrap)
 
 
-def score_column(results: pd.DataFrame) -> str:
+def _score_column(results: pd.DataFrame) -> str:
     """Return what the answers are scored by: "iou" for masks, "correct" for classes.
 
     Raises:
         ValueError: neither is there.
     """
-    if set(RATIOS["iou"]) <= set(results.columns):
+    if set(_RATIOS["iou"]) <= set(results.columns):
         return "iou"
     if "correct" in results:
         return "correct"
@@ -69,14 +69,14 @@ def paired_scores(
         results: one row an image and cell (and seed), with ``image``, ``group``, ``by`` and ``value``.
         by: column or columns that tell the cell.
         value: "correct" or any number, better if higher, whose mean is the score; "iou", whose score is
-            the sum of ``intersection`` by the sum of ``union``; by default what `score_column` finds.
+            the sum of ``intersection`` by the sum of ``union``; by default what `_score_column` finds.
 
     Raises:
         ValueError: a cell lacks some image, there are no rows, or no such column.
     """
-    value = value or score_column(results)
+    value = value or _score_column(results)
     by = [by] if isinstance(by, str) else list(by)
-    parts = list(RATIOS.get(value, (value,)))
+    parts = list(_RATIOS.get(value, (value,)))
     if missing := sorted({*parts, *by, "image", "group"} - set(results.columns)):
         raise ValueError(f"the answers have no column {', '.join(missing)}")
     wide = results.astype(dict.fromkeys(parts, float)).pivot_table(

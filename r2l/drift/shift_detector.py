@@ -119,7 +119,7 @@ class ShiftDetector:
             ValueError: too few groups for any p-value at most ``alpha``, or groups that do not fit.
         """
         stream, groups = image_features(images, self.model), _checked(groups, len(images), least=1)
-        distance, p_value = energy_test(
+        distance, p_value = _energy_test(
             self.reference.to_numpy(), stream.to_numpy(), self.groups, groups, alpha, draws, seed
         )
         table = _which(self.reference, stream, self.groups, groups)
@@ -137,13 +137,12 @@ def _checked(groups: np.ndarray | None, n_images: int, least: int = 2) -> np.nda
     return groups
 
 
-def least_p(n_reference: int, n_stream: int, draws: int) -> float:
-    """Return the smallest p-value that `energy_test` can give for so many groups."""
-    # All ways to deal the groups out, or as many as are drawn.
+def _least_p(n_reference: int, n_stream: int, draws: int) -> float:
+    """Of all ways to deal the groups out, or as many as are drawn, one is what was observed."""
     return 1 / min(comb(n_reference + n_stream, n_stream), draws + 1)
 
 
-def energy_test(
+def _energy_test(
     reference: np.ndarray,
     stream: np.ndarray,
     reference_groups: np.ndarray,
@@ -154,16 +153,8 @@ def energy_test(
 ) -> tuple[float, float]:
     """Return energy distance and its p-value under permutation of whole groups.
 
-    Numbers are standardised over both samples together, so that the permutation test stays exact.
-
-    Args:
-        reference: (N, F).
-        stream: (M, F).
-        reference_groups: (N,).
-        stream_groups: (M,); a group of the same name as one of the reference is another group.
-        alpha: level that has to be within reach.
-        draws: permutations.
-        seed: of the permutations.
+    Numbers, (N, F) and (M, F), are standardised over both samples together, so that the test stays exact. A
+    group of the stream is another one than that of the same name in the reference.
 
     Raises:
         ValueError: so few groups that no p-value is at most ``alpha``.
@@ -175,7 +166,7 @@ def energy_test(
     belongs = np.eye(len(names))[members]
     within = np.unique(members[len(reference) :])
     n_stream = len(within)
-    least = least_p(len(names) - n_stream, n_stream, draws)
+    least = _least_p(len(names) - n_stream, n_stream, draws)
     if least > alpha:
         raise ValueError(
             f"{len(names) - n_stream} and {n_stream} groups with {draws} permutations give no p-value "
@@ -193,7 +184,7 @@ def energy_test(
         return _energy(inside, sums, sizes)
 
     outside = np.setdiff1d(np.arange(len(names)), within)
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (within, outside),
         statistic,
         permutation_type="independent",
@@ -203,16 +194,13 @@ def energy_test(
         axis=-1,
         rng=np.random.default_rng(seed),
     )
-    return float(found.statistic), float(found.pvalue)
+    return float(test.statistic), float(test.pvalue)
 
 
 def _energy(inside: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return the energy distance of the groups marked 1 in ``inside`` (..., G) to the others.
+    """Return the energy distance of the groups marked 1 in ``inside`` (..., G) to the others, marked 0.
 
-    Args:
-        inside: 1 for groups of the one sample, 0 for those of the other.
-        sums: of distances between the images of two groups, (G, G).
-        sizes: images in each group, (G,).
+    ``sums`` are of the distances between the images of two groups, (G, G), ``sizes`` their numbers, (G,).
     """
     outside = 1 - inside
     one, two = inside @ sizes, outside @ sizes
@@ -300,11 +288,13 @@ def detection_rates(
             for cell in part.itertuples():
                 raised: dict[int, list[bool]] = {length: [] for length in n_images}
                 for length, number, kept, stream in _deals(groups, n_images, repeats, seed):
-                    known, new = (len(np.unique(groups[which])) for which in (kept, stream))
-                    if len(stream) < length or least_p(known, new, draws) > alpha:
+                    parts = [len(np.unique(groups[which])) for which in (kept, stream)]
+                    if len(stream) < length or _least_p(*parts, draws) > alpha:
                         continue
                     samples = seen[train][kept], seen[cell.test][stream]
-                    _, p = energy_test(*samples, groups[kept], groups[stream], alpha, draws, number)
+                    _, p = _energy_test(
+                        *samples, groups[kept], groups[stream], alpha, draws, number
+                    )
                     raised[length].append(p <= alpha + 1e-12)
                 rows += [_row(cell, length, raised[length]) for length in n_images]
                 bar.update()
@@ -317,10 +307,10 @@ def _watched(
     """Return the model whose answers are watched, if any, and the images that it has not seen."""
     if models is None:
         return None, np.arange(len(views))
-    found = next((trained for trained in models if trained.code == code), None)
-    if found is None:
-        raise ValueError(f"no model of {code!r} among {sorted({t.code for t in models})}")
-    return found.module, np.asarray(found.test)
+    of_code = {trained.code: trained for trained in reversed(models)}
+    if code not in of_code:
+        raise ValueError(f"no model of {code!r} among {sorted(of_code)}")
+    return of_code[code].module, np.asarray(of_code[code].test)
 
 
 def _deals(

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-# Draws handled at once; keeps the memory at (BATCH x number of means) numbers.
-BATCH = 1000
+# Draws handled at once; keeps the memory at (_BATCH x number of means) numbers.
+_BATCH = 1000
 
 
 class Interval(NamedTuple):
@@ -200,12 +200,9 @@ def sign_flip_test(
     sums, _ = group_totals(differences, groups)
     # Differences of hits are whole numbers: the tolerance only forgives the order of adding.
     observed = np.abs(sums.sum(axis=0)) - 1e-9
-    rng = np.random.default_rng(seed)
-    reached = np.ones(sums.shape[1])
-    for size in _batches(draws):
-        signs = rng.integers(0, 2, (size, len(sums))) * 2.0 - 1.0
-        reached += (np.abs(signs @ sums) >= observed).sum(axis=0)
-    return reached / (draws + 1)
+    return _share_reached(
+        lambda drawn: np.abs((2 * drawn - 1) @ sums), observed, len(sums), draws, seed
+    )
 
 
 def exchange_test(
@@ -225,9 +222,7 @@ def exchange_test(
     Args:
         first: numerators and denominators of the one ratio of each comparison, each (N, K).
         second: of the other.
-        groups: group of each row, (N,).
-        draws: number of random exchanges; a correction for K tests needs about 20 K or more.
-        seed: equal seeds give equal p-values.
+        groups, draws, seed: as in `sign_flip_test`.
 
     Returns:
         p-values (K,) in (0, 1].
@@ -246,11 +241,23 @@ def exchange_test(
         return np.nan_to_num(np.abs(one - two), nan=np.inf)
 
     observed = distance(np.zeros_like(above), np.zeros_like(below)) - 1e-12
+    exchanged = lambda drawn: distance(drawn @ moves[0], drawn @ moves[1])  # noqa: E731
+    return _share_reached(exchanged, observed, len(sums[0]), draws, seed)
+
+
+def _share_reached(
+    distance: Callable[[np.ndarray], np.ndarray],
+    observed: np.ndarray,
+    n_groups: int,
+    draws: int,
+    seed: int,
+) -> np.ndarray:
+    """Return how often groups drawn at random (0 or 1 each) reach what was observed, itself included."""
     rng = np.random.default_rng(seed)
     reached = np.ones(len(observed))
     for size in _batches(draws):
-        swapped = rng.integers(0, 2, (size, len(sums[0]))).astype(float)
-        reached += (distance(swapped @ moves[0], swapped @ moves[1]) >= observed).sum(axis=0)
+        drawn = rng.integers(0, 2, (size, n_groups)).astype(float)
+        reached += (distance(drawn) >= observed).sum(axis=0)
     return reached / (draws + 1)
 
 
@@ -284,5 +291,5 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def _batches(total: int) -> list[int]:
-    whole, rest = divmod(total, BATCH)
-    return [BATCH] * whole + [rest] * (rest > 0)
+    whole, rest = divmod(total, _BATCH)
+    return [_BATCH] * whole + [rest] * (rest > 0)

@@ -1,6 +1,6 @@
 """Drift adjustment: learning the processing with the task, and adapting to a camera that has changed."""
 
-from r2l.drift.adjustment.comparison import (
+from r2l.drift.adjustment.adaptation import (
     adaptation_experiment,
     compare_adaptations,
     summarise_adaptations,

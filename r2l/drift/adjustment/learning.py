@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -30,7 +29,6 @@ from r2l.training.models import ModelFactory
 from r2l.training.module import RawToLogits
 from r2l.training.predict import predict
 from r2l.training.seeding import mixed_seed
-from r2l.training.tracking import Run
 
 _ARMS = ("frozen", "learned")
 _State = dict[str, Tensor]
@@ -97,15 +95,11 @@ class Learning:
         Raises:
             ValueError: the ISP is no `ParametrizedISP`, or nothing was learned.
         """
-        places = [key for key in self.states if key[:2] == (domain, "learned")]
-        if not places or not isinstance(self.initial[domain], ParametrizedISP):
+        learnings = [key for key in self.states if key[:2] == (domain, "learned")]
+        if not learnings or not isinstance(self.initial[domain], ParametrizedISP):
             raise ValueError(f"no ParametrizedISP was learned under {domain!r}")
-        learned = pd.DataFrame(
-            [
-                describe_isp(self.processor(domain, seed=seed, fold=fold))
-                for _, _, seed, fold in places
-            ]
-        )
+        isps = [self.processor(domain, seed=seed, fold=fold) for *_, seed, fold in learnings]
+        learned = pd.DataFrame([describe_isp(isp) for isp in isps])
         columns = {"mean": learned.mean(), "lowest": learned.min(), "highest": learned.max()}
         return pd.DataFrame({"initial": describe_isp(self.initial[domain]), **columns})
 
@@ -144,7 +138,6 @@ def compare_processing(
     model: str | ModelFactory = "SmallResNet",
     n_splits: int = 5,
     seeds: Sequence[int] = (0,),
-    run: Run | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Learning:
@@ -160,7 +153,6 @@ def compare_processing(
         model: a name for `make_classifier`, or a function of number of classes, means and stds.
         n_splits: number of folds; every image is tested in one of them.
         seeds: of folds, initial weights and order; with several, everything is repeated.
-        run: a run (`r2l.training.tracking.track`) to log each training below, as a nested run.
         progress: whether to show a bar.
         **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ``task``, ...).
 
@@ -182,24 +174,17 @@ def compare_processing(
     curves, answers, states = [], [], {}
     with progress_bar(total=len(jobs), desc="training", disable=not progress) as bar:
         for seed, number, name, arm in jobs:
-            place = {"domain": name, "arm": arm, "seed": seed, "fold": number}
-            bar.set_postfix_str(", ".join(map(str, place.values())), refresh=False)
-            with (
-                run.nested(" ".join(map(str, place.values())), place) if run else nullcontext() as r
-            ):
-                fold = folds[seed][number]
-                recorder = _Recorder()
-                domain = domains[name]
-                trained = domain.train(
-                    model, fold, mixed_seed(seed, number), validate=True,
-                    freeze_processor=arm == "frozen", callbacks=[recorder], **settings,
-                )  # fmt: skip
-                table = predict(trained, {name: domain.frames.subset(fold.test)}, by="domain")
-                for epoch, row in trained.history.iterrows() if r else ():
-                    r.metrics(row.to_dict(), step=epoch)
-            curves.append(trained.history.reset_index(drop=True).assign(**place))
+            cell = {"domain": name, "arm": arm, "seed": seed, "fold": number}
+            bar.set_postfix_str(", ".join(map(str, cell.values())), refresh=False)
+            domain, fold, recorder = domains[name], folds[seed][number], _Recorder()
+            trained = domain.train(
+                model, fold, mixed_seed(seed, number), validate=True,
+                freeze_processor=arm == "frozen", callbacks=[recorder], **settings,
+            )  # fmt: skip
+            curves.append(trained.history.reset_index(drop=True).assign(**cell))
             curves[-1].insert(0, "epoch", np.arange(1, len(curves[-1]) + 1))
-            answers.append(table.assign(**place))
+            table = predict(trained, {name: domain.frames.subset(fold.test)}, by="domain")
+            answers.append(table.assign(**cell))
             states[name, arm, seed, number] = recorder.states
             bar.update()
     return Learning(

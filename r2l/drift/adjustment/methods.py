@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from r2l.drift.adjustment.objectives import (
     forward_features,
 )
 from r2l.drift.adjustment.physical import PACE, PhysicalAdjustment
+from r2l.files import choose
 from r2l.training import RawToLogits, seeded
 
 #: What each method needs and changes.
@@ -39,14 +42,14 @@ METHODS = {
 #: Methods that see the labels of the target.
 LABELLED = ("fine_tune",)
 #: Peak learning rates of Adam; that of the ISP is in stops a step.
-LEARNING_RATES = {"tent": 1e-3, "fine_tune": 1e-3, "isp": 0.2}
+_RATES = {"tent": 1e-3, "fine_tune": 1e-3, "isp": 0.2}
 #: Weights of entropy and alignment for the methods that adjust the ISP.
-WEIGHTS = {"isp": (0.1, 1.0), "isp_entropy": (1.0, 0.0), "isp_alignment": (0.0, 1.0)}
+_WEIGHTS = {"isp": (0.1, 1.0), "isp_entropy": (1.0, 0.0), "isp_alignment": (0.0, 1.0)}
 # Adam's memories for the ISP, shorter than usual: the first gradients are many times the later ones, which
 # could not correct an overshoot while the first are remembered.
-BETAS = (0.7, 0.9)
+_BETAS = (0.7, 0.9)
 # Most images that statistics of batch normalisation are measured on at once.
-STATISTICS_BATCH = 256
+_STATISTICS_BATCH = 256
 
 
 def adapt(
@@ -84,7 +87,7 @@ def adapt(
         generalist: what `train_on_pipelines` returned; for ``all_pipelines``.
         steps: gradient steps.
         batch_size: images a step, drawn without replacement until none is left, then again.
-        lr: peak learning rate of Adam, which falls to 0 along a cosine; by default `LEARNING_RATES`.
+        lr: peak learning rate of Adam, which falls to 0 along a cosine; by default `_RATES`.
         seed: of the order of the images; equal seeds give equal results, and equal batches to all methods.
 
     Returns:
@@ -94,8 +97,7 @@ def adapt(
     Raises:
         ValueError: an unknown method, no frames, or something that the method needs is not given.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+    choose("method", method, METHODS)
     if len(target) == 0 or steps < 1 or batch_size < 2:
         raise ValueError(
             f"nothing to adapt to: {len(target)} frames, {steps} steps of {batch_size} images"
@@ -112,15 +114,13 @@ def adapt(
         elif method == "bn_statistics":
             _measure_statistics(module, target)
         elif method == "tent":
-            record["losses"] = _tent(module, batches, lr or LEARNING_RATES["tent"])
+            record["losses"] = _tent(module, batches, lr or _RATES["tent"])
             _measure_statistics(module, target)
         elif method == "fine_tune":
-            record["losses"] = _fine_tune(module, batches, lr or LEARNING_RATES["fine_tune"])
-        elif method in WEIGHTS:
-            rate = lr or LEARNING_RATES["isp"]
-            record["losses"], record["settings"] = _adjust_isp(
-                module, batches, rate, WEIGHTS[method], statistics
-            )
+            record["losses"] = _fine_tune(module, batches, lr or _RATES["fine_tune"])
+        elif method in _WEIGHTS:
+            found = _adjust_isp(module, batches, lr or _RATES["isp"], _WEIGHTS[method], statistics)
+            record["losses"], record["settings"] = found
     record["steps"] = len(record["losses"])
     record["seconds"] = time.perf_counter() - begin
     module.adaptation = record
@@ -129,17 +129,10 @@ def adapt(
 
 def _batches(data: Dataset, size: int, steps: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield ``steps`` batches of one size, going through the data as often as it takes."""
-    size = min(size, len(data))
-    loader = DataLoader(
-        data, size, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed)
-    )
-    taken = 0
-    while taken < steps:
-        for batch in loader:
-            if taken == steps:
-                return
-            taken += 1
-            yield batch
+    order = torch.Generator().manual_seed(seed)
+    loader = DataLoader(data, min(size, len(data)), shuffle=True, drop_last=True, generator=order)
+    endless = chain.from_iterable(repeat(loader))
+    return islice(endless, steps)
 
 
 def _descend(
@@ -170,7 +163,7 @@ def _descend(
 def _measure_statistics(module: RawToLogits, target: Dataset) -> None:
     """Set the running statistics to those of the target, averaged over batches of about equal size."""
     norms = batch_norms(module)
-    parts = -(-len(target) // STATISTICS_BATCH)
+    parts = -(-len(target) // _STATISTICS_BATCH)
     size = -(-len(target) // parts)
     kept = {name: norm.momentum for name, norm in norms.items()}
     for norm in norms.values():
@@ -185,30 +178,21 @@ def _measure_statistics(module: RawToLogits, target: Dataset) -> None:
 
 
 def _tent(module: RawToLogits, batches: Iterator[dict[str, Any]], lr: float) -> list[float]:
-    norms = batch_norms(module)
-    asked = {name: p.requires_grad for name, p in module.named_parameters()}
-    module.requires_grad_(False)
-    affine = [p for norm in norms.values() for p in (norm.weight, norm.bias) if p is not None]
-    for norm in norms.values():
+    norms = batch_norms(module).values()
+    affine = [p for norm in norms for p in (norm.weight, norm.bias) if p is not None]
+    for norm in norms:
         norm.train()  # the statistics of the batch
-    for parameter in affine:
-        parameter.requires_grad_(True)
-    losses = _descend(affine, batches, lambda batch: entropy(module(batch["raw"])), lr)
-    _restore(module, asked)
-    return losses
+    with _learning_only(module, affine):
+        return _descend(affine, batches, lambda batch: entropy(module(batch["raw"])), lr)
 
 
 def _fine_tune(module: RawToLogits, batches: Iterator[dict[str, Any]], lr: float) -> list[float]:
-    asked = {name: p.requires_grad for name, p in module.named_parameters()}
-    module.processor.requires_grad_(False)
-    module.model.requires_grad_(True).train()
-
     def loss_of(batch: dict[str, Any]) -> Tensor:
         return module.loss(module(batch["raw"]), module.task.targets(batch))
 
-    losses = _descend(module.model.parameters(), batches, loss_of, lr)
-    _restore(module, asked)
-    return losses
+    weights = [*module.model.train().parameters()]
+    with _learning_only(module, weights):
+        return _descend(weights, batches, loss_of, lr)
 
 
 def _adjust_isp(
@@ -220,27 +204,30 @@ def _adjust_isp(
 ) -> tuple[list[float], dict[str, float]]:
     if weights[1] and statistics is None:
         raise ValueError("alignment needs statistics, see source_statistics")
-    asked = {name: p.requires_grad for name, p in module.named_parameters()}
-    module.requires_grad_(False)
     adjustment = PhysicalAdjustment(module.processor)
-    module.processor = adjustment
+    numbers = {name: adjustment.get_parameter(name) for name in PACE}
 
     def loss_of(batch: dict[str, Any]) -> Tensor:
         logits, features = forward_features(module, batch["raw"])
         loss = weights[0] * entropy(logits)
         return loss + weights[1] * alignment(features, statistics) if weights[1] else loss
 
-    groups = [
-        {"params": [adjustment.get_parameter(name)], "lr": lr * pace} for name, pace in PACE.items()
-    ]
-    losses = _descend(groups, batches, loss_of, lr, adjustment.project_, BETAS)
-    module.processor = adjustment.baked()
-    _restore(module, asked)
+    groups = [{"params": [numbers[name]], "lr": lr * pace} for name, pace in PACE.items()]
+    with _learning_only(module, numbers.values()):
+        module.processor = adjustment
+        losses = _descend(groups, batches, loss_of, lr, adjustment.project_, _BETAS)
+        module.processor = adjustment.baked()
     return losses, adjustment.settings()
 
 
-def _restore(module: nn.Module, asked: dict[str, bool]) -> None:
-    """Let parameters ask for gradients as they did before."""
+@contextmanager
+def _learning_only(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let only these parameters ask for gradients; at the end each asks as it did before."""
+    asked = {name: p.requires_grad for name, p in module.named_parameters()}
+    module.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    yield
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(asked.get(name, False))
         parameter.grad = None

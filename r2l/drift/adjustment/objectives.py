@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from r2l.training import RawToLogits
 
-#: Name of the developed image among the statistics.
-IMAGE = "image"
+# Name of the developed image among the statistics.
+_IMAGE = "image"
 # A variance below this share of the layer's mean variance is taken as this share: dead channels.
-LEAST_SHARE = 1e-3
+_LEAST_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class SourceStatistics:
 
     Attributes:
         layers: by name, mean and variance (C,) of each channel over images and pixels: of the developed
-            image (``"image"``) and of the inputs of the batch
-            normalisations behind the ISP.
+            image (``"image"``) and of the inputs of the batch normalisations behind the ISP.
         images: how many images they were measured on.
     """
 
@@ -47,10 +46,10 @@ def batch_norms(trained: RawToLogits) -> dict[str, nn.Module]:
     Raises:
         ValueError: there are none.
     """
-    found = _layers(trained, _BatchNorm)
-    if not found:
+    norms = _layers(trained, _BatchNorm)
+    if not norms:
         raise ValueError(f"{type(trained.model).__name__} has no batch normalisation to adapt")
-    return found
+    return norms
 
 
 def _watched(trained: RawToLogits) -> dict[str, nn.Module]:
@@ -58,15 +57,13 @@ def _watched(trained: RawToLogits) -> dict[str, nn.Module]:
     return _layers(trained, _BatchNorm) or _layers(trained, nn.Conv2d, nn.Linear)
 
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and (biased) variance (C,) of features (B, C, ...) over images and pixels."""
-    flat = features.transpose(0, 1).flatten(1)
-    variance, mean = torch.var_mean(flat, dim=1, correction=0)
-    return mean, variance
+def _by_channel(features: Tensor) -> Tensor:
+    """Lay features (B, C, ...) out as (C, values over images and pixels)."""
+    return features.transpose(0, 1).flatten(1)
 
 
 @contextmanager
-def recorded_features(trained: RawToLogits) -> Iterator[dict[str, Tensor]]:
+def _recorded_features(trained: RawToLogits) -> Iterator[dict[str, Tensor]]:
     """Fill a dict with the inputs of the watched layers at each forward pass."""
     features: dict[str, Tensor] = {}
 
@@ -84,9 +81,9 @@ def recorded_features(trained: RawToLogits) -> Iterator[dict[str, Tensor]]:
 def forward_features(module: RawToLogits, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Return logits, and the features that statistics are about, of raw frames (B, 1, H, W)."""
     image = module.develop(frames)
-    with recorded_features(module) as features:
+    with _recorded_features(module) as features:
         logits = module.model(module.norm(image))
-    return logits, {IMAGE: image, **features}
+    return logits, {_IMAGE: image, **features}
 
 
 @torch.no_grad()
@@ -112,7 +109,7 @@ def source_statistics(
     for batch in DataLoader(data, batch_size):
         _, features = forward_features(trained, batch["raw"])
         for name, feature in features.items():
-            flat = feature.transpose(0, 1).flatten(1).double()
+            flat = _by_channel(feature).double()
             sums = totals.setdefault(name, [torch.zeros(len(flat)).double() for _ in range(2)])
             sums[0] += flat.sum(1)
             sums[1] += flat.square().sum(1)
@@ -154,9 +151,9 @@ def alignment(features: Mapping[str, Tensor], source: SourceStatistics) -> Tenso
         )
     parts = []
     for name, feature in features.items():
-        mean, variance = moments(feature)
+        variance, mean = torch.var_mean(_by_channel(feature), dim=1, correction=0)
         source_mean, source_variance = source.layers[name]
-        floor = LEAST_SHARE * source_variance.mean()
+        floor = _LEAST_SHARE * source_variance.mean()
         variance, wanted = variance + floor, source_variance + floor
         shift = (mean - source_mean).square() / wanted
         ratio = variance / wanted

@@ -13,9 +13,9 @@ from r2l.isp import ParametrizedISP
 from r2l.isp.functional import gamma_correct, per_site, subtract_black_level
 
 #: One unit of ``black_level`` is a hundredth of the range from black to white.
-BLACK_UNIT = 0.01
+_BLACK_UNIT = 0.01
 #: Reach of each number to either side, in its unit.
-REACH = {"exposure": 8.0, "red": 2.0, "blue": 2.0, "gamma": 1.0, "black_level": 5.0}
+_REACH = {"exposure": 8.0, "red": 2.0, "blue": 2.0, "gamma": 1.0, "black_level": 5.0}
 #: How far each goes while exposure goes one stop. Light changes by factors, calibration by shares; and
 #: gain and gamma both brighten, so that without this a search would pay for light with gamma.
 PACE = {"exposure": 1.0, "red": 0.25, "blue": 0.25, "gamma": 0.125, "black_level": 0.25}
@@ -48,7 +48,7 @@ class PhysicalAdjustment(nn.Module):
         if camera is None:
             raise ValueError(f"{type(processor).__name__} knows no camera; pass camera=")
         self.processor, self.camera = processor, camera
-        for name in REACH:
+        for name in _REACH:
             self.register_parameter(name, nn.Parameter(torch.zeros(())))
 
     def gains(self) -> Tensor:
@@ -58,7 +58,7 @@ class PhysicalAdjustment(nn.Module):
     def black(self) -> Tensor:
         """Return the four black levels in force, raw domain, by position of the tile."""
         own = self._own_black()
-        return own + BLACK_UNIT * self.black_level * (self.camera.white_level - own)
+        return own + _BLACK_UNIT * self.black_level * (self.camera.white_level - own)
 
     def _own_black(self) -> Tensor:
         """The levels that the processor will subtract."""
@@ -92,8 +92,8 @@ class PhysicalAdjustment(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> PhysicalAdjustment:
-        """Bring the numbers back into `REACH`; with a `ParametrizedISP` also into what it calls a camera."""
-        for name, reach in REACH.items():
+        """Bring the numbers back into `_REACH`; with a `ParametrizedISP` also into what it calls a camera."""
+        for name, reach in _REACH.items():
             self.get_parameter(name).clamp_(-reach, reach)
         if isinstance(self.processor, ParametrizedISP):
             self._project_into(self.processor)
@@ -111,7 +111,7 @@ class PhysicalAdjustment(nn.Module):
         self.red.clamp_(low[0] - self.exposure, high[0] - self.exposure)
         self.blue.clamp_(low[2] - self.exposure, high[2] - self.exposure)
         low, high = box["black_level"]
-        room = BLACK_UNIT * (isp.camera.white_level - isp.black_level)
+        room = _BLACK_UNIT * (isp.camera.white_level - isp.black_level)
         lowest = ((low - isp.black_level) / room).max()
         self.black_level.clamp_(lowest, ((high - isp.black_level) / room).min())
 
@@ -128,7 +128,7 @@ class PhysicalAdjustment(nn.Module):
 
     def settings(self) -> dict[str, float]:
         """Return the five numbers by name, in the units above."""
-        return {name: float(self.get_parameter(name).detach()) for name in REACH}
+        return {name: float(self.get_parameter(name).detach()) for name in _REACH}
 
 
 def describe_isp(isp: ParametrizedISP) -> dict[str, float]:
