@@ -20,19 +20,10 @@ from r2l.isp import PIPELINES, StaticISP
 from r2l.rawfile import RawFileError, RawFrame, write_dng
 from r2l.widgets import processing_explorer, raw_explorer
 from r2l.widgets import raw as looking
-from r2l.widgets.camera import _raw_upload, _read_upload
+from r2l.widgets.camera import _raw_upload, _read_upload, middle_tile
 from r2l.widgets.live import Live, picture_html
-from r2l.widgets.processing import _SHOWN
+from r2l.widgets.processing import _KNOBS, _SHOWN, _as_seen, _clipped_shares, _strip, _turned
 from r2l.widgets.raw import _SIDES, _VIEWS, _Look
-from r2l.widgets.settings import (
-    KNOBS,
-    Settings,
-    clipped_shares,
-    develop_with,
-    middle_tile,
-    shown,
-    strip,
-)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +66,7 @@ def pixels(data):
 def test_untouched_knobs_are_the_static_pipeline(frames, code):
     for frame in frames.values():
         raw = frame.tensor()
-        stages = develop_with(raw, frame.camera, Settings(code))
+        stages = _turned(code, frame.camera).stages(raw)
         expected = StaticISP.from_code(code, frame.camera).stages(raw)
         assert list(stages) == list(expected)
         for name, image in expected.items():
@@ -86,7 +77,7 @@ def test_knobs_do_what_they_say(frames):
     raw, camera = frames["drone"].tensor(), DRONE
 
     def develop(**knobs):
-        return develop_with(raw, camera, Settings(**knobs))
+        return _turned("bi,s,ga", camera, **knobs).stages(raw)
 
     plain = develop()
     brighter = develop(exposure=1.0)["colour_matrix"]
@@ -114,16 +105,16 @@ def test_knobs_do_what_they_say(frames):
 
 def test_a_negative_gain_is_turned_back_where_the_matrix_is_mixed_out(frames):
     raw = frames["microscope"].tensor()
-    plain = develop_with(raw, MICROSCOPE, Settings(matrix=0.0))
+    plain = _turned("bi,s,ga", MICROSCOPE, matrix=0.0).stages(raw)
     assert plain["white_balance"][:, 0].max() < 0 < plain["colour_matrix"][:, 0].min()
 
 
-@pytest.mark.parametrize("name", KNOBS)
+@pytest.mark.parametrize("name", _KNOBS)
 @pytest.mark.parametrize("end", ["low", "high"])
 def test_every_knob_at_its_ends_gives_a_picture(frames, name, end):
     for frame in frames.values():
-        settings = Settings(**{name: getattr(KNOBS[name], end)})
-        image = develop_with(frame.tensor(), frame.camera, settings)["gamma"]
+        isp = _turned("bi,s,ga", frame.camera, **{name: getattr(_KNOBS[name], end)})
+        image = isp.stages(frame.tensor())["gamma"]
         assert torch.isfinite(image).all()
         assert image.min() >= 0
         assert image.max() <= 1
@@ -131,7 +122,7 @@ def test_every_knob_at_its_ends_gives_a_picture(frames, name, end):
 
 def test_an_unknown_pipeline_is_refused(frames):
     with pytest.raises(ValueError, match="bi, ma, me"):
-        develop_with(frames["drone"].tensor(), DRONE, Settings("no,s,ga"))
+        _turned("no,s,ga", DRONE)
 
 
 def test_the_strip_shows_the_middle_of_every_stage():
@@ -141,15 +132,15 @@ def test_the_strip_shows_the_middle_of_every_stage():
         "gamma": torch.zeros(1, 3, 40, 60),
     }
     stages["gamma"][..., 12:28, 22:38] = 0.25  # the middle 16 pixels
-    row = strip(stages, 16)
+    row = _strip(stages, 16)
     assert row.shape == (16, 3 * 16 + 2 * 4, 3)
-    assert row[:, :16] == pytest.approx(0.25 ** (1 / 2.2))
-    assert (row[:, 16:20] == 1).all()
-    assert (row[:, 20:36] == 1).all()
-    assert row[:, 40:] == pytest.approx(0.25), "the display image is not brightened"
-    assert strip(stages, 16, brighten=False)[:, :16] == pytest.approx(0.25)
-    assert clipped_shares(stages) == (0.0, 1.0)
-    assert shown(stages["raw"], False).shape == (40, 60, 3)
+    assert (row[:, :16] == round(255 * 0.25 ** (1 / 2.2))).all()
+    assert (row[:, 16:20] == 255).all()
+    assert (row[:, 20:36] == 255).all()
+    assert (row[:, 40:] == 64).all(), "the display image is not brightened"
+    assert (_strip(stages, 16, brighten=False)[:, :16] == 64).all()
+    assert _clipped_shares(stages) == (0.0, 1.0)
+    assert _as_seen(stages["raw"], False).shape == (40, 60, 3)
 
 
 def test_the_middle_of_a_large_frame_keeps_the_layout():
@@ -178,7 +169,7 @@ def test_processing_explorer_at_every_value(frames):
     box = processing_explorer(frames)
     assert "r2l-processing-explorer" in box._dom_classes
     found = controls(box)
-    assert {knob.label for knob in KNOBS.values()} < set(found)
+    assert {knob.label for knob in _KNOBS.values()} < set(found)
     for name in ("drone", "microscope"):
         found["frame"].value = name
         for label, control in found.items():
@@ -204,7 +195,7 @@ def test_the_explorer_shows_what_the_pipeline_makes(frames):
     shown_now = pixels(pictures(box)[0][1]).astype(int)
     wanted = to_uint8(expected.permute(1, 2, 0).numpy()).astype(int)
     assert abs(shown_now - wanted).max() <= 1
-    assert found[KNOBS["blur"].label].disabled
+    assert found[_KNOBS["blur"].label].disabled
     found["picture after"].value = "raw"
     assert pictures(box)[0][0] == "drone, pipeline me,u,me, after raw"
     assert [label for _, label in _SHOWN.items() if label not in pages(box)] == []
@@ -223,7 +214,7 @@ def test_drawing_leaves_the_number_of_threads_as_it_was(frames):
 def test_reset_goes_back_to_the_camera(frames):
     box = processing_explorer(frames)
     found, before = controls(box), pictures(box)
-    for knob in KNOBS.values():
+    for knob in _KNOBS.values():
         found[knob.label].value = knob.high
     assert pictures(box) != before
     found["back to the camera's values"].click()

@@ -46,6 +46,11 @@ class Setting:
     reach: float
     geometric: bool = False
 
+    @property
+    def title(self) -> str:
+        """What an axis of its values is called."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
     def grid(self, points: int = 21) -> np.ndarray:
         """Return ``points`` rising values from ``low`` to ``high``, one of them exactly ``value``.
 

@@ -15,7 +15,7 @@ from r2l.drift.adjustment import Learning
 from r2l.drift.forensics import Scan, ToleranceReport
 from r2l.drift.matched_severity import mean_distance
 from r2l.drift.matrix import MatrixSummary
-from r2l.viz.style import CYCLE, INK, SOFT, heading, note, panels, setting_title, tidy, upright_grid
+from r2l.viz.style import CYCLE, INK, SOFT, heading, note, panels, tidy, upright_grid
 
 _BLUE, _ORANGE, _GREEN = CYCLE[:3]
 _KINDS = {"train": ("training", _BLUE), "val": ("validation", _ORANGE)}
@@ -150,7 +150,7 @@ def _draw_scan(ax: Axes, scan: Scan, drop: float) -> None:
         ax.minorticks_off()
     else:
         ax.locator_params(axis="x", nbins=5)
-    ax.set_xlabel(setting_title(setting), fontsize=8)
+    ax.set_xlabel(setting.title, fontsize=8)
     ax.set_ylabel(scan.metric, fontsize=8)
     tidy(ax)
     ax.tick_params(length=2)

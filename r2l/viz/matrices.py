@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from r2l.drift.forensics import Landscape
 from r2l.drift.matrix import MatrixSummary
 from r2l.files import choose
-from r2l.viz.style import CYCLE, INK, heading, ink, note, panels, setting_title, tidy
+from r2l.viz.style import CYCLE, INK, heading, ink, note, panels, tidy
 
 
 def plot_matrix(
@@ -206,8 +206,8 @@ def plot_landscape(
     for values, ticks in ((scores.columns, ax.set_xticks), (scores.index, ax.set_yticks)):
         shown = range(0, len(values), max(1, (len(values) - 1) // 4))
         ticks(list(shown), [f"{values[i]:.3g}" for i in shown])
-    ax.set_xlabel(setting_title(landscape.second))
-    ax.set_ylabel(setting_title(landscape.first))
+    ax.set_xlabel(landscape.second.title)
+    ax.set_ylabel(landscape.first.title)
     present = (landscape.first.value, landscape.second.value)
     for marker, spot in (("+", present), ("o", point)):
         if spot is not None:

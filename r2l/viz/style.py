@@ -16,8 +16,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from r2l.drift.forensics import Setting
-
 INK = "#22252a"
 SOFT = "#6b7280"
 #: Told apart by colour-blind readers too (Okabe and Ito, "Color Universal Design", 2008).
@@ -71,11 +69,6 @@ def heading(ax: Axes, text: str, size: float = 9) -> None:
 def note(figure: Figure, text: str) -> None:
     """Write below a figure how it is to be read."""
     figure.supxlabel(text, fontsize=8, color=SOFT)
-
-
-def setting_title(setting: Setting) -> str:
-    """Return what an axis of a setting's values is called."""
-    return f"{setting.label} ({setting.unit})" if setting.unit else setting.label
 
 
 def to_png(figure: Figure, dpi: float | str = "figure", **options: Any) -> bytes:

@@ -10,7 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 import torch
+from torch import Tensor
 
 from r2l.camera import Camera
 from r2l.drift.forensics import ToleranceReport
@@ -20,7 +22,6 @@ from r2l.isp import PIPELINES, StaticISP
 from r2l.isp.settings import level_names
 from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
 from r2l.widgets.live import Live, explorer, one_thread, picture_html, sized
-from r2l.widgets.settings import middle_tile
 
 _OWN = "the file's own"
 _PICTURE, _SIDE = 420, 256
@@ -112,6 +113,12 @@ def on_layout_of(numbers: Camera, camera: Camera) -> Camera:
     levels = dict(zip(level_names(numbers), numbers.black_level, strict=True))
     moved = tuple(levels[name] for name in level_names(camera))
     return replace(numbers, cfa=camera.cfa, black_level=moved)
+
+
+def middle_tile(mosaic: np.ndarray, side: int) -> Tensor:
+    """Return the middle of a mosaic (H, W) as (1, 1, side, side) or less, of equal phase."""
+    top, left = (max(n - side, 0) // 4 * 2 for n in mosaic.shape)
+    return torch.tensor(mosaic[top : top + side, left : left + side])[None, None]
 
 
 def _verdict_html(report: ToleranceReport, camera: Camera) -> tuple[str, str]:
