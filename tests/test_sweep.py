@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from dask.utils import parse_timedelta
-from distributed import LocalCluster, SchedulerPlugin
+from distributed import LocalCluster, SchedulerPlugin, get_worker
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -28,7 +28,7 @@ from r2l.cli import app
 from r2l.drift import summarise
 from r2l.isp import PIPELINES
 from r2l.sweep import ClusterError, Job, ParameterError, open_engine, read_sweep
-from r2l.sweep.driver import _bar, _setting, _until_done, read_outcomes, run_sweep
+from r2l.sweep.driver import _bar, _ended, _setting, _until_done, read_outcomes, run_sweep
 from r2l.sweep.engine import _environment
 from r2l.sweep.jobs import RESULT
 from r2l.sweep.report import matrices, plan, scores_table, write_report
@@ -472,6 +472,29 @@ def test_a_worker_that_is_killed_and_a_run_that_fails(tmp_path, swept):
                 assert (run.folder / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+def in_this_process(folder, monkeypatch, **options):
+    """Return an engine as of a cluster file, whose workers are threads."""
+    monkeypatch.setattr("r2l.sweep.engine._cluster_class", lambda kind: LocalCluster)
+    options |= {"n_workers": 0, "threads_per_worker": 1, "memory_limit": 0, "processes": False}
+    options |= {"dashboard_address": "127.0.0.1:0"}
+    file = {"cluster": "slurm", "workers": 1, "threads": 1, "options": options}
+    return open_engine(cluster=written(folder, yaml.safe_dump(file), "queue.yaml"), wait=120)
+
+
+def test_a_worker_has_one_run_at_a_time(tiny, tmp_path, monkeypatch):
+    """Those that wait at its door would count its death as theirs."""
+
+    def end(run, setting):
+        return replace(run, state="finished", seconds=len(get_worker().state.ready))
+
+    monkeypatch.setattr("r2l.sweep.driver.carry_out", end)
+    engine = in_this_process(tmp_path, monkeypatch)
+    with engine.connect() as client:
+        ended = list(_ended(client, read_outcomes(tiny, tmp_path), None))
+    assert count(ended) == {"finished": 4}
+    assert [run.seconds for run in ended] == [0] * 4
+
+
 class Met(SchedulerPlugin):
     """Remembers every worker that a scheduler met."""
 
@@ -485,16 +508,8 @@ class Met(SchedulerPlugin):
 @pytest.mark.slow
 def test_workers_that_a_queue_ends_are_replaced(tmp_path, monkeypatch):
     """Each worker has a second to live, and all work together takes longer."""
-    monkeypatch.setattr("r2l.sweep.engine._cluster_class", lambda kind: LocalCluster)
     monkeypatch.setattr("r2l.sweep.engine._RENEWAL", "200ms")
-    file = """
-        cluster: slurm
-        workers: 1
-        threads: 1
-        options: {n_workers: 0, threads_per_worker: 1, memory_limit: 0, lifetime: 1s,
-                  dashboard_address: "127.0.0.1:0", processes: false}
-    """
-    engine, met = open_engine(cluster=written(tmp_path, file, "queue.yaml"), wait=120), Met()
+    engine, met = in_this_process(tmp_path, monkeypatch, lifetime="1s"), Met()
 
     def start(start=engine.start):
         cluster = start()

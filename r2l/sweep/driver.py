@@ -167,14 +167,15 @@ def _ended(client: Client, waiting: list[Outcome], setting: Setting) -> Iterator
     """
     from distributed import as_completed
 
-    sent = {}
-    for run in waiting:
-        # The time makes it another task than that of a round before.
-        key = f"{run.folder.name}-{time.time_ns()}"
-        sent[client.submit(carry_out, run, setting, key=key, pure=False)] = run
+    # Dask queues what is of one group, and given to it at once: a worker has one run at a time, and its
+    # death is counted against no other. The time makes it another group than that of a round before.
+    group = f"runs-{time.time_ns()}"
+    keys = [(group, run.folder.name) for run in waiting]
+    futures = client.map(carry_out, waiting, setting=setting, key=keys, pure=False)
+    sent = dict(zip(futures, waiting, strict=True))
     try:
-        for future in as_completed(list(sent)):
-            yield _outcome(future, sent.pop(future))
+        for future in as_completed(futures):
+            yield _outcome(future, sent[future])
     except (OSError, TimeoutError, CancelledError) as error:
         raise _LostError(str(error) or type(error).__name__) from error
 
@@ -193,7 +194,7 @@ def _outcome(future: Future, run: Outcome) -> Outcome:
         return future.result()
     except KilledWorker as error:
         host = getattr(error.last_worker, "address", "")
-        error = f"its worker died {error.allowed_failures + 1} times: out of memory?"
+        error = f"its worker died {error.allowed_failures + 1} times: out of memory, or of time in a queue?"
         return replace(run, state="failed", host=host, error=error)
     except (OSError, CancelledError, TimeoutError):
         raise

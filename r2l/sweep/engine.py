@@ -31,8 +31,10 @@ _VALUES = {
     "threads": ((int,), "a number of 1 or more"),
     "wait": ((int, float), "seconds"),
 }
-#: How Dask's workers differ here from what they are else.
-_WORKERS = {
+#: How Dask's schedulers and workers differ here from what they are else.
+_DASK = {
+    # No run waits at a worker's door, where it would be lost with the worker.
+    "distributed.scheduler.worker-saturation": 1.0,
     # A daemonic process may not start the processes that load data.
     "distributed.worker.daemon": False,
     # Dask has memory given back at once, for which each tensor is cleared anew by the system.
@@ -99,7 +101,7 @@ class Engine:
         import dask
         from distributed import Client
 
-        config = {**_WORKERS, "distributed.scheduler.allowed-failures": self.deaths - 1}
+        config = {**_DASK, "distributed.scheduler.allowed-failures": self.deaths - 1}
         with ExitStack() as stack:
             stack.enter_context(dask.config.set(config))
             try:
