@@ -1,7 +1,6 @@
 """The virtual lab: what a training tracks, and what is drawn from it."""
 
 import io
-import os
 import re
 import signal
 import socket
@@ -11,6 +10,7 @@ import urllib.request
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -28,6 +28,7 @@ from r2l.training.callbacks import SCALE, MetricTracker, StageTracker, _save_str
 from r2l.training.export import animate, curves, query
 from r2l.training.tracking import Records, resolve, track
 from r2l.viz import plot_curves
+from tests.browser import free_port
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -343,40 +344,22 @@ def test_a_store_that_does_not_exist_is_not_made(tmp_path):
 
 @pytest.mark.slow
 def test_the_page_opens_and_ctrl_c_ends_it(store, tracked):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "r2l.cli",
-        "lab",
-        "--store",
-        store,
-        "--port",
-        str(port),
-        "--no-browser",
-    ]
+    port = free_port()
+    options = ["--store", store, "--port", str(port), "--no-browser"]
+    command = [sys.executable, "-m", "r2l.cli", "lab", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         line = io.TextIOWrapper(process.stdout).readline()
         assert f"http://127.0.0.1:{port}" in line
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as page:
             assert b"MLflow" in page.read()
-        in_use = lab("--store", store, "--port", port, "--no-browser")
+        in_use = lab(*options)
         assert in_use.exit_code == 2
         assert "choose another --port" in in_use.stderr
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(process.pid)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
+        children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert process.stderr.read() == b""
     assert children
-    for child in children:
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(child), 0)
+    assert not any(child.is_running() for child in children)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "nobody listens any more"

@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import warnings
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,7 @@ from r2l.rawfile import load_camera
 from r2l.training.models import make_classifier, make_segmenter
 from r2l.training.saving import load_model, save_model
 from r2l.training.tracking import Records, TrackingError, resolve, serve, track, upload
+from tests.browser import free_port
 
 
 @pytest.fixture(scope="module")
@@ -276,14 +279,39 @@ def test_mistakes_are_told_as_such(store):
     assert len(Records(store).call("get_run", run.run_id).data.params) == 151
 
 
-@pytest.mark.parametrize("content", [b"no database", None])
-def test_a_store_that_is_none_is_noticed_at_once(tmp_path, content):
-    path = tmp_path / "runs.db"
-    path.write_bytes(content) if content else path.mkdir()
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("text.db", "no SQLite file"),
+        ("folder.db", "a folder"),
+        # Where nothing can be written, whoever asks.
+        ("text.db/runs.db", "Not a directory"),
+    ],
+)
+@pytest.mark.usefixtures("client")  # mlflow's import takes seconds
+def test_a_store_that_is_none_is_noticed_at_once(tmp_path, name, reason):
+    (tmp_path / "text.db").write_bytes(b"no database")
+    (tmp_path / "folder.db").mkdir()
     start = time.monotonic()
-    with pytest.raises(TrackingError, match=r"runs.db"), track("x", store=path):
+    with (
+        pytest.raises(TrackingError, match=rf"{name}: {reason}\.\n.*\.$"),
+        track("x", store=tmp_path / name),
+    ):
         pass
     assert time.monotonic() - start < 5
+
+
+def test_a_locked_store_is_told_in_two_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr("r2l.training.tracking.store._LOCKED_TRIES", 2)
+    path = tmp_path / "mlflow.db"
+    with (
+        closing(sqlite3.connect(path)) as other,
+        track("x", store=f"sqlite:///{path}?timeout=0.1") as run,
+    ):
+        other.execute("begin exclusive")
+        with pytest.raises(TrackingError, match=r"database is locked\.\nAnother process .*\.$"):
+            run.metrics({"a": 1.0})
+        other.rollback()
 
 
 WRITER = """
@@ -341,12 +369,6 @@ def test_two_processes_write_to_one_store(tmp_path):
         assert len(records.history(run_id)) == 15
         assert len(records.call("get_run", run_id).data.params) == 15
     assert records.table()["experiment"].tolist() == ["parallel"] * 2
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_server_that_is_not_there_is_noticed_before_training():

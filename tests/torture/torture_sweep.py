@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from r2l.sweep.jobs import RESULT
 from r2l.sweep.work import PREDICTIONS, SCORES
 from r2l.training.export import query
 from r2l.training.run_folder import TESTED, code_version
+from tests.browser import free_port
 from tests.test_sweep import children
 
 pytestmark = pytest.mark.timeout(1800)
@@ -124,12 +124,6 @@ def assert_recorded_once(place):
     ended = Counter(runs[runs["status"] == "FINISHED"]["name"])
     assert len(ended) == RUNS
     assert set(ended.values()) == {1}, "a run has two records"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -205,7 +205,8 @@ def _clear_errors(address: str, opening: bool = False) -> Iterator[None]:
         yield
     # OSError: of requests, when a server refuses a file; or of the disk, when it is full.
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
+        why = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        why = why.splitlines()[0].removesuffix(".")
         if getattr(error, "error_code", None) in _MISTAKES and not opening:
             raise ValueError(why) from error
         if is_remote(address) and "HTTPConnectionPool" in why:
