@@ -25,16 +25,18 @@ _HOMES = {
     "r2l.sensor": ("NoiseModel", "record"),
     "r2l.isp": (
         *("PIPELINES", "HalfSizeRGB", "NeuralISP", "ParametrizedISP", "StaticISP"),
-        *("develop_all", "load_isp", "save_isp"),
+        *("develop_all", "load_isp", "open_pipeline", "save_isp"),
     ),
     "r2l.datasets": (
         *("RawDrone", "RawFolder", "RawMicroscopy", "SyntheticDrone", "SyntheticMicroscopy"),
         *("Frames", "develop_views"),
     ),
-    "r2l.training": ("fit", "make_classifier", "make_regressor", "make_segmenter", "seeded"),
+    "r2l.training": (
+        *("fit", "make_classifier", "make_regressor", "make_segmenter", "predict", "seeded"),
+    ),
     "r2l.drift": (
         *("Bootstrap", "ShiftDetector", "corrupt", "drift_sensor", "factorial_effects"),
-        *("summarise", "train_models"),
+        *("predict_matrix", "summarise", "train_models"),
     ),
     "r2l.drift.adjustment": ("adapt",),
     "r2l.drift.forensics": ("bounded_attack", "tolerance_report"),

@@ -21,6 +21,9 @@ class CFA(Enum):
 
     Colours are 0 red, 1 green, 2 blue, so that ``CFA.RGGB.value == (0, 1, 1, 2)``. A *position* is
     an index into the tile: 0 top-left, 1 top-right, 2 bottom-left, 3 bottom-right.
+
+    >>> CFA.RGGB.shifted(rows=0, columns=1)
+    <CFA.GRBG: (1, 0, 2, 1)>
     """
 
     RGGB = (0, 1, 1, 2)
@@ -66,6 +69,10 @@ def _floats(values: Iterable[float], count: int, what: str) -> tuple[float, ...]
 @dataclass(frozen=True)
 class Camera:
     """A sensor's layout and calibration. Immutable and hashable.
+
+    >>> from dataclasses import replace
+    >>> replace(DRONE, cfa=CFA.BGGR).to_dict()["cfa"]
+    'BGGR'
 
     Attributes:
         name: what people call it.

@@ -226,6 +226,11 @@ def record(
 ) -> Tensor:
     """Expose a sensor to a scene.
 
+    >>> from r2l.camera import DRONE
+    >>> scene = torch.full((3, 8, 8), 0.5)
+    >>> record(scene, DRONE, DRONE_NOISE, rng=np.random.default_rng(0)).shape
+    torch.Size([1, 8, 8])
+
     Args:
         scene: (..., 3, H, W), linear, camera colours: the light of an exposure of intensity 1, as a
             fraction of what saturates a site. `unprocess` makes one from a picture.

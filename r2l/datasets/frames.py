@@ -44,6 +44,11 @@ class Frames(Dataset):
     meta=dict(image, group, intensity, camera))``: the frame where there are raw frames, else the image of the
     only pipeline (`view`), whose name then is ``meta["pipeline"]``. Reading one copies nothing.
 
+    >>> from r2l.datasets import SyntheticMicroscopy
+    >>> frames = Frames.of(SyntheticMicroscopy(4, size=32), progress=False)
+    >>> frames[0]["raw"].shape
+    torch.Size([1, 32, 32])
+
     Attributes:
         raw: (N, 1, H, W), raw domain; None where only developed images are kept.
         truth: (N,) class of each frame (int), (N,) numbers (float), or (N, 1, H, W) masks of 0 and 1.
@@ -289,6 +294,11 @@ def develop_views(
     """Develop every frame once by each of the pipelines; what codes share is done once for all of them.
 
     Memory: 12 bytes a pixel and pipeline (300 tiles of 64x64 by 4 pipelines: 59 MB).
+
+    >>> from r2l.datasets import SyntheticMicroscopy
+    >>> views = develop_views(SyntheticMicroscopy(4, size=32), ["bi,s,ga", "me,u,me"], progress=False)
+    >>> {name: tuple(images.shape) for name, images in views.images.items()}
+    {'bi,s,ga': (4, 3, 32, 32), 'me,u,me': (4, 3, 32, 32)}
 
     Args:
         data: a data set, which is read first (see `Frames.of`, also for the last three), or frames.

@@ -139,6 +139,10 @@ def corrupt(
 ) -> Tensor:
     """Return corrupted copies of images.
 
+    >>> import torch
+    >>> corrupt(torch.full((1, 3, 16, 16), 0.5), "contrast", severity=3).shape
+    torch.Size([1, 3, 16, 16])
+
     Args:
         images: (N, 3, H, W), display domain, [0, 1].
         kind: one of `CORRUPTIONS`.

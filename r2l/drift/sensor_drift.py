@@ -109,6 +109,10 @@ def drift_sensor(
 ) -> Tensor:
     """Return raw frames as a changed sensor would have given them; see above for the kinds.
 
+    >>> from r2l.camera import DRONE
+    >>> drift_sensor(torch.full((1, 1, 16, 16), 0.25), DRONE, SENSOR_DRIFTS[0]).shape
+    torch.Size([1, 1, 16, 16])
+
     Args:
         raw: (N, 1, H, W), raw domain.
         camera: layout and levels.

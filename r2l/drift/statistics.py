@@ -39,6 +39,9 @@ def interval_text(estimate: float, low: float, high: float, form: str = "+.3f") 
 class Bootstrap:
     """How intervals are made.
 
+    >>> Bootstrap(draws=500).level
+    0.95
+
     Attributes:
         level: their coverage, between 0 and 1; 1 - level is that of the tests beside them.
         draws: number of bootstrap samples.

@@ -24,6 +24,10 @@ class NeuralISP(Pipeline):
     half size and answers with the twelve planes of an image at full size, so that masks fit. Any even
     size goes; the frame is continued by its mirror image to what the network can halve.
 
+    >>> from r2l.camera import DRONE
+    >>> NeuralISP(DRONE, encoder="resnet18")(torch.full((1, 1, 32, 32), 0.25)).shape
+    torch.Size([1, 3, 32, 32])
+
     Args:
         camera: layout and levels.
         encoder: any encoder of segmentation-models-pytorch; weights start at random.
@@ -78,6 +82,10 @@ class HalfSizeRGB(Pipeline):
     """No pipeline: raw (B, 1, H, W) to linear (B, 3, H/2, W/2), red, the mean of both greens, blue.
 
     Levels only, no white balance, no gamma: the published processing mode "none".
+
+    >>> from r2l.camera import DRONE
+    >>> HalfSizeRGB(DRONE)(torch.full((1, 1, 8, 8), 0.25)).shape
+    torch.Size([1, 3, 4, 4])
 
     Args:
         camera: layout and levels.

@@ -39,6 +39,12 @@ class ParametrizedISP(Pipeline):
     The frame goes on beyond its edge as its mirror image, before anything else; kernels that have lost
     their symmetry see that continuation too.
 
+    >>> from r2l.camera import DRONE
+    >>> isp = ParametrizedISP(DRONE)
+    >>> isp(torch.full((1, 1, 8, 8), 0.25)).mean().backward()
+    >>> isp.black_level.grad.shape
+    torch.Size([4])
+
     Args:
         camera: layout and calibration: the initial values.
         additive_shape: shape of a layer of zeros to be learned that is added to the display image, such

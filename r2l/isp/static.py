@@ -121,6 +121,12 @@ class StaticISP(Pipeline):
     Black level, demosaic, white balance, colour matrix, sharpening, denoising, clip, gamma 2.2.
     It has no parameters; gradients pass through to the raw data.
 
+    >>> import torch
+    >>> from r2l.camera import DRONE
+    >>> isp = StaticISP.from_code("ma,s,ga", DRONE)
+    >>> isp(torch.full((1, 1, 8, 8), 0.25)).shape
+    torch.Size([1, 3, 8, 8])
+
     Args:
         camera: layout and calibration.
         demosaic: bilinear, malvar2004 or menon2007.
@@ -205,6 +211,7 @@ class _Function(nn.Module):
 def open_pipeline(spec: PipelineLike, camera: Camera, variant: Variant = "corrected") -> nn.Module:
     """Return what ``spec`` names as a module from raw (B, 1, H, W) to display (B, 3, H, W).
 
+    >>> import torch
     >>> from r2l import DRONE
     >>> open_pipeline("ma,s,ga", DRONE)
     StaticISP(malvar2004, sharpening_filter, gaussian_denoising, corrected, Hasselblad L1D-20c (Raw-Drone))
@@ -263,6 +270,7 @@ def develop_all(
     The same as ``open_pipeline(spec, camera, variant)(raw)`` for each; what static pipelines share,
     demosaicing and sharpening, is done once.
 
+    >>> import torch
     >>> from r2l import DRONE
     >>> views = develop_all(torch.rand(2, 1, 8, 8), DRONE, ["bi,s,ga", "bi,s,me"])
     >>> {code: tuple(view.shape) for code, view in views.items()}

@@ -38,6 +38,11 @@ def write_dng(path: str | Path, mosaic: np.ndarray, camera: Camera) -> Path:
     `read_raw` gives back ``mosaic`` rounded to 16 bit and exactly ``camera``. Other programs find
     `standard_form` of it, which develops to the same colours.
 
+    >>> import tempfile
+    >>> from r2l.camera import DRONE
+    >>> write_dng(Path(tempfile.mkdtemp()) / "photo.dng", np.full((24, 32), 0.25), DRONE).name
+    'photo.dng'
+
     Args:
         path: the file to write; one that exists is replaced.
         mosaic: (H, W), even, at least 22 each (LibRaw's limit), in [0, 1], *raw* domain.

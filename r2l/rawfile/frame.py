@@ -41,6 +41,10 @@ class RawFileWarning(UserWarning):
 class RawFrame:
     """One exposure as the sensor gave it.
 
+    >>> from r2l.camera import DRONE
+    >>> RawFrame(np.zeros((8, 8), np.float32), DRONE).tensor().shape
+    torch.Size([1, 1, 8, 8])
+
     Attributes:
         mosaic: float32 (H, W), even H and W, in [0, 1], *raw* domain: fraction of the container's
             full scale, black level still in it.

@@ -71,6 +71,7 @@ def read_raw(
     and ``camera``.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> from r2l.camera import DRONE
     >>> from r2l.rawfile import write_dng
     >>> photo = Path(tempfile.mkdtemp()) / "photo.dng"
@@ -240,6 +241,9 @@ def _brief(error: Exception) -> str:
 
 def load_camera(name_or_path: str | Path) -> Camera:
     """Return a published camera by name, the one that a JSON file describes, or that of a raw file.
+
+    >>> load_camera("drone").cfa.name
+    'RGGB'
 
     Args:
         name_or_path: "microscope" or "drone", a JSON file with what `Camera.to_dict` returns, or a raw file

@@ -110,6 +110,21 @@ def fit(
     Equal arguments give equal weights on a CPU. Copies are trained: ``model`` and ``processor`` stay as
     they were, and so do the global random generators.
 
+    >>> from r2l.camera import MICROSCOPE
+    >>> from r2l.datasets import SyntheticMicroscopy
+    >>> from r2l.isp import StaticISP
+    >>> from r2l.training import make_classifier
+    >>> data = SyntheticMicroscopy(8, size=32)
+    >>> trained = fit(
+    ...     lambda: make_classifier("SmallResNet", len(data.classes)),
+    ...     data,
+    ...     processor=StaticISP(MICROSCOPE),
+    ...     epochs=1,
+    ...     progress=False,
+    ... )
+    >>> trained(data[0]["raw"][None]).shape  # from raw to logits
+    torch.Size([1, 9])
+
     Args:
         model: the task model, or a function without arguments that makes one. The function is called
             after seeding, so that the initial weights follow from ``seed``.

@@ -140,6 +140,9 @@ def make_classifier(
     The first of its two parts, ``normalize``, is the input normalisation, the second, ``network``,
     the network. Initial weights are drawn from torch's global generator; `fit` seeds it.
 
+    >>> make_classifier("SmallResNet", 9)(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 9])
+
     Args:
         name: one of `CLASSIFIERS`: "ResNet18", "ResNet34", "ResNet50" (torchvision) or "SmallResNet".
         n_classes: number of logits.
@@ -181,6 +184,9 @@ def make_regressor(
     targets' mean and its steps are of the size of their spread, while outputs, targets and loss stay in
     the targets' own units.
 
+    >>> make_regressor("SmallResNet", target_mean=20.0)(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 1])
+
     Args:
         name: as for `make_classifier`.
         n_targets: how many numbers an image.
@@ -218,6 +224,9 @@ def make_segmenter(
 
     Parts and seeding as `make_classifier`. Any size goes: the image is continued by its mirror image to a
     multiple of 32, and the answer cut to its size.
+
+    >>> make_segmenter("unet", "resnet18")(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 1, 32, 32])
 
     Args:
         architecture: one of `SEGMENTERS`, such as "unet", "unetplusplus", "fpn", "deeplabv3plus".

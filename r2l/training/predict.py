@@ -39,6 +39,13 @@ def predict(
 ) -> pd.DataFrame:
     """Ask a model for its answer to every image, in every domain.
 
+    >>> from r2l.datasets import SyntheticMicroscopy, develop_views
+    >>> from r2l.training import make_classifier
+    >>> views = develop_views(SyntheticMicroscopy(4, size=32), ["bi,s,ga"], progress=False)
+    >>> answers = predict(make_classifier("SmallResNet", 9), views.view("bi,s,ga"))
+    >>> answers["pipeline"].tolist()
+    ['bi,s,ga', 'bi,s,ga', 'bi,s,ga', 'bi,s,ga']
+
     Args:
         model: what `fit` returned, or any module from ``raw`` (or ``image``) to logits.
         data: `Frames` or another data set (or a loader, of which only data set and batch size are used: the
