@@ -215,8 +215,8 @@ def _frame(interval: Interval, index: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(interval._asdict(), index=pd.Index(list(index)))
 
 
-def compare_answers(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
-    """Return what models say of each image under their own and under another pipeline.
+def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
+    """Return the images whose answers are better under one pipeline than under the other.
 
     Args:
         results: what `predict_matrix` returned. Of several seeds the first is used.
@@ -224,13 +224,19 @@ def compare_answers(results: pd.DataFrame, train: str, test: str) -> pd.DataFram
         test: the other pipeline.
 
     Returns:
-        By image: ``label`` (of classes), ``before`` (the answer under ``train``: the number of the class;
-        for masks its IoU), ``after`` (under ``test``), and the ``fall`` of the score (1: a right answer is
-        lost; for masks of the IoU).
+        One row for each such image: ``image``, ``label`` (of classes), ``before`` (the answer under
+        ``train``: the number of the class; for masks its IoU), ``after`` (under ``test``), the ``fall`` of
+        the score (1: a right answer is lost; for masks of the IoU), and ``change``: "lost" or "gained".
 
     Raises:
         ValueError: a pipeline that ``results`` do not hold.
     """
+    table = _compare_answers(results, train, test)
+    table["change"] = np.where(table["fall"] > 0, "lost", "gained")
+    return table[table["fall"] != 0].reset_index()
+
+
+def _compare_answers(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
     rows = results[(results["train"] == train) & (results["seed"] == results["seed"].min())]
     tests = set(rows["test"])
     if not {train, test} <= tests:
@@ -244,21 +250,9 @@ def compare_answers(results: pd.DataFrame, train: str, test: str) -> pd.DataFram
     return table.assign(before=before[answer], after=after[answer], fall=fall.fillna(0))
 
 
-def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
-    """Return the images that `compare_answers` finds better under one pipeline than under the other.
-
-    Returns:
-        One row for each such image: ``image``, the columns of `compare_answers`, and ``change``: "lost" or
-        "gained".
-    """
-    table = compare_answers(results, train, test)
-    table["change"] = np.where(table["fall"] > 0, "lost", "gained")
-    return table[table["fall"] != 0].reset_index()
-
-
 def most_changed(results: pd.DataFrame, train: str, test: str, most: int) -> pd.DataFrame:
-    """Return the images of `compare_answers` that lose most; where none does, the first ones."""
-    table = compare_answers(results, train, test)
+    """Return those of `flips` that lose most, ``most`` at most; where none does, the first images."""
+    table = _compare_answers(results, train, test)
     if (table["fall"] > 0).any():
         table = table[table["fall"] > 0].sort_values("fall", ascending=False, kind="stable")
     return table.head(most).reset_index()

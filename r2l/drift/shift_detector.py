@@ -178,15 +178,20 @@ def _energy_test(
     sums = belongs.T @ cdist(scaled, scaled) @ belongs
     sizes = belongs.sum(axis=0)
 
-    def statistic(chosen: np.ndarray, rest: np.ndarray, axis: int = -1) -> np.ndarray:
-        inside = np.zeros((*chosen.shape[:-1], len(names)))
-        np.put_along_axis(inside, chosen.astype(int), 1.0, axis=-1)
-        return _energy(inside, sums, sizes)
+    def apart(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        """Mean distance of images of the groups marked 1 in ``one`` to those marked in ``two``, (..., G)."""
+        return np.einsum("...g,...g->...", one @ sums, two) / ((one @ sizes) * (two @ sizes))
+
+    def energy_distance(drawn: np.ndarray, rest: np.ndarray, axis: int = -1) -> np.ndarray:
+        inside = np.zeros((*drawn.shape[:-1], len(names)))
+        np.put_along_axis(inside, drawn.astype(int), 1.0, axis=-1)
+        others = 1 - inside
+        return 2 * apart(inside, others) - apart(inside, inside) - apart(others, others)
 
     outside = np.setdiff1d(np.arange(len(names)), within)
     test = stats.permutation_test(
         (within, outside),
-        statistic,
+        energy_distance,
         permutation_type="independent",
         alternative="greater",
         n_resamples=draws,
@@ -195,19 +200,6 @@ def _energy_test(
         rng=np.random.default_rng(seed),
     )
     return float(test.statistic), float(test.pvalue)
-
-
-def _energy(inside: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return the energy distance of the groups marked 1 in ``inside`` (..., G) to the others, marked 0.
-
-    ``sums`` are of the distances between the images of two groups, (G, G), ``sizes`` their numbers, (G,).
-    """
-    outside = 1 - inside
-    one, two = inside @ sizes, outside @ sizes
-    across = np.einsum("...g,...g->...", inside @ sums, outside) / (one * two)
-    within = np.einsum("...g,...g->...", inside @ sums, inside) / one**2
-    without = np.einsum("...g,...g->...", outside @ sums, outside) / two**2
-    return 2 * across - within - without
 
 
 def _which(
@@ -273,9 +265,7 @@ def detection_rates(
     if not n_images or min(n_images) < 2 or repeats < 1:
         raise ValueError("expected lengths of 2 images or more, and a repeat")
     cells = summary.cells
-    codes = dict.fromkeys([*cells["train"], *cells["test"]])
-    if missing := [code for code in codes if code not in views.images]:
-        raise ValueError(f"views lack {missing}; they hold {list(views.images)}")
+    views.require([*dict.fromkeys([*cells["train"], *cells["test"]])])
     rows = []
     with progress_bar(total=len(cells), desc="watching", disable=not progress) as bar:
         for train, part in cells.groupby("train", sort=False):
@@ -296,9 +286,17 @@ def detection_rates(
                         *samples, groups[kept], groups[stream], alpha, draws, number
                     )
                     raised[length].append(p <= alpha + 1e-12)
-                rows += [_row(cell, length, raised[length]) for length in n_images]
+                drop, fell = -cell.difference, bool(cell.significant and cell.difference < 0)
+                for length, alarms in raised.items():
+                    share = float(np.mean(alarms)) if alarms else np.nan
+                    rows.append((train, cell.test, length, share, len(alarms), drop, fell))
                 bar.update()
-    return pd.DataFrame(rows)
+    columns = ["train", "test", "n_images", "raised", "streams", "drop", "fell"]
+    table = pd.DataFrame(rows, columns=columns)
+    noticed, fell = table["raised"] >= 0.5, table["fell"]
+    cases = [table["streams"] == 0, fell & noticed, fell, noticed]
+    words = ["stream too short", "noticed", "missed", "early warning"]
+    return table.assign(verdict=np.select(cases, words, "quiet"))
 
 
 def _watched(
@@ -328,20 +326,3 @@ def _deals(
         rest = np.concatenate([np.flatnonzero(groups == name) for name in dealt[half:]])
         for length in lengths:
             yield length, seed + repeat, kept, rest[:length]
-
-
-def _row(cell: object, length: int, raised: list[bool]) -> dict[str, object]:
-    share = float(np.mean(raised)) if raised else np.nan
-    fell = bool(cell.significant and cell.difference < 0)
-    noticed = share >= 0.5
-    words = ("noticed", "missed") if fell else ("early warning", "quiet")
-    return {
-        "train": cell.train,
-        "test": cell.test,
-        "n_images": length,
-        "raised": share,
-        "streams": len(raised),
-        "drop": -cell.difference,
-        "fell": fell,
-        "verdict": (words[0] if noticed else words[1]) if raised else "stream too short",
-    }

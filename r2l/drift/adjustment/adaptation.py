@@ -42,8 +42,7 @@ def compare_adaptations(
         adapt_on: frames that methods adapt to.
         test_on: frames that they are tested on; of other groups.
         methods: of `METHODS`.
-        statistics: see `adapt`.
-        generalist: see `adapt`.
+        statistics, generalist: see `adapt`.
         **settings: further arguments of `adapt` (``steps``, ``batch_size``, ``seed``).
 
     Returns:
@@ -57,6 +56,7 @@ def compare_adaptations(
         raise ValueError(f"unknown methods {sorted(unknown)}; choose from {', '.join(METHODS)}")
     adapt_on, test_on = np.asarray(adapt_on), np.asarray(test_on)
     check_domains([*targets.values()])
+    settings |= {"statistics": statistics, "generalist": generalist}
     tables = []
     for name, target in targets.items():
         groups = target.frames.groups
@@ -67,14 +67,7 @@ def compare_adaptations(
         moved = copy.deepcopy(trained)
         moved.processor = copy.deepcopy(target.processor)
         for method in methods:
-            adapted = adapt(
-                method,
-                moved,
-                target.frames.subset(adapt_on),
-                statistics=statistics,
-                generalist=generalist,
-                **settings,
-            )
+            adapted = adapt(method, moved, target.frames.subset(adapt_on), **settings)
             table = predict(adapted, {name: target.frames.subset(test_on)}, by="target")
             record = {key: adapted.adaptation[key] for key in ("steps", "seconds")}
             for key, value in adapted.adaptation.get("settings", {}).items():
@@ -98,7 +91,7 @@ def train_on_pipelines(
         source: its frames and their camera are used; its ISP is not.
         indices: the training images.
         codes: the pipelines.
-        model: a name for `make_classifier`, or a function of number of classes, means and stds.
+        model: as in `adaptation_experiment`.
         seed: of weights, order and pipelines.
         **settings: further arguments of `fit`.
     """
@@ -158,25 +151,15 @@ def adaptation_experiment(
                 adapt_on = folds[(number + 1) % n_splits]
                 kept_out = np.concatenate([test_on, adapt_on])
                 training = np.setdiff1d(np.arange(len(frames)), kept_out)
-                place = mixed_seed(seed, number)
-                fold = Fold(training, test_on)
-                trained = source.train(model, fold, place, freeze_processor=True, **settings)
-                generalist = None
+                mixed, fold = mixed_seed(seed, number), Fold(training, test_on)
+                trained = source.train(model, fold, mixed, freeze_processor=True, **settings)
+                options = {"statistics": source_statistics(trained, frames.subset(training))}
                 if "all_pipelines" in methods:
-                    generalist = train_on_pipelines(
-                        source, training, codes=codes, model=model, seed=place, **settings
+                    options["generalist"] = train_on_pipelines(
+                        source, training, codes=codes, model=model, seed=mixed, **settings
                     )
-                table = compare_adaptations(
-                    trained,
-                    targets,
-                    adapt_on,
-                    test_on,
-                    methods=methods,
-                    statistics=source_statistics(trained, frames.subset(training)),
-                    generalist=generalist,
-                    seed=place,
-                    **(adaptation or {}),
-                )
+                options |= {"methods": methods, "seed": mixed, **(adaptation or {})}
+                table = compare_adaptations(trained, targets, adapt_on, test_on, **options)
                 tables.append(table.assign(seed=seed, fold=number))
                 bar.update()
     return pd.concat(tables, ignore_index=True)
