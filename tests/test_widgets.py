@@ -20,7 +20,7 @@ from r2l.isp import PIPELINES, StaticISP
 from r2l.rawfile import RawFileError, RawFrame, write_dng
 from r2l.widgets import processing_explorer, raw_explorer
 from r2l.widgets import raw as looking
-from r2l.widgets.camera import _raw_upload, _read_upload, middle_tile
+from r2l.widgets.camera import _read_upload, middle_tile, upload_to
 from r2l.widgets.live import Live, picture_html
 from r2l.widgets.processing import _KNOBS, _SHOWN, _as_seen, _clipped_shares, _strip, _turned
 from r2l.widgets.raw import _SIDES, _VIEWS, _Look
@@ -312,19 +312,19 @@ def test_an_upload_joins_the_explorer(frames, tmp_path):
 
 
 def test_a_bad_upload_says_so_and_changes_nothing(tmp_path):
-    received = []
-    row = _raw_upload(lambda name, frame: received.append((name, frame)))
-    button, camera, note = row.children
+    received, menu, drawn = {}, ipywidgets.Dropdown(), []
+    live = Live(lambda: drawn.append(menu.value), ipywidgets.HTML())
+    button, camera, note = upload_to(received, menu, live).children
     upload(button, "song.mp3", b"no raw file")
     assert note.value.startswith("song.mp3: ")
     picture = io.BytesIO()
     Image.fromarray(np.full((24, 32), 77, np.uint8)).save(picture, "PNG")
     upload(button, "grey.png", picture.getvalue())
     assert "does not say which camera" in note.value
-    assert received == []
+    assert (received, menu.options, drawn) == ({}, (), [])
     camera.value = "drone"
-    assert received[0][0] == "grey.png"
-    assert received[0][1].camera == DRONE
+    assert drawn == ["grey.png"]
+    assert received["grey.png"].camera == DRONE
     assert note.value == "grey.png: 32 x 24"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -40,25 +40,8 @@ def frame_menu(frames: Mapping[str, RawFrame], **options: Any) -> widgets.Dropdo
     return widgets.Dropdown(options=list(frames), description="frame", **options)
 
 
-def upload_to(frames: dict[str, RawFrame], menu: widgets.Dropdown, live: Live) -> widgets.Widget:
-    """Return a `_raw_upload` whose files join ``frames`` and the menu of them, and are drawn."""
-
-    def receive(name: str, frame: RawFrame) -> None:
-        frames[name] = frame
-        menu.options = list(frames)
-        menu.value = name
-        live()  # another file of the same name changes no control
-
-    return _raw_upload(receive)
-
-
 def _read_upload(name: str, content: bytes | memoryview, camera: Camera | None = None) -> RawFrame:
-    """Read a raw file that came as bytes; see `r2l.rawfile.read_raw`.
-
-    Args:
-        name: what the file is called where it comes from; its ending counts.
-        content: the file.
-        camera: calibration to use instead of the file's own; TIFF, PNG and NPY need it.
+    """Read a raw file that came as bytes by `r2l.rawfile.read_raw`; ``name`` is what its reader calls it.
 
     Raises:
         RawFileError: no usable Bayer frame; names the file as the reader knows it.
@@ -73,13 +56,11 @@ def _read_upload(name: str, content: bytes | memoryview, camera: Camera | None =
             raise RawFileError(name, *error.args[1:]) from None
 
 
-def _raw_upload(receive: Callable[[str, RawFrame], None]) -> widgets.Widget:
+def upload_to(frames: dict[str, RawFrame], menu: widgets.Dropdown, live: Live) -> widgets.Widget:
     """Return a button that takes a raw file, a menu of cameras, and a line for what is wrong.
 
-    Servers take messages of up to 10 MB unless told otherwise: larger files are read by path.
-
-    Args:
-        receive: called with the name and the frame of each file that could be read.
+    What could be read joins ``frames`` and the menu of them, and is drawn. Servers take messages of up to
+    10 MB unless told otherwise: larger files are read by path.
     """
     button = widgets.FileUpload(accept="", multiple=False, description="raw file")
     camera = widgets.Dropdown(
@@ -91,13 +72,17 @@ def _raw_upload(receive: Callable[[str, RawFrame], None]) -> widgets.Widget:
 
     def take(_change: object = None) -> None:
         for file in button.value:
+            name = file["name"]
             try:
-                frame = _read_upload(file["name"], file["content"], CAMERAS.get(camera.value))
+                frame = _read_upload(name, file["content"], CAMERAS.get(camera.value))
             except RawFileError as error:
                 note.value = str(error)
-            else:
-                note.value = f"{file['name']}: {frame.mosaic.shape[1]} x {frame.mosaic.shape[0]}"
-                receive(file["name"], frame)
+                continue
+            note.value = f"{name}: {frame.mosaic.shape[1]} x {frame.mosaic.shape[0]}"
+            frames[name] = frame
+            menu.options = list(frames)
+            menu.value = name
+            live()  # another file of the same name changes no control
 
     for control in (button, camera):
         control.observe(take, names="value")

@@ -53,22 +53,15 @@ class Search:
     """A search under way: asks for the margin at points, and remembers all of them and the worst.
 
     Raises:
-        ValueError: no evaluations; or as `Evaluator`.
+        ValueError: no evaluations.
     """
 
     def __init__(
-        self,
-        method: str,
-        model: nn.Module,
-        frames: Frames,
-        space: SearchSpace,
-        total: int,
-        progress: bool,
+        self, method: str, asked: Evaluator, space: SearchSpace, total: int, progress: bool
     ) -> None:
         if total < 1:
             raise ValueError(f"{total} evaluations find nothing")
-        self.method, self.space = method, space
-        self.evaluator = Evaluator(model, frames)
+        self.method, self.evaluator, self.space = method, asked, space
         self.margins: list[float] = []
         self.best, self.point = math.inf, np.zeros(len(space.coordinates))
         self.bar = progress_bar(total=total, desc=method, disable=not progress)
@@ -131,7 +124,9 @@ def bounded_attack(
     if steps < 1 or restarts < 1:
         raise ValueError(f"nothing to search: {steps} steps, {restarts} starts")
     space = ParameterSpace(copy.deepcopy(isp).to(frames.raw.device), parameters, fraction)
-    search = Search("projected gradient", model, frames, space, steps * restarts, progress)
+    search = Search(
+        "projected gradient", Evaluator(model, frames), space, steps * restarts, progress
+    )
     rng = np.random.default_rng(seed)
     for start in range(restarts):
         size = len(space.coordinates)
@@ -179,7 +174,7 @@ def penalised_attack(
         raise ValueError(f"nothing to search: {epochs} epochs of batches of {batch_size}")
     moved = copy.deepcopy(isp).to(frames.raw.device)
     space = ParameterSpace(moved, adversary.searched(isp), fraction)
-    search = Search("penalised gradient", model, frames, space, epochs + 1, progress)
+    search = Search("penalised gradient", Evaluator(model, frames), space, epochs + 1, progress)
     reference = adversary.reference(moved).requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in moved.parameters() if p.requires_grad], lr)
     rng = np.random.default_rng(seed)

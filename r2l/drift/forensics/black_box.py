@@ -9,6 +9,7 @@ from torch import nn
 
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.attack import Attack, Search
+from r2l.drift.forensics.evaluator import Evaluator
 from r2l.drift.forensics.search_space import SearchSpace, SettingSpace
 from r2l.training.seeding import seeded
 
@@ -63,7 +64,7 @@ def random_search(
     Raises:
         ValueError: no evaluations.
     """
-    search = Search("random", model, frames, space, evaluations, progress)
+    search = Search("random", Evaluator(model, frames), space, evaluations, progress)
     for point in random_points(space, evaluations, seed, size):
         search.ask(point)
     return search.attack()
@@ -99,7 +100,7 @@ def static_attack(
         ValueError: no evaluations; or as `SettingSpace`.
     """
     space = SettingSpace(pipeline, frames.camera, settings, fraction)
-    search = Search("CMA-ES", model, frames, space, evaluations, progress)
+    search = Search("CMA-ES", Evaluator(model, frames), space, evaluations, progress)
     dimension = len(space.coordinates)
     search.ask(np.zeros(dimension))
     left = evaluations - 1
