@@ -32,7 +32,7 @@ class _NotebookBar(tqdm):
             self.handle.update(content, raw=True)
 
 
-def in_notebook() -> bool:
+def _in_notebook() -> bool:
     """Tell whether what is printed goes to a Jupyter front end."""
     return type(sys.stdout).__module__.startswith("ipykernel")
 
@@ -54,7 +54,7 @@ def progress_bar(**options: Any) -> tqdm:
     Returns:
         The bar, a context manager; ``update()`` moves it, ``set_postfix`` writes behind it.
     """
-    bar = _NotebookBar if in_notebook() else tqdm
+    bar = _NotebookBar if _in_notebook() else tqdm
     return bar(**{"leave": False, "mininterval": 1.0, **options})
 
 

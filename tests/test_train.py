@@ -25,7 +25,7 @@ from r2l.rawfile import write_dng
 from r2l.training import fit, make_classifier
 from r2l.training.components import open_components
 from r2l.training.crossval import FoldTrainer
-from r2l.training.data import FEW, make_folds, open_data
+from r2l.training.data import _FEW, make_folds, open_data
 from r2l.training.experiment import experiment
 from r2l.training.metrics import summarise_folds
 from r2l.training.module import RawToLogits
@@ -280,8 +280,8 @@ def test_labels_that_are_words_make_classes_and_no_regression(folder):
 def test_a_test_run_takes_few_images_of_many_groups(real):
     options = Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16, test_run=True)
     data = open_data(options)
-    assert len(data) == len(data.labels) == FEW
-    assert len(set(data.groups)) == FEW
+    assert len(data) == len(data.labels) == _FEW
+    assert len(set(data.groups)) == _FEW
     whole = open_data(Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16))
     index = int(data.names[3])
     assert torch.equal(data[3]["raw"], whole[index]["raw"])

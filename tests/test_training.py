@@ -188,7 +188,7 @@ def test_in_a_notebook_the_bar_is_one_output_that_is_replaced(monkeypatch, capfd
         shown.append(content["text/plain"])
         return Handle()
 
-    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", display)
     with progress.progress_bar(total=3, desc="steps", mininterval=0) as bar:
         for _ in range(3):

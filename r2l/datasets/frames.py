@@ -26,8 +26,8 @@ from r2l.isp import PIPELINES, develop_all, open_pipeline
 from r2l.isp.static import PipelineLike, name_pipelines
 from r2l.progress import progress_bar
 
-#: Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
-MEMORY_LIMIT = 2 * 2**30
+# Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
+_MEMORY_LIMIT = 2 * 2**30
 #: Codes and folders, or a mapping of names to whatever `open_pipeline` takes.
 Pipelines = Sequence[str | Path] | Mapping[str, PipelineLike]
 # Frames of a step hold about this many pixels: small enough for the caches of a small machine.
@@ -87,7 +87,7 @@ class Frames(Dataset):
         dataset: RawDataset,
         indices: Sequence[int] | np.ndarray | None = None,
         *,
-        memory_limit: int = MEMORY_LIMIT,
+        memory_limit: int = _MEMORY_LIMIT,
         folder: str | Path | None = None,
         progress: bool = True,
     ) -> Frames:
@@ -287,7 +287,7 @@ def develop_views(
     variant: str = "corrected",
     batch_size: int = 64,
     device: str | torch.device = "cpu",
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int = _MEMORY_LIMIT,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Frames:

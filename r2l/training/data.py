@@ -24,7 +24,7 @@ from r2l.options import Options
 from r2l.rawfile import RawLayout, load_camera
 
 #: Images of a test run.
-FEW = 32
+_FEW = 32
 
 
 def open_data(options: Options, progress: bool = True) -> Frames:
@@ -43,9 +43,9 @@ def open_data(options: Options, progress: bool = True) -> Frames:
     task = _task(options, data)
     values = _numbers(options, data)[np.asarray(data.labels)] if task == "regression" else None
     indices = np.arange(len(data))
-    if options.test_run and len(data) > FEW:
+    if options.test_run and len(data) > _FEW:
         rank = pd.Series(data.groups).groupby(data.groups).cumcount().to_numpy()
-        indices = np.sort(np.lexsort((indices, rank))[:FEW])
+        indices = np.sort(np.lexsort((indices, rank))[:_FEW])
     frames = Frames.of(data, indices, progress=progress)
     if values is None:
         return frames

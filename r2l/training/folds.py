@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,8 @@ from torch import Tensor, nn
 from r2l.datasets.frames import Frames
 from r2l.datasets.splits import Fold
 from r2l.training.fit import Model, fit
-from r2l.training.models import ModelFactory, channel_statistics, model_factory
+from r2l.training.models import ModelFactory, Statistics, channel_statistics, model_factory
 from r2l.training.module import RawToLogits
-
-#: Mean and standard deviation of each channel, display units.
-Statistics = tuple[Sequence[float], Sequence[float]]
 
 
 def train_fold(

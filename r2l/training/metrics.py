@@ -52,7 +52,7 @@ def image_distance(image: Tensor, reference: Tensor, kind: str = "l2") -> Tensor
     return -10 * torch.log10(squares.clamp_min(torch.finfo(squares.dtype).tiny))
 
 
-def classification_metrics(n_classes: int) -> MetricCollection:
+def _classification_metrics(n_classes: int) -> MetricCollection:
     """Return accuracy, balanced accuracy (mean recall of the classes) and macro F1, each in [0, 1].
 
     Call it with predictions and labels (N,). Classes that occur in neither do not count.
@@ -117,7 +117,7 @@ def _measure_of(table: pd.DataFrame, n_classes: int | None):  # noqa: ANN202 - t
         )
     if n_classes is None:
         raise ValueError("scores of a classification need n_classes, the number of classes")
-    metrics = classification_metrics(n_classes)
+    metrics = _classification_metrics(n_classes)
 
     def measure(part: pd.DataFrame) -> dict[str, float]:
         metrics.reset()

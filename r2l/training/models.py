@@ -15,9 +15,11 @@ from r2l.files import choose
 from r2l.training.pretrained import load_encoder_weights, load_imagenet_weights
 
 # Mean and standard deviation of ImageNet (RGB), what torchvision's ResNets are used to.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
 
+#: Mean and standard deviation, of each channel or target.
+Statistics = tuple[Sequence[float], Sequence[float]]
 #: (n_classes, mean, std) to a task model; mean and std normalise its input, display units.
 ModelFactory = Callable[[int, Sequence[float], Sequence[float]], nn.Module]
 
@@ -100,7 +102,7 @@ def _halving_block(channels_in: int, channels_out: int) -> nn.Module:
     return BasicBlock(channels_in, channels_out, stride=2, downsample=shortcut)
 
 
-def small_resnet(num_classes: int) -> nn.Module:
+def _small_resnet(num_classes: int) -> nn.Module:
     """Return a residual network of about 70,000 weights for tiles of 32 to 96 pixels.
 
     It exists so that a dozen models can be trained in a minute on two cores. Like any ResNet it
@@ -123,15 +125,15 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "ResNet18": torchvision.models.resnet18,
     "ResNet34": torchvision.models.resnet34,
     "ResNet50": torchvision.models.resnet50,
-    "SmallResNet": small_resnet,
+    "SmallResNet": _small_resnet,
 }
 
 
 def make_classifier(
     name: str,
     n_classes: int,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] = _MEAN,
+    std: Sequence[float] = _STD,
     *,
     pretrained: bool = False,
 ) -> nn.Sequential:
@@ -156,13 +158,12 @@ def make_classifier(
             numbers, or pretrained weights of a model that has none.
         PretrainedWeightsError: the weights are not in the cache and can't be fetched.
     """
-    if name not in CLASSIFIERS:
-        raise ValueError(f"unknown classifier {name!r}; choose from {', '.join(CLASSIFIERS)}")
+    make = choose("classifier", name, CLASSIFIERS)
     if pretrained and name == "SmallResNet":
         raise ValueError(
             "SmallResNet has no pretrained weights; leave pretrained off or take a ResNet"
         )
-    network = CLASSIFIERS[name](num_classes=n_classes)
+    network = make(num_classes=n_classes)
     if pretrained:
         load_imagenet_weights(network, name)
     return _normalised(network, mean, std)
@@ -171,8 +172,8 @@ def make_classifier(
 def make_regressor(
     name: str,
     n_targets: int = 1,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] = _MEAN,
+    std: Sequence[float] = _STD,
     *,
     target_mean: float | Sequence[float] = 0.0,
     target_std: float | Sequence[float] = 1.0,
@@ -188,17 +189,14 @@ def make_regressor(
     torch.Size([2, 1])
 
     Args:
-        name: as for `make_classifier`.
+        name, mean, std, pretrained: as for `make_classifier`.
         n_targets: how many numbers an image.
-        mean: as for `make_classifier`.
-        std: as for `make_classifier`.
         target_mean: one number, or one for each target; see `target_statistics`.
         target_std: as ``target_mean``, positive.
-        pretrained: as for `make_classifier`.
 
     Raises:
-        ValueError: as `make_classifier`; or a spread that is not positive or not as many as targets.
-        PretrainedWeightsError: as `make_classifier`.
+        ValueError, PretrainedWeightsError: as `make_classifier`; or a spread that is not positive or not as
+            many as targets.
     """
     model = make_classifier(name, n_targets, mean, std, pretrained=pretrained)
     model.add_module("rescale", _Rescale(n_targets, target_mean, target_std))
@@ -215,8 +213,8 @@ SEGMENTERS = (
 def make_segmenter(
     architecture: str = "unet",
     encoder: str = "resnet34",
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] = _MEAN,
+    std: Sequence[float] = _STD,
     *,
     pretrained: bool = False,
 ) -> nn.Sequential:
@@ -231,8 +229,7 @@ def make_segmenter(
     Args:
         architecture: one of `SEGMENTERS`, such as "unet", "unetplusplus", "fpn", "deeplabv3plus".
         encoder: any encoder of segmentation-models-pytorch, such as "resnet18" or "resnet34".
-        mean: as for `make_classifier`.
-        std: as for `make_classifier`.
+        mean, std: as for `make_classifier`.
         pretrained: start from an encoder trained on ImageNet, fetched once into Hugging Face's cache.
 
     Raises:
@@ -241,14 +238,8 @@ def make_segmenter(
     """
     import segmentation_models_pytorch as smp  # takes seconds: only for those who use it
 
-    architecture = architecture.lower()
-    if architecture not in SEGMENTERS:
-        raise ValueError(
-            f"unknown architecture {architecture!r}; choose from {', '.join(SEGMENTERS)}"
-        )
-    known = smp.encoders.get_encoder_names()
-    if encoder not in known:
-        raise ValueError(f"unknown encoder {encoder!r}; choose from {', '.join(known)}")
+    architecture = choose("architecture", architecture.lower(), SEGMENTERS)
+    choose("encoder", encoder, smp.encoders.get_encoder_names())
     try:
         network = smp.create_model(architecture, encoder, encoder_weights=None, classes=1)
     except (ValueError, KeyError, NotImplementedError) as error:
@@ -280,12 +271,9 @@ def describe_model(
     """Return how a task model is made, in plain JSON types: ``maker``, and its ``arguments`` by name.
 
     Args:
-        name: of `CLASSIFIERS`; for masks architecture and encoder, such as "unet/resnet18", or one of the
-            two.
+        name: of `CLASSIFIERS`; for masks architecture and encoder ("unet/resnet18"), or one of the two.
         task: "classification", "regression" (of one number) or "segmentation".
-        n_classes: for classification.
-        mean: as for `make_classifier`.
-        std: as for `make_classifier`.
+        n_classes, mean, std: as for `make_classifier`.
         targets: for regression, the numbers of the training images (N,), if they are known.
     """
     arguments: dict[str, Any] = {"mean": list(mean), "std": list(std)}
@@ -308,8 +296,8 @@ def describe_model(
 
 def make_described(description: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
     """Return a fresh model as `describe_model` describes it."""
-    extra = {"pretrained": True} if pretrained else {}
-    return choose("maker", description["maker"], MAKERS)(**description["arguments"], **extra)
+    make = choose("maker", description["maker"], MAKERS)
+    return make(**{**description["arguments"], "pretrained": pretrained})
 
 
 def model_factory(model: str | ModelFactory, task: str = "classification") -> ModelFactory:
@@ -319,9 +307,7 @@ def model_factory(model: str | ModelFactory, task: str = "classification") -> Mo
     return lambda *known: make_described(describe_model(model, task, *known))
 
 
-def channel_statistics(
-    images: Tensor | Iterable[Tensor],
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor | Iterable[Tensor]) -> Statistics:
     """Return mean and standard deviation of each channel of images (N, 3, H, W), display units.
 
     A constant channel gets the standard deviation 1e-3, so that it can be divided by.
@@ -343,7 +329,7 @@ def channel_statistics(
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def target_statistics(targets: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def target_statistics(targets: Tensor) -> Statistics:
     """Return mean and standard deviation of each target, (N,) or (N, n); of the training images only.
 
     A constant target gets the standard deviation 1.

@@ -74,14 +74,15 @@ def predict(
         ValueError: no domains, no images, ``meta`` without ``by``, or items that don't fit the task.
     """
     domains = data if isinstance(data, Mapping) else {None: data}
-    if not domains or any(len(getattr(d, "dataset", d)) == 0 for d in domains.values()):
+    if not domains or any(len(_items(domain)) == 0 for domain in domains.values()):
         raise ValueError("nothing to predict: no domains, or a domain without images")
-    held = [_in_memory(domain) for domain in domains.values()]
+    held = [_underneath(domain) for domain in domains.values()]
+    in_memory = all(isinstance(below, Frames) for below, _ in held)
     if task is None:
-        task = held[0][0].task if held[0] else "classification"
+        task = held[0][0].task if in_memory else "classification"
     module = model if isinstance(model, RawToLogits) else RawToLogits(model, task=task)
-    device = _device_of(trainer)
-    if device is None or None in held:
+    device = _device_of(trainer) if in_memory else None
+    if device is None:
         tables = _through_loaders(module, domains, by, (batch_size, num_workers), trainer)
         return pd.concat(tables, ignore_index=True)
     tables = []
@@ -93,12 +94,16 @@ def predict(
     return pd.concat(tables, ignore_index=True)
 
 
-def _in_memory(data: Dataset | DataLoader) -> tuple[Frames, np.ndarray] | None:
-    """Return the frames that a data set is, and which of them; None if it isn't in memory."""
-    if isinstance(data, Frames):
+def _items(data: Dataset | DataLoader) -> Dataset:
+    return data.dataset if isinstance(data, DataLoader) else data
+
+
+def _underneath(data: Dataset | DataLoader) -> tuple[Dataset, np.ndarray]:
+    """Return the data set below subsets, and indices into it, so that subsets of one can be paired."""
+    if not isinstance(data, Subset):
         return data, np.arange(len(data))
-    below = _in_memory(data.dataset) if isinstance(data, Subset) else None
-    return below and (below[0], below[1][list(data.indices)])
+    below, indices = _underneath(data.dataset)
+    return below, indices[list(data.indices)]
 
 
 def _device_of(trainer: Mapping[str, Any]) -> torch.device | None:
@@ -201,12 +206,11 @@ def _through_loaders(
     outputs = outputs if len(loaders) > 1 else [outputs]
     tables = []
     for name, loader, batches in zip(domains, loaders, outputs, strict=True):
-        meta, ids = [batch["meta"] for batch in batches], _image_ids(loader.dataset)
-        answers, known = _joined(batches), {"image": ids, "group": ids}
-        known |= {k: [v for m in meta for v in _plain(m[k])] for k in known if k in meta[0]}
-        if name is None:
-            name = [v for m in meta for v in _plain(_of_item(m, by))]
-        tables.append(pd.DataFrame({**known, **answers, by: name}))
+        meta, ids = [batch["meta"] for batch in batches], _underneath(_items(loader))[1]
+        head = {"image": ids, "group": ids}
+        head |= {key: _gathered(meta, key) for key in head if key in meta[0]}
+        domain = _gathered(meta, by) if name is None else name
+        tables.append(pd.DataFrame({**head, **_joined(batches), by: domain}))
     return tables
 
 
@@ -216,16 +220,7 @@ def _ordered(data: Dataset | DataLoader, batch_size: int, num_workers: int) -> D
     if isinstance(data, DataLoader):
         batch_size = data.batch_size or batch_size
         options |= {"num_workers": data.num_workers, "collate_fn": data.collate_fn}
-        data = data.dataset
-    return DataLoader(data, batch_size, **options)
-
-
-def _image_ids(data: Dataset) -> list[int]:
-    """Indices into the data set underneath, so that subsets of one data set can be paired."""
-    if isinstance(data, Subset):
-        below = _image_ids(data.dataset)
-        return [below[i] for i in data.indices]
-    return list(range(len(data)))
+    return DataLoader(_items(data), batch_size, **options)
 
 
 def _of_item(meta: Mapping[str, Any], by: str) -> Any:
@@ -234,8 +229,9 @@ def _of_item(meta: Mapping[str, Any], by: str) -> Any:
     return meta[by]
 
 
-def _plain(values: Any) -> list[Any]:
-    return values.tolist() if isinstance(values, Tensor) else list(values)
+def _gathered(batches: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    columns = [_of_item(batch, key) for batch in batches]
+    return [v for c in columns for v in (c.tolist() if isinstance(c, Tensor) else c)]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.datasets.splits import Fold
 from r2l.isp import PIPELINES, StaticISP
-from r2l.training.folds import Statistics, fresh_model, train_fold, training_statistics
-from r2l.training.models import ModelFactory
+from r2l.training.folds import fresh_model, train_fold, training_statistics
+from r2l.training.models import ModelFactory, Statistics
 from r2l.training.module import RawToLogits
 
 
