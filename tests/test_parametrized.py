@@ -98,7 +98,7 @@ def test_gradients_of_every_parameter(camera):
 
 
 def test_gradients_strip_by_strip_equal_those_of_the_stages(monkeypatch):
-    monkeypatch.setattr(fused, "STRIP_PIXELS", 600)
+    monkeypatch.setattr(fused, "_STRIP_PIXELS", 600)
     isp, raw = shaken(DRONE), natural(DRONE)
     target = torch.rand(1, 3, 74, 90, dtype=torch.float64)
     gradients = []
@@ -130,7 +130,7 @@ def test_strips_do_not_change_the_picture(monkeypatch, strip_pixels):
     isps = [shaken(DRONE), *(StaticISP.from_code(c, DRONE) for c in ("ma,u,ga", "me,u,me"))]
     with torch.no_grad():
         want = [isp(raw) for isp in isps]
-        monkeypatch.setattr(fused, "STRIP_PIXELS", strip_pixels)
+        monkeypatch.setattr(fused, "_STRIP_PIXELS", strip_pixels)
         for isp, picture in zip(isps, want, strict=True):
             torch.testing.assert_close(isp(raw), picture, rtol=0, atol=1e-11)
 

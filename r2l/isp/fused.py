@@ -27,7 +27,7 @@ from r2l.isp.packing import is_recorded, pack, unpack
 
 #: Pixels of a strip, found by trial: small enough for caches to help, and large enough that the start of
 #: each operation on several threads, dear where waiting threads sleep, does not count.
-STRIP_PIXELS = 524_288
+_STRIP_PIXELS = 524_288
 
 
 def measure_affine(
@@ -66,9 +66,9 @@ def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _strips(batch: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a batch of frames into (images, rows) of about `STRIP_PIXELS`; rows begin at even numbers."""
-    images = max(1, STRIP_PIXELS // (height * width))
-    rows = height if images > 1 else max(2, STRIP_PIXELS // width // 2 * 2)
+    """Cut a batch of frames into (images, rows) of about `_STRIP_PIXELS`; rows begin at even numbers."""
+    images = max(1, _STRIP_PIXELS // (height * width))
+    rows = height if images > 1 else max(2, _STRIP_PIXELS // width // 2 * 2)
     for i in range(0, batch, images):
         for y in range(0, height, rows):
             yield slice(i, min(i + images, batch)), slice(y, min(y + rows, height))
@@ -146,12 +146,12 @@ class _Strips(torch.autograd.Function):
         ctx: Any,
         mosaic: Tensor,
         margin: int,
-        develop: Callable[..., Tensor],
+        develop: Callable[..., list[Tensor]],
         *parameters: Tensor,
     ) -> Tensor:
         ctx.margin, ctx.develop = margin, develop
         ctx.save_for_backward(mosaic, *parameters)
-        return _develop_one(mosaic, margin, develop, *parameters)
+        return _develop_with(mosaic, margin, develop, parameters)
 
     @staticmethod
     @once_differentiable
@@ -162,7 +162,7 @@ class _Strips(torch.autograd.Function):
         for images, rows in _strips(mosaic.shape[0], *mosaic.shape[-2:]):
             strip = _strip_with_surroundings(mosaic, images, rows, ctx.margin)
             with torch.enable_grad():
-                image = ctx.develop(strip, *leaves)
+                (image,) = ctx.develop(strip, [None], *leaves)
             parts = torch.autograd.grad(image, leaves, grad[images, :, rows])
             for total, part in zip(totals, parts, strict=True):
                 total.add_(part)
@@ -170,27 +170,23 @@ class _Strips(torch.autograd.Function):
 
 
 def develop_with_parameters(
-    mosaic: Tensor, margin: int, develop: Callable[..., Tensor], *parameters: Tensor
+    mosaic: Tensor, margin: int, develop: Callable[..., list[Tensor]], *parameters: Tensor
 ) -> Tensor:
     """Develop a batch of mosaics by parameters that may be learned; gradients are of first order.
 
     Args:
         mosaic: (B, 1, H, W).
         margin: see `develop_in_strips`.
-        develop: mosaic (b, 1, h + 2 margin, w + 2 margin) and ``parameters`` to an image (b, 3, h, w),
-            which it writes into ``out`` if that is given.
+        develop: as `Develop`, for one picture; ``parameters`` follow its arguments.
         *parameters: tensors; all that ``develop`` depends on besides the mosaic.
     """
     learned = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
     if learned and not is_recorded(mosaic) and mosaic.device.type == "cpu":
         return _Strips.apply(mosaic, margin, develop, *parameters)
-    return _develop_one(mosaic, margin, develop, *parameters)
+    return _develop_with(mosaic, margin, develop, parameters)
 
 
-def _develop_one(
-    mosaic: Tensor, margin: int, develop: Callable[..., Tensor], *parameters: Tensor
+def _develop_with(
+    mosaic: Tensor, margin: int, develop: Callable[..., list[Tensor]], parameters: Sequence[Tensor]
 ) -> Tensor:
-    def one(strip: Tensor, places: Sequence[Tensor | None]) -> list[Tensor]:
-        return [develop(strip, *parameters, out=places[0])]
-
-    return develop_in_strips(mosaic, margin, 1, one)[0]
+    return develop_in_strips(mosaic, margin, 1, lambda *strip: develop(*strip, *parameters))[0]

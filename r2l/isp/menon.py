@@ -48,11 +48,11 @@ def _activity(own: Tensor, other: Tensor, dim: int, first: bool) -> Tensor:
     return total + other + _next(other, across)
 
 
-Margins = tuple[tuple[int, int], tuple[int, int]]
+_Margins = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _menon_green(
-    r: Tensor, g1: Tensor, g2: Tensor, b: Tensor, silent: Margins | None
+    r: Tensor, g1: Tensor, g2: Tensor, b: Tensor, silent: _Margins | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return green at red and at blue, and for each the decision: 1 horizontal, 0 vertical (section II).
 
@@ -79,7 +79,7 @@ def _menon_green(
     return g_r, g_b, horizontal_r, horizontal_b
 
 
-def _inside(plane: Tensor, margins: Margins) -> tuple[Tensor, Tensor]:
+def _inside(plane: Tensor, margins: _Margins) -> tuple[Tensor, Tensor]:
     """Return for red and blue sites 1 within the frame and 0 in the margins."""
     rows, columns = margins
     height, width = 2 * plane.shape[-2], 2 * plane.shape[-1]
@@ -88,7 +88,7 @@ def _inside(plane: Tensor, margins: Margins) -> tuple[Tensor, Tensor]:
     return at_r, at_b
 
 
-def _mirrored(at_r: Tensor, at_b: Tensor, margins: Margins) -> tuple[Tensor, Tensor]:
+def _mirrored(at_r: Tensor, at_b: Tensor, margins: _Margins) -> tuple[Tensor, Tensor]:
     """Replace decisions in the margins by the mirror image of those within the frame."""
     (top, bottom), (left, right) = margins
     full = unpack_planes([at_r, at_r, at_b, at_b])
@@ -97,8 +97,8 @@ def _mirrored(at_r: Tensor, at_b: Tensor, margins: Margins) -> tuple[Tensor, Ten
     return at_r, at_b
 
 
-def menon_planes(
-    r: Tensor, g1: Tensor, g2: Tensor, b: Tensor, silent: Margins | None = None
+def _menon_planes(
+    r: Tensor, g1: Tensor, g2: Tensor, b: Tensor, silent: _Margins | None = None
 ) -> list[Tensor]:
     """Demosaic the four planes (B, h, w) of an RGGB mosaic (Menon et al. 2007, with refinement).
 
@@ -145,7 +145,7 @@ def menon_planes(
     return red + green + blue
 
 
-def to_rggb(cfa: CFA) -> tuple[int, int]:
+def _to_rggb(cfa: CFA) -> tuple[int, int]:
     """Return how many rows and columns to put before a mosaic so that it begins with an RGGB tile."""
     return next((y, x) for y in (0, 1) for x in (0, 1) if CFA.RGGB.shifted(y, x) is cfa)
 
@@ -164,10 +164,10 @@ def menon_inside(
         silent: whether the surroundings count in no decision: the published borders.
         matrix: C rows of three weights, to mix the colours by: (B, C, H - 16, W - 16).
     """
-    dy, dx = to_rggb(cfa)
+    dy, dx = _to_rggb(cfa)
     rows, columns = (MENON_RADIUS + dy,) * 2, (MENON_RADIUS + dx,) * 2
     planes = pack_planes(pad(raw, (dy, dy), (dx, dx), "mirror"))
-    colours = menon_planes(*planes, silent=(rows, columns) if silent else None)
+    colours = _menon_planes(*planes, silent=(rows, columns) if silent else None)
     if matrix is not None:
         colours = _mix(colours, matrix)
     return crop(unpack_planes(colours), rows[0], columns[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -77,10 +77,8 @@ class ParametrizedISP(Pipeline):
         for name, value in initial.items():
             self.register_parameter(name, nn.Parameter(torch.tensor(value)))
         self.additive_shape = None if additive_shape is None else tuple(additive_shape)
-        additive = (
-            None if additive_shape is None else nn.Parameter(torch.zeros(self.additive_shape))
-        )
-        self.register_parameter("additive", additive)
+        layer = None if additive_shape is None else torch.zeros(self.additive_shape)
+        self.register_parameter("additive", None if layer is None else nn.Parameter(layer))
 
     def extra_repr(self) -> str:
         """Say whose camera it started from."""
@@ -89,7 +87,7 @@ class ParametrizedISP(Pipeline):
     def listed(self) -> list[Stage]:
         """Return the stages in order; each reads its numbers from the parameters."""
         white_level = self.camera.white_level
-        steps = [
+        steps: list[Stage] = [
             Affine("black_level", stage.subtract_black_level, self.black_level, white_level),
             Affine("demosaic", bilinear, self.camera.cfa, reach=1),
             Affine("white_balance", stage.balance_white, self.white_balance),
@@ -99,11 +97,9 @@ class ParametrizedISP(Pipeline):
             Pointwise("clip", stage.clip),
             Pointwise("gamma", stage.gamma_correct, self.gamma),
         ]
-        return (
-            steps
-            if self.additive is None
-            else [*steps, Stage("additive", torch.add, self.additive)]
-        )
+        if self.additive is not None:
+            steps.append(Stage("additive", torch.add, self.additive))
+        return steps
 
     def stages(self, raw: Tensor) -> dict[str, Tensor]:
         """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
@@ -214,10 +210,10 @@ def _correlate_luma(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _develop(
-    mosaic: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, out: Tensor | None = None
-) -> Tensor:
-    # The convolution takes off whole tiles, here exactly the radius.
-    return stage.gamma_correct(apply_affine(mosaic, weight, bias), gamma, out)
+    mosaic: Tensor, places: Sequence[Tensor | None], weight: Tensor, bias: Tensor, gamma: Tensor
+) -> list[Tensor]:
+    # The convolution takes off whole tiles, here exactly the reach.
+    return [stage.gamma_correct(apply_affine(mosaic, weight, bias), gamma, places[0])]
 
 
 def _split_margin(image: Tensor, margin: int) -> tuple[Tensor, Tensor]:

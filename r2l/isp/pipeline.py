@@ -94,7 +94,7 @@ class Pointwise(Stage):
     """A stage after all filters that looks at one value at a time."""
 
 
-def whole_tiles(reach: int) -> int:
+def _whole_tiles(reach: int) -> int:
     """Round a reach in pixels up to whole tiles: what a convolution over packed planes takes off."""
     return (reach + 1) // 2 * 2
 
@@ -134,7 +134,7 @@ class _Plan(NamedTuple):
     @property
     def front_margin(self) -> int:
         """How many pixels that takes off each side."""
-        return whole_tiles(sum(step.reach for step in self.before + self.directional))
+        return _whole_tiles(sum(step.reach for step in self.before + self.directional))
 
     @property
     def margin(self) -> int:
@@ -253,7 +253,7 @@ def develop_together(raw: Tensor, pipelines: Sequence[Pipeline]) -> list[Tensor]
     """
     plans = [pipeline._plan for pipeline in pipelines]
     numbers = _numbered(plans)
-    margin = whole_tiles(max((plan.margin for plan in plans), default=0))
+    margin = _whole_tiles(max((plan.margin for plan in plans), default=0))
 
     def develop(strip: Tensor, places: Sequence[Tensor | None]) -> list[Tensor]:
         done: dict[int, Tensor] = {}

@@ -24,17 +24,17 @@ _FAILURES = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError),
     SafetensorError,
 )
-Kind = TypeVar("Kind", bound=type[nn.Module])
+_Kind = TypeVar("_Kind", bound=type[nn.Module])
 
 
 class SavedModuleError(R2LError, ValueError):
     """A folder that does not hold a whole saved module."""
 
 
-def saved_with(*options: str) -> Callable[[Kind], Kind]:
+def saved_with(*options: str) -> Callable[[_Kind], _Kind]:
     """Let `save_isp` and `load_isp` know a class, made of a camera and of these attributes of its own."""
 
-    def register(kind: Kind) -> Kind:
+    def register(kind: _Kind) -> _Kind:
         _KINDS[kind.__name__] = kind, options
         return kind
 

@@ -29,9 +29,9 @@ from r2l.isp.saving import DESCRIPTION, load_isp, saved_with
 Variant = Literal["corrected", "paper"]
 
 #: A stage of each variant, by the name of the choice.
-Choices = dict[str, dict[Variant, Stage]]
+_Choices = dict[str, dict[Variant, Stage]]
 
-SHARPENING: Choices = {
+_SHARPENING: _Choices = {
     "sharpening_filter": {
         "corrected": Luma("sharpening", stage.sharpen, reach=1),
         "paper": Stage("sharpening", stage.sharpening_filter, border="zero"),
@@ -41,7 +41,7 @@ SHARPENING: Choices = {
         "paper": Stage("sharpening", stage.unsharp_masking, border="half", vertical_only=True),
     },
 }
-DENOISING: Choices = {
+_DENOISING: _Choices = {
     "median_denoising": {
         "corrected": Luma("denoising", median3x3, reach=1),
         "paper": Stage("denoising", stage.median_denoising, border="half"),
@@ -124,8 +124,8 @@ class StaticISP(Pipeline):
     >>> import torch
     >>> from r2l.camera import DRONE
     >>> isp = StaticISP.from_code("ma,s,ga", DRONE)
-    >>> isp(torch.full((1, 1, 8, 8), 0.25)).shape
-    torch.Size([1, 3, 8, 8])
+    >>> list(isp.stages(torch.rand(1, 1, 8, 8)))[2:5]
+    ['demosaic', 'white_balance', 'colour_matrix']
 
     Args:
         camera: layout and calibration.
@@ -153,8 +153,8 @@ class StaticISP(Pipeline):
     ) -> None:
         super().__init__()
         choose("demosaic", demosaic, DEMOSAIC)
-        choose("sharpening", sharpening, SHARPENING)
-        choose("denoising", denoising, DENOISING)
+        choose("sharpening", sharpening, _SHARPENING)
+        choose("denoising", denoising, _DENOISING)
         choose("variant", variant, ["corrected", "paper"])
         self.camera = camera
         self.demosaic, self.sharpening, self.denoising = demosaic, sharpening, denoising
@@ -183,8 +183,8 @@ class StaticISP(Pipeline):
             demosaicing(self.demosaic, camera.cfa, "half" if paper else "mirror"),
             Affine("white_balance", stage.balance_white, camera.white_balance),
             Affine("colour_matrix", stage.apply_colour_matrix, camera.colour_matrix),
-            SHARPENING[self.sharpening][self.variant],
-            DENOISING[self.denoising][self.variant],
+            _SHARPENING[self.sharpening][self.variant],
+            _DENOISING[self.denoising][self.variant],
             Pointwise("clip", stage.clip),
             Pointwise("gamma", stage.gamma_correct, self.gamma),
         ]
@@ -212,7 +212,7 @@ def open_pipeline(spec: PipelineLike, camera: Camera, variant: Variant = "correc
     """Return what ``spec`` names as a module from raw (B, 1, H, W) to display (B, 3, H, W).
 
     >>> import torch
-    >>> from r2l import DRONE
+    >>> from r2l.camera import DRONE
     >>> open_pipeline("ma,s,ga", DRONE)
     StaticISP(malvar2004, sharpening_filter, gaussian_denoising, corrected, Hasselblad L1D-20c (Raw-Drone))
     >>> grey = open_pipeline(lambda raw: raw.expand(-1, 3, -1, -1), DRONE)
@@ -271,7 +271,7 @@ def develop_all(
     demosaicing and sharpening, is done once.
 
     >>> import torch
-    >>> from r2l import DRONE
+    >>> from r2l.camera import DRONE
     >>> views = develop_all(torch.rand(2, 1, 8, 8), DRONE, ["bi,s,ga", "bi,s,me"])
     >>> {code: tuple(view.shape) for code, view in views.items()}
     {'bi,s,ga': (2, 3, 8, 8), 'bi,s,me': (2, 3, 8, 8)}
