@@ -507,6 +507,9 @@ def test_adversarial_search_changes_what_it_may_and_nothing_else(small, paramete
     )
     assert any("--freeze_classifier True" in line for line in lines)
     assert list(outcome.scores["processing"]) == ["original", "adversarial"]
+    records = Records(small().tracking_uri)
+    (record,) = records.children(outcome.run_id).values()
+    assert "differences/epoch_000.png" in records.files(record)
     processor = load_isp(outcome.folder / "fold_0" / "processor")
     fresh = ParametrizedISP(MICROSCOPE, processor.additive_shape)
     changed = {

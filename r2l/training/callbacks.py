@@ -56,6 +56,7 @@ class StageTracker(Callback):
         stages/demosaic/epoch_003.png      what leaves [0, 1] is drawn as 0 or 1
         gradients/demosaic/epoch_003.png   grey is 0, white and black are plus and minus the PNG's ``scale``
         tensors/epoch_003.npz              stages/demosaic, gradients/demosaic, ...: (n, C, H, W) float32
+        differences/epoch_003.png          image minus original image of an adversarial search, drawn likewise
         predictions/epoch_003.csv          one row an image
 
     Training does not notice: everything runs in eval mode, in which batch normalisation keeps its
@@ -71,6 +72,7 @@ class StageTracker(Callback):
         gradients: whether to write the gradients.
         tensors: whether to write both (as far as asked for) as tensors too.
         predictions: whether to write the model's answers.
+        differences: whether to write what an adversarial search has changed.
         processor: looked into instead of the module's own, where that trains on developed images: raw to
             what the module takes.
 
@@ -89,13 +91,14 @@ class StageTracker(Callback):
         gradients: bool = False,
         tensors: bool = False,
         predictions: bool = False,
+        differences: bool = False,
         processor: nn.Module | None = None,
     ) -> None:
         if n_images < 1 or len(data) == 0:
             raise ValueError(f"nothing to track: {n_images} images of {len(data)}")
         self.run, self.every_epoch, self.processor = run, every_epoch, processor
         self.images, self.gradients = images, gradients
-        self.tensors, self.predictions = tensors, predictions
+        self.tensors, self.predictions, self.differences = tensors, predictions, differences
         with seeded(0):  # for transforms that draw
             items = [data[i] for i in range(min(n_images, len(data)))]
         self.batch = default_collate([{k: v for k, v in i.items() if k != "meta"} for i in items])
@@ -119,18 +122,25 @@ class StageTracker(Callback):
         if not self.images:
             looked.pop("stages")
         name = f"epoch_{epoch:03d}"
-        if self.images or self.gradients:
+        if self.tensors:
+            flat = {f"{k}/{s}": v for k, stages in looked.items() for s, v in stages.items()}
+            self.run.tensors(flat, f"tensors/{name}.npz")
+        if self.differences:
+            looked["differences"] = {"": self._difference(module)}
+        if looked:
             with self.run.files() as folder:
                 for kind, stages in looked.items():
                     for stage, values in stages.items():
                         path = folder / kind / stage / f"{name}.png"
                         path.parent.mkdir(parents=True)
-                        _save_strip(values, path, signed=kind == "gradients")
-        if self.tensors:
-            flat = {f"{k}/{s}": v for k, stages in looked.items() for s, v in stages.items()}
-            self.run.tensors(flat, f"tensors/{name}.npz")
+                        _save_strip(values, path, signed=kind != "stages")
         if answers is not None:
             self.run.predictions(answers, f"predictions/{name}.csv")
+
+    @torch.no_grad()
+    def _difference(self, module: RawToLogits) -> Tensor:
+        raw = self.batch["raw"].to(module.device)
+        return (module.processor(raw) - module.reference(raw)).cpu()
 
     @torch.no_grad()
     def _answers(self, module: RawToLogits, batch: dict[str, Any]) -> pd.DataFrame:
@@ -139,39 +149,6 @@ class StageTracker(Callback):
         answers = module.predict_step(batch)
         table = {name: answers[name].cpu().numpy() for name in answers if name != "meta"}
         return pd.DataFrame(table).rename_axis("image").reset_index()
-
-
-class DifferenceTracker(Callback):
-    """Writes image minus original image, ``differences/epoch_003.png``, to a run.
-
-    Grey is no difference; white and black are plus and minus what the PNG's text ``scale`` says.
-
-    Args:
-        run: where to.
-        data: the images are the first ``n_images`` of it, items with ``raw`` (1, H, W).
-        n_images: how many.
-        every_epoch: after each epoch, or after the last only.
-    """
-
-    def __init__(self, run: Run, data: Dataset, n_images: int, every_epoch: bool) -> None:
-        self.run, self.every_epoch = run, every_epoch
-        self.raw = torch.stack([data[i]["raw"] for i in range(min(n_images, len(data)))])
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write this epoch, if it is asked for."""
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.is_global_zero and (self.every_epoch or last):
-            self.write(pl_module, trainer.current_epoch)
-
-    @torch.no_grad()
-    def write(self, module: RawToLogits, epoch: int) -> None:
-        """Write the differences that ``module`` makes now; its ISPs have no modes and draw nothing."""
-        raw = self.raw.to(module.device)
-        difference = (module.processor(raw) - module.reference(raw)).cpu()
-        with self.run.files() as folder:
-            path = folder / "differences" / f"epoch_{epoch:03d}.png"
-            path.parent.mkdir()
-            _save_strip(difference, path, signed=True)
 
 
 def _save_strip(images: Tensor, path: Path, signed: bool = False) -> None:

@@ -20,7 +20,7 @@ from r2l.isp import StaticISP, save_isp
 from r2l.isp.static import pipeline_code
 from r2l.options import Options
 from r2l.training.adversarial import Adversary
-from r2l.training.callbacks import DifferenceTracker, MetricTracker, StageTracker
+from r2l.training.callbacks import MetricTracker, StageTracker
 from r2l.training.components import UNKNOWN, Components, build_model
 from r2l.training.fit import Model
 from r2l.training.folds import image_batches, train_fold
@@ -167,25 +167,23 @@ class FoldTrainer:
 
     def _callbacks(self, fold: Fold, record: Run) -> list[Callback]:
         options = self.options
-        callbacks: list[Callback] = [MetricTracker(record)]
-        # What is looked into are raw frames, also where training sees images that are ready.
-        looked = self.data.subset(fold.test)
-        each = {"n_images": options.track_n_images, "every_epoch": options.track_every_epoch}
-        if options.track_processing or options.track_predictions:
-            tracker = StageTracker(
-                record,
-                looked,
-                images=options.track_processing,
-                gradients=options.track_processing_gradients,
-                tensors=options.track_save_tensors,
-                predictions=options.track_predictions,
-                processor=self.components.processor if self.fixed else None,
-                **each,
-            )
-            callbacks.append(tracker)
-        if options.adv_training and options.adv_track_differences:
-            callbacks.append(DifferenceTracker(record, looked, **each))
-        return callbacks
+        metrics = MetricTracker(record)
+        if not (options.track_processing or options.track_predictions):
+            return [metrics]
+        tracker = StageTracker(
+            record,
+            # Raw frames, also where training sees images that are ready.
+            self.data.subset(fold.test),
+            n_images=options.track_n_images,
+            every_epoch=options.track_every_epoch,
+            images=options.track_processing,
+            gradients=options.track_processing_gradients,
+            tensors=options.track_save_tensors,
+            predictions=options.track_predictions,
+            differences=options.adv_training and options.adv_track_differences,
+            processor=self.components.processor if self.fixed else None,
+        )
+        return [metrics, tracker]
 
     def _answers(self, module: RawToLogits, data: Frames, fold: Fold) -> pd.DataFrame:
         part = {self.components.mode: data.subset(fold.test)}
