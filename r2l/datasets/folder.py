@@ -288,14 +288,12 @@ def _in_levels(frame: RawFrame, camera: Camera) -> np.ndarray:
     Unchanged if they are the frame's own already; values beyond [0, 1] are clipped.
     """
     has, mosaic = frame.camera, frame.mosaic
-    window = _in_line((2, 2), has.cfa, camera.cfa)
-    rows, columns = window[0].start, window[1].start
+    shift = [side.start for side in _in_line((2, 2), has.cfa, camera.cfa)]
+    # Of the positions that these become once the mosaic is in line.
+    targets = np.roll(np.reshape(camera.black_level, (2, 2)), shift, (0, 1)).ravel().tolist()
     result = np.empty_like(mosaic)
-    for position in range(4):
-        y, x = divmod(position, 2)
-        # The position that this one becomes once the mosaic is in line.
-        target = camera.black_level[2 * ((y - rows) % 2) + (x - columns) % 2]
-        black, site = has.black_level[position], (slice(y, None, 2), slice(x, None, 2))
+    for position, (black, target) in enumerate(zip(has.black_level, targets, strict=True)):
+        site = slice(position // 2, None, 2), slice(position % 2, None, 2)
         if (black, has.white_level) == (target, camera.white_level):
             result[site] = mosaic[site]
             continue

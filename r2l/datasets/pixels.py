@@ -1,6 +1,7 @@
 """Files of pixels to arrays of one form (16-bit steps, and masks), kept decoded in a cache on disk.
 
-The arrays are memory-mapped, so that every epoch but the first is a copy of memory.
+The arrays are memory-mapped, so that every epoch but the first is a copy of memory. Files that are damaged,
+of another kind or size raise a `DatasetError` that names them, with the remedy that the caller gives.
 """
 
 from __future__ import annotations
@@ -35,11 +36,7 @@ def image_tensor(steps: np.ndarray) -> torch.Tensor:
 
 
 def read_steps(path: Path, remedy: str, camera: Camera | None = None) -> np.ndarray:
-    """Read a mosaic as uint16 (H, W), *raw* domain, fractions of 65535.
-
-    Raises:
-        DatasetError: damaged, or no mosaic.
-    """
+    """Read a mosaic as uint16 (H, W), *raw* domain, fractions of 65535."""
     try:
         mosaic = read_raw(path, camera).mosaic
     except RawFileError as error:
@@ -48,11 +45,7 @@ def read_steps(path: Path, remedy: str, camera: Camera | None = None) -> np.ndar
 
 
 def read_mask_values(path: Path, remedy: str) -> np.ndarray:
-    """Read a mask as the values in its PNG, (H, W) or (H, W, channels).
-
-    Raises:
-        DatasetError: damaged, or no PNG.
-    """
+    """Read a mask as the values in its PNG, (H, W) or (H, W, channels)."""
     try:
         with open_png(path) as image:
             return np.asarray(image)
@@ -62,11 +55,7 @@ def read_mask_values(path: Path, remedy: str) -> np.ndarray:
 
 
 def read_mask(path: Path, remedy: str) -> np.ndarray:
-    """Read a mask as uint8 (H, W): 1 where any colour of the picture is above 0.
-
-    Raises:
-        DatasetError: damaged, or no picture.
-    """
+    """Read a mask as uint8 (H, W): 1 where any colour of the picture is above 0."""
     values = read_mask_values(path, remedy)
     if values.ndim == 3:
         # Opacity says nothing: a mask saved as RGBA is opaque all over.
@@ -76,11 +65,7 @@ def read_mask(path: Path, remedy: str) -> np.ndarray:
 
 
 def read_view(path: Path, remedy: str) -> np.ndarray:
-    """Read a developed image as uint16 (3, H, W), *display* domain, fractions of 65535.
-
-    Raises:
-        DatasetError: damaged, or not of three colours.
-    """
+    """Read a developed image as uint16 (3, H, W), *display* domain, fractions of 65535."""
     suffix = path.suffix.lower()
     try:
         if suffix == ".png":
@@ -104,11 +89,7 @@ def read_view(path: Path, remedy: str) -> np.ndarray:
 def decode_all(
     paths: Sequence[Path], read: Callable[[Path, str], np.ndarray], remedy: str
 ) -> Iterator[np.ndarray]:
-    """Read files one by one and see that each has the size of the first.
-
-    Raises:
-        DatasetError: damaged, or of another size.
-    """
+    """Read files one by one and see that each has the size of the first."""
     shape: tuple[int, ...] | None = None
     for path in paths:
         values = read(path, remedy)

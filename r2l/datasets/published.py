@@ -100,11 +100,7 @@ class PublishedDataset(RawDataset):
         """Set ``files``; return name, label and group of each image of the set."""
 
     def _images(self, raw: Path, *views: Path) -> list[Path]:
-        """Return the files of the raw frames, or of the view asked for, which is below ``views``.
-
-        Raises:
-            DatasetNotFoundError: there are none.
-        """
+        """Return the files of the raw frames, or of the view asked for, which is below ``views``."""
         folder = raw
         if self.view is not None:
             code = self.view.replace(" ", "")
@@ -120,11 +116,7 @@ class PublishedDataset(RawDataset):
     def _matched(
         self, images: Mapping[str, Path], others: Mapping[str, Any], source: Path, strict: bool
     ) -> list[str]:
-        """Return the stems that have both an image and its other half, of the file or folder ``source``.
-
-        Raises:
-            DatasetError: one stands without the other, and ``strict``.
-        """
+        """Return the stems that have both an image and its other half, of the file or folder ``source``."""
         subset = Manifest.read(self.root).subsets.get(f"{self.kind}/{self._scale}")
         wanted = others if subset is None else {stem for stem in subset if stem in others}
         if strict:

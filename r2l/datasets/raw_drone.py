@@ -137,11 +137,7 @@ class RawDrone(PublishedDataset):
         return names, grid.ravel(), spots[0]
 
     def _read_shares(self) -> Iterator[np.ndarray]:
-        """Yield the share of each tile of a photo that is car, (rows, columns).
-
-        Raises:
-            DatasetError: a mask is damaged, smaller than a tile, or of another size than the first.
-        """
+        """Yield the share of each tile of a photo that is car, (rows, columns)."""
         masks = decode_all(self._masks, read_mask, self.remedy)
         for path, mask in zip(self._masks, masks, strict=True):
             height, width = mask.shape

@@ -16,13 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from r2l.datasets.fetch.manifest import Manifest
-from r2l.datasets.fetch.transfer import (
-    CHUNK,
-    DownloadError,
-    check_room,
-    progress_bar,
-    whole_file,
-)
+from r2l.datasets.fetch.transfer import CHUNK, DownloadError, check_room, progress_bar, whole_file
 from r2l.datasets.info import LABEL_FILE
 from r2l.datasets.layout import pipeline_code
 
@@ -184,12 +178,7 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) ->
 
 
 def _install(source: Callable[[], IO[bytes]], size: int, crc: int, target: Path) -> None:
-    """Write a file, whole or not at all; leave it if it is there already.
-
-    Raises:
-        ArchiveError: something else is there under its name, or it is not of this size.
-        DownloadError: no room on the disk.
-    """
+    """Write a file, whole or not at all; leave it if it is there already."""
     if target.exists():
         if (target.stat().st_size, crc32(target)) == (size, crc):
             return

@@ -1,4 +1,8 @@
-"""The record at Zenodo, and files over HTTP that go on where they broke off, from servers asked politely."""
+"""The record at Zenodo, and files over HTTP that go on where they broke off, from servers asked politely.
+
+What fails (a network, a server, a disk without room, other content than a record says) raises a
+`DownloadError`, and what came is kept.
+"""
 
 from __future__ import annotations
 
@@ -90,9 +94,6 @@ def whole_file(target: Path) -> Iterator[Path]:
     """Yield a path to write to; it becomes ``target`` if the block ends well, and goes if it doesn't.
 
     Its name is fixed, so that the next run replaces what a killed one left.
-
-    Raises:
-        DownloadError: no room on the disk.
     """
     partial = target.with_name(f".{target.name}.r2l-part")
     try:
@@ -150,11 +151,7 @@ class RemoteFile(NamedTuple):
 
 
 def record_files(session: requests.Session) -> list[RemoteFile]:
-    """Ask Zenodo's API, or the one at the variable R2L_ZENODO_API, which files the record has.
-
-    Raises:
-        DownloadError: no answer, or not the expected one.
-    """
+    """Ask Zenodo's API, or the one at the variable R2L_ZENODO_API, which files the record has."""
     base = os.environ.get("R2L_ZENODO_API") or "https://zenodo.org/api"
     url = f"{base.rstrip('/')}/records/{RECORD}"
     with explained(url):
