@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.isp import StaticISP, demosaic, filters, functional
+from r2l.sensor import mosaic
 from tests import reference
 
 LAYOUTS = pytest.mark.parametrize("cfa", CFA, ids=lambda c: c.name)
@@ -56,14 +57,14 @@ def test_bilinear_equals_kornia_inside():
 def test_demosaic_gives_back_its_samples(cfa, method):
     raw = noise(2, 1, 12, 14)
     image = demosaic.DEMOSAIC[method](raw, cfa)
-    torch.testing.assert_close(functional.mosaic(image, cfa), raw)
+    torch.testing.assert_close(mosaic(image, cfa), raw)
 
 
 @METHODS
 @LAYOUTS
 def test_a_flat_colour_survives(cfa, method):
     flat = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64).reshape(1, 3, 1, 1).expand(1, 3, 6, 8)
-    image = demosaic.DEMOSAIC[method](functional.mosaic(flat, cfa), cfa)
+    image = demosaic.DEMOSAIC[method](mosaic(flat, cfa), cfa)
     torch.testing.assert_close(image, flat.contiguous())
 
 
@@ -237,7 +238,7 @@ def test_nothing_changes_its_input():
         functional.fft_denoising,
         functional.clip,
         functional.gamma_correct,
-        lambda x: functional.mosaic(x, CFA.RGGB),
+        lambda x: mosaic(x, CFA.RGGB),
     ):
         function(image)
     torch.testing.assert_close(raw, before[0], rtol=0, atol=0)

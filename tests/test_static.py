@@ -18,6 +18,7 @@ from r2l.isp import (
 )
 from r2l.isp.pipeline import Affine, Pipeline, Pointwise
 from r2l.isp.static import parse_code, pipeline_code
+from r2l.sensor import mosaic
 from tests.reference import published
 
 CAMERAS = pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
@@ -88,7 +89,7 @@ def test_paper_in_every_layout(cfa):
 def test_corrected_keeps_a_flat_colour_flat_to_the_border(cfa, code):
     camera = dataclasses.replace(DRONE, cfa=cfa, white_level=0.9)
     colour = torch.tensor([0.11, 0.34, 0.21], dtype=torch.float64)
-    flat = functional.mosaic(colour.reshape(1, 3, 1, 1).expand(1, 3, 14, 18), cfa)
+    flat = mosaic(colour.reshape(1, 3, 1, 1).expand(1, 3, 14, 18), cfa)
     black = functional.per_site(camera.black_level, flat)
     raw = black + flat * (0.9 - black)
     image = StaticISP.from_code(code, camera)(raw)

@@ -16,7 +16,8 @@ from PIL import Image
 from r2l.camera import CFA, DRONE
 from r2l.datasets import SyntheticMicroscopy
 from r2l.drift import published_matrix, summarise
-from r2l.isp import StageGradient, StaticISP, mosaic, stage_gradients
+from r2l.isp import StageGradient, StaticISP, stage_gradients
+from r2l.sensor import mosaic
 from r2l.viz import (
     plot_gradients,
     plot_levels,

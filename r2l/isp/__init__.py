@@ -1,7 +1,6 @@
 """Image signal processors: from the mosaic that a sensor records to an image, differentiably."""
 
 from r2l.isp.demosaic import half_size
-from r2l.isp.functional import mosaic
 from r2l.isp.neural import HalfSizeRGB, NeuralISP
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import StageGradient, stage_gradients

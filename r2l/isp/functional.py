@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from r2l.camera import CFA, Camera
+from r2l.camera import Camera
 from r2l.isp.filters import Border, blur, correlate, crop, median3x3
 
 #: Below one step of a 16-bit container the slope of the gamma curve is held, since it ends infinite.
@@ -300,18 +300,3 @@ def gamma_correct(image: Tensor, gamma: float | Tensor = 2.2, out: Tensor | None
     """
     gamma = torch.as_tensor(gamma, dtype=image.dtype, device=image.device).reshape(())
     return _Gamma.apply(image, gamma) if out is None else _power(image, 1.0 / gamma, out)
-
-
-def mosaic(image: Tensor, cfa: CFA) -> Tensor:
-    """Sample an image (B, 3, H, W) through a colour filter array: (B, 1, H, W), any domain.
-
-    Raises:
-        ValueError: wrong shape or dtype, odd height or width.
-    """
-    check_image(image)
-    out = image[:, :1].clone()
-    for position, colour in enumerate(cfa.value):
-        rows, columns = slice(position // 2, None, 2), slice(position % 2, None, 2)
-        out[:, 0, rows, columns] = image[:, colour, rows, columns]
-    check_mosaic(out)
-    return out
