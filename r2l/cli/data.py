@@ -50,20 +50,18 @@ def info(
     name: Annotated[_Name | None, typer.Argument(show_default=False)] = None, root: _Root = None
 ) -> None:
     """Tell what the data sets are, their licence and source, and what of them is there."""
-    from r2l.datasets.layout import data_root
     from r2l.datasets.verify import describe
 
     for kind in (name,) if name else ("microscopy", "drone"):
-        print(*describe(kind, data_root(root)), sep="\n")
+        print(*describe(kind, root), sep="\n")
 
 
 @data.command()
 def verify(name: Annotated[_Name, typer.Argument(show_default=False)], root: _Root = None) -> None:
     """Check that a data set is whole: checksums, counts, and that each image decodes."""
-    from r2l.datasets.layout import data_root
     from r2l.datasets.verify import verify as verify_data
 
-    fine, wrong = verify_data(name, data_root(root))
+    fine, wrong = verify_data(name, root)
     print(*(f"ok     {line}" for line in fine), *(f"wrong  {line}" for line in wrong), sep="\n")
     if wrong:
         raise typer.Exit(EXIT_ERROR)

@@ -21,9 +21,9 @@ from r2l.datasets.raw_microscopy import RawMicroscopy
 _RAW = {"microscopy": ("images",), "drone": ("images_tiles_256", "images_full")}
 
 
-def describe(kind: str, root: Path) -> list[str]:
+def describe(kind: str, root: str | Path | None = None) -> list[str]:
     """Return what a data set is, where it comes from, its licence, and what of it is below ``root``."""
-    info = INFO[kind]
+    info, root = INFO[kind], layout.data_root(root)
     counts = info.class_counts or [""] * len(info.classes)
     classes = (f"{name} {count}".strip() for name, count in zip(info.classes, counts, strict=True))
     return [
@@ -58,7 +58,9 @@ def _inventory(kind: str, root: Path) -> Iterator[str]:
         yield f"views {' '.join(sorted(views))}"
 
 
-def verify(kind: str, root: Path, progress: bool = True) -> tuple[list[str], list[str]]:
+def verify(
+    kind: str, root: str | Path | None = None, progress: bool = True
+) -> tuple[list[str], list[str]]:
     """Check a data set: each file against the record of its fetching, each image by decoding it.
 
     Returns:
@@ -67,6 +69,7 @@ def verify(kind: str, root: Path, progress: bool = True) -> tuple[list[str], lis
     Raises:
         DatasetNotFoundError: there is nothing of it.
     """
+    root = layout.data_root(root)
     manifest = Manifest.read(root)
     folders = _raw_folders(kind, root)
     if not folders:
