@@ -62,18 +62,7 @@ def factorial_effects(
 
 
 def _effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the effects as weights of the cells' scores: what `factorial_effects` takes the intervals of.
-
-    Args:
-        cells: ``train`` and ``test`` of each of K cells.
-        order: most factors that interact, 1 to 3.
-
-    Returns:
-        ``side``, ``term`` and ``level`` of each of M effects, and the weights (M, K).
-
-    Raises:
-        ValueError: as `factorial_effects`.
-    """
+    """Return ``side``, ``term`` and ``level`` of each of M effects, and its weights of K scores, (M, K)."""
     if order not in (1, 2, 3):
         raise ValueError(f"order is {order}, expected 1, 2 or 3")
     own = diagonal_of(pd.MultiIndex.from_frame(cells[["train", "test"]]))

@@ -124,16 +124,7 @@ def group_totals(values: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.n
 def bootstrap_means(
     values: ArrayLike, groups: ArrayLike, bootstrap: Bootstrap = Bootstrap()
 ) -> Interval:
-    """Return the mean of each column with an interval from a bootstrap over groups (`Draws.interval`).
-
-    Args:
-        values: one row an image, one column a quantity, (N, K).
-        groups: group of each row, (N,).
-        bootstrap: coverage of the intervals, number of samples, seed.
-
-    Raises:
-        ValueError: as `bootstrap_ratios`.
-    """
+    """Return the mean of each column of values (N, K), with its interval; else as `bootstrap_ratios`."""
     ones = np.ones((len(np.asarray(values)), 1))
     return bootstrap_ratios(values, ones, groups, bootstrap).interval()
 
