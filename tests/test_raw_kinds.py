@@ -391,6 +391,20 @@ def test_bytes_that_contradict_the_tags(tmp_path):
         read_raw(path)
 
 
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (50713, "H", 1, 2, True),
+        (50713, "H", 2, (0, 2), True),
+        (33421, "H", 1, 2, True),
+        (50778, "H", 3, (17, 18, 19), True),
+    ],
+)
+def test_tags_of_a_wrong_length_are_refused(tmp_path, tag):
+    with pytest.raises(RawFileError):
+        read_raw(write(tmp_path / "a.dng", tags=[tag]))
+
+
 def test_a_frame_that_ends_in_zeros_is_truncated(tmp_path):
     values = steps()
     values[20:] = 0

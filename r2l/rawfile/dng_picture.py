@@ -60,7 +60,13 @@ class RawPicture:
 
     def number(self, code: int, default: int) -> int:
         """Return a tag's first value, or ``default``."""
-        return int(self.numbers(code, default)[0])
+        return int(self._some(code, default, 1)[0])
+
+    def _some(self, code: int, default: Any, least: int) -> np.ndarray:
+        values = self.numbers(code, default)
+        if len(values) < least or not np.isfinite(values).all():
+            raise self.unusable(f"a tag {code} of {len(values)} values", FETCH_AGAIN)
+        return values
 
     @property
     def bits(self) -> int:
@@ -86,8 +92,7 @@ class RawPicture:
     @property
     def white(self) -> float:
         """The white level, in steps."""
-        whites = self.numbers(50717, 1.0 if self.is_float else 2**self.bits - 1)
-        return float(whites[0])
+        return float(self._some(50717, 1.0 if self.is_float else 2**self.bits - 1, 1)[0])
 
     @property
     def linearization(self) -> np.ndarray | None:
@@ -110,7 +115,7 @@ class RawPicture:
                 "the sensor saw at each pixel is gone",
                 "Give a raw file with a mosaic: of phones, apps that save plain (Bayer) DNG",
             )
-        rows, columns = map(int, self.numbers(33421, (2, 2)))
+        rows, columns = map(int, self._some(33421, (2, 2), 2)[:2])
         planes = self.numbers(50710, (0, 1, 2)).astype(int).tolist()
         pattern = self.numbers(33422).astype(int).tolist()
         if (rows, columns) == (6, 6):
@@ -135,9 +140,9 @@ class RawPicture:
         Raises:
             RawFileError: it repeats by more than 2x2, or by rows and columns it differs by much.
         """
-        rows, columns = (int(n) for n in self.numbers(50713, (1, 1)))
+        rows, columns = map(int, self._some(50713, (1, 1), 2)[:2])
         values = self.numbers(50714, 0)
-        if rows * columns == 0 or len(values) != rows * columns:
+        if min(rows, columns) < 1 or len(values) != rows * columns:
             raise self.unusable(f"{len(values)} black levels for a tile of {rows} x {columns}")
         repeats = (2 // math.gcd(2, rows), 2 // math.gcd(2, columns))
         tile = np.tile(values.reshape(rows, columns), repeats)

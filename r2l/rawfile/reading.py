@@ -201,7 +201,8 @@ def _read_dng(
         name = facts.model or f"camera of {picture.path.name}"
         try:
             read = Camera(name, cfa, tuple(black.ravel()), white, *colours(facts.tags))
-        except ValueError as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            # What a damaged tag holds can be anything.
             raise picture.unusable(str(error)) from None
         exact = facts.exact_camera
         # The standard tags win where someone has edited them since.
