@@ -99,7 +99,7 @@ def _load_components(
             return _load_state_dict(both, options, data)
         processor_uri, classifier_uri = str(both / "processor"), str(both / "model")
     processor = _load_processor(processor_uri, options, fetch, say) if processor_uri else None
-    components = Components(processor or build_processor(options, data), processor is None)
+    components = Components(processor or _build_processor(options, data), processor is None)
     if not classifier_uri:
         return components
     folder = fetch(classifier_uri)
@@ -117,7 +117,7 @@ def _load_state_dict(path: Path, options: Options, data: Frames) -> Components:
     with seeded(options.seed):
         make, description = build_model(options, data, *UNKNOWN)
         model = make()
-    processor = build_processor(options, data)
+    processor = _build_processor(options, data)
     norm = load_state(path, processor, model)
     _check_norm(norm, options.state_dict_uri, options)
     return Components(processor, False, model, description, norm)
@@ -148,7 +148,7 @@ def _check_adversary(options: Options, components: Components) -> None:
         raise ValueError("the processor that was loaded has no additive layer to be searched")
 
 
-def build_processor(options: Options, data: Frames) -> nn.Module:
+def _build_processor(options: Options, data: Frames) -> nn.Module:
     """Return a fresh processor of the mode asked for, its weights drawn from the seed."""
     camera, mode = data.camera, options.processing_mode
     if mode == "parametrized":
