@@ -18,7 +18,7 @@ from benchmarks.contenders import contenders
 from benchmarks.epochs import READY, epoch_workloads
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticMicroscopy
-from r2l.datasets import frames as frames_module
+from r2l.datasets import views as views_module
 from r2l.isp import ParametrizedISP, StaticISP, load_isp, save_isp
 from r2l.options import FIELDS, TASK_OF, Options, resolve_options
 from r2l.rawfile import write_dng
@@ -383,9 +383,9 @@ def test_saved_models_give_the_answers_of_the_table(static_run):
 
 
 def test_static_images_are_developed_once_for_all_folds_and_epochs(small, monkeypatch):
-    seen, original = [], frames_module.develop_all
+    seen, original = [], views_module.develop_all
     monkeypatch.setattr(
-        frames_module, "develop_all", lambda raw, *a: seen.append(len(raw)) or original(raw, *a)
+        views_module, "develop_all", lambda raw, *a: seen.append(len(raw)) or original(raw, *a)
     )
     monkeypatch.setattr(StaticISP, "forward", lambda self, raw: pytest.fail("developed again"))
     quietly(small(processing_mode="static", log_model=False))

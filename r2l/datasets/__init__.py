@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import Any
 
 from r2l.datasets.base import RawDataset
-from r2l.datasets.frames import Frames, develop_views
+from r2l.datasets.frames import Frames
 from r2l.datasets.info import INFO
 from r2l.datasets.layout import DatasetError, DatasetNotFoundError
+from r2l.datasets.views import develop_views
 
 _HOMES = {
     "RawDrone": "raw_drone",

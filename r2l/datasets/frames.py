@@ -6,7 +6,6 @@ memory.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,19 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
 from r2l.camera import Camera
 from r2l.datasets.base import RawDataset
-from r2l.isp import PIPELINES, develop_all, open_pipeline
-from r2l.isp.static import PipelineLike, name_pipelines
 from r2l.progress import progress_bar
 
-# Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
-_MEMORY_LIMIT = 2 * 2**30
-#: Codes and folders, or a mapping of names to whatever `open_pipeline` takes.
-Pipelines = Sequence[str | Path] | Mapping[str, PipelineLike]
+#: Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
+MEMORY_LIMIT = 2 * 2**30
 # Frames of a step hold about this many pixels: small enough for the caches of a small machine.
 _STEP_PIXELS = 400_000
 # Key of an item's truth, by task.
@@ -87,7 +81,7 @@ class Frames(Dataset):
         dataset: RawDataset,
         indices: Sequence[int] | np.ndarray | None = None,
         *,
-        memory_limit: int = _MEMORY_LIMIT,
+        memory_limit: int = MEMORY_LIMIT,
         folder: str | Path | None = None,
         progress: bool = True,
     ) -> Frames:
@@ -113,7 +107,7 @@ class Frames(Dataset):
                 item = dataset[index]
                 frame = item["raw"]
                 if raw is None:
-                    raw = _room((len(indices), *frame.shape), memory_limit, folder)
+                    raw = allocate((len(indices), *frame.shape), memory_limit, folder)
                 if frame.shape != raw.shape[1:]:
                     sizes = " and ".join(f"{s[-2]} x {s[-1]}" for s in (raw.shape, frame.shape))
                     raise ValueError(f"frames of several sizes ({sizes}) make no batch: crop them")
@@ -221,8 +215,7 @@ class Frames(Dataset):
     def _each(self, change: Callable[[Tensor], Tensor]) -> Frames:
         raw = None if self.raw is None else change(self.raw)
         images = {name: change(values) for name, values in self.images.items()}
-        parts = {"groups": self.groups, "labels": self.labels, "names": self.names}
-        return replace(self, raw=raw, truth=change(self.truth), images=images, **parts)
+        return replace(self, raw=raw, truth=change(self.truth), images=images)
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[Frames, Frames]:
         """Part the frames in two with whole groups on either side: ``share`` of them, and the rest.
@@ -270,87 +263,10 @@ def tertiles(values: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.quantile(values, (1 / 3, 2 / 3)), values)
 
 
-def _room(shape: tuple[int, ...], limit: int, folder: str | Path | None) -> Tensor:
+def allocate(shape: tuple[int, ...], limit: int, folder: str | Path | None) -> Tensor:
     """Return space for frames (N, C, H, W) in memory or, above ``limit`` bytes, in a file."""
     if 4 * int(np.prod(shape)) <= limit:
         return torch.empty(shape)
     # Without a name where the system can do so: a killed process leaves nothing. The map keeps it open.
     with tempfile.TemporaryFile(dir=folder) as file:
         return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
-
-
-@torch.no_grad()
-def develop_views(
-    data: RawDataset | Frames,
-    pipelines: Pipelines = PIPELINES,
-    *,
-    variant: str = "corrected",
-    batch_size: int = 64,
-    device: str | torch.device = "cpu",
-    memory_limit: int = _MEMORY_LIMIT,
-    folder: str | Path | None = None,
-    progress: bool = True,
-) -> Frames:
-    """Develop every frame once by each of the pipelines; what codes share is done once for all of them.
-
-    Memory: 12 bytes a pixel and pipeline (300 tiles of 64x64 by 4 pipelines: 59 MB).
-
-    >>> from r2l.datasets import SyntheticMicroscopy
-    >>> views = develop_views(SyntheticMicroscopy(4, size=32), ["bi,s,ga", "me,u,me"], progress=False)
-    >>> {name: tuple(images.shape) for name, images in views.images.items()}
-    {'bi,s,ga': (4, 3, 32, 32), 'me,u,me': (4, 3, 32, 32)}
-
-    Args:
-        data: a data set, which is read first (see `Frames.of`, also for the last three), or frames.
-        pipelines: see `develop_all`. Where there are masks, smaller images are enlarged to fit.
-        variant: of the codes, "corrected" or "paper", see `StaticISP`.
-        batch_size: frames developed at once.
-        device: where; the images are kept on the CPU.
-
-    Returns:
-        The frames with ``images`` of these pipelines, and of no others.
-
-    Raises:
-        ValueError: no frames, no pipelines, one named twice, or one that does not exist.
-        OSError: a file for images can't be written.
-    """
-    named = name_pipelines(pipelines)
-    if not named or len(named) < len(pipelines) or len(data) == 0:
-        raise ValueError(f"nothing to develop, or twice: {len(data)} frames by {list(pipelines)}")
-    storage = {"memory_limit": memory_limit, "folder": folder, "progress": progress}
-    frames = data if isinstance(data, Frames) else Frames.of(data, **storage)
-    if frames.raw is None:
-        raise ValueError("nothing to develop: these frames hold developed images only")
-    opened = {name: open_pipeline(spec, frames.camera, variant) for name, spec in named.items()}
-    isps = {name: copy.deepcopy(isp).to(device).eval() for name, isp in opened.items()}
-    images: dict[str, Tensor] = {}
-    with progress_bar(total=len(frames), desc="developing", disable=not progress) as bar:
-        for start in range(0, len(frames), batch_size):
-            raw = frames.raw[start : start + batch_size].to(device)
-            for name, view in develop_all(raw, frames.camera, isps).items():
-                if frames.task == "segmentation" and view.shape[-2:] != raw.shape[-2:]:
-                    # A pipeline that halves the size: masks are as large as the frames.
-                    view = F.interpolate(view.float(), raw.shape[-2:], mode="bilinear")
-                if name not in images:
-                    images[name] = _room((len(frames), *view.shape[1:]), memory_limit, folder)
-                images[name][start : start + len(view)] = view
-            bar.update(len(raw))
-    return replace(frames, images=images)
-
-
-def with_views(
-    data: RawDataset | Frames,
-    pipelines: Pipelines,
-    *,
-    variant: str = "corrected",
-    progress: bool = True,
-) -> Frames:
-    """Return frames with images of these pipelines: those that they hold, else `develop_views`.
-
-    Raises:
-        ValueError: frames that hold images, but not of all these pipelines; or as `develop_views`.
-    """
-    if isinstance(data, Frames) and data.images:
-        data.require(list(name_pipelines(pipelines)))
-        return data
-    return develop_views(data, pipelines, variant=variant, progress=progress)

@@ -16,8 +16,9 @@ from itertools import product
 from typing import Any
 
 from r2l.datasets import RawDataset
-from r2l.datasets.frames import Frames, Pipelines, with_views
+from r2l.datasets.frames import Frames
 from r2l.datasets.splits import Fold, group_folds
+from r2l.datasets.views import Pipelines, with_views
 from r2l.isp import PIPELINES
 from r2l.isp.static import name_pipelines
 from r2l.progress import progress_bar

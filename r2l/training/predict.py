@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from r2l.datasets.base import RawDataset
-from r2l.datasets.frames import Frames, Pipelines, with_views
+from r2l.datasets.frames import Frames
+from r2l.datasets.views import Pipelines, with_views
 from r2l.isp import PIPELINES
 from r2l.isp.static import name_pipelines
 from r2l.progress import progress_bar, quiet_lightning
