@@ -355,7 +355,7 @@ def test_the_page_opens_and_ctrl_c_ends_it(store, tracked):
         in_use = lab(*options)
         assert in_use.exit_code == 2
         assert "choose another --port" in in_use.stderr
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert process.stderr.read() == b""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from r2l.training.tracking import Records, sqlite_path, store_address
 from r2l.training.tracking.records import missing
 from r2l.training.tracking.store import check_sqlite
 
-_EPOCH = re.compile(r"epoch_(\d+)\.png$")
+_PICTURE = re.compile(r"\w+/([^/]+)/epoch_(\d+)\.png$")
+_GRADIENT = "gradient at "
 _CAPTION = 22  # pixels above the picture
 _LEAST_WIDTH = 480  # smaller pictures are enlarged, by whole pixels
 _COLOURS = 256
@@ -105,30 +106,42 @@ def animate(
         TrackingError: the store can't be opened.
         OSError: a file can't be written.
     """
-    records, kind, out = Records(store), "gradients" if gradient else "stages", Path(out)
-    files = {
-        (name, run_id): records.files(run_id, kind) for name, run_id in _folds(records, run).items()
-    }
-    tracked = {
-        fold: [p for p in paths if p.split("/")[1] == stage and _EPOCH.search(p)]
-        for fold, paths in files.items()
-    }
-    tracked = {fold: paths for fold, paths in tracked.items() if paths}
-    if not tracked:
-        stages = dict.fromkeys(path.split("/")[1] for paths in files.values() for path in paths)
+    records, out = Records(store), Path(out)
+    folds = _folds(records, run)
+    tracked = {name: pictures(records, run_id) for name, run_id in folds.items()}
+    what = f"{_GRADIENT * gradient}{stage}"
+    shown = {name: by_what[what] for name, by_what in tracked.items() if what in by_what}
+    if not shown:
+        names = dict.fromkeys(name for by_what in tracked.values() for name in by_what)
+        alike = [n.removeprefix(_GRADIENT) for n in names if n.startswith(_GRADIENT) == gradient]
+        kind = "gradients" if gradient else "stages"
         none = f"none; train with --track_processing{'_gradients' * gradient}"
-        raise missing(f"run {run!r} has no {kind} {stage!r}", stages, none)
+        raise missing(f"run {run!r} has no {kind} {stage!r}", alike, none)
     written = []
-    for (name, run_id), paths in tracked.items():
+    for name, paths in shown.items():
         plain = re.sub(r"[^\w.,=-]+", "_", name).strip("_")
-        written.append(out if len(tracked) == 1 else out.with_stem(f"{out.stem}_{plain}"))
+        written.append(out if len(shown) == 1 else out.with_stem(f"{out.stem}_{plain}"))
         with tempfile.TemporaryDirectory(prefix="r2l-") as folder:
-            local = [
-                records.local(run_id, p) or records.fetch(run_id, p, Path(folder)) for p in paths
-            ]
-            caption = f"{'gradient at ' * gradient}{stage}"
-            _write_gif(local, caption, written[-1], milliseconds)
+            files = {
+                f"{what}, epoch {epoch}": records.local(folds[name], path)
+                or records.fetch(folds[name], path, Path(folder))
+                for epoch, path in paths.items()
+            }
+            _write_gif(files, written[-1], milliseconds)
     return written
+
+
+def pictures(records: Records, run_id: str) -> dict[str, dict[int, str]]:
+    """Return a run's pictures of stages by what they show and epoch, as paths of artefacts.
+
+    What they show is a stage ("demosaic") or the gradient there ("gradient at demosaic").
+    """
+    shown: dict[str, dict[int, str]] = {}
+    for kind, prefix in (("stages", ""), ("gradients", _GRADIENT)):
+        for path in records.files(run_id, kind):
+            if match := _PICTURE.match(path):
+                shown.setdefault(prefix + match[1], {})[int(match[2])] = path
+    return shown
 
 
 def _folds(records: Records, run: str) -> dict[str, str]:
@@ -138,10 +151,10 @@ def _folds(records: Records, run: str) -> dict[str, str]:
     return records.children(run_id) or {name: run_id}
 
 
-def _write_gif(files: Sequence[Path], caption: str, out: Path, milliseconds: int) -> None:
-    epochs = [int(_EPOCH.search(str(file))[1]) for file in files]
-    pictures = _one_scale([Image.open(file) for file in files])
-    frames = [_captioned(p, f"{caption}, epoch {e}") for p, e in zip(pictures, epochs, strict=True)]
+def _write_gif(files: Mapping[str, Path], out: Path, milliseconds: int) -> None:
+    """Write pictures, by their captions, as one animation."""
+    scaled = _one_scale([Image.open(file) for file in files.values()])
+    frames = [_captioned(p, caption) for caption, p in zip(files, scaled, strict=True)]
     flat = frames if frames[0].mode == "L" else _one_palette(frames)
     with atomic_path(out) as partial:
         flat[0].save(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from r2l.training.callbacks import SCALE
+from r2l.training.export import pictures
 from r2l.training.tracking import Records, resolve
 from r2l.viz import plot_curves
 from r2l.viz.style import to_png
 from r2l.widgets.live import Live, explorer, picture_html, sized
 
-_PICTURE = re.compile(r"(stages|gradients)/([^/]+)/epoch_(\d+)\.png$")
-PICTURE = 600
+_PICTURE = 600
 
 
 class Tracked(NamedTuple):
@@ -25,7 +24,7 @@ class Tracked(NamedTuple):
 
     Attributes:
         run_id: of the run, or of the fold.
-        pictures: artefacts by what they show ("demosaic", "gradient at demosaic") and epoch.
+        pictures: see `r2l.training.export.pictures`.
     """
 
     run_id: str
@@ -41,22 +40,14 @@ def tracked(store: str | Path | None = None) -> dict[str, Tracked]:
     records = Records(store)
     table = records.table()
     names = dict(zip(table["run_id"], table["name"], strict=True)) if len(table) else {}
-    found: dict[str, Tracked] = {}
+    runs: dict[str, Tracked] = {}
     for row in table.itertuples():
-        pictures: dict[str, dict[int, str]] = {}
-        for path in [
-            p for kind in ("stages", "gradients") for p in records.files(row.run_id, kind)
-        ]:
-            if match := _PICTURE.match(path):
-                kind, stage, epoch = match.groups()
-                what = stage if kind == "stages" else f"gradient at {stage}"
-                pictures.setdefault(what, {})[int(epoch)] = path
-        if pictures:
+        if shown := pictures(records, row.run_id):
             above = f"{names[row.parent]}, " if row.parent in names else ""
             name = f"{above}{row.name}"
-            name = f"{name} ({row.run_id[:8]})" if name in found else name
-            found[name] = Tracked(row.run_id, pictures)
-    return found
+            name = f"{name} ({row.run_id[:8]})" if name in runs else name
+            runs[name] = Tracked(row.run_id, shown)
+    return runs
 
 
 def picture_of(run: Tracked, what: str, epoch: int, store: str | Path | None = None) -> Image.Image:
@@ -111,7 +102,7 @@ def lab_explorer(store: str | Path | None = None) -> widgets.Widget:
         shown = runs[run.value]
         image = picture_of(shown, what.value, epoch.value, store)
         alt = f"{what.value} of {run.value} after epoch {epoch.value}, a few images side by side"
-        picture.value = picture_html(np.asarray(image), alt, PICTURE)
+        picture.value = picture_html(np.asarray(image), alt, _PICTURE)
         scale = image.info.get(SCALE)
         note.value = f"grey is 0, white and black ±{float(scale):.2g}" if scale else "&nbsp;"
 
