@@ -397,7 +397,6 @@ def test_bytes_that_contradict_the_tags(tmp_path):
         (50713, "H", 1, 2, True),
         (50713, "H", 2, (0, 2), True),
         (33421, "H", 1, 2, True),
-        (50778, "H", 3, (17, 18, 19), True),
     ],
 )
 def test_tags_of_a_wrong_length_are_refused(tmp_path, tag):
