@@ -82,7 +82,7 @@ class AdjustableISP(Pipeline):
 
     The pipeline that was given is not kept and not changed. It has no parameters.
 
-    >>> from r2l import DRONE
+    >>> from r2l.camera import DRONE
     >>> brighter = AdjustableISP("ma,u,me", DRONE, exposure=1.0, saturation=0.5)
     >>> brighter.values["exposure"], brighter.values["sharpening_radius"]
     (1.0, 1.0)
@@ -167,7 +167,7 @@ def settings_of(pipeline: PipelineLike, camera: Camera | None = None) -> dict[st
     matrix leaves of colour around luma; ``sharpening`` the change that sharpening makes; ``blur`` is the
     sigma of the last Gaussian of luma. ``sharpening_radius`` is there for unsharp masking.
 
-    >>> from r2l import DRONE
+    >>> from r2l.camera import DRONE
     >>> settings_of("bi,u,ga", DRONE)["sharpening_radius"].unit
     'px'
 

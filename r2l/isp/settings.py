@@ -131,15 +131,15 @@ def luma_rows(matrix: np.ndarray) -> np.ndarray:
 
 def settings_for(camera: Camera, unsharp: bool, blur: float, gamma: float) -> dict[str, Setting]:
     """Return what `r2l.isp.adjustable.settings_of` does, for a pipeline of these numbers."""
-    known = camera_settings(camera, camera)
+    own = camera_settings(camera, camera)
     room = camera.white_level - max(camera.black_level)
     settings = [Setting("exposure", "exposure", "stops", 0.0, -1.0, 1.0, 1.0)]
     for name in ("black_level", *level_names(camera)):
-        value, label = known[name], _LEVEL_LABELS[name]
+        value, label = own[name], _LEVEL_LABELS[name]
         unit, span = "of full scale", 0.03 * room
         settings.append(Setting(name, label, unit, value, value - span, value + span, 0.01 * room))
     for name in ("red_gain", "blue_gain"):
-        value, label = known[name], name.replace("_", " ")
+        value, label = own[name], name.replace("_", " ")
         ends = sorted((value / 2, value * 2))
         settings.append(Setting(name, label, "of green", value, *ends, abs(value), geometric=True))
     settings.append(Setting("saturation", "saturation", "", 1.0, 0.0, 2.0, 1.0))
