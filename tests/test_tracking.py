@@ -258,7 +258,7 @@ def test_damaged_model_folders_say_which_file(tmp_path):
     ("arguments", "message"),
     [
         ({"name": "SmallResNet", "n_classes": 10**9}, "no weight is of that size"),
-        ({"name": ["SmallResNet"], "n_classes": 3}, "unhashable"),
+        ({"name": ["SmallResNet"], "n_classes": 3}, r"unknown classifier \['SmallResNet'\]"),
         ({"name": "SmallResNet", "n_classes": 3, "mean": [10**400] * 3}, "too large"),
     ],
 )
