@@ -73,7 +73,7 @@ def _check_colours(image: Tensor) -> None:
         raise ValueError(f"expected colours of shape (..., 3, H, W), got {tuple(image.shape)}")
 
 
-def invert_gamma(image: Tensor, gamma: float = 2.2) -> Tensor:
+def _invert_gamma(image: Tensor, gamma: float = 2.2) -> Tensor:
     """Return the linear values of ``image``: display (any shape, values >= 0) to linear."""
     return image.clamp(min=0) ** gamma
 
@@ -117,7 +117,7 @@ def unprocess(image: Tensor, camera: Camera, gamma: float = 2.2) -> Tensor:
         (..., 3, H, W), linear, camera colours; 1.0 saturates a site. Colours that the camera cannot
         make come out negative or above 1: `record` treats them as dark or saturated.
     """
-    linear = invert_gamma(image, gamma)
+    linear = _invert_gamma(image, gamma)
     balanced = invert_colour_matrix(linear, camera)
     return invert_white_balance(balanced, camera)
 
@@ -140,7 +140,7 @@ def mosaic(image: Tensor, cfa: CFA) -> Tensor:
     return sites
 
 
-def scale_exposure(light: Tensor, intensity: float) -> Tensor:
+def _scale_exposure(light: Tensor, intensity: float) -> Tensor:
     """Return the light that ``intensity`` times the exposure collects (any shape, linear).
 
     Raises:
@@ -151,7 +151,7 @@ def scale_exposure(light: Tensor, intensity: float) -> Tensor:
     return light * intensity
 
 
-def add_shot_noise(electrons: Tensor, rng: np.random.Generator) -> Tensor:
+def _add_shot_noise(electrons: Tensor, rng: np.random.Generator) -> Tensor:
     """Draw the electrons that arrive where ``electrons`` are expected: variance equals mean.
 
     Poisson numbers; from 100 on rounded Gaussian ones, which have the same mean and variance, a
@@ -167,7 +167,7 @@ def add_shot_noise(electrons: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(arrived).to(electrons)
 
 
-def add_read_noise(electrons: Tensor, read_noise: float, rng: np.random.Generator) -> Tensor:
+def _add_read_noise(electrons: Tensor, read_noise: float, rng: np.random.Generator) -> Tensor:
     """Add the Gaussian noise of the electronics, of ``read_noise`` electrons (any shape)."""
     noise = rng.standard_normal(tuple(electrons.shape), dtype=np.float32)
     return electrons + read_noise * torch.from_numpy(noise).to(electrons)
@@ -205,17 +205,6 @@ def quantise(raw: Tensor, bits: int) -> Tensor:
     return numbers * step / CONTAINER_MAX
 
 
-def noise_variance(light: Tensor, noise: NoiseModel, camera: Camera) -> Tensor:
-    """Return the variance that theory expects of a linear mosaic (any shape, linear squared).
-
-    Foi et al.: ``a * light + b``, with a from the shot noise, b from the read noise and the
-    rounding (a step squared over 12). It does not know of clipping.
-    """
-    full_well = noise.full_well(camera)
-    rounding = 1 / (noise.gain * full_well) ** 2 / 12
-    return light / full_well + (noise.read_noise / full_well) ** 2 + rounding
-
-
 def record(
     scene: Tensor,
     camera: Camera,
@@ -244,8 +233,8 @@ def record(
     """
     full_well = noise.full_well(camera)
     light = mosaic(scene, camera.cfa)
-    electrons = scale_exposure(light, intensity) * full_well
-    electrons = add_shot_noise(electrons, rng)
-    electrons = add_read_noise(electrons, noise.read_noise, rng)
+    electrons = _scale_exposure(light, intensity) * full_well
+    electrons = _add_shot_noise(electrons, rng)
+    electrons = _add_read_noise(electrons, noise.read_noise, rng)
     raw = apply_levels(electrons / full_well, camera)
     return quantise(saturate(raw, camera), noise.bits)

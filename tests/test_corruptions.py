@@ -13,7 +13,8 @@ from r2l.drift import PUBLISHED_CORRUPTIONS, corrupt, drift_sensor, published_co
 from r2l.drift.corruptions import _KINDS, CORRUPTIONS, _constants_of
 from r2l.drift.matched_severity import match_amount, mean_distance, pipeline_distance
 from r2l.drift.sensor_drift import SENSOR_DRIFTS
-from r2l.sensor import DRONE_NOISE, NoiseModel, apply_levels, noise_variance
+from r2l.sensor import DRONE_NOISE, NoiseModel, apply_levels
+from tests.reference import noise_variance
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,7 @@ def recorded(level, camera=DRONE, noise=DRONE_NOISE):
 @pytest.mark.parametrize(("severity", "share"), [(2, 0.5), (4, 0.1)])
 def test_less_exposure_has_the_mean_and_noise_of_a_real_one(severity, share):
     dim = light_of(drift_sensor(recorded(0.5), DRONE, "exposure", severity))
-    real = noise_variance(torch.tensor(0.5 * share), DRONE_NOISE, DRONE).item()
+    real = noise_variance(0.5 * share, DRONE_NOISE, DRONE)
     assert dim.mean().item() == pytest.approx(0.5 * share, rel=0.005)
     assert dim.var().item() == pytest.approx(real, rel=0.06)
 

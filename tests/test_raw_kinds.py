@@ -18,7 +18,7 @@ from r2l.camera import CFA, Camera
 from r2l.cli import app
 from r2l.datasets import RawFolder
 from r2l.rawfile import RawFileError, RawFileWarning, RawLayout, read_raw
-from r2l.rawfile.colour import XYZ_FROM_SRGB, kelvin
+from r2l.rawfile.colour import XYZ_FROM_SRGB, _kelvin
 
 FULL, WHITE, BLACK = 65535, 4000, (100, 110, 120, 130)
 #: XYZ to camera colours.
@@ -158,7 +158,7 @@ def test_the_white_of_a_chromaticity(tmp_path):
 def test_between_two_illuminants_the_matrix_follows_the_white(tmp_path, xy):
     # Source of the rule: DNG specification, linear in the reciprocal of the temperature.
     temperature = float(xy_to_CCT(np.array(xy), "McCamy 1992"))
-    assert kelvin(xy) == pytest.approx(temperature, rel=1e-6)
+    assert _kelvin(xy) == pytest.approx(temperature, rel=1e-6)
     share = np.clip((1 / temperature - 1 / 6504) / (1 / 2856 - 1 / 6504), 0, 1)
     between = share * CM_WARM + (1 - share) * CM
     neutral = between @ [xy[0] / xy[1], 1, (1 - sum(xy)) / xy[1]]

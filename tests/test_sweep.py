@@ -31,7 +31,7 @@ from r2l.sweep import ClusterError, Job, ParameterError, open_engine, read_sweep
 from r2l.sweep.driver import _bar, _ended, _setting, _until_done, read_outcomes, run_sweep
 from r2l.sweep.engine import _environment
 from r2l.sweep.jobs import RESULT
-from r2l.sweep.report import matrices, plan, scores_table, write_report
+from r2l.sweep.report import _matrices, _scores_table, plan, write_report
 from r2l.sweep.work import Outcome, carry_out
 from r2l.training.export import query
 from r2l.training.run_folder import code_version
@@ -377,7 +377,7 @@ def test_every_run_leaves_its_folder_and_its_record(swept):
 def test_the_matrix_is_that_of_the_answers(swept):
     sweep, runs, folder = swept
     page = write_report(sweep, runs, folder / "out")
-    (matrix,) = matrices(runs)
+    (matrix,) = _matrices(runs)
     assert matrix.summary.matrix().shape == (2, 2)
     # Put together by hand: what each model said about the images that it had not seen.
     rows = []
@@ -394,7 +394,7 @@ def test_the_matrix_is_that_of_the_answers(swept):
     assert "Train x test" in text
     assert "What failed" not in text
     assert (folder / "out" / "matrix.csv").exists()
-    assert len(scores_table(runs)) == 2
+    assert len(_scores_table(runs)) == 2
     # Under its own pipeline a model says what it said in validation.
     own = pd.read_csv(runs[0].folder / "tested.csv").query("test == 'bi,s,ga'")
     said = pd.read_csv(runs[0].folder / "predictions.csv")

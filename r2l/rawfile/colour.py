@@ -28,7 +28,7 @@ _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 _ENOUGH, _MOST_STEPS = 1e-7, 30
 
 #: A white (x, y) to the matrix that takes CIE XYZ to camera colours under it.
-CameraFromXYZ = Callable[[tuple[float, float]], np.ndarray]
+_CameraFromXYZ = Callable[[tuple[float, float]], np.ndarray]
 
 
 def colours(
@@ -71,7 +71,7 @@ def _matrix(tags: Mapping[int, Any], code: int) -> np.ndarray | None:
     return values.reshape(3, 3) if len(values) == 9 and np.isfinite(values).all() else None
 
 
-def _camera_from_xyz(tags: Mapping[int, Any]) -> CameraFromXYZ | None:
+def _camera_from_xyz(tags: Mapping[int, Any]) -> _CameraFromXYZ | None:
     """Return the matrix as a function of the white: that of one illuminant, or between those of two."""
     balance = _three(tags, 50727)
     analog = np.eye(3) if balance is None else np.diag(balance)
@@ -91,17 +91,17 @@ def _camera_from_xyz(tags: Mapping[int, Any]) -> CameraFromXYZ | None:
 
     def between(white: tuple[float, float]) -> np.ndarray:
         # Linear in the reciprocal temperature, and no further than the two.
-        share = (1 / kelvin(white) - 1 / second) / (1 / first - 1 / second)
+        share = (1 / _kelvin(white) - 1 / second) / (1 / first - 1 / second)
         share = min(max(share, 0.0), 1.0)
         return share * a + (1 - share) * b
 
     return between
 
 
-def kelvin(white: tuple[float, float]) -> float:
+def _kelvin(white: tuple[float, float]) -> float:
     """Return the correlated colour temperature of a white (x, y) in kelvin.
 
-    >>> round(kelvin((0.3127, 0.3290)), -2)
+    >>> round(_kelvin((0.3127, 0.3290)), -2)
     6500.0
 
     Source: McCamy, "Correlated color temperature as an explicit function of chromaticity coordinates",
@@ -116,7 +116,7 @@ def _xyz(white: tuple[float, float]) -> np.ndarray:
     return np.array([x / y, 1.0, (1 - x - y) / y])
 
 
-def _white_of(neutral: np.ndarray, camera_from_xyz: CameraFromXYZ) -> tuple[float, float]:
+def _white_of(neutral: np.ndarray, camera_from_xyz: _CameraFromXYZ) -> tuple[float, float]:
     """Return the white (x, y) that a camera sees as ``neutral``; its matrix depends on it in turn."""
     white = _D50_XY
     for _ in range(_MOST_STEPS):

@@ -57,7 +57,7 @@ def write_report(
     Returns:
         Where the page lies.
     """
-    summary, found = scores_table(outcomes), list(matrices(outcomes))
+    summary, found = _scores_table(outcomes), list(_matrices(outcomes))
     tables = {"runs.csv": _runs_table(outcomes), SCORES: summary}
     for number, matrix in enumerate(found, 1):
         stem = "matrix" + (f"_{number}" if len(found) > 1 else "")
@@ -93,7 +93,7 @@ def _runs_table(outcomes: list[Outcome]) -> pd.DataFrame:
     )
 
 
-def scores_table(outcomes: list[Outcome]) -> pd.DataFrame:
+def _scores_table(outcomes: list[Outcome]) -> pd.DataFrame:
     """Return mean and spread of the first score by place on the grid, over folds and seeds.
 
     The spread is the standard deviation of the runs: folds share training images, so that it says less
@@ -123,7 +123,7 @@ def _pipeline_of(run: Outcome) -> str:
     return pipeline_code(options.sp_debayer, options.sp_sharpening, options.sp_denoising)
 
 
-def matrices(outcomes: list[Outcome]) -> Iterator[Matrix]:
+def _matrices(outcomes: list[Outcome]) -> Iterator[Matrix]:
     """Return the train x test matrix of each place on the grid's other axes than pipeline, fold and seed.
 
     A training pipeline is in it if all of its folds and seeds are finished: pairs need every image.
