@@ -53,6 +53,11 @@ class EpochWorkload(Workload):
         return Frames(self.raw.cpu(), torch.from_numpy(numbers % _CLASSES), numbers, self.camera)
 
 
+def ready_images(frames: Frames) -> Frames:
+    """Return images that need no processing: the frames themselves, as three equal channels."""
+    return frames.seen_as(frames.raw.expand(-1, 3, -1, -1).contiguous())
+
+
 class _Stopwatch(Callback):
     """Times the epoch by itself, without what `fit` does before and after."""
 
@@ -97,8 +102,7 @@ def epoch_contenders(work: EpochWorkload) -> list[Contender]:
     """Return the epochs to compare; developing once counts in full against the one that needs it."""
 
     def ready() -> Callable[[], float]:
-        frames = work.frames()
-        return partial(_train, work, frames.seen_as(frames.raw.expand(-1, 3, -1, -1).contiguous()))
+        return partial(_train, work, ready_images(work.frames()))
 
     def static() -> Callable[[], float]:
         isp, frames = StaticISP.from_code(STATIC, work.camera), work.frames()

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.contenders import contenders
-from benchmarks.epochs import READY, epoch_workloads
+from benchmarks.epochs import READY, epoch_workloads, ready_images
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticMicroscopy
 from r2l.datasets import views as views_module
@@ -777,7 +777,7 @@ def test_the_benchmark_times_epochs_of_equal_work():
     assert all("x images ready" in c.against for c in group[1:])
     seconds = [c.clock(c.setup(), 1) for c in group]
     assert all(s > 0 for s in seconds)
-    frames = work.frames("raw")
-    assert frames.images.shape == (4, 1, 64, 64)
-    assert work.frames("image", 3).images.shape == (4, 3, 64, 64)
+    frames = work.frames()
+    assert frames.raw.shape == (4, 1, 64, 64)
+    assert ready_images(frames)[0]["image"].shape == (3, 64, 64)
     work.close()
