@@ -32,7 +32,7 @@ _LINES = 20  # of the traceback of a run that failed
 
 
 @dataclass(frozen=True)
-class Matrix:
+class _Matrix:
     """One train x test matrix of a sweep.
 
     Attributes:
@@ -123,7 +123,7 @@ def _pipeline_of(run: Outcome) -> str:
     return pipeline_code(options.sp_debayer, options.sp_sharpening, options.sp_denoising)
 
 
-def _matrices(outcomes: list[Outcome]) -> Iterator[Matrix]:
+def _matrices(outcomes: list[Outcome]) -> Iterator[_Matrix]:
     """Return the train x test matrix of each place on the grid's other axes than pipeline, fold and seed.
 
     A training pipeline is in it if all of its folds and seeds are finished: pairs need every image.
@@ -145,10 +145,10 @@ def _matrices(outcomes: list[Outcome]) -> Iterator[Matrix]:
         # What is trained with learned processing has no diagonal.
         table = table[table["train"].isin(set(table["test"]))]
         if table["test"].nunique() > 1:
-            yield Matrix(name, summarise(table), tuple(short))
+            yield _Matrix(name, summarise(table), tuple(short))
 
 
-def _drawn(matrix: Matrix) -> dict[str, Any]:
+def _drawn(matrix: _Matrix) -> dict[str, Any]:
     from r2l.viz import plot_matrix
 
     figure = plot_matrix(matrix.summary, title=matrix.name or "train (rows) x test (columns)")

@@ -7,9 +7,10 @@ whose items are ``dict(raw or image; label, target or mask; meta)``; for ``meta`
 from __future__ import annotations
 
 import copy
+import hashlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from r2l.progress import progress_bar, quiet_lightning
@@ -252,7 +253,7 @@ def _resume(
 def _settings(
     module: RawToLogits, data: Dataset, validation: Dataset | None, trainer: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return as plain values what tells one run in a folder from another; that its data are is trusted."""
+    """Return as plain values what tells one run in a folder from another."""
     return {
         "task": module.task.name,
         "loss": _plain(module.loss),
@@ -261,8 +262,9 @@ def _settings(
         "output_norm": _plain(module.norm),
         "trained": [name for name, p in module.named_parameters() if p.requires_grad],
         "adversary": None if module.adversary is None else asdict(module.adversary),
-        "data": f"{len(data)} items",
-        "validation": None if validation is None else f"{len(validation)} items",
+        "initial weights": _digest(module.state_dict()),
+        "data": _sampled(data),
+        "validation": None if validation is None else _sampled(validation),
         "trainer": {name: _plain(value) for name, value in sorted(trainer.items())},
     }
 
@@ -288,3 +290,23 @@ def _interruptible() -> Iterator[None]:
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
+
+
+def _sampled(data: Dataset) -> str:
+    """Say how many items there are, and what three of them hold: other data of that number are other data."""
+    parts = {}
+    # Transforms of items may draw: what is trained must not depend on whether this was called.
+    with seeded(0):
+        for index in sorted({0, len(data) // 2, len(data) - 1} & set(range(len(data)))):
+            item = data[index]
+            parts |= {f"{index} {k}": torch.as_tensor(v) for k, v in item.items() if k != "meta"}
+    return f"{len(data)} items, {_digest(parts)}"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
