@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from dask.utils import parse_timedelta
-from distributed import LocalCluster, SchedulerPlugin, get_worker
+from distributed import LocalCluster, get_worker
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -495,33 +495,23 @@ def test_a_worker_has_one_run_at_a_time(tiny, tmp_path, monkeypatch):
     assert [run.seconds for run in ended] == [0] * 4
 
 
-class Met(SchedulerPlugin):
-    """Remembers every worker that a scheduler met."""
-
-    def __init__(self):
-        self.workers = []
-
-    def add_worker(self, scheduler, worker):
-        self.workers.append(worker)
-
-
-@pytest.mark.slow
-def test_workers_that_a_queue_ends_are_replaced(tmp_path, monkeypatch):
+def test_workers_that_a_queue_ends_are_replaced(tiny, tmp_path, monkeypatch):
     """Each worker has a second to live, and all work together takes longer."""
+
+    def end(run, setting):
+        time.sleep(0.6)
+        return replace(run, state="finished", host=get_worker().address)
+
+    monkeypatch.setattr("r2l.sweep.driver.carry_out", end)
     monkeypatch.setattr("r2l.sweep.engine._RENEWAL", "200ms")
-    engine, met = in_this_process(tmp_path, monkeypatch, lifetime="1s"), Met()
-
-    def start(start=engine.start):
-        cluster = start()
-        cluster.scheduler.add_plugin(met)
-        return cluster
-
-    sweep = read_sweep(written(tmp_path, TINY.replace("epochs: 1", "epochs: 60")))
-    place = {"store": str(tmp_path / "m.db"), "console": quiet()}
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": "200ms"}):
-        runs = run_sweep(sweep, tmp_path / "out", replace(engine, start=start), **place)
-    assert count(runs) == {"finished": 4}, [run.error for run in runs]
-    assert len(met.workers) > 2, "one after the other"
+    engine = in_this_process(tmp_path, monkeypatch, lifetime="1s")
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "200ms"}),
+        engine.connect() as client,
+    ):
+        ended = list(_ended(client, read_outcomes(tiny, tmp_path), None))
+    assert count(ended) == {"finished": 4}, [run.error for run in ended]
+    assert len({run.host for run in ended}) > 1, "one worker after the other"
 
 
 def children(pid):

@@ -175,7 +175,10 @@ def _ended(client: Client, waiting: list[Outcome], setting: Setting) -> Iterator
     sent = dict(zip(futures, waiting, strict=True))
     try:
         for future in as_completed(futures):
-            yield _outcome(future, sent[future])
+            ended = _outcome(future, sent[future])
+            # A worker that holds nothing can leave at the end of its time without that being a death.
+            future.release()
+            yield ended
     except (OSError, TimeoutError, CancelledError) as error:
         raise _LostError(str(error) or type(error).__name__) from error
 
