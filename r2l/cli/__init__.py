@@ -7,6 +7,7 @@ the user ends in one or two lines on stderr and exit status 2, never in a traceb
 from __future__ import annotations
 
 import logging
+import warnings
 
 import typer
 
@@ -44,4 +45,6 @@ app.add_typer(lab, name="lab")
 
 def main() -> None:
     """Run the console script `r2l`."""
+    # A line for whoever called, without the place in the source that it comes from.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     app()
