@@ -427,6 +427,15 @@ def test_nothing_is_read_by_its_length(tmp_path, suffix, length):
         read_raw(path)
 
 
+def test_a_tiff_of_pages_without_end_is_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for _ in range(201):
+            tiff.write(steps()[:16, :16], metadata=None)
+    with pytest.raises(RawFileError, match="more than 200 pages"):
+        read_raw(path, SENSOR)
+
+
 # --- headerless frames ----------------------------------------------------------------------------
 
 

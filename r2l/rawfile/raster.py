@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from PIL import Image
 from r2l.rawfile.frame import RawFileError
 
 _USE_GREY = "Give a single-channel mosaic of even height and width, 8 or 16 bit or floats in [0, 1]"
+# One is a mosaic, several are told as what they are; more come of damage alone.
+_MOST_PAGES = 200
 # How much larger pixels can be than their file: uncompressed ones of one bit, and compressed ones.
 _MOST_PLAIN, _MOST_COMPRESSED = 8, 10_000
 
@@ -71,6 +74,9 @@ def load_tiff(path: Path) -> np.ndarray:
         Exception: of many kinds, if it is damaged.
     """
     with tifffile.TiffFile(path) as tiff:
+        # In a damaged file one page can lead to the next for ever, and tifffile's series follow all.
+        if len(list(islice(tiff.pages, _MOST_PAGES + 1))) > _MOST_PAGES:
+            raise ValueError(f"more than {_MOST_PAGES} pages")
         series = tiff.series[0]
         check_promise(series.keyframe, series.nbytes, tiff.filehandle.size)
         return tiff.asarray()
