@@ -56,6 +56,11 @@ class CFA(Enum):
         )
         return CFA(tile)
 
+    def shift_to(self, wanted: CFA) -> tuple[int, int]:
+        """Return how many rows and columns to cut off a mosaic so that it has the layout ``wanted``."""
+        shifts = ((rows, columns) for rows in (0, 1) for columns in (0, 1))
+        return next(shift for shift in shifts if self.shifted(*shift) is wanted)
+
 
 def _floats(values: Iterable[float], count: int, what: str) -> tuple[float, ...]:
     result = tuple(float(v) for v in values)

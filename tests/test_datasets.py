@@ -280,8 +280,8 @@ def test_drone_refuses_what_does_not_go_together(copies):
 def decodings(monkeypatch):
     """Count how often a raw file is decoded."""
     count = []
-    real = pixels_module.read_raw
-    monkeypatch.setattr(pixels_module, "read_raw", lambda *a: count.append(a) or real(*a))
+    real = pixels_module.read_frame
+    monkeypatch.setattr(pixels_module, "read_frame", lambda *a: count.append(a) or real(*a))
     return count
 
 

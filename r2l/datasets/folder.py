@@ -277,8 +277,7 @@ def _in_line(shape: tuple[int, ...], has: CFA, wanted: CFA) -> tuple[slice, slic
 
     It starts at the first or second row and column and stays even.
     """
-    shifts = ((rows, columns) for rows in (0, 1) for columns in (0, 1))
-    rows, columns = next(shift for shift in shifts if has.shifted(*shift) is wanted)
+    rows, columns = has.shift_to(wanted)
     return slice(rows, shape[0] - rows), slice(columns, shape[1] - columns)
 
 
@@ -288,7 +287,7 @@ def _in_levels(frame: RawFrame, camera: Camera) -> np.ndarray:
     Unchanged if they are the frame's own already; values beyond [0, 1] are clipped.
     """
     has, mosaic = frame.camera, frame.mosaic
-    shift = [side.start for side in _in_line((2, 2), has.cfa, camera.cfa)]
+    shift = has.cfa.shift_to(camera.cfa)
     # Of the positions that these become once the mosaic is in line.
     targets = np.roll(np.reshape(camera.black_level, (2, 2)), shift, (0, 1)).ravel().tolist()
     result = np.empty_like(mosaic)

@@ -145,11 +145,6 @@ def _menon_planes(
     return red + green + blue
 
 
-def _to_rggb(cfa: CFA) -> tuple[int, int]:
-    """Return how many rows and columns to put before a mosaic so that it begins with an RGGB tile."""
-    return next((y, x) for y in (0, 1) for x in (0, 1) if CFA.RGGB.shifted(y, x) is cfa)
-
-
 def menon_inside(
     raw: Tensor,
     cfa: CFA,
@@ -164,7 +159,8 @@ def menon_inside(
         silent: whether the surroundings count in no decision: the published borders.
         matrix: C rows of three weights, to mix the colours by: (B, C, H - 16, W - 16).
     """
-    dy, dx = _to_rggb(cfa)
+    # How many rows and columns to put before the mosaic so that it begins with an RGGB tile.
+    dy, dx = CFA.RGGB.shift_to(cfa)
     rows, columns = (MENON_RADIUS + dy,) * 2, (MENON_RADIUS + dx,) * 2
     planes = pack_planes(pad(raw, (dy, dy), (dx, dx), "mirror"))
     colours = _menon_planes(*planes, silent=(rows, columns) if silent else None)

@@ -79,15 +79,14 @@ def tiff_facts(path: Path) -> TiffFacts | None:
             first = tiff.pages.first.tags
             is_dng = _DNG_VERSION in first
             pages = _pages(tiff)
-            pictures = [_picture(path, i, page) for i, page in enumerate(pages) if _is_raw(page)]
+            raws = [(i, page) for i, page in enumerate(pages) if is_dng and _is_raw(page)]
+            pictures = [_picture(path, i, page) for i, page in raws]
             return TiffFacts(
                 path=path,
                 is_dng=is_dng,
                 has_mosaic=any(int(p.photometric or 0) == CFA_PHOTOMETRIC for p in pages),
                 model=_text(first.valueof(_MODEL) or first.valueof(_UNIQUE_CAMERA_MODEL)),
-                pictures=tuple(
-                    sorted(pictures, key=lambda p: -math.prod(p.shape)) if is_dng else ()
-                ),
+                pictures=tuple(sorted(pictures, key=lambda p: -math.prod(p.shape))),
                 # Codes that do not exist count as upright.
                 flip=_FLIPS.get(first.valueof(274, 1), 0),
                 tags={tag.code: _plain(tag) for tag in first} if is_dng else {},

@@ -27,6 +27,10 @@ _COLOURS = ("R", "G", "B", "cyan", "magenta", "yellow", "white")
 _LARGEST_DELTA = 0.125
 
 
+#: A black level by position (2, 2), and what rows and columns add to it (H, W), None where nothing.
+_Black = tuple[np.ndarray, np.ndarray | None]
+
+
 @dataclass(frozen=True, eq=False)
 class RawPicture:
     """One raw picture of a DNG, as its tags describe it.
@@ -130,7 +134,7 @@ class RawPicture:
             raise self.unusable("a sensor with staggered rows or columns, not Bayer")
         return CFA["".join(names)]
 
-    def black(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def black(self) -> _Black:
         """Return the black level of the active area, in steps.
 
         Returns:
@@ -177,11 +181,9 @@ class RawPicture:
             raise self.unusable(f"{len(values)} black level deltas for {length} rows or columns")
         return values
 
-    def cut(self, samples: np.ndarray) -> np.ndarray:
-        """Return the active area of samples, cut to even size, as fractions: see `levelled`."""
-        return self._levelled(samples, None)[0]
-
-    def levelled(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    def levelled(
+        self, samples: np.ndarray, black: _Black | None
+    ) -> tuple[np.ndarray, np.ndarray, float]:
         """Return the active area of samples, cut to even size, and its levels.
 
         Where rows or columns have black levels of their own, each sample moves to where it would be with
@@ -189,19 +191,15 @@ class RawPicture:
 
         Args:
             samples: (H, W) as stored, linearized.
+            black: see `black`; None where another camera's levels are taken: samples then stay as they are.
 
         Returns:
             float32 (H, W) in [0, 1], *raw* domain; black level by position (2, 2) and white level, as
             fractions of the same scale.
 
         Raises:
-            RawFileError: as `black`; floating-point values that are no light.
+            RawFileError: floating-point values that are no light.
         """
-        return self._levelled(samples, self.black())
-
-    def _levelled(
-        self, samples: np.ndarray, black: tuple[np.ndarray, np.ndarray | None] | None
-    ) -> tuple[np.ndarray, np.ndarray, float]:
         top, left, bottom, right = self.area
         height, width = (bottom - top) // 2 * 2, (right - left) // 2 * 2
         area = samples[top : top + height, left : left + width]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from r2l.camera import Camera
+from r2l.camera import CFA, Camera
 from r2l.files import R2LError
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 FETCH_AGAIN = "It may be damaged or cut short: copy it again from the card or the source"
 #: What to do about one that holds something else than a Bayer mosaic.
 USE_BAYER = "Give the camera's original raw file, of a Bayer sensor, or the camera that fits it"
-# Of what `look_at` takes a sample: rows and columns by threes keep every position of the tile.
-_STEP = 3
+# `look_at` looks at about so many pixels.
+_SAMPLE = 200_000
 # Parts of the range, and of the pixels, from which on it has something to say.
 _BELOW_BLACK, _FAR_FROM_BLACK, _FAR_FROM_WHITE, _MANY = 0.01, 0.4, 0.02, 0.01
 # Rows of zeros at the end of a frame, as a part of it, that no exposure leaves.
@@ -61,6 +62,15 @@ class RawFrame:
         return torch.tensor(self.mosaic)[None, None]
 
 
+def check_layout(path: Path, cfa: CFA, camera: Camera) -> None:
+    """Raise a RawFileError where a frame's layout is not that of the camera given for it."""
+    if camera.cfa is not cfa:
+        reason = (
+            f"its layout is {cfa.name}, and that of the camera {camera.name!r} is {camera.cfa.name}"
+        )
+        raise RawFileError(path, reason, USE_BAYER)
+
+
 def check_whole(path: Path, mosaic: np.ndarray, camera: Camera) -> None:
     """Raise a RawFileError where a frame is zeros from some row on, as decoders leave what they lack.
 
@@ -81,7 +91,9 @@ def look_at(path: Path, frame: RawFrame) -> None:
 
     Nothing is changed: the camera may be right and the picture strange.
     """
-    camera, sample = frame.camera, frame.mosaic[::_STEP, ::_STEP]
+    # An odd step keeps every position of the tile.
+    step = max(3, math.isqrt(frame.mosaic.size // _SAMPLE) | 1)
+    camera, sample = frame.camera, frame.mosaic[::step, ::step]
     black, white = float(np.mean(camera.black_level)), camera.white_level
     span = white - black
     dark, bright = (float(v) for v in np.quantile(sample, (0.001, 0.999)))

@@ -16,7 +16,7 @@ import rawpy
 from r2l.camera import CFA, Camera
 from r2l.rawfile.colour import XYZ_FROM_SRGB
 from r2l.rawfile.dng_writer import FULL_SCALE
-from r2l.rawfile.frame import FETCH_AGAIN, RawFileError, RawFrame
+from r2l.rawfile.frame import FETCH_AGAIN, RawFileError, RawFrame, check_layout
 
 
 def samples(path: Path) -> np.ndarray | None:
@@ -48,8 +48,8 @@ def decode(path: Path, model: str, camera: Camera | None, allow_damaged: bool) -
         allow_damaged: take a file that is too short for its picture.
 
     Raises:
-        RawFileError: too few bytes.
-        ValueError: no Bayer mosaic, another layout than ``camera`` has, levels that contradict each other.
+        RawFileError: too few bytes, or another layout than ``camera`` has.
+        ValueError: no Bayer mosaic, levels that contradict each other.
         rawpy.LibRawError, NotImplementedError, OSError, MemoryError: LibRaw can't decode the file.
     """
     with _opened(path) as raw:
@@ -61,11 +61,8 @@ def decode(path: Path, model: str, camera: Camera | None, allow_damaged: bool) -
             raise RawFileError(path, reason, FETCH_AGAIN)
         if camera is None:
             camera = _camera(raw, cfa, model or f"camera of {path.name}")
-        elif camera.cfa is not cfa:
-            raise ValueError(
-                f"its layout is {cfa.name}, and that of the camera {camera.name!r} is "
-                f"{camera.cfa.name}"
-            )
+        else:
+            check_layout(path, cfa, camera)
         # Cut where it leaves the phase of the layout alone.
         height, width = (side // 2 * 2 for side in steps.shape)
         mosaic = steps[:height, :width].astype(np.float32) / np.float32(FULL_SCALE)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import rawpy
 
-from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
+from r2l.camera import DRONE, MICROSCOPE, Camera
 from r2l.rawfile import dng, libraw, raster
 from r2l.rawfile.colour import colours
 from r2l.rawfile.dng_writer import same_calibration, standard_form
@@ -20,6 +20,7 @@ from r2l.rawfile.frame import (
     USE_BAYER,
     RawFileError,
     RawFrame,
+    check_layout,
     check_whole,
     look_at,
 )
@@ -96,11 +97,23 @@ def read_raw(
         RawFileWarning: levels that can't be those of the pixels; once a camera.
     """
     path = Path(path)
+    result = read_frame(path, camera, layout, frame, allow_damaged)
+    look_at(path, result)
+    return result
+
+
+def read_frame(
+    path: Path,
+    camera: Camera | None = None,
+    layout: RawLayout | None = None,
+    frame: int | None = None,
+    allow_damaged: bool = False,
+) -> RawFrame:
+    """Read as `read_raw` does, without a look whether the levels fit: where the camera is known to."""
     head = _first_bytes(path)
     result = _read(path, head, camera, layout or _layout_beside(path, head), frame, allow_damaged)
     if not allow_damaged:
         check_whole(path, result.mosaic, result.camera)
-    look_at(path, result)
     return result
 
 
@@ -162,7 +175,7 @@ def _read_headerless(path: Path, layout: RawLayout, camera: Camera | None) -> Ra
         raise RawFileError(
             path, "a headerless file does not say which camera took it", _NAME_CAMERA
         )
-    _check_layout(path, layout.cfa or camera.cfa, camera)
+    check_layout(path, layout.cfa or camera.cfa, camera)
     return RawFrame(read_headerless(path, layout), camera)
 
 
@@ -194,10 +207,10 @@ def _read_dng(
     if samples is None or samples.shape != picture.shape:
         samples = dng.decode(picture)
     if camera is not None:
-        _check_layout(picture.path, cfa, camera)
-        mosaic = picture.cut(samples)
+        check_layout(picture.path, cfa, camera)
+        mosaic, *_ = picture.levelled(samples, None)
     else:
-        mosaic, black, white = picture.levelled(samples)
+        mosaic, black, white = picture.levelled(samples, picture.black())
         name = facts.model or f"camera of {picture.path.name}"
         try:
             read = Camera(name, cfa, tuple(black.ravel()), white, *colours(facts.tags))
@@ -224,14 +237,6 @@ def _read_camera_file(
         raise RawFileError(path, str(error), USE_BAYER) from None
     except (rawpy.LibRawError, NotImplementedError, OSError, MemoryError) as error:
         raise RawFileError(path, f"LibRaw can't read it ({_brief(error)})", FETCH_AGAIN) from error
-
-
-def _check_layout(path: Path, cfa: CFA, camera: Camera) -> None:
-    if camera.cfa is not cfa:
-        reason = (
-            f"its layout is {cfa.name}, and that of the camera {camera.name!r} is {camera.cfa.name}"
-        )
-        raise RawFileError(path, reason, USE_BAYER)
 
 
 def _brief(error: Exception) -> str:
