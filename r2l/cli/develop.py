@@ -62,7 +62,7 @@ def develop(
         ),
     ] = None,
     variant: Annotated[
-        str, typer.Option(help="corrected, or paper for the stages as published.")
+        str, typer.Option(help="corrected; paper: as published; camera: white balance first.")
     ] = "corrected",
     highlights: Annotated[
         str,
@@ -118,7 +118,7 @@ def develop(
     layout = _layout(width, height, bits, packing, cfa, offset, stride)
     given = load_camera(camera) if camera else None
     StaticISP.from_code(pipeline, DRONE, variant=variant)
-    clip = choose("highlights", highlights, ["clip", "keep"]) == "clip" and variant == "corrected"
+    clip = choose("highlights", highlights, ["clip", "keep"]) == "clip" and variant != "paper"
     targets = _targets(photos, output, pipeline)
 
     def develop_one(photo: Path, target: Path) -> None:

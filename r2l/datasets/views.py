@@ -45,7 +45,7 @@ def develop_views(
     Args:
         data: a data set, which is read first (see `Frames.of`, also for the last three), or frames.
         pipelines: see `develop_all`. Where there are masks, smaller images are enlarged to fit.
-        variant: of the codes, "corrected" or "paper", see `StaticISP`.
+        variant: of the codes, "corrected", "paper" or "camera", see `StaticISP`.
         batch_size: frames developed at once.
         device: where; the images are kept on the CPU.
 

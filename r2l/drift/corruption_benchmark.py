@@ -123,7 +123,7 @@ def sensor_table(
         kinds: of `SENSOR_DRIFTS`.
         severities: 1 to 5.
         pipelines: by name, those of the models that are not named by their code.
-        variant: "corrected" or "paper", as the views.
+        variant: "corrected", "paper" or "camera", as the views.
         noise: of the sensor, see `drift_sensor`.
 
     Returns:

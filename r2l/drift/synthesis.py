@@ -63,7 +63,7 @@ def train_models(
             and channel standard deviations that returns a fresh model.
         n_splits: number of folds; every image is tested in one of them.
         seeds: of folds, initial weights and order; with several, everything is repeated.
-        variant: of the codes, "corrected" or "paper"; not used with views.
+        variant: of the codes, "corrected", "paper" or "camera"; not used with views.
         progress: whether to show bars.
         **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ...).
 

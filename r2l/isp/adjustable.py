@@ -15,7 +15,7 @@ from r2l.isp.filters import Border, blur, correlate, crop, gaussian_kernel
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import Affine, Luma, Pipeline, Pointwise, Stage
 from r2l.isp.settings import Setting, level_names, luma_rows, settings_for
-from r2l.isp.static import PipelineLike, StaticISP, demosaicing, open_pipeline
+from r2l.isp.static import PipelineLike, StaticISP, colour_stages, demosaicing, open_pipeline
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class _Base:
     denoising: tuple[Stage, ...]
     blur: float
     gamma: float
+    balance_first: bool = False
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -42,10 +43,10 @@ def _base_of(pipeline: PipelineLike, camera: Camera | None) -> _Base:
         return isp.base
     if isinstance(isp, ParametrizedISP) and isp.additive is None:
         return _base_of_parametrized(isp)
-    if not isinstance(isp, StaticISP) or isp.variant != "corrected":
+    if not isinstance(isp, StaticISP) or isp.variant == "paper":
         raise ValueError(
             f"{type(isp).__name__} has no settings to turn; give a code such as 'bi,s,ga', a "
-            "StaticISP of the variant corrected, or a ParametrizedISP without additive layer"
+            "StaticISP of the variant corrected or camera, or a ParametrizedISP without additive layer"
         )
     steps = {step.name: step for step in isp.listed()}
     gaussian = isp.denoising == "gaussian_denoising"
@@ -57,6 +58,7 @@ def _base_of(pipeline: PipelineLike, camera: Camera | None) -> _Base:
         denoising=() if gaussian else (steps["denoising"],),
         blur=steps["denoising"].values[0] if gaussian else 0.0,
         gamma=isp.gamma,
+        balance_first=isp.variant == "camera",
     )
 
 
@@ -88,8 +90,8 @@ class AdjustableISP(Pipeline):
     (1.0, 1.0)
 
     Args:
-        pipeline: what `open_pipeline` takes, if it is a corrected `StaticISP`, a `ParametrizedISP` without
-            additive layer, or an `AdjustableISP`.
+        pipeline: what `open_pipeline` takes, if it is a `StaticISP` not of the variant paper, a
+            `ParametrizedISP` without additive layer, or an `AdjustableISP`.
         camera: layout and calibration; not used where ``pipeline`` is a module and has its own.
         matrix_mix: 0 leaves camera colours as they are, 1 applies the camera's matrix, between mixes. No
             setting, since cameras don't differ by it.
@@ -134,9 +136,7 @@ class AdjustableISP(Pipeline):
         camera, gain = self.camera, 2.0 ** self.values["exposure"]
         return [
             Affine("black_level", _exposed, camera.black_level, camera.white_level, gain),
-            self.base.demosaic,
-            Affine("white_balance", stage.balance_white, camera.white_balance),
-            Affine("colour_matrix", stage.apply_colour_matrix, camera.colour_matrix),
+            *colour_stages(camera, self.base.demosaic, self.base.balance_first),
             self._sharpening(),
             *self._denoising(),
             Pointwise("clip", stage.clip),

@@ -10,12 +10,13 @@ B with weights of sum 1, that is the same as adding the change of Y to each of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from r2l.camera import Camera
+from r2l.camera import CFA, Camera
 from r2l.isp.filters import Border, blur, correlate, crop, median3x3
 
 #: Below one step of a 16-bit container the slope of the gamma curve is held, since it ends infinite.
@@ -135,6 +136,28 @@ def balance_white(image: Tensor, gains: Sequence[float] | Tensor) -> Tensor:
     check_image(image)
     return image * torch.as_tensor(gains, dtype=image.dtype, device=image.device).reshape(
         1, 3, 1, 1
+    )
+
+
+def balance_mosaic(mosaic: Tensor, gains: Sequence[float], cfa: CFA) -> Tensor:
+    """Multiply each site of a linear mosaic (B, 1, H, W) by the magnitude of its colour's gain.
+
+    The white balance of cameras, which comes before demosaicing: Malvar and Menon take the colours for
+    alike but for slow changes, which they are only once white is white. A negative gain's sign is no
+    balance; see `signed_columns`.
+    """
+    site_gains = [abs(gains[colour]) for colour in cfa.value]
+    return mosaic * per_site(
+        torch.tensor(site_gains, dtype=mosaic.dtype, device=mosaic.device), mosaic
+    )
+
+
+def signed_columns(
+    matrix: Sequence[Sequence[float]], gains: Sequence[float]
+) -> tuple[tuple[float, ...], ...]:
+    """Return a colour matrix that takes over the signs of gains of which only magnitudes were applied."""
+    return tuple(
+        tuple(math.copysign(1.0, g) * x for g, x in zip(gains, row, strict=True)) for row in matrix
     )
 
 

@@ -33,7 +33,8 @@ class ParametrizedISP(Pipeline):
 
     Black level, bilinear demosaic, white balance, colour matrix, 3x3 sharpening and 5x5 blur of luma,
     clip, gamma, and on request an additive layer. Untouched, it equals
-    ``StaticISP.from_code("bi,s,ga", camera)`` everywhere. All stages up to the clip are affine, so they
+    ``StaticISP.from_code("bi,s,ga", camera)`` everywhere, in either order of white balance and demosaicing,
+    since bilinear interpolation looks at one colour at a time. All stages up to the clip are affine, so they
     run as one convolution (`r2l.isp.fused`), and their gradients with it.
 
     The frame goes on beyond its edge as its mirror image, before anything else; kernels that have lost

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -26,10 +26,10 @@ from r2l.isp.pipeline import (
 )
 from r2l.isp.saving import DESCRIPTION, load_isp, saved_with
 
-Variant = Literal["corrected", "paper"]
+Variant = Literal["corrected", "paper", "camera"]
 
-#: A stage of each variant, by the name of the choice.
-_Choices = dict[str, dict[Variant, Stage]]
+#: Corrected and as published, by the name of the choice.
+_Choices = dict[str, dict[str, Stage]]
 
 _SHARPENING: _Choices = {
     "sharpening_filter": {
@@ -68,6 +68,17 @@ def demosaicing(method: str, cfa: CFA, border: Border = "mirror") -> Stage:
     if method == "menon2007":
         return Directional("demosaic", function, cfa, inside=menon_inside, reach=reach)
     return Affine("demosaic", function, cfa, reach=reach)
+
+
+def colour_stages(camera: Camera, demosaic: Stage, balance_first: bool) -> list[Stage]:
+    """Return linear mosaic to linear sRGB: white balance behind ``demosaic``, or before it, as in cameras."""
+    gains, matrix = camera.white_balance, camera.colour_matrix
+    balance = Affine("white_balance", stage.balance_white, gains)
+    if balance_first:
+        balance = Affine("white_balance", stage.balance_mosaic, gains, camera.cfa)
+        matrix = stage.signed_columns(matrix, gains)
+    first = [balance, demosaic] if balance_first else [demosaic, balance]
+    return [*first, Affine("colour_matrix", stage.apply_colour_matrix, matrix)]
 
 
 #: The parts of a pipeline's code, in order: what is chosen, and the choices by their letters.
@@ -132,8 +143,10 @@ class StaticISP(Pipeline):
         demosaic: bilinear, malvar2004 or menon2007.
         sharpening: sharpening_filter or unsharp_masking.
         denoising: gaussian_denoising, median_denoising or fft_denoising.
-        variant: "corrected" (levels to the white level, isotropic filters, mirrored borders) or "paper",
-            which reproduces what the published numbers were made with, to the border.
+        variant: "corrected" (levels to the white level, isotropic filters, mirrored borders); "paper",
+            which reproduces what the published numbers were made with, to the border; or "camera", which
+            is corrected with white balance before demosaicing, as cameras do it and the published code
+            does not. Bilinear demosaicing gives the same either way; Malvar and Menon do not.
 
     Raises:
         ValueError: an option that does not exist; lists those that do.
@@ -155,7 +168,7 @@ class StaticISP(Pipeline):
         choose("demosaic", demosaic, DEMOSAIC)
         choose("sharpening", sharpening, _SHARPENING)
         choose("denoising", denoising, _DENOISING)
-        choose("variant", variant, ["corrected", "paper"])
+        choose("variant", variant, get_args(Variant))
         self.camera = camera
         self.demosaic, self.sharpening, self.denoising = demosaic, sharpening, denoising
         self.variant: Variant = variant
@@ -175,16 +188,15 @@ class StaticISP(Pipeline):
         return f"{self.demosaic}, {self.sharpening}, {self.denoising}, {self.variant}, {self.camera.name}"
 
     def listed(self) -> list[Stage]:
-        """Return the stages in order; `paper` and `corrected` differ in levels, borders and filters."""
+        """Return the stages in order; `paper` differs in levels, borders and filters."""
         camera, paper = self.camera, self.variant == "paper"
-        white_level = None if paper else camera.white_level
+        white_level, filters = (None, "paper") if paper else (camera.white_level, "corrected")
+        demosaic = demosaicing(self.demosaic, camera.cfa, "half" if paper else "mirror")
         return [
             Affine("black_level", stage.subtract_black_level, camera.black_level, white_level),
-            demosaicing(self.demosaic, camera.cfa, "half" if paper else "mirror"),
-            Affine("white_balance", stage.balance_white, camera.white_balance),
-            Affine("colour_matrix", stage.apply_colour_matrix, camera.colour_matrix),
-            _SHARPENING[self.sharpening][self.variant],
-            _DENOISING[self.denoising][self.variant],
+            *colour_stages(camera, demosaic, self.variant == "camera"),
+            _SHARPENING[self.sharpening][filters],
+            _DENOISING[self.denoising][filters],
             Pointwise("clip", stage.clip),
             Pointwise("gamma", stage.gamma_correct, self.gamma),
         ]

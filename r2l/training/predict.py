@@ -273,7 +273,7 @@ def predict_matrix(
         models: what `r2l.drift.train_models` returned, or `Trained` made by hand.
         data: raw frames, or views of them (which then must hold all ``pipelines``).
         pipelines: in the order of the matrix, see `develop_all`.
-        variant: of the codes, "corrected" or "paper"; not used with views.
+        variant: of the codes, "corrected", "paper" or "camera"; not used with views.
         batch_size: images a step.
         device: where to ask, such as "cuda"; by default where each model is.
         progress: whether to show a bar.

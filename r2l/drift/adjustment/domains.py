@@ -56,7 +56,7 @@ class RandomPipeline(nn.Module):
     Args:
         camera: layout and calibration.
         codes: pipelines to draw from, such as "ma,s,ga".
-        variant: "corrected" or "paper", see `StaticISP`.
+        variant: "corrected", "paper" or "camera", see `StaticISP`.
     """
 
     def __init__(
