@@ -123,7 +123,7 @@ class Declared:
     check_val_every_n_epoch: int = _training(1, "Validate after so many epochs.", least=1)
     num_workers: int = _training(0, "Processes that load data; 0 loads in this one.", least=0)
     accelerator: str = _training("auto", "auto, cpu, gpu and others of Lightning.")
-    precision: str = _training("32-true", "32-true, 16-mixed, bf16-mixed and others.")
+    precision: str = _training("32-true", "32-true, 64-true, 16-mixed, bf16-mixed.")
     gradient_clip_val: float | None = _training(None, "Longest gradient.  [default: any]")
 
     processing_mode: str = _processor(

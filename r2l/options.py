@@ -128,7 +128,22 @@ def _check_data(options: Options) -> None:
         raise ValueError("--task segmentation needs --masks: the folder of the masks")
 
 
+def check_precision(precision: str | int | None) -> None:
+    """Raise unless raw data keep their precision under a precision of Lightning's.
+
+    Raises:
+        ValueError: one that rounds all numbers to half precision, raw data and black levels with them.
+    """
+    if str(precision) in ("16-true", "bf16-true"):
+        mixed = str(precision).replace("true", "mixed")
+        raise ValueError(
+            f"--precision {precision} rounds the raw data before they are processed, black level and all; "
+            f"take {mixed}: the network in half precision, the processing in float32"
+        )
+
+
 def _check_models(options: Options) -> None:
+    check_precision(options.precision)
     if options.state_dict_uri and (options.processor_uri or options.classifier_uri):
         raise ValueError(
             "--state_dict_uri holds processor and classifier: leave out --processor_uri and "

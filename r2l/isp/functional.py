@@ -19,6 +19,9 @@ from torch import Tensor
 from r2l.camera import CFA, Camera
 from r2l.isp.filters import Border, blur, correlate, crop, median3x3
 
+#: Kinds of number too short to process a mosaic in: a black level is lost in their rounding.
+HALF = (torch.float16, torch.bfloat16)
+
 #: Below one step of a 16-bit container the slope of the gamma curve is held, since it ends infinite.
 _GAMMA_SLOPE_FLOOR = 2.0**-16
 
@@ -171,7 +174,8 @@ def apply_colour_matrix(image: Tensor, matrix: Sequence[Sequence[float]] | Tenso
     if not isinstance(matrix, Tensor):
         return torch.stack([_weighted_sum(image, row) for row in matrix], 1)
     matrix = torch.as_tensor(matrix, dtype=image.dtype, device=image.device)
-    return torch.einsum("ij,bjhw->bihw", matrix, image)
+    # A matrix product would be of low precision, in its gradient too, where autocast is on.
+    return (matrix[:, :, None, None] * image[:, None]).sum(2)
 
 
 def _weighted_sum(image: Tensor, weights: Sequence[float]) -> Tensor:
@@ -319,7 +323,9 @@ def gamma_correct(image: Tensor, gamma: float | Tensor = 2.2, out: Tensor | None
     The value has no floor: 0 stays 0. The gradient has: below 2**-16 the slope is that at 2**-16, since
     the true one grows to infinity. Outside [0, 1] it is 0, as that of `clip`. ``gamma`` may be a scalar
     tensor to be learned. With ``out``, which may be the image, the result is written there and has no
-    gradient.
+    gradient. Half precision is rounded after the curve, not on the way.
     """
+    if out is None and image.dtype in HALF:
+        return gamma_correct(image.float(), gamma).to(image.dtype)
     gamma = torch.as_tensor(gamma, dtype=image.dtype, device=image.device).reshape(())
     return _Gamma.apply(image, gamma) if out is None else _power(image, 1.0 / gamma, out)

@@ -161,7 +161,7 @@ class _Strips(torch.autograd.Function):
         totals = [torch.zeros_like(p) for p in parameters]
         for images, rows in _strips(mosaic.shape[0], *mosaic.shape[-2:]):
             strip = _strip_with_surroundings(mosaic, images, rows, ctx.margin)
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast("cpu", enabled=False):
                 (image,) = ctx.develop(strip, [None], *leaves)
             parts = torch.autograd.grad(image, leaves, grad[images, :, rows])
             for total, part in zip(totals, parts, strict=True):

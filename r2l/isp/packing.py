@@ -14,8 +14,17 @@ from torch import Tensor
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Tell whether autograd or a compiler looks on, so that only plain operations are allowed."""
-    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
+    """Tell whether autograd, a tracer or a compiler looks on, so that only plain operations are allowed."""
+    return _is_traced() or (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return contiguous numbers in one row; `view` and dtypes trip over the strides of sides of length 1."""
+    return x.contiguous().as_strided((x.numel(),), (1,))
 
 
 def pack_planes(mosaic: Tensor) -> list[Tensor]:
@@ -40,17 +49,16 @@ def unpack_planes(planes: Sequence[Tensor]) -> Tensor:
 def _pack_pairs(image: Tensor) -> Tensor:
     """(B, C, H, W) float32 to (B, 4 C, H/2, W/2): neighbours travel as one float64, channels last."""
     b, c, h, w = image.shape
-    pairs = image.contiguous().view(torch.float64).reshape(b, c, h // 2, 2, w // 2)
-    planes = pairs.permute(0, 2, 4, 1, 3).contiguous().view(torch.float32)
+    pairs = _flat(image).view(torch.float64).view(b, c, h // 2, 2, w // 2)
+    planes = _flat(pairs.permute(0, 2, 4, 1, 3)).view(torch.float32)
     return planes.reshape(b, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
 
 
 def _unpack_pairs(planes: Tensor) -> Tensor:
     """The inverse of `_pack_pairs`."""
     b, c, h, w = planes.shape
-    channels_last = planes.permute(0, 2, 3, 1).contiguous()
-    pairs = channels_last.view(torch.float64).reshape(b, h, w, c // 4, 2)
-    image = pairs.permute(0, 3, 1, 4, 2).contiguous().view(torch.float32)
+    pairs = _flat(planes.permute(0, 2, 3, 1)).view(torch.float64).view(b, h, w, c // 4, 2)
+    image = _flat(pairs.permute(0, 3, 1, 4, 2)).view(torch.float32)
     return image.reshape(b, c // 4, 2 * h, 2 * w)
 
 
@@ -68,7 +76,7 @@ class _UnpackPairs(torch.autograd.Function):
 
 def _may_move_pairs(x: Tensor) -> bool:
     plain = x.dtype == torch.float32 and x.device.type == "cpu" and x.storage_offset() % 2 == 0
-    return plain and not torch.compiler.is_compiling()
+    return plain and not _is_traced()
 
 
 def pack(mosaic: Tensor) -> Tensor:

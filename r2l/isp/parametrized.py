@@ -14,7 +14,7 @@ from r2l.isp import functional as stage
 from r2l.isp.demosaic import bilinear
 from r2l.isp.filters import correlate, crop, gaussian_kernel, pad
 from r2l.isp.fused import apply_affine, develop_with_parameters, measure_affine
-from r2l.isp.pipeline import Affine, Pipeline, Pointwise, Stage, run
+from r2l.isp.pipeline import Affine, Pipeline, Pointwise, Stage, in_full_precision, run
 from r2l.isp.saving import saved_with
 
 #: A lower and an upper bound for each value of a parameter, by the parameter's name.
@@ -102,9 +102,9 @@ class ParametrizedISP(Pipeline):
             steps.append(Stage("additive", torch.add, self.additive))
         return steps
 
+    @in_full_precision
     def stages(self, raw: Tensor) -> dict[str, Tensor]:
         """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
-        stage.check_mosaic(raw)
         margin = (_REACH, _REACH)
         whole = pad(raw, margin, margin, "mirror")
         out = {"raw": raw}
@@ -116,13 +116,13 @@ class ParametrizedISP(Pipeline):
             out[step.name] = image
         return out
 
+    @in_full_precision
     def forward(self, raw: Tensor) -> Tensor:
         """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H, W), display domain.
 
         Raises:
             ValueError: wrong shape or dtype, odd height or width, a black level not below white.
         """
-        stage.check_mosaic(raw)
         affine = [step for step in self.listed() if isinstance(step, Affine)]
         # Measured anew each time, so that gradients pass through the weights to the parameters.
         weight, bias = measure_affine(partial(run, affine), _REACH, self.colour_matrix)

@@ -15,16 +15,19 @@ any other `Stage`, one that has to see a whole frame and its border, is develope
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import takewhile, zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from r2l.isp import functional as stage
 from r2l.isp.filters import Border, crop
 from r2l.isp.fused import apply_affine, develop_in_strips, measure_affine
+
+_Result = TypeVar("_Result")
 
 
 class Stage:
@@ -170,15 +173,45 @@ def _mixed(steps: tuple[Stage, ...]) -> list[list[float]]:
     return _apart(run(steps, basis)).reshape(3, 4).T.tolist()
 
 
+def in_full_precision(
+    develop: Callable[[Any, Tensor], _Result],
+) -> Callable[[Any, Tensor], _Result]:
+    """Let ``develop(what, raw)`` compute in float32 or better: whatever autocast says, and if raw is half."""
+
+    @wraps(develop)
+    def developed(what: Any, raw: Tensor) -> _Result:
+        stage.check_mosaic(raw)
+        if raw.dtype in stage.HALF:
+            return tree_map(lambda image: image.to(raw.dtype), developed(what, raw.float()))
+        if not torch.is_autocast_enabled(raw.device.type):
+            return develop(what, raw)
+        with torch.autocast(raw.device.type, enabled=False):
+            return develop(what, raw)
+
+    return developed
+
+
 class Pipeline(nn.Module):
-    """Raw (B, 1, H, W) to display (B, 3, H, W) by the stages that `listed` returns."""
+    """Raw (B, 1, H, W) to display (B, 3, H, W) by the stages that `listed` returns.
+
+    It computes in float32 or better, forward and backward, and keeps its numbers so: `half` and `bfloat16`
+    leave them. A mosaic of half precision is answered in its own dtype.
+    """
 
     _plan: _Plan | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Pipeline:
+        def keep(number: Tensor) -> Tensor:
+            moved = fn(number)
+            return number.to(moved.device) if moved.dtype in stage.HALF else moved
+
+        return super()._apply(keep, recurse)
 
     def listed(self) -> list[Stage]:
         """Return the stages in order."""
         raise NotImplementedError
 
+    @in_full_precision
     def stages(self, raw: Tensor) -> dict[str, Tensor]:
         """Return what each stage makes of ``raw``, in order; the first is ``raw``, the last the result."""
         image = raw
@@ -187,14 +220,14 @@ class Pipeline(nn.Module):
             image = out[step.name] = step(image)
         return out
 
+    @in_full_precision
     def forward(self, raw: Tensor) -> Tensor:
         """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H, W), display domain.
 
         Raises:
             ValueError: wrong shape or dtype, odd height or width.
         """
-        stage.check_mosaic(raw)
-        return develop_together(raw, [self])[0] if self.quick else run(self.listed(), raw)
+        return develop_together([self], raw)[0] if self.quick else run(self.listed(), raw)
 
     @property
     def quick(self) -> bool:
@@ -241,12 +274,13 @@ def _finish(image: Tensor, steps: Sequence[Stage], out: Tensor | None) -> Tensor
     return image
 
 
-def develop_together(raw: Tensor, pipelines: Sequence[Pipeline]) -> list[Tensor]:
+@in_full_precision
+def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]:
     """Develop ``raw`` (B, 1, H, W) by each pipeline; what their lists begin with alike is done once a strip.
 
     Args:
-        raw: raw domain.
         pipelines: those that are `quick`.
+        raw: raw domain.
 
     Returns:
         (B, 3, H, W) in display domain, one each.

@@ -300,5 +300,5 @@ def develop_all(
     stage.check_mosaic(raw)
     isps = {n: open_pipeline(p, camera, variant) for n, p in name_pipelines(pipelines).items()}
     quick = {name: isp for name, isp in isps.items() if isinstance(isp, Pipeline) and isp.quick}
-    views = dict(zip(quick, develop_together(raw, list(quick.values())), strict=True))
+    views = dict(zip(quick, develop_together(list(quick.values()), raw), strict=True))
     return {name: views[name] if name in views else isp(raw) for name, isp in isps.items()}

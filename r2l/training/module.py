@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import BinaryJaccardIndex
 
 from r2l.files import choose
+from r2l.options import check_precision
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import Augment
 from r2l.training.tasks import TASKS, Loss, per_image
@@ -116,6 +117,10 @@ class RawToLogits(L.LightningModule):
     def forward(self, frames: Tensor) -> Tensor:
         """Return logits of raw frames (B, 1, H, W), or of images (B, 3, H, W) if no processor."""
         return self.model(self.norm(self.develop(frames)))
+
+    def setup(self, stage: str) -> None:
+        """Refuse a trainer that would round raw data to half precision (`check_precision`)."""
+        check_precision(self.trainer.precision)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """Look at the masks while they are on the CPU.
