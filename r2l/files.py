@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import os
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
@@ -61,6 +63,29 @@ def choose(what: str, name: str, options: Mapping[str, Any] | Iterable[str]) -> 
     if not isinstance(name, str) or name not in options:
         raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(options)}")
     return options[name] if isinstance(options, Mapping) else name
+
+
+def load_named(text: str, what: str) -> Any:
+    """Return what ``module:name`` means, code of one's own; modules in the current folder are found too.
+
+    >>> load_named("math:sqrt", "function")(4.0)
+    2.0
+
+    Raises:
+        R2LError: no such module, no such name in it, or nothing that can be called.
+    """
+    module, _, name = text.partition(":")
+    sys.path.append(os.getcwd())  # last: what is installed goes first
+    try:
+        named = resolve_name(f"{module}:{name}")
+    except (ImportError, AttributeError, ValueError) as error:
+        remedy = f"Give module:name of a {what} in a file here (mine.py is mine) or in a package"
+        raise R2LError(text, f"no such {what} of your own ({error})", remedy) from error
+    finally:
+        sys.path.pop()
+    if not callable(named):
+        raise R2LError(text, f"a {type(named).__name__}, no {what}", "Give what can be called")
+    return named
 
 
 @contextmanager

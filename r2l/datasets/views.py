@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,9 @@ from torch.nn import functional as F
 
 from r2l.datasets.base import RawDataset
 from r2l.datasets.frames import MEMORY_LIMIT, Frames, allocate
-from r2l.isp import PIPELINES, develop_all, open_pipeline
-from r2l.isp.static import PipelineLike, name_pipelines
+from r2l.isp import PIPELINES, develop_all, name_pipelines
+from r2l.isp.grammar import Pipelines, open_pipelines
 from r2l.progress import progress_bar
-
-#: Codes and folders, or a mapping of names to whatever `open_pipeline` takes.
-Pipelines = Sequence[str | Path] | Mapping[str, PipelineLike]
 
 
 @torch.no_grad()
@@ -63,8 +59,10 @@ def develop_views(
     frames = data if isinstance(data, Frames) else Frames.of(data, **storage)
     if frames.raw is None:
         raise ValueError("nothing to develop: these frames hold developed images only")
-    opened = {name: open_pipeline(spec, frames.camera, variant) for name, spec in named.items()}
-    isps = {name: copy.deepcopy(isp).to(device).eval() for name, isp in opened.items()}
+    # Copied together: what several share stays shared.
+    isps = copy.deepcopy(open_pipelines(named, frames.camera, variant))
+    for isp in isps.values():
+        isp.to(device).eval()
     images: dict[str, Tensor] = {}
     with progress_bar(total=len(frames), desc="developing", disable=not progress) as bar:
         for start in range(0, len(frames), batch_size):

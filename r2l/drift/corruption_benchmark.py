@@ -25,7 +25,7 @@ from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.statistics import Bootstrap, Interval, interval_text
 from r2l.isp import open_pipeline
-from r2l.isp.static import PipelineLike
+from r2l.isp.grammar import PipelineLike
 from r2l.progress import progress_bar
 from r2l.sensor import NoiseModel
 from r2l.training.predict import (

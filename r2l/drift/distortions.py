@@ -6,16 +6,16 @@ images of the same shape, which can leave [0, 1]. Definitions: Hendrycks and Die
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
+
+from r2l.isp.display import jpeg_coded
 
 Constants = tuple[float, ...]
 Generators = Sequence[np.random.Generator]
@@ -151,11 +151,4 @@ def _sample(images: Tensor, places: np.ndarray) -> Tensor:
 
 def jpeg_compression(images: Tensor, constants: Constants, rngs: Generators) -> Tensor:
     """Write as JPEG of that quality (1 to 100, whole, 4:2:0) and read."""
-    quality = int(np.clip(round(constants[0]), 1, 100))
-    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    read = []
-    for one in pixels:
-        with io.BytesIO() as file:
-            Image.fromarray(one).save(file, "JPEG", quality=quality)
-            read.append(np.asarray(Image.open(file)))
-    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).to(images) / 255
+    return jpeg_coded(images, int(np.clip(round(constants[0]), 1, 100)))

@@ -18,9 +18,9 @@ from typing import Any
 from r2l.datasets import RawDataset
 from r2l.datasets.frames import Frames
 from r2l.datasets.splits import Fold, group_folds
-from r2l.datasets.views import Pipelines, with_views
-from r2l.isp import PIPELINES
-from r2l.isp.static import name_pipelines
+from r2l.datasets.views import with_views
+from r2l.isp import PIPELINES, name_pipelines
+from r2l.isp.grammar import Pipelines
 from r2l.progress import progress_bar
 from r2l.training.folds import fresh_model, train_fold, training_statistics
 from r2l.training.models import ModelFactory

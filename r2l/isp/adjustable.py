@@ -12,10 +12,11 @@ from torch import Tensor
 from r2l.camera import Camera
 from r2l.isp import functional as stage
 from r2l.isp.filters import Border, blur, correlate, crop, gaussian_kernel
+from r2l.isp.grammar import PipelineLike, open_pipeline
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import Affine, Luma, Pipeline, Pointwise, Stage
 from r2l.isp.settings import Setting, level_names, luma_rows, settings_for
-from r2l.isp.static import PipelineLike, StaticISP, colour_stages, demosaicing, open_pipeline
+from r2l.isp.static import StaticISP, colour_stages, demosaicing
 
 
 @dataclass(frozen=True)

@@ -53,17 +53,24 @@ def save_isp(isp: nn.Module, folder: str | Path) -> Path:
         ValueError: no ISP of `r2l.isp`.
         OSError: the folder can't be written.
     """
-    kind, options = _KINDS.get(type(isp).__name__, (None, ()))
+    return save_module(isp, _described(isp), Path(folder) / DESCRIPTION)
+
+
+def _described(isp: nn.Module) -> dict[str, Any]:
+    """Return how an ISP is made; one that is an option of another as a description in its place."""
+    kind, names = _KINDS.get(type(isp).__name__, (None, ()))
     if type(isp) is not kind:
         raise ValueError(
             f"{type(isp).__name__} is no ISP that can be saved; those are {', '.join(_KINDS)}"
         )
-    description = {
+    options = {name: getattr(isp, name) for name in names}
+    return {
         "kind": kind.__name__,
-        "options": {name: getattr(isp, name) for name in options},
+        "options": {
+            n: _described(v) if isinstance(v, nn.Module) else v for n, v in options.items()
+        },
         "camera": isp.camera.to_dict(),
     }
-    return save_module(isp, description, Path(folder) / DESCRIPTION)
 
 
 def load_isp(folder: str | Path) -> nn.Module:
@@ -138,7 +145,12 @@ def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
 
 def _make(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     kind, names = choose("kind", description["kind"], _KINDS)
-    options = description["options"]
+    options = dict(description["options"])
+    for name, value in options.items():
+        if isinstance(value, dict):
+            start = f"{name}."
+            own = {n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
+            options[name] = _make(value, own)
     if set(options) != set(names):
         raise ValueError(f"options {sorted(options)}, expected {names}")
     # The only option that can ask for any amount of memory: looked at before it does.

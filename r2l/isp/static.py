@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Literal, get_args
-
-from torch import Tensor, nn
 
 from r2l.camera import CFA, Camera
 from r2l.files import choose
 from r2l.isp import functional as stage
-from r2l.isp.demosaic import DEMOSAIC
+from r2l.isp.demosaic import DEMOSAIC, MENON_RADIUS, menon_inside
 from r2l.isp.filters import Border, blur, median3x3
-from r2l.isp.menon import MENON_RADIUS, menon_inside
 from r2l.isp.pipeline import (
     Affine,
     Directional,
@@ -22,9 +17,8 @@ from r2l.isp.pipeline import (
     Pipeline,
     Pointwise,
     Stage,
-    develop_together,
 )
-from r2l.isp.saving import DESCRIPTION, load_isp, saved_with
+from r2l.isp.saving import saved_with
 
 Variant = Literal["corrected", "paper", "camera"]
 
@@ -202,103 +196,55 @@ class StaticISP(Pipeline):
         ]
 
 
-#: What names a pipeline: a code, a saved ISP's folder, a module or function from raw to display.
-PipelineLike = str | Path | nn.Module | Callable[[Tensor], Tensor]
+#: Programs that demosaic, and their methods.
+ENGINES = {
+    "libraw": ("linear", "ppg", "ahd", "dcb", "dht", "vng"),
+    "opencv": ("bilinear", "ea", "vng"),
+}
 
 
-class _Function(nn.Module):
-    """A function as a module, its ends watched."""
+@saved_with("engine")
+class EngineISP(Pipeline):
+    """A pipeline whose demosaicing is another program's: levels, balance, LibRaw or OpenCV, matrix, gamma.
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    White balance comes first, as in those programs; nothing is sharpened or denoised. Colours are r2l's, to
+    the rounding of the program's 16 bit (8 bit for opencv:vng, which takes no more); what lies below black is
+    lost in it. No gradients.
+
+    >>> from r2l.camera import DRONE
+    >>> import torch
+    >>> EngineISP(DRONE, "libraw:ahd")(torch.rand(1, 1, 8, 8)).shape
+    torch.Size([1, 3, 8, 8])
+
+    Args:
+        camera: layout and calibration.
+        engine: program and method, "libraw:ahd"; see `open_pipeline`.
+
+    Raises:
+        ValueError: no such engine (lists those that exist); and, when it is asked, gradients are wanted.
+    """
+
+    def __init__(self, camera: Camera, engine: str) -> None:
         super().__init__()
-        self.function = function
+        program, _, method = engine.partition(":")
+        choose(f"method of {program}", method, choose("engine", program, ENGINES))
+        self.camera, self.engine = camera, engine
 
-    def forward(self, raw: Tensor) -> Tensor:
-        stage.check_mosaic(raw)
-        image = self.function(raw)
-        stage.check_image(image)
-        return image
+    def extra_repr(self) -> str:
+        """Say which this is."""
+        return f"{self.engine}, {self.camera.name}"
 
+    def listed(self) -> list[Stage]:
+        """Return the stages in order."""
+        from r2l.isp.engines import demosaic_by
 
-def open_pipeline(spec: PipelineLike, camera: Camera, variant: Variant = "corrected") -> nn.Module:
-    """Return what ``spec`` names as a module from raw (B, 1, H, W) to display (B, 3, H, W).
-
-    >>> import torch
-    >>> from r2l.camera import DRONE
-    >>> open_pipeline("ma,s,ga", DRONE)
-    StaticISP(malvar2004, sharpening_filter, gaussian_denoising, corrected, Hasselblad L1D-20c (Raw-Drone))
-    >>> grey = open_pipeline(lambda raw: raw.expand(-1, 3, -1, -1), DRONE)
-    >>> grey(torch.rand(1, 1, 4, 6)).shape
-    torch.Size([1, 3, 4, 6])
-
-    Args:
-        spec: a code; the folder of a saved ISP (which has its own camera); a module, which is returned as
-            it is; or any function of a raw batch.
-        camera: of a pipeline that is given by its code.
-        variant: likewise; see `StaticISP`.
-
-    Raises:
-        ValueError: none of these, a code that does not exist (lists those that do), a damaged folder.
-    """
-    if isinstance(spec, nn.Module):
-        return spec
-    if isinstance(spec, Path) or (isinstance(spec, str) and (Path(spec) / DESCRIPTION).is_file()):
-        return load_isp(spec)
-    if isinstance(spec, str) and "," in spec:
-        return StaticISP.from_code(spec, camera, variant)
-    if callable(spec):
-        return _Function(spec)
-    raise ValueError(
-        f"{spec!r} is no pipeline; give a code (the published ones: {' '.join(PIPELINES)}), the folder that "
-        "save_isp wrote an ISP to, or a module or function from raw (B, 1, H, W) to display (B, 3, H, W)"
-    )
-
-
-def name_pipelines(
-    pipelines: Sequence[str | Path] | Mapping[str, PipelineLike],
-) -> dict[str, PipelineLike]:
-    """Return pipelines by name: a mapping as it is, codes and folders by themselves.
-
-    Raises:
-        ValueError: a module or function without a name.
-    """
-    if isinstance(pipelines, Mapping):
-        return dict(pipelines)
-    if nameless := [spec for spec in pipelines if not isinstance(spec, str | Path)]:
-        raise ValueError(
-            f"{type(nameless[0]).__name__} has no name; give modules and functions as {{name: pipeline}}"
-        )
-    return {str(spec): spec for spec in pipelines}
-
-
-def develop_all(
-    raw: Tensor,
-    camera: Camera,
-    pipelines: Sequence[str | Path] | Mapping[str, PipelineLike] = PIPELINES,
-    variant: Variant = "corrected",
-) -> dict[str, Tensor]:
-    """Develop ``raw`` (B, 1, H, W) by several pipelines: {name: (B, 3, H, W) in display domain}.
-
-    The same as ``open_pipeline(spec, camera, variant)(raw)`` for each; what static pipelines share,
-    demosaicing and sharpening, is done once.
-
-    >>> import torch
-    >>> from r2l.camera import DRONE
-    >>> views = develop_all(torch.rand(2, 1, 8, 8), DRONE, ["bi,s,ga", "bi,s,me"])
-    >>> {code: tuple(view.shape) for code, view in views.items()}
-    {'bi,s,ga': (2, 3, 8, 8), 'bi,s,me': (2, 3, 8, 8)}
-
-    Args:
-        raw: raw domain.
-        camera: whose frames they are.
-        pipelines: codes and folders, or a mapping of names to whatever `open_pipeline` takes.
-        variant: of pipelines that are given by their codes.
-
-    Raises:
-        ValueError: as `open_pipeline` and `name_pipelines`; wrong shape or dtype, odd height or width.
-    """
-    stage.check_mosaic(raw)
-    isps = {n: open_pipeline(p, camera, variant) for n, p in name_pipelines(pipelines).items()}
-    quick = {name: isp for name, isp in isps.items() if isinstance(isp, Pipeline) and isp.quick}
-    views = dict(zip(quick, develop_together(list(quick.values()), raw), strict=True))
-    return {name: views[name] if name in views else isp(raw) for name, isp in isps.items()}
+        camera = self.camera
+        demosaic = Stage("demosaic", demosaic_by, *self.engine.split(":"), camera)
+        return [
+            Affine(
+                "black_level", stage.subtract_black_level, camera.black_level, camera.white_level
+            ),
+            *colour_stages(camera, demosaic, balance_first=True),
+            Pointwise("clip", stage.clip),
+            Pointwise("gamma", stage.gamma_correct, StaticISP.gamma),
+        ]

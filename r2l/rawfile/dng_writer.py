@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -68,15 +68,14 @@ def write_dng(path: str | Path, mosaic: np.ndarray, camera: Camera) -> Path:
         raise ValueError(f"mosaic spans {mosaic.min()} to {mosaic.max()}, expected [0, 1]")
     steps = np.round(mosaic.astype(np.float64) * FULL_SCALE).astype(np.uint16)
     with atomic_path(path) as partial:
-        tifffile.imwrite(
-            partial,
-            steps,
-            photometric="cfa",
-            extratags=_cfa_tags(camera),
-            metadata=None,
-            software="r2l",
-        )
+        encode_dng(partial, steps, camera)
     return path
+
+
+def encode_dng(file: Path | BinaryIO, steps: np.ndarray, camera: Camera) -> None:
+    """Write the steps (H, W) uint16 of a mosaic as `write_dng` does, to a file that may be open."""
+    tags = {"extratags": _cfa_tags(camera), "metadata": None, "software": "r2l"}
+    tifffile.imwrite(file, steps, photometric="cfa", **tags)
 
 
 def exact_camera(tags: Any) -> Camera | None:

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from r2l.datasets.base import RawDataset
 from r2l.datasets.frames import Frames
-from r2l.datasets.views import Pipelines, with_views
-from r2l.isp import PIPELINES
-from r2l.isp.static import name_pipelines
+from r2l.datasets.views import with_views
+from r2l.isp import PIPELINES, name_pipelines
+from r2l.isp.grammar import Pipelines
 from r2l.progress import progress_bar, quiet_lightning
 from r2l.training.fit import make_trainer
 from r2l.training.module import RawToLogits

@@ -1,0 +1,318 @@
+"""What names a pipeline, and what the name stands for: one grammar, wherever a pipeline is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from r2l.camera import Camera
+from r2l.files import choose, load_named
+from r2l.isp import functional as stage
+from r2l.isp.pipeline import Pipeline, develop_together, run
+from r2l.isp.saving import DESCRIPTION, load_isp, saved_with
+from r2l.isp.static import ENGINES, PIPELINES, EngineISP, StaticISP, Variant, parse_code
+
+#: What names a pipeline: a text of the grammar, a saved ISP's folder, a module or function, raw to display.
+PipelineLike = str | Path | nn.Module | Callable[[Tensor], Tensor]
+#: Several: texts and folders, or a mapping of names to any of them.
+Pipelines = Sequence[str | Path] | Mapping[str, PipelineLike]
+
+_ADDRESSES = ("runs:/", "models:/")
+
+
+@saved_with("base", "steps")
+class Displayed(nn.Module):
+    """A pipeline and the display stages after it: raw (B, 1, H, W) to display (B, 3, H, W).
+
+    >>> from r2l.camera import DRONE
+    >>> import torch
+    >>> isp = Displayed(DRONE, StaticISP.from_code("bi,s,ga", DRONE), "resize:0.5+jpeg:75")
+    >>> list(isp.stages(torch.rand(1, 1, 16, 16)))[-3:], isp(torch.rand(1, 1, 16, 16)).shape
+    (['gamma', 'resize', 'jpeg'], torch.Size([1, 3, 8, 8]))
+
+    Args:
+        camera: of the frames.
+        base: any pipeline.
+        steps: display stages, joined by "+"; see `open_pipeline`.
+
+    Raises:
+        ValueError: a stage that does not exist; lists those that do.
+    """
+
+    def __init__(self, camera: Camera, base: nn.Module, steps: str) -> None:
+        from r2l.isp.display import display_stage
+
+        super().__init__()
+        self.camera, self.base, self.steps = camera, base, steps
+        self.after = [display_stage(text) for text in steps.split("+")]
+
+    def extra_repr(self) -> str:
+        """Say what comes after."""
+        return self.steps
+
+    def stages(self, raw: Tensor) -> dict[str, Tensor]:
+        """Return what each stage makes of ``raw``, in order, the base's first."""
+        shown = getattr(self.base, "stages", lambda raw: {"raw": raw, "display": self.base(raw)})
+        out = dict(shown(raw))
+        image = list(out.values())[-1]
+        for step in self.after:
+            image = out[step.name] = step(image)
+        return out
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H', W'), display domain."""
+        return run(self.after, self.base(raw))
+
+
+class _Function(nn.Module):
+    """A function as a module, its ends watched."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, raw: Tensor) -> Tensor:
+        stage.check_mosaic(raw)
+        image = self.function(raw)
+        stage.check_image(image)
+        return image
+
+
+class _Name(NamedTuple):
+    """A text of the grammar, taken apart: base, its variant if it names one, display stages or ''."""
+
+    base: str
+    variant: str
+    steps: str
+
+
+def _parsed(text: str) -> _Name:
+    """Take a text apart and see that its parts exist; nothing is opened.
+
+    Raises:
+        ValueError: one does not; lists those that do.
+    """
+    # A folder's name may hold any of the signs.
+    base, plus, steps = (text, "", "") if _is_saved(text) else text.strip().partition("+")
+    base, variant, program = base.strip(), "", base.partition(":")[0].strip()
+    if plus:
+        from r2l.isp.display import display_stage
+
+        for step in steps.split("+"):
+            display_stage(step)
+    if _is_saved(base) or base.startswith(_ADDRESSES):
+        return _Name(base, "", steps)
+    if "," in base:
+        base, at, variant = (part.strip() for part in base.partition("@"))
+        if at:
+            choose(f"variant in pipeline {text!r}:", variant, Variant.__args__)
+        parse_code(base)
+    elif program in ENGINES:
+        choose(f"method of {program}", base.partition(":")[2], ENGINES[program])
+    elif ":" not in base:
+        raise ValueError(
+            f"{text!r} is no pipeline; give a code (the published ones: {' '.join(PIPELINES)}), also with "
+            "@paper, @corrected or @camera; an engine "
+            f"({' '.join(f'{e}:{m}' for e, methods in ENGINES.items() for m in methods)}); "
+            "the folder that save_isp wrote an ISP to or its address runs:/...; module:function of your own, "
+            "in Python also a module or function, from raw (B, 1, H, W) to display (B, 3, H, W); and behind "
+            "any of them display stages, such as +jpeg:75"
+        )
+    return _Name(base, variant, steps)
+
+
+def check_pipeline(text: str) -> str:
+    """Return a text of the grammar that is well formed; nothing is opened, and no own code run.
+
+    Raises:
+        ValueError: a part that does not exist; lists those that do.
+    """
+    _parsed(text)
+    return text
+
+
+def _is_saved(text: str) -> bool:
+    return bool(text) and (Path(text) / DESCRIPTION).is_file()
+
+
+def _open_base(
+    name: _Name, camera: Camera, variant: Variant, fetch: Callable[[str], str | Path] | None
+) -> nn.Module:
+    base = name.base
+    if "," in base and not _is_saved(base):
+        return StaticISP.from_code(base, camera, name.variant or variant)
+    if base.partition(":")[0] in ENGINES:
+        return EngineISP(camera, base)
+    if _is_saved(base) or base.startswith(_ADDRESSES):
+        return _open_saved(base if _is_saved(base) else (fetch or _fetch)(base), camera)
+    own = load_named(base, "pipeline")
+    if isinstance(own, type):
+        return own(camera)
+    return own if isinstance(own, nn.Module) else _Function(own)
+
+
+def _open_saved(folder: str | Path, camera: Camera | None) -> nn.Module:
+    isp = load_isp(folder)
+    if camera is not None and isp.camera.cfa is not camera.cfa:
+        raise ValueError(
+            f"{folder} is of a camera of the layout {isp.camera.cfa.name}; these frames are "
+            f"{camera.cfa.name}, and its colours would be wrong"
+        )
+    return isp
+
+
+def _fetch(address: str) -> Path:
+    # By its name, since what knows stores of runs lies on a higher floor.
+    return resolve_name("r2l.training.tracking:resolve")(address)
+
+
+def open_pipeline(
+    spec: PipelineLike,
+    camera: Camera,
+    variant: Variant = "corrected",
+    fetch: Callable[[str], str | Path] | None = None,
+) -> nn.Module:
+    """Return what ``spec`` names as a module from raw (B, 1, H, W) to display (B, 3, H, W).
+
+    The same texts are understood wherever r2l asks for a pipeline: in Python, on the command line, in sweeps.
+
+    ==========================  =====================================================================
+    ``ma,s,ga``                 demosaicing bi, ma or me; sharpening s or u; denoising me, ga or fft:
+                                `StaticISP`
+    ``ma,s,ga@camera``          the same in a variant of its own: corrected, paper or camera
+    ``libraw:ahd``              LibRaw's demosaicing (linear, ppg, ahd, dcb, dht, vng): `EngineISP`
+    ``opencv:ea``               OpenCV's (bilinear, ea, vng)
+    ``my_camera/``              the folder that `save_isp` wrote an ISP to; it has its own camera
+    ``runs:/ID/processor``      a processor in the store of runs; also ``models:/name@alias``
+    ``mine:look``               the function ``look`` (raw batch to display batch), or module, in
+                                ``mine.py``, here or installed; a class is called with the camera
+    ==========================  =====================================================================
+
+    Behind any of them, display stages, in order, each behind a ``+``: ``ma,s,ga+resize:0.5+jpeg:75``.
+
+    ========================  =======================================================================
+    ``+jpeg:75``              written as JPEG of that quality (4:2:0) and read; gradients pass
+                              straight through, as if it were not there
+    ``+resize:0.5``           so many times as high and wide (bilinear, with antialiasing): the picture
+                              is then smaller, as that of a camera that scales its output, and
+                              `develop_views` enlarges it again where there are masks;
+                              ``+resize:0.5+resize:2`` only takes the detail
+    ``+tone:srgb``            sRGB's curve in the place of gamma 2.2; filmic: toe and shoulder;
+                              contrast: steeper in the middle
+    ``+quantise:8``           rounded to so many bits; gradients straight through
+    ``+chroma_blur:1.5``      colour, not luma, blurred by a Gaussian of that sigma in pixels
+    ``+vignette:0.5``         the corners lose so much of their light
+    ========================  =======================================================================
+
+    >>> import torch
+    >>> from r2l.camera import DRONE
+    >>> open_pipeline("ma,s,ga", DRONE)
+    StaticISP(malvar2004, sharpening_filter, gaussian_denoising, corrected, Hasselblad L1D-20c (Raw-Drone))
+    >>> open_pipeline("opencv:ea+tone:filmic+jpeg:80", DRONE)(torch.rand(1, 1, 4, 6)).shape
+    torch.Size([1, 3, 4, 6])
+    >>> grey = open_pipeline(lambda raw: raw.expand(-1, 3, -1, -1), DRONE)
+    >>> grey(torch.rand(1, 1, 4, 6)).shape
+    torch.Size([1, 3, 4, 6])
+
+    Args:
+        spec: a text as above; the folder of a saved ISP; a module, which is returned as it is; or any
+            function of a raw batch.
+        camera: whose frames they are.
+        variant: of codes that don't name one; see `StaticISP`.
+        fetch: address to folder, for those in a store; the usual store unless given.
+
+    Raises:
+        ValueError: none of these, or a part that does not exist (lists those that do); a damaged folder; an
+            address that leads nowhere.
+        R2LError: own code that is not to be found.
+    """
+    return open_pipelines({"": spec}, camera, variant, fetch)[""]
+
+
+def open_pipelines(
+    pipelines: Pipelines,
+    camera: Camera,
+    variant: Variant = "corrected",
+    fetch: Callable[[str], str | Path] | None = None,
+) -> dict[str, nn.Module]:
+    """Return `open_pipeline` of each by name; those that differ in display stages only share their base.
+
+    Raises:
+        ValueError: as `open_pipeline` and `name_pipelines`.
+    """
+    bases: dict[_Name, nn.Module] = {}
+
+    def opened(spec: PipelineLike) -> nn.Module:
+        if isinstance(spec, nn.Module):
+            return spec
+        if isinstance(spec, Path):
+            return _open_saved(spec, camera)
+        if not isinstance(spec, str):
+            if not callable(spec):
+                _parsed(repr(spec))
+            return _Function(spec)
+        name = _parsed(spec)
+        key = name._replace(steps="")
+        if key not in bases:
+            bases[key] = _open_base(name, camera, variant, fetch)
+        return Displayed(camera, bases[key], name.steps) if name.steps else bases[key]
+
+    return {name: opened(spec) for name, spec in name_pipelines(pipelines).items()}
+
+
+def name_pipelines(pipelines: Pipelines) -> dict[str, PipelineLike]:
+    """Return pipelines by name: a mapping as it is, texts and folders by themselves.
+
+    Raises:
+        ValueError: a module or function without a name.
+    """
+    if isinstance(pipelines, Mapping):
+        return dict(pipelines)
+    if nameless := [spec for spec in pipelines if not isinstance(spec, str | Path)]:
+        raise ValueError(
+            f"{type(nameless[0]).__name__} has no name; give modules and functions as {{name: pipeline}}"
+        )
+    return {str(spec): spec for spec in pipelines}
+
+
+def develop_all(
+    raw: Tensor,
+    camera: Camera,
+    pipelines: Pipelines = PIPELINES,
+    variant: Variant = "corrected",
+) -> dict[str, Tensor]:
+    """Develop ``raw`` (B, 1, H, W) by several pipelines: {name: (B, 3, H, W) in display domain}.
+
+    The same as ``open_pipeline(spec, camera, variant)(raw)`` for each; what they share is done once: what
+    static pipelines begin with alike, and what display stages are behind.
+
+    >>> import torch
+    >>> from r2l.camera import DRONE
+    >>> views = develop_all(torch.rand(2, 1, 8, 8), DRONE, ["bi,s,ga", "bi,s,ga+resize:0.5"])
+    >>> {code: tuple(view.shape) for code, view in views.items()}
+    {'bi,s,ga': (2, 3, 8, 8), 'bi,s,ga+resize:0.5': (2, 3, 4, 4)}
+
+    Args:
+        raw: raw domain.
+        camera: whose frames they are.
+        pipelines: texts and folders, or a mapping of names to whatever `open_pipeline` takes.
+        variant: of codes that don't name one.
+
+    Raises:
+        ValueError: as `open_pipeline` and `name_pipelines`; wrong shape or dtype, odd height or width.
+    """
+    stage.check_mosaic(raw)
+    isps = open_pipelines(pipelines, camera, variant)
+    parts = {
+        name: (isp.base, isp.after) if isinstance(isp, Displayed) else (isp, [])
+        for name, isp in isps.items()
+    }
+    bases = list(dict.fromkeys(base for base, _ in parts.values()))
+    quick = [base for base in bases if isinstance(base, Pipeline) and base.quick]
+    views = dict(zip(quick, develop_together(quick, raw), strict=True))
+    views |= {base: base(raw) for base in bases if base not in views}
+    return {name: run(steps, views[base]) for name, (base, steps) in parts.items()}

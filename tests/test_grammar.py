@@ -1,0 +1,370 @@
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from r2l.camera import CFA, DRONE, MICROSCOPE
+from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy, develop_views
+from r2l.files import R2LError
+from r2l.isp import (
+    PIPELINES,
+    Displayed,
+    EngineISP,
+    ParametrizedISP,
+    StaticISP,
+    develop_all,
+    engines,
+    load_isp,
+    open_pipeline,
+    save_isp,
+    stage_gradients,
+)
+from r2l.isp import functional as stage
+from r2l.isp.adjustable import AdjustableISP
+from r2l.isp.demosaic import bilinear
+from r2l.isp.display import display_stage
+from r2l.isp.grammar import check_pipeline, open_pipelines
+from r2l.isp.static import ENGINES
+from tests.test_static import as_tensor, natural_mosaic
+
+ENGINE_NAMES = [f"{program}:{m}" for program, methods in ENGINES.items() for m in methods]
+DISPLAY = (
+    *("jpeg:75", "resize:0.5", "tone:srgb", "tone:filmic", "tone:contrast"),
+    *("quantise:8", "chroma_blur:1.5", "vignette"),
+)
+DIFFERENTIABLE = [d for d in DISPLAY if not d.startswith(("jpeg", "quantise"))]
+
+
+def natural(camera):
+    return as_tensor(natural_mosaic(camera), torch.float32)
+
+
+def smooth_mosaic(camera, size=48):
+    """Return a mosaic of a scene that changes slowly, in which all demosaicings agree."""
+    y, x = torch.meshgrid(*(torch.linspace(0, 1, size),) * 2, indexing="ij")
+    light = 0.3 + 0.15 * torch.sin(3 * x) + 0.1 * torch.cos(2 * y)
+    colours = torch.stack([0.9 * light, light, 0.7 * light + 0.05 * x])
+    gains = torch.tensor(camera.white_balance).abs()[:, None, None]
+    linear = (colours / gains / 1.2).clamp(0, 1)
+    mosaic = torch.empty(1, 1, size, size)
+    for position, (colour, black) in enumerate(
+        zip(camera.cfa.value, camera.black_level, strict=True)
+    ):
+        rows, columns = slice(position // 2, None, 2), slice(position % 2, None, 2)
+        here = linear[colour, rows, columns]
+        mosaic[0, 0, rows, columns] = black + here * (camera.white_level - black)
+    return mosaic
+
+
+def plain(raw, camera):
+    """Return r2l's own bilinear demosaicing, balanced first, without sharpening and denoising."""
+    raw = stage.subtract_black_level(raw, camera.black_level, camera.white_level)
+    image = stage.balance_white(bilinear(raw, camera.cfa), camera.white_balance)
+    return stage.gamma_correct(stage.apply_colour_matrix(image, camera.colour_matrix))
+
+
+# The grammar
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([*PIPELINES, "bi,s,fft", *ENGINE_NAMES]),
+    st.sampled_from(["", "@paper", "@camera", "@corrected"]),
+    st.lists(st.sampled_from(DISPLAY), max_size=3),
+    st.sampled_from(["", " "]),
+)
+def test_every_well_formed_name_is_taken_apart_and_means_its_parts(base, variant, after, space):
+    variant = "" if ":" in base else variant
+    text = f"{space}+{space}".join([base + variant, *after])
+    assert check_pipeline(text) == text
+    isp = open_pipeline(text, DRONE)
+    if after:
+        assert [step.name for step in isp.after] == [d.partition(":")[0] for d in after]
+        isp = isp.base
+    if ":" in base:
+        assert isp.engine == base
+    else:
+        assert isp.variant == (variant[1:] or "corrected")
+        alone = StaticISP.from_code(base, DRONE, isp.variant)
+        assert repr(isp) == repr(alone)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(alphabet="bimaegu,sft:+@./ 05jpegrsz", max_size=24))
+def test_any_other_text_is_an_error_in_words(text):
+    reason = ""
+    try:
+        check_pipeline(text)
+    except ValueError as error:
+        reason = str(error)
+    assert len(reason) > 20 or "," in text or ":" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ma,s", "demosaic,sharpening,denoising"),
+        ("xx,s,ga", "choose from bi, ma, me"),
+        ("ma,s,ga@canon", "choose from corrected, paper, camera"),
+        ("libraw:amaze", "choose from linear, ppg, ahd, dcb, dht, vng"),
+        ("opencv:ahd", "choose from bilinear, ea, vng"),
+        ("ma,s,ga+jpg:75", "jpeg, resize, tone, quantise, chroma_blur, vignette"),
+        ("ma,s,ga+", "unknown display stage ''"),
+        ("ma,s,ga+jpeg:7.5", "whole number from 1 to 100"),
+        ("ma,s,ga+jpeg:0", "whole number from 1 to 100"),
+        ("ma,s,ga+resize", "from 0.015625 to 8"),
+        ("ma,s,ga+resize:nan", "from 0.015625 to 8"),
+        ("ma,s,ga+tone:velvia", "choose from srgb, filmic, contrast"),
+        ("bilinear", "libraw:ahd.*opencv:ea.*save_isp.*module:function.*jpeg"),
+        ("libraw:ahd@paper", "choose from linear"),
+    ],
+)
+def test_an_unknown_part_is_told_what_there_is(text, words):
+    with pytest.raises(ValueError, match=words.replace(".*", "(.|\n)*")):
+        open_pipeline(text, DRONE)
+
+
+def test_a_folder_may_have_any_name_and_display_stages_behind_it(tmp_path):
+    raw, isp = natural(DRONE), ParametrizedISP(DRONE)
+    folder = save_isp(isp, tmp_path / "a+b,c:d@e")
+    for spec in (folder, str(folder)):
+        assert torch.equal(open_pipeline(spec, DRONE)(raw), isp(raw))
+    shown = open_pipeline(f"{save_isp(isp, tmp_path / 'mine')}+quantise:4", DRONE)
+    assert torch.equal(shown(raw), display_stage("quantise:4")(isp(raw)))
+    with pytest.raises(ValueError, match="layout RGGB; these frames are GBRG"):
+        open_pipeline(folder, replace(DRONE, cfa=CFA.GBRG))
+
+
+def test_an_address_is_fetched(tmp_path):
+    folder = save_isp(StaticISP.from_code("me,u,me", DRONE), tmp_path / "processor")
+    asked = []
+    fetch = lambda address: asked.append(address) or folder  # noqa: E731
+    isp = open_pipeline("runs:/abc/processor+jpeg:50", DRONE, fetch=fetch)
+    assert asked == ["runs:/abc/processor"]
+    assert isp.base.demosaic == "menon2007"
+    with pytest.raises(ValueError, match="is no address"):
+        open_pipeline("runs:/abc/processor", DRONE)
+
+
+def test_own_code_is_found_beside_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = (
+        "import torch\n"
+        "from r2l.isp import StaticISP\n"
+        "def look(raw):\n    return raw.expand(-1, 3, -1, -1)\n"
+        "class Whole(torch.nn.Module):\n"
+        "    def __init__(self, camera):\n        super().__init__()\n"
+        "        self.isp = StaticISP.from_code('ma,s,ga', camera)\n"
+        "    def forward(self, raw):\n        return self.isp(raw)\n"
+        "number = 7\n"
+    )
+    Path("own_looks.py").write_text(code)
+    path, raw = list(sys.path), natural(DRONE)
+    views = develop_all(raw, DRONE, ["own_looks:look+quantise:1", "own_looks:Whole", "ma,s,ga"])
+    assert set(views["own_looks:look+quantise:1"].unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(views["own_looks:Whole"], views["ma,s,ga"])
+    assert sys.path == path
+    for wrong in ("own_looks:nothing", "nowhere:look", "own_looks:number"):
+        with pytest.raises(R2LError, match=r"mine\.py|can be called"):
+            open_pipeline(wrong, DRONE)
+
+
+# Engines
+
+
+@pytest.mark.parametrize("cfa", CFA)
+@pytest.mark.parametrize("engine", ENGINE_NAMES)
+@pytest.mark.parametrize("camera", [DRONE, MICROSCOPE], ids=["drone", "microscope"])
+def test_engines_agree_with_r2l_in_colour(engine, camera, cfa):
+    camera = replace(camera, cfa=cfa)
+    raw = smooth_mosaic(camera)
+    ours, theirs = plain(raw, camera), open_pipeline(engine, camera)(raw)
+    # OpenCV's VNG has 8 bit, which linear shadows feel.
+    tolerance = 0.03 if engine == "opencv:vng" else 0.0015
+    # Six pixels in: what goes on beyond the border is the mirror image, in which slopes turn.
+    assert (ours - theirs)[..., 6:-6, 6:-6].abs().max() < tolerance
+    assert (ours.mean((2, 3)) - theirs.mean((2, 3))).abs().max() < 0.001
+    assert (ours - theirs).abs().max() < 0.04
+    if engine in ("libraw:linear", "opencv:bilinear"):
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=3e-4)
+
+
+def test_opencv_bilinear_is_bilinear_demosaicing_up_to_the_border():
+    raw = natural(DRONE)
+    theirs = open_pipeline("opencv:bilinear", DRONE)(raw)
+    ours = plain(raw, DRONE)
+    # Steps of 16 bit, which the gamma curve widens in the dark.
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-2)
+    assert (theirs - ours).abs().mean() < 5e-5
+
+
+def test_an_engine_is_what_its_program_makes_of_the_same_steps():
+    camera = replace(DRONE, white_balance=(1.0, 1.0, 1.0), black_level=(0.0,) * 4)
+    raw = natural(camera)
+    steps = (raw[0, 0] * 65535).round().numpy().astype(np.uint16)
+    theirs = torch.from_numpy(cv2.demosaicing(steps, cv2.COLOR_BayerRGGB2RGB_EA) / 65535)
+    theirs = stage.apply_colour_matrix(theirs.permute(2, 0, 1)[None], camera.colour_matrix)
+    ours = open_pipeline("opencv:ea", camera)(raw)
+    inside = np.s_[..., 4:-4, 4:-4]
+    shown = stage.gamma_correct(theirs).float()
+    torch.testing.assert_close(ours[inside], shown[inside], rtol=0, atol=1e-4)
+
+
+def test_libraws_methods_differ_where_there_is_detail_and_a_batch_is_its_frames():
+    raw = natural(DRONE).repeat(3, 1, 1, 1)
+    raw = raw * torch.tensor([1.0, 0.8, 0.5])[:, None, None, None]
+    images = {m: open_pipeline(f"libraw:{m}", DRONE)(raw) for m in ENGINES["libraw"]}
+    for method, image in images.items():
+        alone = open_pipeline(f"libraw:{method}", DRONE)(raw[1:2])
+        torch.testing.assert_close(image[1:2], alone, rtol=0, atol=1e-6)
+        others = [v for n, v in images.items() if n != method]
+        assert min((image - other).abs().mean() for other in others) > 1e-5
+
+
+def test_engines_refuse_gradients_in_words_and_lend_themselves_otherwise():
+    isp, raw = EngineISP(DRONE, "libraw:ahd"), smooth_mosaic(DRONE)
+    with pytest.raises(ValueError, match=r"passes no gradients.*ma,s,ga@camera"):
+        isp(raw.requires_grad_())
+    with pytest.raises(ValueError, match="passes no gradients"):
+        stage_gradients(isp, raw, lambda image: image.mean())
+    with torch.no_grad():
+        isp(raw)
+    assert not isp(raw.detach()).requires_grad
+    with pytest.raises(ValueError, match="no settings to turn"):
+        AdjustableISP("libraw:ahd", DRONE)
+
+
+def test_without_opencv_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(R2LError, match="pip install opencv-python-headless"):
+        open_pipeline("opencv:ea", DRONE)(smooth_mosaic(DRONE))
+
+
+# Display stages
+
+
+@pytest.mark.parametrize("text", DIFFERENTIABLE)
+def test_display_stages_pass_true_gradients(text):
+    image = 0.05 + 0.9 * torch.rand(1, 3, 6, 8, dtype=torch.float64)
+    step = display_stage(text)
+    assert torch.autograd.gradcheck(step, image.requires_grad_(), atol=1e-4)
+    black = torch.zeros(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(step(black).sum(), black)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("text", ["jpeg:30", "quantise:3"])
+def test_what_is_rounded_passes_gradients_straight_through(text):
+    image, weights = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)
+    step, source = display_stage(text), image.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((step(source) * weights).sum(), source)
+    assert torch.equal(gradient, weights)
+    torch.testing.assert_close(step(source), step(image))
+    raw = natural(DRONE)
+    chain = stage_gradients(
+        open_pipeline(f"ma,s,ga+{text}", DRONE), raw, lambda shown: shown.square().mean()
+    )
+    assert chain["raw"].gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("text", DISPLAY)
+def test_display_stages_keep_range_grey_and_dtype(text):
+    grey = torch.linspace(0, 1, 16).repeat(3, 16, 1)[None]
+    shown = display_stage(text)(grey)
+    assert shown.dtype == grey.dtype
+    assert 0 <= shown.min() <= shown.max() <= 1
+    assert shown.shape[-1] == (8 if text.startswith("resize") else 16)
+    tolerance = 0.02 if text.startswith("jpeg") else 1e-5
+    assert (shown - shown.mean(1, keepdim=True)).abs().max() < tolerance
+
+
+def test_display_stages_are_what_they_are_called(tmp_path):
+    image = torch.rand(1, 3, 32, 48)
+    pixels = (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "it.jpg", quality=60)
+    read = torch.from_numpy(np.array(Image.open(tmp_path / "it.jpg"))).permute(2, 0, 1) / 255
+    torch.testing.assert_close(display_stage("jpeg:60")(image)[0], read)
+    flat = torch.full((1, 3, 9, 9), 0.5)
+    shaded = display_stage("vignette:0.4")(flat)[0, 0]
+    light = (shaded / 0.5) ** 2.2
+    assert light[4, 4] == pytest.approx(1)
+    assert light[0, 0] == pytest.approx(0.6, abs=1e-5)
+    assert len(display_stage("quantise:2")(image).unique()) == 4
+    # https://www.w3.org/Graphics/Color/srgb: a linear 0.5 is shown as 0.7354.
+    half = torch.full((1, 3, 2, 2), 0.5 ** (1 / 2.2))
+    torch.testing.assert_close(display_stage("tone:srgb")(half), torch.full_like(half, 0.735358))
+    for curve in ("srgb", "filmic", "contrast"):
+        ramp = display_stage(f"tone:{curve}")(torch.linspace(0, 1, 99).repeat(1, 3, 1, 1))[0, 0, 0]
+        assert ramp[0] == 0
+        assert ramp[-1] == pytest.approx(1, abs=1e-4)
+        assert (ramp.diff() > 0).all()
+    softer = display_stage("chroma_blur:2")(image)
+    torch.testing.assert_close(stage.luma(softer), stage.luma(image), atol=0.2, rtol=0)
+    apart = lambda x: (x - stage.luma(x)).std()  # noqa: E731
+    assert apart(softer) < 0.5 * apart(image)
+
+
+# All together
+
+
+def test_no_base_develops_twice(monkeypatch):
+    raw, calls = smooth_mosaic(DRONE), []
+    original = engines.demosaic_by
+    counted = lambda *a: calls.append(a[1:3]) or original(*a)  # noqa: E731
+    monkeypatch.setattr(engines, "demosaic_by", counted)
+    names = [
+        "libraw:ahd",
+        "libraw:ahd+jpeg:75",
+        "libraw:ahd+jpeg:75+resize:0.5",
+        "ma,s,ga",
+        "ma,s,ga+jpeg",
+    ]
+    views = develop_all(raw, DRONE, names)
+    assert calls == [("libraw", "ahd")]
+    for name, view in views.items():
+        assert torch.equal(view, open_pipeline(name, DRONE)(raw))
+    calls.clear()
+    data = SyntheticMicroscopy(3, size=32)
+    frames = develop_views(data, names, batch_size=3, progress=False)
+    assert calls == [("libraw", "ahd")]
+    assert frames.images["libraw:ahd+jpeg:75+resize:0.5"].shape == (3, 3, 16, 16)
+    opened = open_pipelines(names, DRONE)
+    assert opened["libraw:ahd+jpeg:75"].base is opened["libraw:ahd"]
+
+
+def test_masks_meet_images_of_their_size():
+    frames = Frames.of(SyntheticDrone(2, size=32, task="segmentation"), progress=False)
+    views = develop_views(frames, ["bi,s,ga+resize:0.5"], progress=False)
+    assert views.images["bi,s,ga+resize:0.5"].shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("spec", ["libraw:dcb", "me,u,me@camera+resize:0.5+jpeg:60"])
+def test_they_are_saved_and_loaded(tmp_path, spec):
+    raw, isp = natural(DRONE), open_pipeline(spec, DRONE)
+    again = load_isp(save_isp(isp, tmp_path))
+    assert torch.equal(again(raw), isp(raw))
+    assert repr(again) == repr(isp)
+
+
+def test_what_a_displayed_pipeline_learned_is_saved_with_it(tmp_path):
+    raw, base = natural(DRONE), ParametrizedISP(DRONE)
+    with torch.no_grad():
+        base.gamma.fill_(1.7)
+    isp = Displayed(DRONE, base, "tone:filmic")
+    again = load_isp(save_isp(isp, tmp_path))
+    assert torch.equal(again(raw), isp(raw))
+    description = json.loads((tmp_path / "isp.json").read_text())
+    description["options"]["base"]["kind"] = "Nothing"
+    (tmp_path / "isp.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="unknown kind 'Nothing'"):
+        load_isp(tmp_path)
+    with pytest.raises(ValueError, match="_Function is no ISP that can be saved"):
+        save_isp(Displayed(DRONE, open_pipeline(lambda x: x, DRONE), "jpeg"), tmp_path / "own")
