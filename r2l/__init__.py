@@ -35,7 +35,7 @@ _HOMES = {
         *("fit", "make_classifier", "make_regressor", "make_segmenter", "predict", "seeded"),
     ),
     "r2l.drift": (
-        *("Bootstrap", "ShiftDetector", "corrupt", "drift_sensor", "factorial_effects"),
+        *("ShiftDetector", "corrupt", "drift_sensor", "factorial_effects"),
         *("predict_matrix", "summarise", "train_models"),
     ),
     "r2l.drift.adjustment": ("adapt",),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from r2l.camera import DRONE, MICROSCOPE
@@ -24,8 +25,7 @@ from r2l.drift.adjustment import (
 from r2l.drift.adjustment.domains import RandomPipeline
 from r2l.drift.adjustment.objectives import _recorded_features, batch_norms, entropy
 from r2l.drift.adjustment.physical import PhysicalAdjustment, describe_isp
-from r2l.drift.random_effects import crossed_means
-from r2l.drift.statistics import Bootstrap, bootstrap_means
+from r2l.drift.statistics import crossed_means
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
 from r2l.training import RawToLogits, fit, make_classifier
 from r2l.training.models import _Normalize, model_factory
@@ -561,24 +561,23 @@ def test_an_effect_is_found_and_groups_alone_would_find_too_much():
     assert naive > 0.12 > both
 
 
-def test_with_one_seed_it_is_the_interval_of_the_bootstrap_over_groups():
+def test_with_one_seed_it_is_student_s_interval_of_the_groups():
     values, groups = crossed(np.random.default_rng(1), 0.1, seeds=1)
-    ours, theirs = (
-        crossed_means(values, groups),
-        bootstrap_means(values[0], groups, Bootstrap(draws=20000)),
-    )
-    np.testing.assert_allclose(ours.estimate, theirs.estimate)
-    np.testing.assert_allclose(ours.high - ours.low, theirs.high - theirs.low, rtol=0.06)
+    ours = crossed_means(values, groups)
+    means = pd.Series(values[0, :, 0]).groupby(groups).mean()
+    theirs = stats.ttest_1samp(means, 0).confidence_interval()
+    assert ours.estimate[0] == pytest.approx(means.mean())
+    # The variance's own uncertainty is estimated here, and may take a few degrees of freedom.
+    np.testing.assert_allclose([ours.low[0], ours.high[0]], [theirs.low, theirs.high], atol=0.01)
 
 
 def test_values_that_say_nothing():
     groups = np.repeat(np.arange(5), 2)
     nothing = crossed_means(np.zeros((2, 10, 1)), groups)
-    assert (nothing.p[0], nothing.low[0], nothing.high[0]) == (1, 0, 0)
+    assert nothing.p[0] == 1
+    assert nothing.low[0] == -nothing.high[0] < -0.2, "ten images can't tell none from a fifth"
     with pytest.raises(ValueError, match="2 groups"):
         crossed_means(np.zeros((2, 10, 1)), np.zeros(10))
-    with pytest.raises(ValueError, match="seeds, images"):
-        crossed_means(np.zeros((10, 1)), groups)
 
 
 # Figures and widget

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from r2l.camera import CFA, DRONE
 from r2l.cli import app
 from r2l.drift.forensics import ToleranceReport, tolerance_report
-from r2l.drift.statistics import Bootstrap
 from r2l.rawfile import write_dng
 from tests.test_forensics import Bright, flat_frames
 
@@ -21,13 +20,12 @@ def check(*arguments):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    frames = flat_frames(np.linspace(0.3, 0.9, 20), DRONE)
+    frames = flat_frames(np.linspace(0.3, 0.9, 80), DRONE)
     found = tolerance_report(
         Bright(0.45),
         frames,
         points=9,
         refine=1,
-        bootstrap=Bootstrap(draws=100),
         name="brightness",
         progress=False,
     )

@@ -31,7 +31,6 @@ from r2l.drift.forensics import (
 )
 from r2l.drift.forensics.evaluator import _margins, _scores
 from r2l.drift.forensics.random_baseline import _compare_scores
-from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, ParametrizedISP, StaticISP
 from r2l.rawfile.dng_writer import standard_form
 from r2l.training import RawToLogits, make_classifier, predict, seeded
@@ -415,13 +414,20 @@ def test_an_attack_on_what_matters_beats_chance():
     search, fresh = flat_frames([0.3] * 10), flat_frames(np.linspace(0.28, 0.32, 40), per_group=2)
     isp, model = ParametrizedISP(PLAIN), Bright(0.3 ** (1 / 2.2) - 0.04)
     attack = bounded_attack(model, search, isp, steps=10, restarts=1, fraction=0.05)
-    random = random_search(model, search, attack.space, evaluations=attack.evaluations, seed=1)
-    found = compare_to_random(model, fresh, attack, random)
+    budget = attack.evaluations
+    randoms = [
+        random_search(model, search, attack.space, evaluations=budget, seed=s) for s in range(8)
+    ]
+    found = compare_to_random(model, fresh, attack, randoms)
     assert found.table.loc["unchanged", "score"] == 1
     assert found.table.loc["attack", "score"] == 0
     assert found.beats_random
     assert found.table.loc["unchanged", "psnr"] == math.inf
+    assert "1 and 8 searches" in str(found)
     assert "it beats random" in str(found)
+    once = compare_to_random(model, fresh, attack, randoms[0])
+    assert np.isnan(once.p)
+    assert not once.beats_random, "one search each can't tell skill from luck"
 
 
 def test_a_model_that_ignores_the_image_is_not_attacked():
@@ -434,32 +440,35 @@ def test_a_model_that_ignores_the_image_is_not_attacked():
     assert list(attacks) == ["all", "gamma"]
 
 
-def simulated(rng, effect, n_groups=30, per_group=5):
-    """Scores of images in groups; the attack's differ from the random ones' by ``effect`` on average."""
+def simulated(rng, effect, n_groups=30, searches=(3, 3), luck=0.03, per_group=5):
+    """Scores of images in groups under searches of some luck; attacks lower them by ``effect``."""
     base = np.repeat(rng.uniform(0.3, 0.8, n_groups), per_group)
     groups = np.repeat(np.arange(n_groups), per_group)
-    columns = [rng.random(len(base)) < base - shift for shift in (0, 0, 0, effect)]
-    return np.stack(columns, 1).astype(float), groups
+    shifts = [np.zeros(1), np.zeros(8), *(rng.normal(0, luck, n) for n in searches)]
+    shifts[3] += effect
+    columns = [rng.random((len(s), len(base))) < base - s[:, None] for s in shifts]
+    return [c.astype(float) for c in columns], groups
 
 
-@pytest.mark.slow
-def test_chance_is_called_an_attack_in_at_most_5_percent():
-    rng = np.random.default_rng(0)
-    calls = [
-        _compare_scores(values, np.zeros((4, 2)), groups, Bootstrap(draws=50)).beats_random
-        for values, groups in (simulated(rng, 0.0) for _ in range(400))
-    ]
-    assert sum(calls) <= stats.binom.ppf(0.99, 400, 0.05)
+def compared(rng, effect, times, **options):
+    """Return comparisons of simulated scores."""
+    sets = (simulated(rng, effect, **options) for _ in range(times))
+    return [_compare_scores(columns, np.ones((4, 2)), groups) for columns, groups in sets]
+
+
+@pytest.mark.parametrize("searches", [(3, 3), (5, 1)])
+@pytest.mark.parametrize("n_groups", [30, 200])
+def test_a_second_random_search_is_called_an_attack_in_at_most_5_percent(n_groups, searches):
+    found = compared(np.random.default_rng(0), 0.0, 400, n_groups=n_groups, searches=searches)
+    # Two-sided at 5 %, of which half are attacks that are better.
+    assert sum(f.p <= 0.05 for f in found) <= stats.binom.ppf(0.999, 400, 0.05)
+    assert sum(f.beats_random for f in found) <= stats.binom.ppf(0.999, 400, 0.025)
 
 
 def test_an_attack_of_given_size_is_found():
-    rng = np.random.default_rng(1)
-    found = [
-        _compare_scores(values, np.zeros((4, 2)), groups, Bootstrap(draws=200))
-        for values, groups in (simulated(rng, 0.25) for _ in range(40))
-    ]
+    found = compared(np.random.default_rng(1), 0.25, 100)
     assert np.mean([f.beats_random for f in found]) > 0.9
-    assert np.mean([f.low <= -0.25 <= f.high for f in found]) > 0.8
+    assert np.mean([f.low <= -0.25 <= f.high for f in found]) > 0.88
 
 
 def test_unequal_effort_is_no_comparison(noisy):

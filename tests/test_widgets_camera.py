@@ -9,7 +9,6 @@ import torch
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.drift.forensics import tolerance_report
-from r2l.drift.statistics import Bootstrap
 from r2l.isp import PIPELINES, StaticISP
 from r2l.isp.settings import camera_settings
 from r2l.rawfile import RawFrame, write_dng
@@ -24,7 +23,7 @@ from tests.test_widgets import controls, pages, pictures, pixels, upload
 
 @pytest.fixture(scope="module")
 def report():
-    frames = flat_frames(np.linspace(0.3, 0.9, 20), DRONE)
+    frames = flat_frames(np.linspace(0.3, 0.9, 80), DRONE)
     settings = ["black_level", "red_gain", "blue_gain", "gamma"]
     return tolerance_report(
         Bright(0.45),
@@ -32,7 +31,6 @@ def report():
         settings=settings,
         points=5,
         refine=1,
-        bootstrap=Bootstrap(draws=50),
         progress=False,
     )
 

@@ -46,7 +46,7 @@ class Frames(Dataset):
     Attributes:
         raw: (N, 1, H, W), raw domain; None where only developed images are kept.
         truth: (N,) class of each frame (int), (N,) numbers (float), or (N, 1, H, W) masks of 0 and 1.
-        groups: (N,) which share something; what folds keep on one side and a bootstrap draws.
+        groups: (N,) which share something; what folds keep on one side and intervals count.
         camera: whose they are.
         labels: (N,) what folds are stratified by; by default the classes, the highest class of a mask, or
             0, 1, 2 for low, middle and high numbers.

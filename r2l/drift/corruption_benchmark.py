@@ -23,7 +23,7 @@ from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, corrupt
 from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
 from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
-from r2l.drift.statistics import Bootstrap, Interval, interval_text
+from r2l.drift.statistics import Interval, interval_text
 from r2l.isp import open_pipeline
 from r2l.isp.grammar import PipelineLike
 from r2l.progress import progress_bar
@@ -195,7 +195,7 @@ class CorruptionBenchmark:
         table: rows ``pipelines`` and, for each size of corruption, ``published``, ``image``, ``matched``;
             columns: mean ``distance`` of the changed images, ``kinds`` (how many corruptions are in the
             mean), ``drop`` with ``low`` and ``high``, ``ratio`` to the pipelines' with ``ratio_low`` and
-            ``ratio_high``. A ratio is unbounded where the pipelines' drop can't be told from none.
+            ``ratio_high`` (Fieller's), nan where the pipelines' drop can't be told from none.
         answers: of the models to the corrupted images, as `corruption_table` returns them.
         distance: what images were matched in.
         left_out: corruptions that can't move the images as far (or as little) as the pipelines do, by
@@ -215,8 +215,8 @@ class CorruptionBenchmark:
         unit = " dB" if self.distance == "psnr" else ""
         lines = [f"mean loss of {self.metric}, intervals of {self.level:.0%} over groups"]
         for name, row in self.table.iterrows():
-            ratio = "no ratio, since the pipelines lose nothing"
-            if np.isfinite(row["ratio"]):
+            ratio = "no ratio: the pipelines' drop can't be told from none"
+            if not np.isnan(row["ratio"]):
                 text = interval_text(*row[["ratio", "ratio_low", "ratio_high"]], ".1f")
                 ratio = f"{text} times that of the pipelines"
             lost = interval_text(*row[["drop", "low", "high"]])
@@ -237,7 +237,7 @@ def benchmark_corruptions(
     severity: int = 3,
     distance: str = "psnr",
     value: str | None = None,
-    bootstrap: Bootstrap = Bootstrap(),
+    level: float = 0.95,
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
@@ -253,7 +253,7 @@ def benchmark_corruptions(
         results: what `predict_matrix` returned for these models and views; asked for here, if not given.
         severity: of the corruptions, 3 as published.
         distance: what "as far" means: "psnr", "ssim" or "l2".
-        value, bootstrap: see `r2l.drift.summarise`.
+        value, level: see `r2l.drift.summarise`.
         seed, device, progress: as in `corruption_table`.
 
     Raises:
@@ -272,7 +272,7 @@ def benchmark_corruptions(
     counted = others["reached"]
     groups = {s: (others["scale"] == s) & counted for s in scales}
     groups = {s: rows for s, rows in groups.items() if rows.any()}
-    drops, ratios, metric = _mean_drops(results, others, groups, value, bootstrap)
+    drops, ratios, metric = _mean_drops(results, others, groups, value, level)
     some = spread(len(views))
     own = np.mean(
         [pipeline_distance(views, c, kind=distance, indices=some) for c in others["train"].unique()]
@@ -280,11 +280,11 @@ def benchmark_corruptions(
     moved = [own, *(others.loc[rows, "distance"].mean() for rows in groups.values())]
     used = [0, *(others.loc[rows, "kind"].nunique() for rows in groups.values())]
     table = pd.DataFrame({"distance": moved, "kinds": used}, index=["pipelines", *groups])
-    table[["drop", "low", "high"]] = np.stack(drops, axis=1)
-    table[["ratio", "ratio_low", "ratio_high"]] = np.stack(ratios, axis=1)
+    table[["drop", "low", "high"]] = np.stack(drops[:3], axis=1)
+    table[["ratio", "ratio_low", "ratio_high"]] = np.stack(ratios[:3], axis=1)
     missed = others[~counted].drop_duplicates(["train", "kind"]).groupby("train", sort=False)
     left_out = {code: list(part["kind"]) for code, part in missed}
-    return CorruptionBenchmark(table, others, distance, left_out, metric, bootstrap.level)
+    return CorruptionBenchmark(table, others, distance, left_out, metric, level)
 
 
 def drop_table(
@@ -292,14 +292,14 @@ def drop_table(
     others: pd.DataFrame,
     *,
     value: str | None = None,
-    bootstrap: Bootstrap = Bootstrap(),
+    level: float = 0.95,
 ) -> pd.DataFrame:
     """Return the mean drop under each corruption or sensor drift, over all models, and its distance.
 
     Args:
         results: what `predict_matrix` returned, for the models in ``others``.
         others: what `corruption_table` or `sensor_table` returned, or several of them together.
-        value, bootstrap: see `r2l.drift.summarise`.
+        value, level: see `r2l.drift.summarise`.
 
     Returns:
         One row a ``scale``, ``kind`` and ``severity``: mean ``distance``, ``drop``, ``low``, ``high``.
@@ -310,8 +310,8 @@ def drop_table(
     keys = ["scale", "kind", "severity"]
     rows = others.groupby(["test", *keys], sort=False)["distance"].mean().reset_index()
     groups = {test: others["test"] == test for test in rows["test"]}
-    drops = _mean_drops(results, others, groups, value, bootstrap)[0]
-    estimate, low, high = (part[1:] for part in drops)
+    drops = _mean_drops(results, others, groups, value, level)[0]
+    estimate, low, high = (part[1:] for part in drops[:3])
     return rows.drop(columns="test").assign(drop=estimate, low=low, high=high)
 
 
@@ -320,7 +320,7 @@ def _mean_drops(
     others: pd.DataFrame,
     groups: dict[str, pd.Series],
     value: str | None,
-    bootstrap: Bootstrap,
+    level: float,
 ) -> tuple[Interval, Interval, str]:
     """Return mean drops of the pipelines and of groups of rows, their ratios to the first, the metric."""
     kept = results[results["train"].isin(others["train"].unique())]
@@ -337,13 +337,8 @@ def _mean_drops(
     pipelines = kept[kept["train"] != kept["test"]]
     weights = np.stack([contrast(p) for p in (pipelines, *(others[g] for g in groups.values()))])
 
-    def ratios(scores: np.ndarray) -> np.ndarray:
-        drops = scores @ weights.T
-        # Where the pipelines lose nothing, corruptions that do are beyond all measure.
-        base = np.maximum(drops[..., :1], 0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.nan_to_num(drops / base, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    def mean_drops(scores: np.ndarray) -> np.ndarray:
+        return scores @ weights.T
 
-    sampled = paired.draws(bootstrap)
-    drops = sampled.interval(lambda scores: scores @ weights.T)
-    return drops, sampled.interval(ratios), paired.metric
+    sampled = paired.jackknife(level)
+    return sampled.interval(mean_drops), sampled.ratios_to_first(mean_drops), paired.metric

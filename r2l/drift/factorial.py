@@ -11,8 +11,8 @@ under. Three questions are asked of the drop (a row's diagonal less the cell):
 - ``change``: by how much does it raise the drop that the two pipelines *differ* in demosaicing, averaged
   over whether they differ in the others; and that they differ in two factors, beyond the two alone?
 
-Least squares in sum-to-zero coding (for a full cross: differences of marginal means), made of the same
-bootstrap samples as all else (Montgomery, "Design and Analysis of Experiments", chapter 5).
+Least squares in sum-to-zero coding (for a full cross: differences of marginal means), with intervals as
+all else (Montgomery, "Design and Analysis of Experiments", chapter 5).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from r2l.drift.paired import diagonal_of, paired_scores
-from r2l.drift.statistics import Bootstrap
+from r2l.drift.statistics import holm
 
 _FACTORS = ("demosaic", "sharpening", "denoising")
 _Term = tuple[tuple[str, str], ...]  # of (side, factor)
@@ -36,7 +36,7 @@ def factorial_effects(
     *,
     value: str | None = None,
     order: int = 2,
-    bootstrap: Bootstrap = Bootstrap(),
+    level: float = 0.95,
 ) -> pd.DataFrame:
     """Return main effects and interactions of the pipelines' choices on the drop, with intervals.
 
@@ -44,12 +44,13 @@ def factorial_effects(
         results: what `predict_matrix` returned, for pipelines that cross their choices.
         value: see `r2l.drift.summarise`.
         order: most factors that interact, 1 to 3.
-        bootstrap: of the intervals, over groups.
+        level: of the intervals; 1 - level is that of the tests.
 
     Returns:
         One row an effect: ``side`` ("test", "train", "train and test", "change"), ``term`` (the factors),
         ``level`` (their values, such as "ma x s"), ``estimate``, ``low``, ``high``, in units of the score;
-        positive raises the drop.
+        positive raises the drop. Each interval is for itself, so that of twenty effects that are none one
+        leaves out zero: ``p_holm`` is adjusted for all rows, ``significant`` what remains.
 
     Raises:
         ValueError: as `paired_scores`; codes that are not three choices; or choices that are not crossed
@@ -57,8 +58,9 @@ def factorial_effects(
     """
     paired = paired_scores(results, ["train", "test"], value)
     names, contrasts = _effect_contrasts(paired.cells.to_frame(index=False), order)
-    interval = paired.draws(bootstrap).interval(lambda scores: scores @ contrasts.T)
-    return names.assign(**interval._asdict())
+    interval = paired.jackknife(level).interval(lambda scores: scores @ contrasts.T)
+    table = names.assign(**interval._asdict(), p_holm=holm(interval.p))
+    return table.assign(significant=table["p_holm"] <= 1 - level)
 
 
 def _effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame, np.ndarray]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from r2l.drift.statistics import Bootstrap, Draws, bootstrap_ratios
+from r2l.drift.statistics import Jackknife, crossed_ratios
 
 # Scores that are a ratio of sums over images, not a mean of ratios.
 _RATIOS = {"iou": ("intersection", "union")}
@@ -17,12 +17,12 @@ _SCORE_NAMES = {"correct": "accuracy", "iou": "IoU"}
 
 @dataclass(frozen=True)
 class PairedScores:
-    """Scores of N images in K cells; a cell's score is the ratio of its sums.
+    """Scores of N images in K cells, by S seeds; a cell's score is the ratio of its sums.
 
     Attributes:
         cells: what each column is, (K,).
-        numerators: (N, K); hits, or pixels in the intersection.
-        denominators: (N, K); ones, or pixels in the union.
+        numerators: (S, N, K); hits, or pixels in the intersection.
+        denominators: (S, N, K); ones, or pixels in the union.
         images: identity of each row, (N,).
         groups: group of each row, (N,).
         value: the column that the scores came from.
@@ -40,9 +40,9 @@ class PairedScores:
         """What the score is called."""
         return _SCORE_NAMES.get(self.value, self.value)
 
-    def draws(self, bootstrap: Bootstrap) -> Draws:
-        """Return scores and bootstrap samples of them, the same groups for every cell."""
-        return bootstrap_ratios(self.numerators, self.denominators, self.groups, bootstrap)
+    def jackknife(self, level: float) -> Jackknife:
+        """Return the scores, and what they are without each group and by each seed."""
+        return crossed_ratios(self.numerators, self.denominators, self.groups, level)
 
 
 def _score_column(results: pd.DataFrame) -> str:
@@ -63,10 +63,10 @@ def paired_scores(
 ) -> PairedScores:
     """Lay the answers of all cells side by side, image by image.
 
-    Repetitions (seeds) of an image in a cell are averaged first; for a ratio of sums its two parts are.
+    Seeds that not all images of all cells have are no sample of seeds: such repetitions are averaged.
 
     Args:
-        results: one row an image and cell (and seed), with ``image``, ``group``, ``by`` and ``value``.
+        results: one row an image and cell (and ``seed``), with ``image``, ``group``, ``by`` and ``value``.
         by: column or columns that tell the cell.
         value: "correct" or any number, better if higher, whose mean is the score; "iou", whose score is
             the sum of ``intersection`` by the sum of ``union``; by default what `_score_column` finds.
@@ -79,17 +79,23 @@ def paired_scores(
     parts = list(_RATIOS.get(value, (value,)))
     if missing := sorted({*parts, *by, "image", "group"} - set(results.columns)):
         raise ValueError(f"the answers have no column {', '.join(missing)}")
-    wide = results.astype(dict.fromkeys(parts, float)).pivot_table(
-        index="image", columns=by, values=parts, aggfunc="mean", sort=False
-    )
+    results = results.astype(dict.fromkeys(parts, float))
+    options = {"columns": by, "values": parts, "aggfunc": "mean", "sort": False}
+    wide = results.pivot_table(index="image", **options)
     if wide.isna().any(axis=None) or wide.empty:
         raise ValueError("some cell of the matrix lacks some image; pairs need all of them")
-    groups = results.drop_duplicates("image").set_index("image").loc[wide.index, "group"]
-    above = wide[parts[0]]
-    below = wide[parts[1]][above.columns].to_numpy() if len(parts) > 1 else np.ones(above.shape)
-    return PairedScores(
-        above.columns, above.to_numpy(), below, wide.index.to_numpy(), groups.to_numpy(), value
-    )
+    images, cells, n_seeds = wide.index, wide[parts[0]].columns, 1
+    if "seed" in results and results["seed"].nunique() > 1:
+        each = results.pivot_table(index=["seed", "image"], **options)
+        seeds = results["seed"].unique()
+        each = each.reindex(pd.MultiIndex.from_product([seeds, images]))
+        if not each.isna().any(axis=None):
+            wide, n_seeds = each, len(seeds)
+    shape = n_seeds, len(images), len(cells)
+    above, *rest = (wide[part][cells].to_numpy().reshape(shape) for part in parts)
+    below = rest[0] if rest else np.ones(shape)
+    groups = results.drop_duplicates("image").set_index("image").loc[images, "group"].to_numpy()
+    return PairedScores(cells, above, below, images.to_numpy(), groups, value)
 
 
 def diagonal_of(cells: pd.MultiIndex) -> np.ndarray:

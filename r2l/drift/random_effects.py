@@ -1,74 +1,11 @@
-"""How sure a difference is when both the images and the training runs could have been others.
-
-`r2l.drift.statistics` takes trained models as given. Here several seeds train several models, and the
-question is about the method, not about those models: groups of images and seeds are two samples at once.
-"""
+"""The arms of an experiment beside its baseline, over images and training runs."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
-from scipy import stats
 
-from r2l.drift.statistics import group_totals, holm
-
-
-class CrossedMeans(NamedTuple):
-    """Means with confidence bounds and two-sided p-values against zero, each an array (K,)."""
-
-    estimate: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    p: np.ndarray
-
-
-def crossed_means(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> CrossedMeans:
-    """Return means over seeds and images, with intervals for both having been drawn by chance.
-
-    The variance of a mean is that between groups (of the values averaged over seeds) plus that between
-    seeds (of the means over images), which slightly overestimates it where the two interact (Owen, "The
-    pigeonhole bootstrap", Annals of Applied Statistics 1, 2007, whose bootstrap has the same variance).
-    Interval and test are Student's t, with Welch and Satterthwaite's degrees of freedom: two seeds say
-    little about a third, and the interval shows it. With one seed only the groups count, and the trained
-    models are taken as given.
-
-    Args:
-        values: one number for each seed, image and quantity, (S, N, K).
-        groups: group of each image, (N,).
-        level: coverage of the intervals.
-
-    Raises:
-        ValueError: other shapes, values that are not finite, or fewer than two groups.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 3 or 0 in values.shape:
-        raise ValueError(f"expected values (seeds, images, quantities), got {values.shape}")
-    sums, counts = group_totals(values.mean(axis=0), groups)
-    n_groups, n_seeds = len(counts), len(values)
-    if n_groups < 2:
-        raise ValueError("an interval needs at least 2 groups")
-    estimate = sums.sum(axis=0) / counts.sum()
-    # A mean over groups of unequal size is a ratio; its variance by linearisation.
-    residuals = sums - counts[:, None] * estimate
-    parts = [residuals.var(axis=0, ddof=1) * n_groups / counts.sum() ** 2]
-    freedoms = [n_groups - 1]
-    if n_seeds > 1:
-        parts.append(values.mean(axis=1).var(axis=0, ddof=1) / n_seeds)
-        freedoms.append(n_seeds - 1)
-    variance = sum(parts)
-    tiny = np.finfo(float).tiny
-    freedom = variance**2 / np.maximum(
-        sum(part**2 / f for part, f in zip(parts, freedoms, strict=True)), tiny
-    )
-    freedom = np.clip(freedom, 1, None)
-    half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
-    # No spread at all and a mean of zero is no evidence; no spread and another mean can't be judged.
-    t = np.divide(estimate, np.sqrt(variance), out=np.zeros_like(estimate), where=variance > tiny)
-    p = np.where(variance > tiny, 2 * stats.t.sf(np.abs(t), freedom), 1.0)
-    return CrossedMeans(estimate, estimate - half, estimate + half, p)
+from r2l.drift.statistics import crossed_means, crossed_ratios, holm
 
 
 def paired_summary(
@@ -128,11 +65,11 @@ def _summarise_domain(
         raise ValueError("some arm lacks some image or seed; pairs need all of them")
     values = wide.to_numpy().reshape(len(wide), len(seeds), len(present)).transpose(1, 0, 2)
     groups = part.drop_duplicates("image").set_index("image").loc[wide.index, "group"].to_numpy()
-    score = crossed_means(values, groups, level=level)
+    score = crossed_ratios(values, np.ones_like(values), groups, level).shares()
     reference = values[..., [present.index(baseline)]]
-    paired = crossed_means(values - reference, groups, level=level)
+    paired = crossed_means(values - reference, groups, level)
     table = pd.DataFrame({arm: present})
     table[["score", "low", "high"]] = np.stack(score[:3], axis=1)
     table[["difference", "difference_low", "difference_high", "p"]] = np.stack(paired, axis=1)
-    table.loc[table[arm] == baseline, "p"] = np.nan
+    table.loc[table[arm] == baseline, ["difference_low", "difference_high", "p"]] = 0, 0, np.nan
     return table.assign(images=len(wide), groups=len(np.unique(groups)), seeds=len(seeds))

@@ -1,11 +1,15 @@
-"""Uncertainty of means over images that come in groups, and correction for many tests.
+"""Uncertainty of scores over images that come in groups and models that come of seeds.
 
-The unit that was sampled is the group (slide zone, photograph), not the image, so groups are what
-is resampled. All quantities of a drift matrix are means of per-image numbers (an accuracy is a mean
-of hits, a paired difference a mean of differences of hits), so one matrix product serves all cells.
+Two things were drawn by chance: the groups (slide zones, photographs; an image is no draw of its own, its
+group is) and the training runs. So the variance of a number has two parts, crossed: that between groups,
+by the jackknife over whole groups, which holds for groups of unequal size too (MacKinnon, Nielsen and Webb,
+"Cluster-Robust Inference", Journal of Econometrics 232, 2023), and that between seeds. Their sum slightly
+overestimates it where the two interact (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1,
+2007). Intervals and tests are Student's t with Satterthwaite's degrees of freedom: two seeds say little
+about a third, and the interval shows it. With one seed only the groups count, and the trained models are
+taken as given.
 
-Intervals and tests take the trained models as given: they say how far another sample of groups
-could move a number, not how far another training run could. For that, train with several seeds.
+What this covers in simulations, and from how many groups on, stands in docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -18,16 +22,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-# Draws handled at once; keeps the memory at (_BATCH x number of means) numbers.
-_BATCH = 1000
+#: Effective number of groups from which on intervals cover about what they say (docs/statistics.md).
+ENOUGH_GROUPS = 20
+_TINY = np.finfo(float).tiny
 
 
 class Interval(NamedTuple):
-    """Estimates with the bounds of their confidence intervals, each an array (K,)."""
+    """Estimates with the bounds of their confidence intervals and p-values against zero, arrays (K,)."""
 
     estimate: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    p: np.ndarray
 
 
 def interval_text(estimate: float, low: float, high: float, form: str = "+.3f") -> str:
@@ -35,233 +41,219 @@ def interval_text(estimate: float, low: float, high: float, form: str = "+.3f") 
     return f"{estimate:{form}} ({low:{form}} to {high:{form}})"
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are made.
+def effective_groups(groups: ArrayLike) -> float:
+    """Return how many groups of equal size would tell as much: (sum of sizes)^2 / sum of their squares.
 
-    >>> Bootstrap(draws=500).level
-    0.95
-
-    Attributes:
-        level: their coverage, between 0 and 1; 1 - level is that of the tests beside them.
-        draws: number of bootstrap samples.
-        seed: of the samples, and of the tests beside them; equal seeds give equal numbers.
-
-    Raises:
-        ValueError: a level that is not between 0 and 1.
+    >>> effective_groups(["a", "a", "b", "b"]), round(effective_groups(["a"] * 8 + ["b"]), 2)
+    (2.0, 1.25)
     """
+    _, sizes = np.unique(np.asarray(groups), return_counts=True)
+    return float(sizes.sum() ** 2 / np.maximum((sizes**2).sum(), 1))
 
-    level: float = 0.95
-    draws: int = 2000
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        if not 0 < self.level < 1:
-            raise ValueError(f"level is {self.level}, expected a share between 0 and 1")
+def few_groups_text(effective: float) -> str:
+    """Return a warning if groups are too few for their intervals to be believed, else nothing."""
+    if effective >= ENOUGH_GROUPS:
+        return ""
+    return (
+        f"few groups, worth {effective:.0f} of equal size: the intervals are to be believed from "
+        f"{ENOUGH_GROUPS} on"
+    )
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Ratios of sums as observed, and as they came out in bootstrap samples of the groups.
+class Jackknife:
+    """Ratios of sums: as observed, without each group in turn, and by each seed alone.
 
     Attributes:
         estimate: observed, (K,).
-        samples: one row a bootstrap sample, (draws, K).
-        n_groups: how many groups there were.
+        without_group: (G, K).
+        by_seed: (S, K).
+        n_images: how many there were.
+        effective_groups: see the function of that name.
+        hits: whether images are right or wrong, 0 or 1 (of differences also -1): all or nothing.
         level: coverage of the intervals.
     """
 
     estimate: np.ndarray
-    samples: np.ndarray
-    n_groups: int
+    without_group: np.ndarray
+    by_seed: np.ndarray
+    n_images: int
+    effective_groups: float
+    hits: bool
     level: float
 
-    def interval(self, of: Callable[[np.ndarray], np.ndarray] | None = None) -> Interval:
+    def interval(
+        self,
+        of: Callable[[np.ndarray], np.ndarray] | None = None,
+        luck: tuple[np.ndarray, float] | None = None,
+    ) -> Interval:
         """Return estimate and interval of each ratio, or of what ``of`` makes of them.
 
-        Bounds are percentiles of the samples, moved outwards for the number of groups, since plain
-        percentiles are too narrow when groups are few (Hesterberg, "What Teachers Should Know About the
-        Bootstrap", The American Statistician 69, 2015: the "expanded percentile" interval).
+        Where images are right or wrong, the variance is that with four images more, two won and two lost,
+        so that no difference in a handful of images is no proof of none (after Agresti and Min, "Simple
+        improved confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005).
 
         Args:
             of: from ratios (..., K) to quantities (..., M).
+            luck: variance (M,) of what else was drawn by chance, and its degrees of freedom; that between
+                seeds, unless given.
         """
-        estimate, samples = self.estimate, self.samples
-        if of is not None:
-            estimate, samples = of(estimate), of(samples)
-        quantile = stats.t.ppf((1 - self.level) / 2, self.n_groups - 1)
-        tail = stats.norm.cdf(quantile * np.sqrt(self.n_groups / (self.n_groups - 1)))
-        # "higher" and "lower" would not mix an unbounded ratio with its finite neighbour.
-        exact = np.isfinite(samples).all()
-        low, high = np.quantile(
-            samples, [tail, 1 - tail], axis=0, method="linear" if exact else "nearest"
-        )
-        return Interval(estimate, low, high)
+        estimate, variance, freedom, _ = self._moments(of, luck=luck)
+        half = self._quantile(freedom) * np.sqrt(variance)
+        # No spread at all and a mean of zero is no evidence; no spread and another mean can't be judged.
+        certain = variance <= _TINY
+        t = np.abs(estimate) / np.sqrt(np.where(certain, 1, variance))
+        p = np.where(certain, 1.0, 2 * stats.t.sf(t, freedom))
+        return Interval(estimate, estimate - half, estimate + half, p)
+
+    def shares(self, of: Callable[[np.ndarray], np.ndarray] | None = None) -> Interval:
+        """Return the same for scores, whose bounds stay in [0, 1] if they do.
+
+        Wilson's interval, on as many images as would have this variance if they were independent: between
+        the effective number of groups and that of images (Korn and Graubard, "Confidence intervals for
+        proportions with small expected number of positive counts", Survey Methodology 24, 1998).
+        """
+        usual = self.interval(of)
+        estimate = usual.estimate
+        if not ((estimate >= 0) & (estimate <= 1)).all():
+            return usual
+        alone = estimate * (1 - estimate)
+        within = alone / self.n_images * self.hits, alone / self.effective_groups
+        _, variance, freedom, _ = self._moments(of, within)
+        n = np.where(variance > _TINY, alone / np.maximum(variance, _TINY), self.effective_groups)
+        q = self._quantile(freedom)
+        middle = (estimate + q**2 / (2 * n)) / (1 + q**2 / n)
+        half = q / (1 + q**2 / n) * np.sqrt(alone / n + (q / (2 * n)) ** 2)
+        return Interval(estimate, middle - half, middle + half, usual.p)
+
+    def ratios_to_first(self, of: Callable[[np.ndarray], np.ndarray]) -> Interval:
+        """Return the quantities that ``of`` makes divided by the first of them, with Fieller's intervals.
+
+        All nan where the first can't be told from zero, or is below it: such a ratio may be anything.
+        (Fieller, "Some problems in interval estimation", JRSS B 16, 1954.) ``p`` is nan.
+        """
+        estimate, variance, freedom, shared = self._moments(of)
+        t2 = self._quantile(freedom.min()) ** 2
+        a = estimate[0] ** 2 - t2 * variance[0]
+        if estimate[0] <= 0 or a <= 0:
+            return Interval(*np.full((4, len(estimate)), np.nan))
+        b = estimate * estimate[0] - t2 * shared
+        root = np.sqrt(np.maximum(b**2 - a * (estimate**2 - t2 * variance), 0))
+        bounds = np.stack([(b - root) / a, (b + root) / a])
+        bounds[:, 0] = 1  # the first to itself
+        return Interval(estimate / estimate[0], *bounds, np.full(len(estimate), np.nan))
+
+    def _moments(
+        self,
+        of: Callable[[np.ndarray], np.ndarray] | None,
+        within: tuple[np.ndarray, np.ndarray] | None = None,
+        luck: tuple[np.ndarray, float] | None = None,
+    ) -> tuple[np.ndarray, ...]:
+        """Return estimates, variances, degrees of freedom, covariances with the first, each (M,).
+
+        Args:
+            within: bounds of the variance between groups; else it is that with four images more.
+            luck: see `interval`.
+        """
+        parts = (self.estimate, self.without_group, self.by_seed)
+        estimate, moved, seeds = parts if of is None else map(of, parts)
+        moved = moved - moved.mean(axis=0)
+        n_groups, n_seeds = len(moved), len(seeds)
+        shrink = (n_groups - 1) / n_groups
+        squares, fourths = (moved**2).sum(axis=0), (moved**4).sum(axis=0)
+        if within is None:
+            between = shrink * squares + 4 * self.hits / self.n_images**2
+        else:
+            between = np.clip(shrink * squares, *within)
+        # How well a variance is known falls with the kurtosis of what it is made of; of normal parts it is G.
+        most, twice = max(self.effective_groups - 1, 1), 2 * (between / shrink) ** 2
+        unsure = np.maximum(fourths - squares**2 / n_groups, twice / most + _TINY)
+        # Bounds of the variance make up for part of that, and where nothing varies they are all there is.
+        least = 1 if within is None else min(3, most)
+        freedom = np.where(squares > _TINY, np.maximum(twice / unsure, least), most)
+        shared = shrink * (moved * moved[:, :1]).sum(axis=0)
+        if luck is None and n_seeds > 1:
+            apart, scale = seeds - seeds.mean(axis=0), (n_seeds - 1) * n_seeds
+            luck = (apart**2).sum(axis=0) / scale, n_seeds - 1
+            shared = shared + (apart * apart[:, :1]).sum(axis=0) / scale
+        if luck is not None:
+            doubt = between**2 / freedom + luck[0] ** 2 / luck[1]
+            between = between + luck[0]
+            freedom = np.maximum(between**2 / np.maximum(doubt, _TINY), 1)
+        return estimate, between, freedom, shared
+
+    def _quantile(self, freedom: np.ndarray) -> np.ndarray:
+        return stats.t.ppf((1 + self.level) / 2, freedom)
 
 
 def group_totals(values: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the rows of ``values`` (N, K) within each group.
+    """Add up the rows of ``values`` (..., N, K) within each group.
 
     Returns:
-        Sums (G, K) and numbers of rows (G,), in sorted order of the groups.
+        Sums (..., G, K) and numbers of rows (G,), in sorted order of the groups.
 
     Raises:
         ValueError: no rows, another number of groups than of rows, or a value that is not finite.
     """
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
-    if values.ndim != 2 or len(values) == 0 or groups.shape != values.shape[:1]:
+    if values.ndim < 2 or 0 in values.shape[:-1] or groups.shape != values.shape[-2:-1]:
         raise ValueError(
             f"expected values (N, K) and groups (N,), got {values.shape}, {groups.shape}"
         )
     if not np.isfinite(values).all():
         raise ValueError("values hold a number that is not finite")
     _, members, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(counts), values.shape[1]))
-    np.add.at(sums, members, values)
-    return sums, counts
+    order = np.argsort(members, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.add.reduceat(values[..., order, :], starts, axis=-2), counts
 
 
-def bootstrap_means(
-    values: ArrayLike, groups: ArrayLike, bootstrap: Bootstrap = Bootstrap()
-) -> Interval:
-    """Return the mean of each column of values (N, K), with its interval; else as `bootstrap_ratios`."""
-    ones = np.ones((len(np.asarray(values)), 1))
-    return bootstrap_ratios(values, ones, groups, bootstrap).interval()
+def crossed_means(values: ArrayLike, groups: ArrayLike, level: float = 0.95) -> Interval:
+    """Return the mean of each column of values (N, K) or, of S seeds, (S, N, K); else as `crossed_ratios`."""
+    return crossed_ratios(values, np.ones_like(values, dtype=float), groups, level).interval()
 
 
-def bootstrap_ratios(
-    numerators: ArrayLike,
-    denominators: ArrayLike,
-    groups: ArrayLike,
-    bootstrap: Bootstrap = Bootstrap(),
-) -> Draws:
-    """Return the ratio of the sums of each column, and what it is in bootstrap samples of the groups.
-
-    Whole groups are drawn with replacement, the same ones for every column.
+def crossed_ratios(
+    numerators: ArrayLike, denominators: ArrayLike, groups: ArrayLike, level: float = 0.95
+) -> Jackknife:
+    """Return the ratio of the sums of each column, and what it is without each group and by each seed.
 
     Args:
-        numerators: one row an image, one column a quantity, (N, K).
-        denominators: as ``numerators``, or (N, 1) for all columns; ones for means.
+        numerators: one row an image, one column a quantity, (N, K); of several seeds (S, N, K).
+        denominators: as ``numerators``, or of one column for all; ones for means.
         groups: group of each row, (N,).
-        bootstrap: coverage of the intervals, number of samples, seed.
+        level: coverage of the intervals, between 0 and 1.
 
     Raises:
-        ValueError: fewer than two groups, denominators that add up to nothing, or as `group_totals`.
+        ValueError: fewer than two groups, denominators that add up to nothing, a level that is not between
+            0 and 1, or as `group_totals`.
     """
-    above, counts = group_totals(numerators, groups)
-    below, _ = group_totals(denominators, groups)
-    n_groups = len(counts)
-    if n_groups < 2:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, expected a share between 0 and 1")
+    parts = [np.asarray(part, dtype=float) for part in (numerators, denominators)]
+    parts = [part[None] if part.ndim == 2 else part for part in parts]
+    (above, counts), (below, _) = (group_totals(part, groups) for part in parts)
+    if len(counts) < 2:
         raise ValueError("an interval needs at least 2 groups")
-    if not (below.sum(axis=0) > 0).all():
+    seeds = _ratio(above.sum(axis=1), below.sum(axis=1))
+    above, below = above.mean(axis=0), below.mean(axis=0)
+    tops, bottoms = above.sum(axis=0), below.sum(axis=0)
+    if not (bottoms > 0).all():
         raise ValueError("a ratio has nothing to divide by: its denominators add up to 0")
-    rng = np.random.default_rng(bootstrap.seed)
-    samples = []
-    for size in _batches(bootstrap.draws):
-        drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size)
-        # A sample without any denominator says nothing; as rare as it is, it stands as the estimate.
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratios = (drawn @ above) / (drawn @ below)
-        samples.append(ratios)
-    estimate = above.sum(axis=0) / below.sum(axis=0)
-    together = np.concatenate(samples)
-    finite = np.where(np.isfinite(together), together, estimate)
-    return Draws(estimate, finite, n_groups, bootstrap.level)
+    estimate = tops / bottoms
+    # What is without any denominator says nothing; it stands as the estimate.
+    without = _ratio(tops - above, bottoms - below, estimate)
+    seeds = np.where(np.isfinite(seeds), seeds, estimate)
+    hits = bool((parts[1] == 1).all() and np.isin(parts[0], (-1, 0, 1)).all())
+    n_images, effective = int(counts.sum()), effective_groups(groups)
+    return Jackknife(estimate, without, seeds, n_images, effective, hits, level)
 
 
-def sign_flip_test(
-    differences: ArrayLike, groups: ArrayLike, *, draws: int = 9999, seed: int = 0
-) -> np.ndarray:
-    """Return the two-sided p-value of each column: could its mean difference be an accident?
-
-    If it makes no difference which of two pipelines an image went through, the paired differences
-    of a whole group are as likely to have come out with the opposite sign. The p-value is the share
-    of random sign changes, group by group, that give a mean at least as far from zero as the one
-    observed (itself included, so that it is at least 1 / (draws + 1)).
-
-    Args:
-        differences: paired differences, one row an image, one column a comparison, (N, K).
-        groups: group of each row, (N,).
-        draws: number of random sign changes; a correction for K tests needs about 20 K or more.
-        seed: equal seeds give equal p-values.
-
-    Returns:
-        p-values (K,) in (0, 1].
-
-    Raises:
-        ValueError: as `group_totals`.
-    """
-    sums, _ = group_totals(differences, groups)
-    # Differences of hits are whole numbers: the tolerance only forgives the order of adding.
-    observed = np.abs(sums.sum(axis=0)) - 1e-9
-    return _share_reached(
-        lambda drawn: np.abs((2 * drawn - 1) @ sums), observed, len(sums), draws, seed
-    )
-
-
-def exchange_test(
-    first: tuple[ArrayLike, ArrayLike],
-    second: tuple[ArrayLike, ArrayLike],
-    groups: ArrayLike,
-    *,
-    draws: int = 9999,
-    seed: int = 0,
-) -> np.ndarray:
-    """Return the two-sided p-value of each pair of ratios of sums: is their difference an accident?
-
-    What `sign_flip_test` is for means: if the pipeline makes no difference, a group's sums under the one
-    could as well have been those under the other. The p-value is the share of random exchanges, group by
-    group, that move the two ratios at least as far apart as observed (itself included).
-
-    Args:
-        first: numerators and denominators of the one ratio of each comparison, each (N, K).
-        second: of the other.
-        groups, draws, seed: as in `sign_flip_test`.
-
-    Returns:
-        p-values (K,) in (0, 1].
-
-    Raises:
-        ValueError: as `group_totals`.
-    """
-    sums = [group_totals(part, groups)[0] for part in (*first, *second)]
-    above, below, other_above, other_below = (part.sum(axis=0) for part in sums)
-    moves = sums[2] - sums[0], sums[3] - sums[1]
-
-    def distance(above_moved: np.ndarray, below_moved: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            one = (above + above_moved) / (below + below_moved)
-            two = (other_above - above_moved) / (other_below - below_moved)
-        return np.nan_to_num(np.abs(one - two), nan=np.inf)
-
-    observed = distance(np.zeros_like(above), np.zeros_like(below)) - 1e-12
-    exchanged = lambda drawn: distance(drawn @ moves[0], drawn @ moves[1])  # noqa: E731
-    return _share_reached(exchanged, observed, len(sums[0]), draws, seed)
-
-
-def _share_reached(
-    distance: Callable[[np.ndarray], np.ndarray],
-    observed: np.ndarray,
-    n_groups: int,
-    draws: int,
-    seed: int,
-) -> np.ndarray:
-    """Return how often groups drawn at random (0 or 1 each) reach what was observed, itself included."""
-    rng = np.random.default_rng(seed)
-    reached = np.ones(len(observed))
-    for size in _batches(draws):
-        drawn = rng.integers(0, 2, (size, n_groups)).astype(float)
-        reached += (distance(drawn) >= observed).sum(axis=0)
-    return reached / (draws + 1)
-
-
-def smallest_p(n_groups: int) -> float:
-    """Return the least p-value that flipping or exchanging ``n_groups`` groups can give.
-
-    There are ``2 ** n_groups`` ways, and the opposite of each is as far from zero. Twelve photographs give
-    no less than .0005, which no correction for 100 tests lets pass.
-    """
-    return float(2.0 ** (1 - n_groups))
+def _ratio(above: np.ndarray, below: np.ndarray, instead: ArrayLike = np.nan) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # What rounding leaves of a sum that was taken off itself is none.
+        return np.where(below > 1e-12, above / below, instead)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
@@ -282,8 +274,3 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * remaining), 1.0)
     return adjusted
-
-
-def _batches(total: int) -> list[int]:
-    whole, rest = divmod(total, _BATCH)
-    return [_BATCH] * whole + [rest] * (rest > 0)

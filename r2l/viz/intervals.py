@@ -34,7 +34,8 @@ def _draw_interval(
 
 
 def plot_effects(table: pd.DataFrame) -> Figure:
-    """Draw effects and their intervals, one panel a side; filled where the interval leaves out zero.
+    """Draw effects and their intervals, one panel a side; filled where the effect is there after Holm's
+    correction for all of them.
 
     Args:
         table: what `r2l.drift.factorial_effects` returned.
@@ -52,7 +53,8 @@ def plot_effects(table: pd.DataFrame) -> Figure:
     for ax, (side, part) in zip(axes[:, 0], parts.items(), strict=True):
         _draw_effects(ax, part)
         heading(ax, _SIDES[side])
-    axes[-1, 0].set_xlabel("effect on the drop (positive: more is lost)", fontsize=8, color=INK)
+    text = "effect on the drop (positive: more is lost; filled: significant after Holm)"
+    axes[-1, 0].set_xlabel(text, fontsize=8, color=INK)
     return figure
 
 
@@ -60,8 +62,7 @@ def _draw_effects(ax: Axes, part: pd.DataFrame) -> None:
     terms = list(dict.fromkeys(part["term"]))
     for number, row in enumerate(part.itertuples()):
         colour = CYCLE[terms.index(row.term) % len(CYCLE)]
-        clear = row.low > 0 or row.high < 0
-        _draw_interval(ax, number, row.low, row.high, row.estimate, colour, clear, 4.5)
+        _draw_interval(ax, number, row.low, row.high, row.estimate, colour, row.significant, 4.5)
     names = [f"{row.level}   ({row.term})" for row in part.itertuples()]
     ax.set_yticks(range(len(part)), names, fontsize=6.5)
     ax.set_ylim(len(part) - 0.4, -0.6)

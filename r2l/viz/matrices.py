@@ -71,10 +71,11 @@ def plot_matrix(
 
 
 def _legend(summary: MatrixSummary) -> str:
-    return (
-        f"±: half the {summary.level:.0%} interval over {summary.n_groups} groups. Framed: differs "
-        f"from its row's diagonal (paired, Holm, {1 - summary.level:.0%})."
-    )
+    about = [
+        f"±: half the {summary.level:.0%} interval over {summary.n_groups} groups",
+        f"framed: differs from its row's diagonal (paired, Holm, {1 - summary.level:.0%})",
+    ]
+    return "; ".join([*about, *summary.caveats]) + "."
 
 
 def to_diagonal(scores: pd.DataFrame) -> pd.DataFrame:

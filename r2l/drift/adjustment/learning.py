@@ -17,12 +17,13 @@ import lightning as L
 import numpy as np
 import pandas as pd
 from lightning.pytorch.callbacks import Callback
+from scipy import stats
 from torch import Tensor, nn
 
 from r2l.datasets.splits import group_folds
 from r2l.drift.adjustment.domains import Domain, check_domains
 from r2l.drift.adjustment.physical import describe_isp
-from r2l.drift.random_effects import crossed_means, paired_summary
+from r2l.drift.random_effects import paired_summary
 from r2l.isp import ParametrizedISP
 from r2l.progress import progress_bar
 from r2l.training.models import ModelFactory
@@ -125,9 +126,8 @@ class Learning:
         rows = means.mean(axis=1).rename("mean").to_frame()
         rows["low"] = rows["high"] = rows["mean"]
         if means.shape[1] > 1:
-            # Each seed is a unit of its own: the columns of crossed_means are the epochs.
-            bands = crossed_means(means.T.to_numpy()[None], np.arange(means.shape[1]), level=level)
-            rows["low"], rows["high"] = bands.low, bands.high
+            half = stats.t.ppf((1 + level) / 2, means.shape[1] - 1) * means.sem(axis=1)
+            rows["low"], rows["high"] = rows["mean"] - half, rows["mean"] + half
         return rows.reset_index()
 
 

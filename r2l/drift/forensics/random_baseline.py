@@ -14,11 +14,12 @@ from r2l.drift.forensics.attack import Attack, bounded_attack
 from r2l.drift.forensics.black_box import random_points, random_search
 from r2l.drift.forensics.evaluator import Evaluator
 from r2l.drift.statistics import (
-    Bootstrap,
-    bootstrap_means,
+    crossed_means,
+    crossed_ratios,
+    effective_groups,
+    few_groups_text,
     holm,
     interval_text,
-    sign_flip_test,
 )
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
@@ -32,106 +33,122 @@ class Comparison:
 
     Attributes:
         table: rows "unchanged", "random, typical" (mean over several draws), "random, worst of as many"
-            (of as many draws as the attack had evaluations, picked on the search's images) and "attack";
-            ``score`` with ``low`` and ``high``; ``change`` to unchanged with ``change_low``,
-            ``change_high``; ``psnr`` (dB) and ``ssim`` of the pictures beside the unchanged ones, means.
-        scores: (N, 4) of each image, in the order of the rows.
+            (of as many draws as the attack had evaluations, picked on the search's images) and "attack",
+            the last two averaged over searches; ``score`` with ``low`` and ``high``; ``change`` to unchanged
+            with ``change_low``, ``change_high``; ``psnr`` (dB) and ``ssim`` of the pictures beside the
+            unchanged ones, means.
         difference: mean of attack less the worst random one (negative: the attack does more harm).
-        low, high: bounds of it.
-        p: of the sign-flip test of that difference over groups.
-        p_typical: the same against typical draws.
+        low, high: bounds of it, for other images and other searches.
+        p: of the test of that difference; nan of one search a side, which can't tell skill from luck.
+        p_typical: against typical draws, of which there are enough, over images alone.
+        searches: how many attacks and how many random searches.
+        effective_groups: of the fresh images, see `r2l.drift.statistics.effective_groups`.
         level: confidence of the bounds.
     """
 
     table: pd.DataFrame
-    scores: np.ndarray
     difference: float
     low: float
     high: float
     p: float
     p_typical: float
+    searches: tuple[int, int]
+    effective_groups: float
     level: float
 
     @property
     def beats_random(self) -> bool:
         """Whether the attack does significantly more harm than the worst of as many random draws."""
-        return self.difference < 0 and self.p <= 1 - self.level + 1e-12
+        return self.difference < 0 and self.p <= 1 - self.level
 
     def __str__(self) -> str:
-        verdict = "beats" if self.beats_random else "does not beat"
+        verdict = f"p = {self.p:.4f}: it {'beats' if self.beats_random else 'does not beat'}"
+        if np.isnan(self.p):
+            verdict = "of one search each, which can't tell whether it beats"
+        few = few_groups_text(self.effective_groups)
         return (
             f"{self.table.to_string(float_format='{:.3f}'.format)}\n"
-            f"attack - worst random: {interval_text(self.difference, self.low, self.high)}, "
-            f"p = {self.p:.4f}: it {verdict} random perturbations of its size"
+            f"attack - worst random, {self.searches[0]} and {self.searches[1]} searches: "
+            f"{interval_text(self.difference, self.low, self.high)}, "
+            f"{verdict} random perturbations of its size" + (f"\n{few}" if few else "")
         )
 
 
 def compare_to_random(
     model: nn.Module,
     fresh: Frames,
-    attack: Attack,
-    random: Attack,
+    attacks: Attack | Sequence[Attack],
+    randoms: Attack | Sequence[Attack],
     *,
     metric: str = "accuracy",
     typical: int = 8,
-    bootstrap: Bootstrap = Bootstrap(),
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Comparison:
-    """Show fresh images to the model under an attack and under random perturbations of its size.
+    """Show fresh images to the model under attacks and under random perturbations of their size.
+
+    A second random search is often worse than a first, by luck. So searches are a sample as images are:
+    give several of both, of different seeds, or at least several random ones.
 
     Args:
         model: as in `bounded_attack`.
         fresh: frames that neither search nor training has seen.
-        attack: what a search found.
-        random: what `random_search` found in the same box with as many evaluations.
+        attacks: what searches found.
+        randoms: what `random_search` found in the same box with as many evaluations.
         metric: one of `METRICS`.
         typical: over how many draws the typical random perturbation is averaged.
-        bootstrap: of the intervals; its seed is also that of the test and of the typical draws.
+        level: of the intervals.
+        seed: of the typical draws.
 
     Raises:
-        ValueError: the two searched different boxes or had unequal numbers of evaluations.
+        ValueError: the searches had different boxes or unequal numbers of evaluations, or there are none.
     """
-    efforts = [(search.space.coordinates, search.evaluations) for search in (attack, random)]
-    if efforts[0] != efforts[1]:
-        raise ValueError(
-            f"no fair comparison: {attack.evaluations} evaluations over {attack.space.names} against "
-            f"{random.evaluations} over {random.space.names}"
-        )
-    evaluator = Evaluator(model, fresh, metric)
-    space, reference = attack.space, attack.space.reference()
+    sides = [[side] if isinstance(side, Attack) else list(side) for side in (randoms, attacks)]
+    efforts = {(s.space.coordinates, s.evaluations): s.space.names for side in sides for s in side}
+    if len(efforts) != 1 or not all(sides):
+        told = " against ".join(f"{n} evaluations over {m}" for (_, n), m in efforts.items())
+        raise ValueError(f"no fair comparison: {told or 'no searches'}")
+    attack = sides[1][0]
+    evaluator, space = Evaluator(model, fresh, metric), attack.space
+    reference = space.reference()
     size = attack.point if np.abs(attack.point).max(initial=0) > 1 + 1e-6 else None
     # Not the draws that were picked from.
-    loose = random_points(space, typical, bootstrap.seed + 1, size)
-    columns, distances = [evaluator.scores(reference)], [np.zeros(2)]
-    for points in (loose, [random.point], [attack.point]):
+    loose = random_points(space, typical, seed + 1, size)
+    columns, distances = [evaluator.scores(reference)[None]], [np.zeros(2)]
+    for points in (loose, *([search.point for search in side] for side in sides)):
         pipelines = [space.pipeline(point) for point in points]
         apart = [evaluator.image_distances(pipeline, reference) for pipeline in pipelines]
-        columns.append(np.mean([evaluator.scores(pipeline) for pipeline in pipelines], axis=0))
+        columns.append(np.stack([evaluator.scores(pipeline) for pipeline in pipelines]))
         distances.append(np.mean(apart, axis=0))
-    return _compare_scores(np.stack(columns, 1), np.array(distances), fresh.groups, bootstrap)
+    return _compare_scores(columns, np.array(distances), fresh.groups, level)
 
 
 def _compare_scores(
-    values: np.ndarray,
-    distances: np.ndarray,
-    groups: np.ndarray,
-    bootstrap: Bootstrap = Bootstrap(),
+    columns: Sequence[np.ndarray], distances: np.ndarray, groups: np.ndarray, level: float = 0.95
 ) -> Comparison:
-    """Compare scores (N, 4), in the order of the rows; ``distances`` (4, 2) are l2 and 1 - SSIM."""
+    """Compare scores (searches, N), in the order of the rows; ``distances`` (4, 2) are l2 and 1 - SSIM."""
     table = pd.DataFrame(index=pd.Index(_ROWS, name="pipeline"))
-    table[["score", "low", "high"]] = np.stack(bootstrap_means(values, groups, bootstrap), 1)
-    changes = bootstrap_means(values - values[:, :1], groups, bootstrap)
-    table[["change", "change_low", "change_high"]] = np.stack(changes, 1)
+    values = np.stack([column.mean(axis=0) for column in columns], axis=1)
+    scores = crossed_ratios(values, np.ones_like(values), groups, level)
+    table[["score", "low", "high"]] = np.stack(scores.shares()[:3], axis=1)
+    changes = np.stack(crossed_means(values - values[:, :1], groups, level)[:3], axis=1)
+    table[["change", "change_low", "change_high"]] = changes
+    table.loc["unchanged", ["change_low", "change_high"]] = 0
     with np.errstate(divide="ignore"):
         table["psnr"] = -10 * np.log10(distances[:, 0])
     table["ssim"] = 1 - distances[:, 1]
-    # Against the worst random draw, and against a typical one.
-    ahead = values[:, 3:] - values[:, [2, 1]]
-    bounds = bootstrap_means(ahead[:, :1], groups, bootstrap)
-    p = sign_flip_test(ahead, groups, seed=bootstrap.seed)
-    difference, low, high = (float(b[0]) for b in bounds)
-    return Comparison(
-        table, values, difference, low, high, float(p[0]), float(p[1]), bootstrap.level
-    )
+    means = [column.mean(axis=1) for column in columns[2:]]
+    counts = [len(side) for side in means]
+    freedom = sum(counts) - 2
+    # If the attack is but another random search, the luck of both is the same: one variance for both.
+    squares = sum(((side - side.mean()) ** 2).sum() for side in means)
+    luck = np.array([squares / max(freedom, 1) * sum(1 / n for n in counts)]), freedom
+    ahead = scores.interval(lambda s: s[..., 3:] - s[..., 2:3], luck if freedom else None)
+    difference, low, high, p = (float(part[0]) for part in ahead)
+    searches, p = (counts[1], counts[0]), p if freedom else np.nan
+    typical = float(crossed_means(values[:, 3:] - values[:, 1:2], groups, level).p[0])
+    effective = effective_groups(groups)
+    return Comparison(table, difference, low, high, p, typical, searches, effective, level)
 
 
 def attack_parameters(
@@ -144,35 +161,47 @@ def attack_parameters(
     fraction: float = 0.1,
     steps: int = 20,
     restarts: int = 2,
+    searches: int = 3,
     metric: str = "accuracy",
     level: float = 0.95,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Attack]]:
-    """Attack by all parameters together or by each alone, each beside random ones of its size.
+    """Attack by all parameters together or by each alone, several times, beside random ones of their size.
 
     Args:
         model, frames, isp, fraction, steps, restarts, seed: of the searches, see `bounded_attack`.
+        searches: how many on either side, of as many seeds.
         fresh, metric: of the judgement, see `compare_to_random`.
         parameters: names of `ParametrizedISP`, or "all", one search each.
         level: confidence of the intervals.
         progress: whether to show a bar.
 
     Returns:
-        One row a search: ``unchanged``, ``random`` (worst of as many) and ``attack`` scores on the fresh
-        images, ``difference`` of the last two with ``low`` and ``high``, ``p``, ``p_holm`` (for the number
-        of searches) and ``beats_random``, ``psnr``; and the attacks by name.
+        One row a name: ``unchanged``, ``random`` (worst of as many) and ``attack`` scores on the fresh
+        images, means over searches, ``difference`` of the last two with ``low`` and ``high``, ``p``,
+        ``p_holm`` (for the number of names) and ``beats_random``, ``psnr``; and of each name the attack
+        with the lowest margin.
+
+    Raises:
+        ValueError: fewer than two searches, whose luck can't be told from skill.
     """
+    if searches < 2:
+        raise ValueError(
+            f"searches is {searches}, expected 2 or more: one can't tell luck from skill"
+        )
     rows, attacks = {}, {}
     for name in progress_bar(iterable=parameters, desc="attacks", disable=not progress):
-        effort = {"fraction": fraction, "steps": steps, "restarts": restarts, "seed": seed}
-        attack = attacks[name] = bounded_attack(model, frames, isp, parameters=name, **effort)
-        random = random_search(
-            model, frames, attack.space, evaluations=attack.evaluations, seed=seed
-        )
-        intervals = Bootstrap(level, seed=seed)
+        effort = {"parameters": name, "fraction": fraction, "steps": steps, "restarts": restarts}
+        seeds = range(seed, seed + searches)
+        tried = [bounded_attack(model, frames, isp, seed=s, **effort) for s in seeds]
+        attack = attacks[name] = min(tried, key=lambda found: found.margin)
+        budget = attack.evaluations
+        randoms = [
+            random_search(model, frames, attack.space, evaluations=budget, seed=s) for s in seeds
+        ]
         judged = compare_to_random(
-            model, fresh, attack, random, metric=metric, typical=1, bootstrap=intervals
+            model, fresh, tried, randoms, metric=metric, typical=1, level=level, seed=seed
         )
         rows[name] = {
             "unchanged": judged.table.loc["unchanged", "score"],
@@ -183,5 +212,5 @@ def attack_parameters(
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameters")
     table["p_holm"] = holm(table["p"])
-    table["beats_random"] = (table["p_holm"] <= 1 - level + 1e-12) & (table["difference"] < 0)
+    table["beats_random"] = (table["p_holm"] <= 1 - level) & (table["difference"] < 0)
     return table, attacks

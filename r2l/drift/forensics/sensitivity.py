@@ -12,7 +12,7 @@ from torch import nn
 
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.evaluator import Evaluator
-from r2l.drift.statistics import Bootstrap, bootstrap_means
+from r2l.drift.statistics import crossed_means, crossed_ratios
 from r2l.files import choose
 from r2l.isp.adjustable import AdjustableISP, settings_of
 from r2l.isp.settings import Setting
@@ -28,7 +28,7 @@ class Prober:
     Args:
         model, frames, metric: as in `Evaluator`; the frames of one camera.
         pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`.
-        bootstrap: of the bands and safe intervals, over groups.
+        level: of the bands and safe intervals, over groups.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Prober:
         pipeline: str | nn.Module = "bi,s,ga",
         *,
         metric: str = "accuracy",
-        bootstrap: Bootstrap = Bootstrap(),
+        level: float = 0.95,
     ) -> None:
-        self.evaluator, self.bootstrap = Evaluator(model, frames, metric), bootstrap
+        self.evaluator, self.level = Evaluator(model, frames, metric), level
         self.base = AdjustableISP(pipeline, frames.camera)
         self.settings = settings_of(self.base)
         self._remembered: dict[tuple[tuple[str, float], ...], np.ndarray] = {}
@@ -63,11 +63,11 @@ class Prober:
         """Return score and fall of the metric, with bounds, one row a value of one setting."""
         columns = np.stack([self.scores(**{name: float(value)}) for value in values], 1)
         groups = self.evaluator.frames.groups
-        score = bootstrap_means(columns, groups, self.bootstrap)
-        fall = bootstrap_means(self.scores()[:, None] - columns, groups, self.bootstrap)
+        score = crossed_ratios(columns, np.ones_like(columns), groups, self.level).shares()
+        fall = crossed_means(self.scores()[:, None] - columns, groups, self.level)
         table = pd.DataFrame({"value": np.asarray(values, dtype=float)})
-        table[["score", "low", "high"]] = np.stack(score, 1)
-        table[["fall", "fall_low", "fall_high"]] = np.stack(fall, 1)
+        table[["score", "low", "high"]] = np.stack(score[:3], 1)
+        table[["fall", "fall_low", "fall_high"]] = np.stack(fall[:3], 1)
         return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from torch import nn
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.sensitivity import SLACK, Prober, Scan, scan, tolerated
-from r2l.drift.statistics import Bootstrap
 from r2l.files import atomic_path
 from r2l.isp.settings import camera_settings
 from r2l.progress import progress_bar
@@ -167,14 +166,14 @@ def tolerance_report(
     points: int = 21,
     refine: int = 4,
     metric: str = "accuracy",
-    bootstrap: Bootstrap = Bootstrap(),
+    level: float = 0.95,
     name: str = "",
     progress: bool = True,
 ) -> ToleranceReport:
     """Scan each setting and find where the metric falls by ``drop``.
 
     Args:
-        model, frames, pipeline, metric, bootstrap: as in `Prober`; frames it was not trained on.
+        model, frames, pipeline, metric, level: as in `Prober`; frames it was not trained on.
         settings: names, see `settings_of`; all unless given.
         drop: the allowed fall of the metric.
         points: values a scan.
@@ -187,7 +186,7 @@ def tolerance_report(
     """
     if not drop > 0:
         raise ValueError(f"drop is {drop}, expected more than 0")
-    prober = Prober(model, frames, pipeline, metric=metric, bootstrap=bootstrap)
+    prober = Prober(model, frames, pipeline, metric=metric, level=level)
     names = list(prober.settings) if settings is None else list(settings)
     scans, rows = {}, {}
     for setting in progress_bar(iterable=names, desc="scanning", disable=not progress):
@@ -201,7 +200,7 @@ def tolerance_report(
         pipeline=prober.base.name,
         metric=metric,
         drop=drop,
-        level=bootstrap.level,
+        level=level,
         score=float(prober.scores().mean()),
         images=len(frames),
         groups=len(np.unique(frames.groups)),
@@ -215,8 +214,6 @@ def verify_tolerances(
     model: nn.Module,
     fresh: Frames,
     pipeline: str | nn.Module = "bi,s,ga",
-    *,
-    bootstrap: Bootstrap = Bootstrap(),
 ) -> pd.DataFrame:
     """Measure the model at every edge of a report, on images that the report has not seen.
 
@@ -224,7 +221,6 @@ def verify_tolerances(
         report: what `tolerance_report` found.
         model, pipeline: as they were given to `tolerance_report`.
         fresh: frames of the same camera.
-        bootstrap: of the intervals; their coverage is that of the report.
 
     Returns:
         One row a setting and edge (``low``, ``high``, ``safe_low``, ``safe_high``): ``value``; ``fall`` of
@@ -234,8 +230,7 @@ def verify_tolerances(
     Raises:
         ValueError: another camera or pipeline than the report's.
     """
-    bootstrap = replace(bootstrap, level=report.level)
-    prober = Prober(model, fresh, pipeline, metric=report.metric, bootstrap=bootstrap)
+    prober = Prober(model, fresh, pipeline, metric=report.metric, level=report.level)
     if (prober.base.camera, prober.base.name) != (report.camera, report.pipeline):
         raise ValueError(
             f"the report is about {report.camera.name}, {report.pipeline}; these frames are of "
