@@ -15,6 +15,9 @@ from typing import Any
 
 RED, GREEN, BLUE = 0, 1, 2
 
+# Levels beyond it are counts, not fractions of full scale; those of floating-point files may pass 1.
+_MOST_LEVEL = 2.0
+
 
 class CFA(Enum):
     """Bayer layout of a colour filter array. The value is the 2x2 tile, row by row, as colours.
@@ -73,7 +76,7 @@ def _floats(values: Iterable[float], count: int, what: str) -> tuple[float, ...]
 
 @dataclass(frozen=True)
 class Camera:
-    """A sensor's layout and calibration. Immutable and hashable.
+    """A sensor's layout and calibration. Immutable and hashable. `from_counts` takes a data sheet's numbers.
 
     >>> from dataclasses import replace
     >>> replace(DRONE, cfa=CFA.BGGR).to_dict()["cfa"]
@@ -89,8 +92,8 @@ class Camera:
         colour_matrix: 3x3, white-balanced camera colours to linear sRGB, row by row.
 
     Raises:
-        ValueError: a wrong number of values, a value that is not finite, or a white level that is
-            not above every black level.
+        ValueError: a wrong number of values, a value that is not finite, levels in counts, or a white
+            level that is not above every black level.
     """
 
     name: str
@@ -112,12 +115,74 @@ class Camera:
             "white_balance": _floats(self.white_balance, 3, "white_balance"),
             "colour_matrix": tuple(_floats(row, 3, "a row of colour_matrix") for row in rows),
         }
+        if max(checked["white_level"], *checked["black_level"]) > _MOST_LEVEL:
+            raise ValueError(
+                f"black level {self.black_level}, white level {self.white_level}: these are counts, where "
+                "fractions of the container's full scale are expected (65535 of 16 bit is 1.0); "
+                "Camera.from_counts(..., bits=12) takes them, and a JSON file with the entry "
+                '"bits": 12 (those of the sensor)'
+            )
         if checked["white_level"] <= max(checked["black_level"]):
             raise ValueError(
                 f"white_level {self.white_level} is not above the black level {max(self.black_level)}"
             )
         for field, value in checked.items():
             object.__setattr__(self, field, value)
+
+    @property
+    def span(self) -> float:
+        """The range from the mean black level to white, in raw values."""
+        return self.white_level - sum(self.black_level) / 4
+
+    @classmethod
+    def from_counts(
+        cls,
+        name: str,
+        cfa: CFA,
+        black_level: float | Iterable[float],
+        white_level: float | None = None,
+        *,
+        bits: int | None = None,
+        full_scale: float | None = None,
+        **others: Any,
+    ) -> Camera:
+        """Return the camera of a data sheet, whose levels are counts.
+
+        >>> gains = {"white_balance": (2, 1, 1.5), "colour_matrix": ((1, 0, 0), (0, 1, 0), (0, 0, 1))}
+        >>> Camera.from_counts("mine", CFA.RGGB, 256, 4095, bits=12, **gains).white_level * 65535
+        4095.0
+
+        Args:
+            name, cfa: as of any camera.
+            black_level: one count, or four by position.
+            white_level: the count of saturation; by default the largest that ``bits`` hold.
+            bits: of the sensor. Its counts lie in a container of 8 bit up to 8, else of 16 bit, from its
+                lower end: so files have them, and so `read_raw` reads them.
+            full_scale: instead, the count that is 1.0 in your mosaics.
+            **others: ``white_balance`` and ``colour_matrix``.
+
+        Raises:
+            ValueError: not one of bits and full scale, more bits than 16, levels beyond them; or as for
+                any camera.
+        """
+        if (bits is None) == (full_scale is None):
+            raise ValueError(
+                "levels in counts need bits, those of the sensor, or full_scale: one of them"
+            )
+        if bits is not None and bits not in range(1, 17):
+            raise ValueError(f"bits is {bits!r}, expected 1 to 16")
+        most = full_scale if bits is None else 2**bits - 1
+        scale = full_scale if bits is None else 255 if bits <= 8 else 65535
+        white_level = most if white_level is None else white_level
+        many = isinstance(black_level, Iterable)
+        black = _floats(black_level if many else [black_level] * 4, 4, "black_level")
+        white, most, scale = _floats([white_level, most, scale], 3, "levels")
+        if not 0 < white <= most:
+            raise ValueError(
+                f"white_level is {white:g} counts, expected more than 0, at most {most:g}"
+            )
+        levels = tuple(level / scale for level in black), white / scale
+        return cls(name, cfa, *levels, **others)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the camera as plain JSON types; `from_dict` is the way back."""
@@ -132,14 +197,25 @@ class Camera:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Camera:
-        """Return the camera that `to_dict` wrote.
+        """Return the camera that `to_dict` wrote, or that was written by hand: the form of a JSON file.
+
+        ::
+
+            {"name": "my camera", "cfa": "RGGB", "bits": 12, "black_level": 256, "white_level": 4095,
+             "white_balance": [1.9, 1, 1.6],
+             "colour_matrix": [[1.6, -0.4, -0.2], [-0.2, 1.5, -0.3], [0, -0.5, 1.5]]}
+
+        With ``bits`` or ``full_scale`` the levels are counts, see `from_counts`; without, fractions of the
+        container's full scale, the black level by position.
 
         Raises:
             ValueError: a key is missing or unknown, or a value is out of order.
         """
-        expected = set(cls.__dataclass_fields__)
+        make, expected = cls, set(cls.__dataclass_fields__)
         if not isinstance(values, dict):
             raise ValueError(f"camera description: expected the keys {', '.join(sorted(expected))}")
+        if counted := {"bits", "full_scale"} & set(values):
+            make, expected = cls.from_counts, expected | counted
         if set(values) != expected:
             wrong = ", ".join(sorted(set(values) ^ expected))
             raise ValueError(f"camera description: missing or unknown keys: {wrong}")
@@ -147,7 +223,7 @@ class Camera:
             if not isinstance(values[key], str):
                 raise ValueError(f"camera description: {key} is {values[key]!r}, expected a word")
         try:
-            return cls(**{**values, "cfa": CFA.from_name(values["cfa"])})
+            return make(**{**values, "cfa": CFA.from_name(values["cfa"])})
         except (TypeError, OverflowError) as error:
             raise ValueError(f"camera description: {error}") from None
 

@@ -54,8 +54,7 @@ class NoiseModel:
 
     def full_well(self, camera: Camera) -> float:
         """Return the electrons at saturation, the light that reads 1.0 after levels."""
-        black = sum(camera.black_level) / 4
-        return (camera.white_level - black) * (2**self.bits - 1) / self.gain
+        return camera.span * (2**self.bits - 1) / self.gain
 
 
 # PCO edge 5.5, data sheet: 0.46 e-/DN at 16 bit, 30,000 e- full well, 1.5 e- rms read noise.

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -42,7 +43,7 @@ def test_the_camera_itself_is_inside(report):
     result = check("--tolerances", report, "--camera", "drone")
     assert result.exit_code == 0, result.output
     assert "drone: inside" in result.output
-    for word in ("brightness", "red_gain", "2.867", "of full scale", "unknown"):
+    for word in ("brightness", "red_gain", "2.867", "of the range", "unknown"):
         assert word in result.output
 
 
@@ -101,3 +102,42 @@ def test_errors_are_one_line_and_status_2(report, tmp_path):
 
 def test_what_is_read_is_what_was_written(report):
     assert ToleranceReport.load(report).camera == DRONE
+
+
+def as_container(camera, bits):
+    """The drone's sensor, its counts of so many bits in a container of 16: another part of full scale."""
+    scale = (2**bits - 1) / 65535
+    return replace(
+        camera,
+        black_level=tuple(scale * level for level in camera.black_level),
+        white_level=scale * camera.white_level,
+    )
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_the_same_sensor_gets_the_same_verdict_whatever_its_bits(report, tmp_path, bits):
+    report = ToleranceReport.load(report)
+    want = report.check(DRONE)
+    got = report.check(as_container(DRONE, bits))
+    np.testing.assert_allclose(got["value"], want["value"], rtol=1e-9)
+    assert got["verdict"].tolist() == want["verdict"].tolist()
+    # Outside alike too, and against the report of a sensor of other bits.
+    off = replace(DRONE, black_level=(0.3,) * 4)
+    own = replace(report, camera=as_container(DRONE, bits))
+    for each in (report, own):
+        for camera in (off, as_container(off, 12), as_container(off, 14)):
+            assert each.check(camera)["verdict"].to_dict() == report.check(off)["verdict"].to_dict()
+    assert report.check(off).loc["black_level", "verdict"] == "outside"
+
+
+def test_levels_of_a_report_written_before_become_shares_of_the_range(report, tmp_path):
+    content = json.loads(report.read_text())
+    now = ToleranceReport.load(report)
+    for row in content["settings"]:
+        if row["name"].startswith("black_level"):
+            for key in ("value", "low", "high", "safe_low", "safe_high"):
+                row[key] *= now.camera.span
+            row["unit"] = "of full scale"
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({**content, "version": 1}))
+    pd.testing.assert_frame_equal(ToleranceReport.load(old).table, now.table)

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from r2l.camera import CFA, DRONE, MICROSCOPE
+from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
 from r2l.cli import app
+from r2l.datasets import Frames
+from r2l.datasets.views import develop_views
 from r2l.isp import StaticISP
 from r2l.isp.functional import clip_highlights
-from r2l.rawfile import read_raw, write_dng
+from r2l.rawfile import RawFileWarning, load_camera, read_raw, write_dng
 
 SIZE = (40, 56)
 
@@ -352,3 +355,58 @@ def test_a_real_photo_looks_like_the_one_libraw_develops(sample_raws, code):
     neutral = (chroma[1] < 15) & (blocks[1].mean(axis=2) > 40)
     assert neutral.sum() > 200
     assert chroma[0][neutral].max() < 21
+
+
+def counted(tmp_path, black, name):
+    """A 12-bit frame in a container of 16 bit, and a description of its camera."""
+    pixels = np.add.outer(np.arange(300, 2200, 60), 20 * np.arange(32)).astype(np.uint16)
+    np.save(tmp_path / "frame.npy", pixels)
+    camera = tmp_path / f"{name}.json"
+    colours = {name: DRONE.to_dict()[name] for name in ("white_balance", "colour_matrix")}
+    camera.write_text(json.dumps({"name": name, "cfa": "RGGB", **colours, **black}))
+    return tmp_path / "frame.npy", camera
+
+
+def test_a_black_or_white_picture_is_told_once_with_levels_and_container(tmp_path):
+    right = {"bits": 12, "black_level": 256, "white_level": 4095}
+    wrong = {
+        "black": {"full_scale": 4095, "black_level": 256, "white_level": 4095},
+        "white": {"full_scale": 65535, "black_level": 1, "white_level": 200},
+    }
+    photo, camera = counted(tmp_path, right, "fits")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert develop(photo, "--camera", camera, "-o", tmp_path / "fits.png").exit_code == 0
+    for end, entries in wrong.items():
+        photo, camera = counted(tmp_path, entries, f"all {end}")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for number in range(2):
+                develop(photo, "--camera", camera, "-o", tmp_path / f"{end}{number}.png")
+        blank = [str(w.message) for w in told if "nearly" in str(w.message)]
+        assert len(blank) == 1
+        for word in (f"all of it is {end}", "black level", "white level", "container", "frame.npy"):
+            assert word in blank[0]
+        picture = np.asarray(Image.open(tmp_path / f"{end}0.png"))
+        assert (picture == (0 if end == "black" else 255)).mean() > 0.99
+
+
+def test_a_set_that_is_developed_black_is_told_too():
+    dark = replace(DRONE, name="dark", black_level=(0.9,) * 4)
+    frames = Frames(torch.full((2, 1, 8, 8), 0.2), torch.tensor([0, 1]), np.arange(2), dark)
+    with pytest.warns(RawFileWarning, match="dark: developed, .* all of it is black"):
+        develop_views(frames, ["bi,s,ga"], progress=False)
+
+
+def test_a_camera_is_shown_and_written(tmp_path):
+    photo = write_photo(tmp_path / "a.dng")
+    shown = CliRunner().invoke(app, ["camera", "show", str(photo)])
+    assert shown.exit_code == 0
+    assert Camera.from_dict(json.loads(shown.output)) == DRONE
+    own = tmp_path / "own.json"
+    for _ in range(2):
+        written = CliRunner().invoke(app, ["camera", "show", str(photo), "-o", str(own)])
+        assert load_camera(own) == DRONE
+    assert written.exit_code == 2
+    assert "--force" in written.output
+    assert CliRunner().invoke(app, ["camera", "show", "phone"]).exit_code == 2

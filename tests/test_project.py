@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 import r2l
+from r2l.camera import Camera
 from r2l.sweep import read_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -88,3 +90,8 @@ def test_nothing_private_is_committed():
             text = re.sub(r'(;base64,|"image/png": ")[A-Za-z0-9+/=\\]+', "", text)
             assert not key.search(text), name
             assert path.stat().st_size < 1024 * 1024, name
+
+
+def test_the_camera_that_the_readme_describes_is_one():
+    block = re.search(r"```json\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
+    assert Camera.from_dict(json.loads(block)).white_level == 4095 / 65535

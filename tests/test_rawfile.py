@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as st_numpy
 from PIL import Image
 
 from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
+from r2l.isp import StaticISP
 from r2l.rawfile import RawFileError, load_camera, read_raw, write_dng
 from r2l.rawfile.dng_writer import standard_form
 
@@ -628,6 +629,81 @@ def test_load_camera_says_what_would_do(tmp_path, text, reason):
 
     assert reason in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+COUNTS = {
+    "name": "data sheet",
+    "cfa": "GBRG",
+    "black_level": 256,
+    "white_level": 4095,
+    "white_balance": [1.9, 1, 1.6],
+    "colour_matrix": [[1.6, -0.4, -0.2], [-0.2, 1.5, -0.3], [0, -0.5, 1.5]],
+}
+
+
+def test_levels_in_counts_are_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps({**COUNTS, "black_level": [256] * 4}))
+    with pytest.raises(ValueError, match=r'from_counts.*"bits": 12') as caught:
+        load_camera(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(ValueError, match="these are counts"):
+        replace(SENSOR, black_level=(600,) * 4)
+
+
+@pytest.mark.parametrize(
+    ("entries", "black", "white"),
+    [
+        ({"bits": 12}, 256 / FULL, 4095 / FULL),
+        ({"bits": 14, "white_level": 15520}, 256 / FULL, 15520 / FULL),
+        ({"bits": 8, "black_level": 16, "white_level": 255}, 16 / 255, 1.0),
+        ({"full_scale": 4095}, 256 / 4095, 1.0),
+        ({"full_scale": 1.0, "black_level": 0.1, "white_level": 0.9}, 0.1, 0.9),
+    ],
+)
+def test_a_description_takes_the_numbers_of_a_data_sheet(tmp_path, entries, black, white):
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps(COUNTS | entries))
+    camera = load_camera(path)
+    assert camera.black_level == pytest.approx((black,) * 4)
+    assert camera.white_level == pytest.approx(white)
+    # As it is kept, levels are fractions again.
+    assert Camera.from_dict(camera.to_dict()) == camera
+
+
+@pytest.mark.parametrize("scale", [8, 12, 14, 16])
+def test_a_sensors_counts_become_light_whatever_its_bits(tmp_path, scale):
+    counts = {name: COUNTS[name] for name in ("white_balance", "colour_matrix")}
+    white = 2**scale - 1
+    camera = Camera.from_counts("x", CFA.RGGB, white // 16, bits=scale, **counts)
+    kind = np.uint8 if scale == 8 else np.uint16
+    pixels = np.full((4, 4), white // 16, kind)
+    pixels[:2] = white
+    np.save(tmp_path / "frame.npy", pixels)
+    linear = StaticISP(camera).stages(read_raw(tmp_path / "frame.npy", camera).tensor())
+    assert linear["black_level"][..., :2, :].eq(1).all()
+    assert linear["black_level"][..., 2:, :].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"bits": 12, "full_scale": 65535}, "one of them"),
+        ({"bits": 18}, "1 to 16"),
+        ({"bits": 12.5}, "1 to 16"),
+        ({"bits": 10}, "at most 1023"),
+        ({"bits": 12, "black_level": 4095}, "not above"),
+        ({"bits": 12, "black_level": [1, 2]}, "2 values, expected 4"),
+        ({"full_scale": "x"}, "camera description"),
+        ({"full_scale": 0}, "expected more than 0"),
+        ({"bits": 12, "blackness": 3}, "unknown keys: blackness"),
+    ],
+)
+def test_what_is_wrong_with_counts_is_told(tmp_path, entries, words):
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps(COUNTS | entries))
+    with pytest.raises(ValueError, match=words):
+        load_camera(path)
 
 
 # --- real files -----------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_known_thresholds_give_known_intervals():
     table = report_of(frames, ["exposure", "black_level", "gamma"]).table
     exact = {
         "exposure": ("low", math.log2(LIMIT / LEVEL)),
-        "black_level": (None, (raw - LIMIT) / (1 - LIMIT)),
+        "black_level": (None, (raw - LIMIT) / (1 - LIMIT) / UNIT_GAINS.span),
         "gamma": ("low", math.log(LEVEL) / math.log(THRESHOLD)),
     }
     for name, (side, edge) in exact.items():
@@ -91,7 +91,7 @@ def test_a_known_gain_and_level_of_one_colour():
     gain = 2 * 0.97
     assert gain <= found.loc["red_gain", "low"] <= gain + steps("red_gain", PLAIN)
     raw, limit = 0.1 + 0.9 * LEVEL / 2, 0.97 * LEVEL / 2
-    level = (raw - limit) / (1 - limit)
+    level = (raw - limit) / (1 - limit) / PLAIN.span
     edge = found.loc["black_level_red", "high"]
     assert level - steps("black_level_red", PLAIN) <= edge <= level
     others = found.loc[["blue_gain", "black_level_blue"]]
@@ -222,7 +222,7 @@ def test_a_report_comes_back_from_its_file(report, tmp_path):
     pd.testing.assert_frame_equal(back.table, report.table, check_dtype=False)
     assert (back.model, back.camera, back.drop, back.images) == ("brightness", PLAIN, 0.05, 40)
     content = json.loads(path.read_text("utf-8"))
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert not list(tmp_path.glob(".*"))
 
 

@@ -12,7 +12,7 @@ import warnings
 import typer
 
 from r2l.cli.data import data
-from r2l.cli.develop import check, develop
+from r2l.cli.develop import check, develop, show
 from r2l.cli.errors import Commands
 from r2l.cli.lab import lab
 from r2l.cli.sweep import sweep
@@ -39,6 +39,9 @@ app.command()(develop)
 app.command()(check)
 app.command(cls=TrainCommand)(train)
 app.command()(sweep)
+camera = typer.Typer(no_args_is_help=True, help="Say what is known of a camera.")
+camera.command()(show)
+app.add_typer(camera, name="camera")
 app.add_typer(data, name="data")
 app.add_typer(lab, name="lab")
 

@@ -1,7 +1,8 @@
-"""`r2l develop`: raw files to pictures; `r2l check`: does their camera lie inside what a model tolerates?"""
+"""`r2l develop`: raw files to pictures; `check`: does a camera suit a model? `camera show`: what it is."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,6 +114,7 @@ def develop(
     from r2l.isp import StaticISP
     from r2l.isp.functional import clip_highlights
     from r2l.rawfile import load_camera, read_raw
+    from r2l.rawfile.frame import look_at_picture
 
     # What is wrong for all photos is noticed before the first one is read.
     layout = _layout(width, height, bits, packing, cfa, offset, stride)
@@ -134,6 +136,7 @@ def develop(
             # All stages at once take several times the memory of the last.
             pictures = isp.stages(raw) if stages else {"gamma": isp(raw)}
         *before_gamma, final = pictures
+        look_at_picture(pictures[final], recorded.mosaic, recorded.camera, photo.name)
         _write_png(target, pictures[final])
         for number, (name, picture) in enumerate(pictures.items() if stages else (), start=1):
             shown = picture.clamp(0, 1) ** (1 / 2.2) if name in before_gamma else picture
@@ -182,6 +185,42 @@ def check(
     for_each(check_one, camera)
     if outside:
         raise typer.Exit(_EXIT_OUTSIDE)
+
+
+def show(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A raw file, a JSON file, microscope or drone.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write it there.", show_default=False),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace a file that exists.")
+    ] = False,
+) -> None:
+    """Print a camera as JSON, or write it to a file that --camera takes.
+
+    Levels are fractions of the container's full scale: 1.0 is 65535 of 16 bit. A file written by hand may
+    have a data sheet's counts instead: "bits": 12, "black_level": 256, "white_level": 4095.
+    """
+    from r2l.files import atomic_path
+    from r2l.rawfile import load_camera
+
+    text = json.dumps(load_camera(source).to_dict(), indent=2)
+    if output is None:
+        print(text)
+        return
+    if output.exists() and not force:
+        raise ValueError(f"{output} exists: --force replaces it, -o names another place")
+    with atomic_path(output) as partial:
+        partial.write_text(text + "\n", "utf-8")
+    print(output)
 
 
 def _layout(

@@ -15,6 +15,7 @@ from r2l.datasets.frames import MEMORY_LIMIT, Frames, allocate
 from r2l.isp import PIPELINES, develop_all, name_pipelines
 from r2l.isp.grammar import Pipelines, open_pipelines
 from r2l.progress import progress_bar
+from r2l.rawfile.frame import look_at_picture
 
 
 @torch.no_grad()
@@ -72,6 +73,7 @@ def develop_views(
                     # A pipeline that halves the size: masks are as large as the frames.
                     view = F.interpolate(view.float(), raw.shape[-2:], mode="bilinear")
                 if name not in images:
+                    look_at_picture(view, raw, frames.camera, name)
                     images[name] = allocate((len(frames), *view.shape[1:]), memory_limit, folder)
                 images[name][start : start + len(view)] = view
             bar.update(len(raw))

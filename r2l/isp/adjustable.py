@@ -163,10 +163,11 @@ class AdjustableISP(Pipeline):
 def settings_of(pipeline: PipelineLike, camera: Camera | None = None) -> dict[str, Setting]:
     """Return the settings of a pipeline by name, in the order of processing.
 
-    ``exposure`` is a digital gain before the clip. Black levels are given common to all positions and for
-    each one alone; ``red_gain`` and ``blue_gain`` relative to green; ``saturation`` scales what the
-    matrix leaves of colour around luma; ``sharpening`` the change that sharpening makes; ``blur`` is the
-    sigma of the last Gaussian of luma. ``sharpening_radius`` is there for unsharp masking.
+    ``exposure`` is a digital gain before the clip. Black levels are in units of the range from the camera's
+    black to white, and are given common to all positions and for each one alone; ``red_gain`` and
+    ``blue_gain`` relative to green; ``saturation`` scales what the matrix leaves of colour around luma;
+    ``sharpening`` the change that sharpening makes; ``blur`` is the sigma of the last Gaussian of luma.
+    ``sharpening_radius`` is there for unsharp masking.
 
     >>> from r2l.camera import DRONE
     >>> settings_of("bi,u,ga", DRONE)["sharpening_radius"].unit
@@ -207,7 +208,7 @@ def _adjusted_camera(
     """Return the calibration after all settings that concern it; neutral ones change nothing."""
     common = values["black_level"] - neutral["black_level"]
     levels = [
-        level + common + values[name] - neutral[name]
+        level + camera.span * (common + values[name] - neutral[name])
         for level, name in zip(camera.black_level, level_names(camera), strict=True)
     ]
     factors = [values["red_gain"] / neutral["red_gain"], 1.0]

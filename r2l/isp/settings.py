@@ -106,15 +106,19 @@ def camera_settings(camera: Camera, reference: Camera) -> dict[str, float]:
     """Return the settings that a camera's calibration tells, beside a reference camera.
 
     ``exposure`` (stops) is relative to the reference, ``saturation`` is how much of the chroma of the
-    reference's colour matrix its own has (least squares); the others are its own numbers.
+    reference's colour matrix its own has (least squares); the others are its own numbers. Black levels are
+    in units of the reference's range from black to white, with the containers scaled to one white level:
+    the same for a sensor's data of 12 and of 14 bit.
     """
+    scale = reference.white_level / camera.white_level / reference.span
+    levels = scale * np.array(camera.black_level)
     factor, red, blue, matrix = _colour_response(camera)
     base, _, _, base_matrix = _colour_response(reference)
     chroma, base_chroma = (m - luma_rows(m) for m in (matrix, base_matrix))
     values = {
         "exposure": float(np.log2(abs(factor / base))),
-        "black_level": float(np.mean(camera.black_level)),
-        **dict(zip(level_names(camera), camera.black_level, strict=True)),
+        "black_level": float(np.mean(levels)),
+        **dict(zip(level_names(camera), levels.tolist(), strict=True)),
         "red_gain": red,
         "blue_gain": blue,
     }
@@ -132,12 +136,11 @@ def luma_rows(matrix: np.ndarray) -> np.ndarray:
 def settings_for(camera: Camera, unsharp: bool, blur: float, gamma: float) -> dict[str, Setting]:
     """Return what `r2l.isp.adjustable.settings_of` does, for a pipeline of these numbers."""
     own = camera_settings(camera, camera)
-    room = camera.white_level - max(camera.black_level)
     settings = [Setting("exposure", "exposure", "stops", 0.0, -1.0, 1.0, 1.0)]
     for name in ("black_level", *level_names(camera)):
         value, label = own[name], _LEVEL_LABELS[name]
-        unit, span = "of full scale", 0.03 * room
-        settings.append(Setting(name, label, unit, value, value - span, value + span, 0.01 * room))
+        ends = value - 0.03, value + 0.03
+        settings.append(Setting(name, label, "of the range", value, *ends, 0.01))
     for name in ("red_gain", "blue_gain"):
         value, label = own[name], name.replace("_", " ")
         ends = sorted((value / 2, value * 2))

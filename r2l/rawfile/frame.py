@@ -24,6 +24,8 @@ USE_BAYER = "Give the camera's original raw file, of a Bayer sensor, or the came
 _SAMPLE = 200_000
 # Parts of the range, and of the pixels, from which on it has something to say.
 _BELOW_BLACK, _FAR_FROM_BLACK, _FAR_FROM_WHITE, _MANY = 0.01, 0.4, 0.02, 0.01
+# The part of a picture at 0, or at 1, from which on it is blank.
+_BLANK = 0.99
 # Rows of zeros at the end of a frame, as a part of it, that no exposure leaves.
 _CUT_OFF = 1 / 64
 # What was said already, by camera and doubt: a folder of such frames says it once.
@@ -95,7 +97,7 @@ def look_at(path: Path, frame: RawFrame) -> None:
     step = max(3, math.isqrt(frame.mosaic.size // _SAMPLE) | 1)
     camera, sample = frame.camera, frame.mosaic[::step, ::step]
     black, white = float(np.mean(camera.black_level)), camera.white_level
-    span = white - black
+    span = camera.span
     dark, bright = (float(v) for v in np.quantile(sample, (0.001, 0.999)))
     plateau = float((sample >= bright).mean())
     doubts = {
@@ -109,12 +111,35 @@ def look_at(path: Path, frame: RawFrame) -> None:
         "it saturates below its white level": plateau > _MANY and bright < white - 0.05 * span,
         "it goes beyond its white level": bright > white + 0.05 * span,
     }
-    doubt = next((text for text, holds in doubts.items() if holds), None)
-    if doubt is not None and (camera.name, doubt) not in _SAID:
-        _SAID.add((camera.name, doubt))
-        warnings.warn(
-            f"{camera.name}: {doubt} ({path.name}: pixels from {dark:.4g} to {bright:.4g}, black level "
-            f"{black:.4g}, white level {white:.4g}). Is it the right camera?",
-            RawFileWarning,
-            stacklevel=4,
-        )
+    if (doubt := next((text for text, holds in doubts.items() if holds), None)) is not None:
+        _say(doubt, camera, path.name, dark, bright)
+
+
+def look_at_picture(
+    picture: torch.Tensor, raw: torch.Tensor | np.ndarray, camera: Camera, name: str
+) -> None:
+    """Warn, once a camera, where hardly anything of a development is neither black nor white.
+
+    Args:
+        picture: (B, 3, H, W), display domain.
+        raw: what it was made of, raw domain.
+        camera: its levels.
+        name: of the photo, or whatever it is.
+    """
+    for end, there in {"black": picture <= 0, "white": picture > 0.999}.items():
+        if there.float().mean() > _BLANK:
+            doubt = f"developed, (nearly) all of it is {end}"
+            _say(doubt, camera, name, float(raw.min()), float(raw.max()))
+
+
+def _say(doubt: str, camera: Camera, name: str, dark: float, bright: float) -> None:
+    if (camera.name, doubt) in _SAID:
+        return
+    _SAID.add((camera.name, doubt))
+    warnings.warn(
+        f"{camera.name}: {doubt} ({name}: pixels from {dark:.4g} to {bright:.4g}, black level "
+        f"{np.mean(camera.black_level):.4g}, white level {camera.white_level:.4g}, as fractions of the "
+        "container's full scale: 12 bit in one of 16 end at 0.0625). Is it the right camera?",
+        RawFileWarning,
+        stacklevel=5,
+    )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from r2l.datasets.frames import Frames
 from r2l.datasets.splits import Fold
+from r2l.rawfile.frame import look_at_picture
 from r2l.training.fit import Model, fit
 from r2l.training.models import ModelFactory, Statistics, channel_statistics, model_factory
 from r2l.training.module import RawToLogits
@@ -62,6 +63,10 @@ def image_batches(
     data: Frames, indices: np.ndarray, processor: nn.Module | None = None, batch_size: int = 64
 ) -> Iterator[Tensor]:
     """Yield some images (B, 3, H, W) batch by batch, as a processor develops them if there is one."""
-    for rows in torch.as_tensor(np.asarray(indices)).split(batch_size):
-        frames = data.batch(rows)["image" if data.raw is None else "raw"]
-        yield frames if processor is None else processor(frames)
+    for number, rows in enumerate(torch.as_tensor(np.asarray(indices)).split(batch_size)):
+        frames = images = data.batch(rows)["image" if data.raw is None else "raw"]
+        if processor is not None:
+            images = processor(frames)
+            if number == 0:
+                look_at_picture(images, frames, data.camera, "training images")
+        yield images

@@ -15,7 +15,6 @@ from r2l.camera import Camera
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES
 from r2l.isp.adjustable import AdjustableISP, settings_of
-from r2l.isp.settings import level_names
 from r2l.rawfile import RawFrame
 from r2l.widgets.camera import frame_menu, middle_tile
 from r2l.widgets.live import Live, caption_html, explorer, one_thread, picture_html, sized
@@ -40,7 +39,7 @@ class _Knob(NamedTuple):
 # How far numbers are turned away from the camera's.
 _KNOBS = {
     "exposure": _Knob("exposure, EV", 0.0, -3.0, 3.0, 0.1),
-    "black_level": _Knob("black level, + %", 0.0, -10.0, 10.0, 0.25),  # of the range up to white
+    "black_level": _Knob("black level, + %", 0.0, -10.0, 10.0, 0.25),  # of the range
     "red": _Knob("red gain, ×", 1.0, 0.25, 4.0, 0.05),
     "blue": _Knob("blue gain, ×", 1.0, 0.25, 4.0, 0.05),
     "matrix": _Knob("colour matrix, mix", 1.0, 0.0, 1.5, 0.05),  # 0: the camera's colours
@@ -59,8 +58,7 @@ def _turned(code: str, camera: Camera, **knobs: float) -> AdjustableISP:
     """
     knobs = {name: knob.value for name, knob in _KNOBS.items()} | knobs
     present, shift = settings_of(code, camera), knobs.pop("black_level") / 100
-    for name, level in zip(level_names(camera), camera.black_level, strict=True):
-        knobs[name] = level + shift * (camera.white_level - level)
+    knobs["black_level"] = present["black_level"].value + shift
     for colour in ("red", "blue"):
         knobs[f"{colour}_gain"] = present[f"{colour}_gain"].value * knobs.pop(colour)
     if not code.endswith("ga"):

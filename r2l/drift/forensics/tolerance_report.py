@@ -18,7 +18,7 @@ from r2l.files import atomic_path
 from r2l.isp.settings import camera_settings
 from r2l.progress import progress_bar
 
-_FORMAT, _VERSION = "r2l tolerances", 1
+_FORMAT, _VERSION = "r2l tolerances", 2
 _EDGES = ("low", "high", "safe_low", "safe_high")
 _COLUMNS: dict[str, type] = {"label": str, "unit": str, "value": float}
 for _edge in _EDGES:
@@ -90,16 +90,17 @@ class ToleranceReport:
             raise ValueError(f"{path}: no JSON ({error})") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"{path}: no tolerance report; r2l's forensics write one")
-        if content.get("version") != _VERSION:
+        if content.get("version") not in (1, _VERSION):
             raise ValueError(
                 f"{path}: written in version {content.get('version')} of the format, this r2l reads "
                 f"{_VERSION}"
             )
         try:
             head = {name: kind(content[name]) for name, kind in _HEAD.items()}
-            rows = [_read_row(row) for row in content["settings"]]
+            camera = Camera.from_dict(content["camera"])
+            rows = [_read_row(row, camera) for row in content["settings"]]
             table = pd.DataFrame(rows).set_index("name").rename_axis("setting")
-            return cls(camera=Camera.from_dict(content["camera"]), table=table, **head)
+            return cls(camera=camera, table=table, **head)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}: damaged tolerance report ({error!r})") from None
 
@@ -119,8 +120,8 @@ class ToleranceReport:
         told = camera_settings(camera, self.camera)
         table = self.table[["unit", "safe_low", "safe_high"]].copy()
         table.insert(0, "value", [told.get(name, np.nan) for name in table.index])
-        # Forgives the rounding of a DNG's tags.
-        slack = 1e-5 + 1e-4 * table["value"].abs()
+        # Forgives the rounding of a DNG's tags, which matters more where the range is small.
+        slack = 1e-5 / camera.span + 1e-4 * table["value"].abs()
         inside = (table["value"] >= table["safe_low"] - slack) & (
             table["value"] <= table["safe_high"] + slack
         )
@@ -149,7 +150,10 @@ def as_text(checked: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _read_row(row: dict) -> dict:
+def _read_row(row: dict, camera: Camera) -> dict:
+    if row["unit"] == "of full scale":  # version 1
+        scaled = {name: row[name] / camera.span for name in ("value", *_EDGES)}
+        row = row | scaled | {"unit": "of the range"}
     read = {"name": str(row["name"])} | {name: kind(row[name]) for name, kind in _COLUMNS.items()}
     if not all(np.isfinite(read[name]) for name in ("value", *_EDGES)):
         raise ValueError(f"a number of {read['name']} is not finite")
