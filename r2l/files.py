@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +39,12 @@ class R2LError(Exception):
         remedy: what to do about it, without a full stop.
     """
 
-    def __init__(self, what: str | Path, why: str, remedy: str) -> None:
-        # All three become `args`, so that the error survives the way back from a loader's worker.
+    def __init__(self, what: str | Path, why: str = "", remedy: str = "") -> None:
+        if not why:
+            # torch makes the error of a loader's worker anew from its text, below a traceback.
+            text = str(what).rpartition(f"{type(self).__name__}: ")[2].strip()
+            first, _, remedy = text.removesuffix(".").rpartition(".\n")
+            what, _, why = first.partition(": ")
         # Not super(): OSError would take three arguments for a number, a text and a file's name.
         Exception.__init__(self, str(what), why, remedy)
 
@@ -103,6 +111,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def local_path(address: str | Path) -> Path:
+    """Return the path that a user wrote: ``~`` is the home, and ``file:///x`` is ``/x``.
+
+    >>> local_path("file:///data/my%20photos").as_posix()
+    '/data/my photos'
+    """
+    text = str(address)
+    if text.startswith("file:"):
+        text = url2pathname(urlsplit(text).path)
+    return Path(text).expanduser()
+
+
+def content_hash(path: Path) -> str:
+    """Return a hash of what a file holds; read once as long as its size and time of change stay."""
+    stat = path.stat()
+    return _content_hash(path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(100_000)
+def _content_hash(path: Path, *_: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:

@@ -87,8 +87,8 @@ class Declared:
     )
     task: str = _data(
         "auto",
-        "RawFolder: classification, regression, segmentation; auto takes a CSV's labels that "
-        "are all numbers for regression.",
+        "RawFolder: classification, regression, segmentation; auto takes a CSV's labels for "
+        "measurements if they are numbers, and asks if these are whole.",
         choices=("auto", "classification", "regression", "segmentation"),
     )
     camera: str | None = _data(
@@ -98,6 +98,15 @@ class Declared:
         None, "RawFolder: a JSON file that describes frames without a header.", metavar="FILE"
     )
     crop: int | None = _data(None, "RawFolder: cut this many pixels square out of the middle.")
+    foreground: str | None = _data(
+        None,
+        "RawFolder: values of the masks that are the object, as 2,3.  [default: all above 0]",
+        metavar="VALUES",
+    )
+    own_colours: bool = _data(False, "RawFolder: each file's own white balance.")
+    skip_broken: bool = _data(
+        False, "RawFolder: leave out files that can't be read; the record counts them."
+    )
     n_images: int | None = _data(
         None, "Twins: how many.  [default: as many as the real set has]", least=1
     )

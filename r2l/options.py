@@ -7,17 +7,21 @@ until options are made, so that the command's help needs none of the libraries.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, replace
 from pkgutil import resolve_name
 from types import NoneType
 from typing import get_args, get_type_hints
 
-from r2l.files import choose
+from r2l.files import choose, local_path
 from r2l.option_fields import TASK_OF, Declared
 
 #: Options for one kind of data set only.
-_FOLDER_ONLY = ("labels", "masks", "camera", "layout", "crop")
+_FOLDER_ONLY = ("labels", "masks", "camera", "layout", "crop", "foreground")
+_FOLDER_ONLY += ("own_colours", "skip_broken")
+_PATHS = ("folder", "root", "labels", "masks", "camera", "layout")
+_PATHS += ("processor_uri", "classifier_uri", "state_dict_uri")
 _TWIN_ONLY = ("n_images", "image_size")
 
 
@@ -36,6 +40,10 @@ class Options(Declared):
 
     def __post_init__(self) -> None:
         _check_types(self)
+        for name in _PATHS:
+            # Of --folder=~/runs, and in files, no shell expands the home.
+            if str(getattr(self, name)).startswith(("~", "file:")):
+                object.__setattr__(self, name, str(local_path(getattr(self, name))))
         _check_choices(self)
         _check_numbers(self)
         _check_data(self)
@@ -111,12 +119,18 @@ def _check_data(options: Options) -> None:
         (_TWIN_ONLY, is_twin, "the data sets called Synthetic..."),
     ):
         for name in names:
-            if getattr(options, name) is not None and not fits:
+            if getattr(options, name) != FIELDS[name].default and not fits:
                 raise ValueError(f"--{name} is for {what}; here it is {options.dataset}")
     if is_twin and options.root is not None:
         raise ValueError("--root is where files lie; the data sets called Synthetic... have none")
     if is_folder and not options.root:
         raise ValueError("--dataset RawFolder needs --root: the folder of your raw files")
+    if options.own_colours and options.camera:
+        raise ValueError("--own_colours are the files': leave it out, or --camera")
+    if options.foreground and not options.masks:
+        raise ValueError("--foreground is about --masks: the folder of the masks")
+    if not re.fullmatch(r"[\d, ]*", options.foreground or ""):
+        raise ValueError(f"--foreground is {options.foreground}, expected whole numbers, as 2,3")
     if is_folder and options.iso != 1:
         raise ValueError("--iso is for data sets of several exposures; own files have one only")
     if options.task not in ("auto", options.known_task):

@@ -20,10 +20,13 @@ from torch.utils.data import Dataset, Subset
 
 from r2l.camera import Camera
 from r2l.datasets.base import RawDataset
+from r2l.files import R2LError
 from r2l.progress import progress_bar
 
 #: Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
 MEMORY_LIMIT = 2 * 2**30
+#: Of measured numbers, which a small spread about a large mean can take all digits of. Apple's GPUs lack it.
+EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 # Frames of a step hold about this many pixels: small enough for the caches of a small machine.
 _STEP_PIXELS = 400_000
 # Key of an item's truth, by task.
@@ -54,6 +57,7 @@ class Frames(Dataset):
         images: display RGB (N, 3, H, W) by name of the pipeline, in one order.
         names: (N,) a name of each frame, such as its file's; by default its number.
         intensity: exposure relative to the base exposure.
+        skipped: why frames were left out as broken, a line each; see `RawFolder`'s ``skip_broken``.
     """
 
     raw: Tensor | None = field(repr=False)
@@ -65,6 +69,7 @@ class Frames(Dataset):
     images: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     names: np.ndarray = field(default=None, repr=False)
     intensity: float = 1.0
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for values in (*self.images.values(), *([] if self.raw is None else [self.raw])):
@@ -101,22 +106,32 @@ class Frames(Dataset):
         indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, int)
         if not len(indices):
             raise ValueError("nothing to load: no frames")
-        raw, truth = None, []
+        raw, truth, rows, skipped = None, [], [], []
         with progress_bar(total=len(indices), desc="loading", disable=not progress) as bar:
-            for row, index in enumerate(indices.tolist()):
-                item = dataset[index]
+            for index in indices.tolist():
+                bar.update()
+                try:
+                    item = dataset[index]
+                except R2LError as error:
+                    if not getattr(dataset, "skip_broken", False):
+                        raise
+                    skipped.append(str(error).splitlines()[0])
+                    continue
                 frame = item["raw"]
                 if raw is None:
                     raw = allocate((len(indices), *frame.shape), memory_limit, folder)
                 if frame.shape != raw.shape[1:]:
                     sizes = " and ".join(f"{s[-2]} x {s[-1]}" for s in (raw.shape, frame.shape))
                     raise ValueError(f"frames of several sizes ({sizes}) make no batch: crop them")
-                raw[row] = frame
+                raw[len(rows)] = frame
                 truth.append(_truth(item))
-                bar.update()
+                rows.append(index)
+        if not rows:
+            raise ValueError(f"none of {len(indices)} frames can be read: {skipped[0]}")
+        indices = np.array(rows)
         numbers = np.arange(len(dataset)).astype(str)
         return cls(
-            raw,
+            raw[: len(rows)],
             torch.stack(truth),
             np.asarray(dataset.groups)[indices],
             dataset.camera,
@@ -124,6 +139,7 @@ class Frames(Dataset):
             tuple(dataset.classes),
             names=np.asarray(getattr(dataset, "names", numbers))[indices],
             intensity=dataset.intensity,
+            skipped=tuple(skipped),
         )
 
     @property
@@ -173,7 +189,7 @@ class Frames(Dataset):
     def targets(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Return the truth, of all or some rows, as losses take it: masks and numbers as floats."""
         truth = self.truth[rows]
-        return truth if self.task == "classification" else truth.float()
+        return truth.float() if self.task == "segmentation" else truth
 
     def view(self, pipeline: str) -> Frames:
         """Return the images of one pipeline as a set of their own; copies nothing.
@@ -237,10 +253,19 @@ class Frames(Dataset):
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
-    def fingerprint(self) -> str:
-        """Return a short hash of names, labels and groups: other data, another hash."""
-        parts = [self.names.tolist(), self.labels.tolist(), self.groups.tolist(), self.classes]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    def fingerprint(self, rows: Sequence[int] | None = None) -> str:
+        """Return a short hash of all that is known of the frames, or of some: other data, another hash."""
+        digest = hashlib.sha256(repr([self.classes, self.camera, self.intensity]).encode())
+        for values in (self.names, self.labels, self.groups):
+            digest.update(repr((values if rows is None else values[rows]).tolist()).encode())
+        held = {"raw": self.raw, "truth": self.truth, **self.images}
+        for name, values in held.items():
+            if values is None:
+                continue
+            digest.update(f"{name} {tuple(values.shape[1:])} {values.dtype}".encode())
+            for row in range(len(self)) if rows is None else rows:
+                digest.update(values[row].cpu().contiguous().numpy())
+        return digest.hexdigest()[:16]
 
 
 def _truth(item: Mapping[str, Any]) -> Tensor:

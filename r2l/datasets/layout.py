@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import TypeVar
 
 from r2l.datasets.info import INFO, INTENSITIES
-from r2l.files import R2LError
+from r2l.files import R2LError, local_path
 
 _AnyPath = TypeVar("_AnyPath", bound=PurePath)
 
@@ -57,7 +57,7 @@ def not_found(name: str, looked_in: Path, root: Path) -> DatasetNotFoundError:
 
 def data_root(root: str | Path | None = None) -> Path:
     """Return where data lie: ``root``, else the variable R2L_DATA, else ./data."""
-    return Path(root or os.environ.get("R2L_DATA") or "data").expanduser()
+    return local_path(root or os.environ.get("R2L_DATA") or "data")
 
 
 def scale_folder(intensity: float) -> str:
@@ -86,15 +86,17 @@ def images_in(folder: Path) -> list[Path]:
     return [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
 
 
-def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Return files by their names without suffix.
+def by_stem(
+    paths: Iterable[Path], name: Callable[[Path], str] = lambda path: path.stem
+) -> dict[str, Path]:
+    """Return files by their names without suffix, or by another ``name``.
 
     Raises:
-        DatasetError: two files differ by their suffix only.
+        DatasetError: two files have one name.
     """
     files: dict[str, Path] = {}
     for path in paths:
-        other = files.setdefault(path.stem, path)
+        other = files.setdefault(name(path), path)
         if other is not path:
             raise DatasetError(path, f"the same image as {other.name}", "Keep one of the two")
     return files

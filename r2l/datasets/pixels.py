@@ -25,6 +25,9 @@ from r2l.rawfile import RawFileError, read_frame
 from r2l.rawfile.raster import load_npy, load_tiff, open_png
 
 _FULL_SCALE = np.float32(65535)
+_CLASS_NUMBERS = (
+    32  # a mask of up to so many values holds numbers of classes, not shades of an edge
+)
 _CACHE_VERSION = 1  # of what is stored; another number makes all caches new
 
 
@@ -46,8 +49,10 @@ def read_steps(path: Path, remedy: str, camera: Camera | None = None) -> np.ndar
 
 
 def read_mask_values(path: Path, remedy: str) -> np.ndarray:
-    """Read a mask as the values in its PNG, (H, W) or (H, W, channels)."""
+    """Read a mask as the values in its PNG or TIFF, (H, W) or (H, W, channels)."""
     try:
+        if path.suffix.lower() != ".png":
+            return load_tiff(path)
         with open_png(path) as image:
             return np.asarray(image)
     except Exception as error:
@@ -57,11 +62,30 @@ def read_mask_values(path: Path, remedy: str) -> np.ndarray:
 
 def read_mask(path: Path, remedy: str) -> np.ndarray:
     """Read a mask as uint8 (H, W): 1 where any colour of the picture is above 0."""
-    values = read_mask_values(path, remedy)
+    return object_of(read_mask_values(path, remedy))
+
+
+def object_of(values: np.ndarray, path: Path | None = None) -> np.ndarray:
+    """Return a mask (H, W), uint8: 1 where any colour of its values is above 0.
+
+    Args:
+        values: (H, W) or (H, W, channels).
+        path: of the mask, where values that look like the numbers of several classes are to be refused.
+
+    Raises:
+        DatasetError: they do.
+    """
     if values.ndim == 3:
         # Opacity says nothing: a mask saved as RGBA is opaque all over.
         colours = values[..., : values.shape[2] - (values.shape[2] in (2, 4))]
         values = colours.max(axis=2)
+    several = np.unique(values)
+    if path is not None and len(several) > 2 and several[-1] < _CLASS_NUMBERS:
+        reason = (
+            f"the values {', '.join(map(str, several))} look like classes, and here is one object"
+        )
+        remedy = "Say which are the object: --foreground 2,3 on the command line, foreground=(2, 3)"
+        raise DatasetError(path, reason, remedy)
     return (values > 0).astype(np.uint8)
 
 

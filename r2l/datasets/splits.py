@@ -30,7 +30,8 @@ def group_folds(
 
     Images of one group (crops of one slide, tiles of one photograph) resemble each other; a group
     on both sides would let a model recognise the group instead of the class. Class shares are kept
-    as equal between folds as whole groups allow (scikit-learn's StratifiedGroupKFold).
+    as equal between folds as whole groups allow (scikit-learn's StratifiedGroupKFold), unless every
+    class has fewer images than there are folds.
 
     >>> [fold.test.tolist() for fold in group_folds([0, 1, 0, 1], ["a", "a", "b", "b"], 2)]
     [[2, 3], [0, 1]]
@@ -58,6 +59,8 @@ def group_folds(
         raise ValueError(
             f"n_splits is {n_splits}; with {n_groups} group{'s' * (n_groups > 1)} {choice}"
         )
+    if np.unique(labels, return_counts=True)[1].max() < n_splits:
+        labels = np.zeros_like(labels)  # no class can be in every fold, so shares mean nothing
     splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # Classes with fewer images than folds are ordinary here (Raw-Microscopy: NGB has 8).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,8 @@ from r2l.datasets import (
     SyntheticDrone,
     SyntheticMicroscopy,
 )
-from r2l.datasets.frames import tertiles
+from r2l.datasets.folder import is_number
+from r2l.datasets.frames import EXACT, tertiles
 from r2l.datasets.splits import Fold, group_folds, published_resampling
 from r2l.options import Options
 from r2l.rawfile import RawLayout, load_camera
@@ -41,16 +43,17 @@ def open_data(options: Options, progress: bool = True) -> Frames:
     """
     data = _open(options)
     task = _task(options, data)
-    values = _numbers(options, data)[np.asarray(data.labels)] if task == "regression" else None
+    numbers = _numbers(options, data) if task == "regression" else None
     indices = np.arange(len(data))
     if options.test_run and len(data) > _FEW:
         rank = pd.Series(data.groups).groupby(data.groups).cumcount().to_numpy()
         indices = np.sort(np.lexsort((indices, rank))[:_FEW])
     frames = Frames.of(data, indices, progress=progress)
-    if values is None:
+    if numbers is None:
         return frames
-    truth, strata = torch.tensor(values[indices], dtype=torch.float32), tertiles(values)[indices]
-    return replace(frames, truth=truth, labels=strata, classes=())
+    values = numbers[frames.labels]
+    truth = torch.tensor(values, dtype=EXACT)
+    return replace(frames, truth=truth, labels=tertiles(values), classes=())
 
 
 def _open(options: Options) -> RawDataset:
@@ -58,8 +61,18 @@ def _open(options: Options) -> RawDataset:
     if name == "RawFolder":
         camera = load_camera(options.camera) if options.camera else None
         layout = RawLayout.from_file(options.layout) if options.layout else None
-        given = {"camera": camera, "layout": layout, "crop": options.crop}
-        return RawFolder(root, options.labels, options.masks, split="all", **given)
+        values = [int(value) for value in (options.foreground or "").split(",") if value.strip()]
+        return RawFolder(
+            root,
+            options.labels,
+            options.masks,
+            camera=camera,
+            layout=layout,
+            crop=options.crop,
+            own_colours=options.own_colours,
+            skip_broken=options.skip_broken,
+            foreground=values or None,
+        )
     task = options.known_task
     if name == "Microscopy":
         return RawMicroscopy(root, "all", iso)
@@ -79,15 +92,12 @@ def _task(options: Options, data: RawDataset) -> str:
     if options.masks:
         return "segmentation"
     # Folders called 0 and 1 are classes; a column of numbers is a measurement.
-    numbers = options.labels and all(map(_is_number, data.classes))
-    return "regression" if numbers else "classification"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False
+    if not options.labels or not all(map(is_number, data.classes)):
+        return "classification"
+    if all(re.fullmatch(r"[+-]?\d+", name) for name in data.classes):
+        reason = "the labels are whole numbers, which can be classes or measurements"
+        raise DatasetError(options.labels, reason, "Say which: --task classification or regression")
+    return "regression"
 
 
 def _numbers(options: Options, data: RawDataset) -> np.ndarray:
@@ -96,7 +106,7 @@ def _numbers(options: Options, data: RawDataset) -> np.ndarray:
     Raises:
         DatasetError: one is not a number.
     """
-    wrong = [name for name in data.classes if not _is_number(name)]
+    wrong = [name for name in data.classes if not is_number(name)]
     if wrong:
         source = options.labels or options.root or ""
         reason = f"the label {wrong[0]!r} is not a number, which regression needs"
@@ -112,9 +122,20 @@ def make_folds(data: Frames, options: Options) -> list[Fold]:
     "published" draws at random, as the published study did.
 
     Raises:
-        ValueError: too few groups or images.
+        ValueError: too few groups, images or classes.
     """
     labels, groups, n = data.labels, data.groups, options.n_splits
+    if data.task == "classification":
+        counts = np.bincount(labels)
+        if (counts > 0).sum() < 2:
+            raise ValueError(
+                f"all {len(data)} images are of one class, {data.classes[labels[0]]}: nothing to tell apart"
+            )
+        if counts.max() < 2:
+            raise ValueError(
+                f"each of the {len(data)} images has a class of its own: nothing to learn from. If the "
+                "labels are measurements, give --task regression"
+            )
     if options.splits == "published":
         stratified = data.task == "classification"
         return published_resampling(labels, n, options.train_size, options.seed, stratified)

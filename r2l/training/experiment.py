@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from r2l.datasets import Frames
@@ -63,7 +64,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
     data = open_data(options, progress)
     folds = make_folds(data, options)
     numbers = range(len(folds)) if options.fold is None else [options.fold]
-    for line in (*lines, _about(data, folds, options)):
+    for line in (*lines, *_about(data, folds, options)):
         say(line)
     # Noticed now, and not after the work.
     open_client(options.tracking_uri)
@@ -91,16 +92,27 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
     return outcome
 
 
-def _about(data: Frames, folds: list[Fold], options: Options) -> str:
+def _about(data: Frames, folds: list[Fold], options: Options) -> Iterator[str]:
     height, width = data.shape
     classes = f", {len(data.classes)} classes" if data.classes else ""
     number = "1 split" if len(folds) == 1 else f"{len(folds)} folds"
     number += "" if options.fold is None else f", number {options.fold} alone"
     sizes = f"{len(folds[0].train)} to train, {len(folds[0].test)} to validate"
-    return (
+    yield (
         f"{options.dataset}: {len(data)} images of {height} x {width}, {data.task}{classes}; "
         f"{number} ({sizes})"
     )
+    camera = data.camera
+    balance = " ".join(f"{gain:.4g}" for gain in camera.white_balance)
+    whose = "each file's own scaled to its" if options.own_colours else "its"
+    yield f"camera {camera.name}, {camera.cfa.name}, {whose} white balance {balance}"
+    if data.skipped:
+        yield f"{len(data.skipped)} left out as broken: {'; '.join(data.skipped)}"
+    if data.task == "classification" and len(folds) > 1:
+        counts = np.bincount(data.labels, minlength=len(data.classes)).tolist()
+        few = [f"{c} ({n})" for c, n in zip(data.classes, counts, strict=True) if n < len(folds)]
+        if few:
+            yield f"fewer images than folds, so that some folds don't test them: {', '.join(few)}"
 
 
 @contextmanager
@@ -123,6 +135,7 @@ def _record(options: Options, data: Frames, folder: RunFolder, say: Say) -> Iter
                 yield run
                 return
     settings = asdict(options) | {"images": len(data), "resolved_task": data.task}
+    settings |= {"skipped": len(data.skipped)}
     with track(
         options.experiment_name,
         options.run_name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +22,9 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from r2l.datasets.frames import Frames
 from r2l.progress import progress_bar, quiet_lightning
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import make_augment
@@ -56,6 +58,12 @@ class _Epochs(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         row = dict.fromkeys(trainer.callback_metrics, float("nan")) | epoch_numbers(trainer)
+        if not math.isfinite(row["train_loss"]):
+            raise ValueError(
+                f"the loss of epoch {trainer.current_epoch} is {row['train_loss']}, not a number: the "
+                "training ran away. Take a smaller learning rate (--lr), or bound the gradients "
+                "(--gradient_clip_val)"
+            )
         self.rows.append(row)
         self.bar.set_postfix({k: f"{v:.3f}" for k, v in row.items()}, refresh=False)
         self.bar.update()
@@ -164,7 +172,9 @@ def fit(
 
     Raises:
         ValueError: no data, no epochs, an option that does not exist, nothing left to train, items or a
-            model that don't fit the task; or a checkpoint of other settings, or one that is damaged.
+            model that don't fit the task; a checkpoint of other settings, or one that is damaged; a loss that
+            is not a number any more.
+        R2LError: of the data, also where processes load them.
         KeyboardInterrupt: when interrupted; the last checkpoint stays.
     """
     if len(data) == 0 or epochs < 1 or validate_every < 1:
@@ -293,7 +303,10 @@ def _interruptible() -> Iterator[None]:
 
 
 def _sampled(data: Dataset) -> str:
-    """Say how many items there are, and what three of them hold: other data of that number are other data."""
+    """Say how many items there are, and what they hold: of other sets than `Frames`, three of them."""
+    frames, rows = (data.dataset, data.indices) if isinstance(data, Subset) else (data, None)
+    if isinstance(frames, Frames):
+        return f"{len(data)} items, {frames.fingerprint(rows)}"
     parts = {}
     # Transforms of items may draw: what is trained must not depend on whether this was called.
     with seeded(0):

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 from pytorch_msssim import ssim
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support, r2_score
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
-from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_score
+from torchmetrics.functional import mean_absolute_error, mean_squared_error
 
 from r2l.files import choose
 
@@ -142,7 +142,8 @@ def _regression(part: pd.DataFrame) -> dict[str, float]:
         torch.from_numpy(part.filter(regex=f"^{name}").to_numpy("float64").copy(order="C"))
         for name in ("prediction", "target")
     )
-    r2 = r2_score(prediction, target).item() if len(part) > 1 else float("nan")
+    # Not torchmetrics', which adds a number that small targets are smaller than.
+    r2 = float(r2_score(target, prediction)) if len(part) > 1 else float("nan")
     return {
         "mae": mean_absolute_error(prediction, target).item(),
         "rmse": mean_squared_error(prediction, target, squared=False).item(),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
+from r2l.datasets.frames import EXACT
 from r2l.files import choose
 from r2l.training.pretrained import load_encoder_weights, load_imagenet_weights
 
@@ -52,7 +53,7 @@ class _Normalize(nn.Module):
         return (image - self.mean) / self.std
 
 
-class _Rescale(nn.Module):
+class Rescale(nn.Module):
     """Multiply by a standard deviation and add a mean, target by target: what `_Normalize` does, undone."""
 
     mean: Tensor
@@ -63,7 +64,7 @@ class _Rescale(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("mean", mean), ("std", std)):
-            tensor = torch.as_tensor(value, dtype=torch.float32)
+            tensor = torch.as_tensor(value, dtype=EXACT)
             if tensor.ndim > 1 or tensor.numel() not in (1, n_targets):
                 raise ValueError(
                     f"target_{name} has {tensor.numel()} numbers, expected 1 or {n_targets}"
@@ -73,8 +74,8 @@ class _Rescale(nn.Module):
             raise ValueError(f"target_std has to be positive, got {std}")
 
     def forward(self, outputs: Tensor) -> Tensor:
-        """Map (B, n_targets) of unit variance to the targets' units."""
-        return outputs * self.std + self.mean
+        """Map (B, n_targets) of unit variance to the targets' units, in float64: all their digits."""
+        return outputs.to(self.std.dtype) * self.std + self.mean
 
 
 class _Padded(nn.Module):
@@ -199,7 +200,7 @@ def make_regressor(
             many as targets.
     """
     model = make_classifier(name, n_targets, mean, std, pretrained=pretrained)
-    model.add_module("rescale", _Rescale(n_targets, target_mean, target_std))
+    model.add_module("rescale", Rescale(n_targets, target_mean, target_std))
     return model
 
 

@@ -15,6 +15,7 @@ from r2l.files import choose
 from r2l.options import check_precision
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import Augment
+from r2l.training.models import Rescale
 from r2l.training.tasks import TASKS, Loss, per_image
 
 #: What may stand between processor and task model, by the name of the option.
@@ -123,11 +124,13 @@ class RawToLogits(L.LightningModule):
         check_precision(self.trainer.precision)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        """Look at the masks while they are on the CPU.
+        """Look at labels and masks while they are on the CPU.
 
         Raises:
-            ValueError: a mask with more than two classes.
+            ValueError: a mask with more than two classes, or no label where one is needed.
         """
+        if self.task.name == "classification":
+            self._most = int(batch[self.task.key].max()) + 1
         if self.task.name == "segmentation":
             values = self.task.targets(batch).unique()
             if not torch.isin(values, torch.tensor([0.0, 1.0])).all():
@@ -145,6 +148,12 @@ class RawToLogits(L.LightningModule):
             seen, moved = self.augment(images, targets if masked else None)
             targets = moved if masked else targets
         outputs = self.task.check(self.model(self.norm(seen)), targets)
+        if self.task.name == "classification" and outputs.shape[1] < self._most:
+            # On a GPU the loss would end the process.
+            raise ValueError(
+                f"the model answers with {outputs.shape[1]} logits, and there is a label {self._most - 1}: "
+                "make it for as many classes as the data have"
+            )
         loss = self.loss(outputs, targets)
         measured = {"loss": loss, **self._measure(outputs, targets, stage)}
         if self.adversary is not None:
@@ -160,6 +169,10 @@ class RawToLogits(L.LightningModule):
                 batch_size=len(targets),
                 sync_dist=True,
             )
+        rescale = getattr(self.model, "rescale", None)
+        if isinstance(rescale, Rescale) and self.adversary is None:
+            # Steps don't depend on the targets' unit, whose square float32 may not hold.
+            loss = loss / rescale.std.square().mean()
         return loss
 
     def _measure(self, outputs: Tensor, targets: Tensor, stage: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from r2l.datasets.frames import EXACT
+
 #: Of outputs and targets, with ``reduction="mean"`` (a scalar) or ``"none"`` ((B,) or (B, ...)).
 Loss = Callable[..., Tensor]
 
@@ -52,16 +54,17 @@ class Task:
         if self.name == "classification":
             return truth
         if self.name == "regression":
-            return truth.float().reshape(len(truth), -1)
+            return truth.to(EXACT).reshape(len(truth), -1)
         return truth.float().reshape(len(truth), 1, *truth.shape[-2:])
 
     def check(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the outputs as float32, in the shape of the targets (labels: as they are).
+        """Return the outputs in full precision and the shape of the targets (labels: as they are).
 
         Raises:
             ValueError: a model that answers with something else than the task asks for.
         """
-        outputs = outputs.float()  # under reduced precision the loss is computed in full
+        # Under reduced precision the loss is computed in full.
+        outputs = outputs.to(EXACT if self.name == "regression" else torch.float32)
         if self.name == "classification":
             return outputs
         if self.name == "regression":

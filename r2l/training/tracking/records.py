@@ -14,6 +14,7 @@ from urllib.request import url2pathname
 
 import pandas as pd
 
+from r2l.files import local_path
 from r2l.training.tracking.store import TrackingError, call, find_run, open_client
 
 PARENT = "mlflow.parentRunId"
@@ -153,11 +154,12 @@ def resolve(
     """
     text = str(uri)
     if not text.startswith(("runs:", "models:")):
-        if not Path(text).exists():
+        path = local_path(text)
+        if not path.exists():
             raise ValueError(
                 f"{text}: no such folder or file; give one, or runs:/RUN_ID/path, or models:/name@alias"
             )
-        return Path(text)
+        return path
     records = None
     if text.startswith("models:"):
         records = Records(store)

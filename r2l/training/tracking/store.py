@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from r2l.files import R2LError, atomic_path
+from r2l.files import R2LError, atomic_path, local_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,9 +47,11 @@ def store_address(store: str | Path | None = None) -> str:
             will hold) ``mlflow.db``; None for the variable ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db``.
     """
     store = str(store or os.environ.get(_VARIABLE) or _DEFAULT_STORE)
-    if ":/" in store:
+    if store.startswith(f"{_SQLITE}~"):
+        return f"{_SQLITE}{local_path(store.removeprefix(_SQLITE))}"
+    if ":/" in store and not store.startswith("file:"):
         return store
-    path = Path(store)
+    path = local_path(store)
     return f"{_SQLITE}{path if path.suffix == '.db' else path / 'mlflow.db'}"
 
 

@@ -1,0 +1,286 @@
+"""Own files as people have them: their folders, tables and masks, and what must not go wrong silently."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from sklearn.metrics import r2_score
+
+from r2l.camera import DRONE
+from r2l.datasets import DatasetError, Frames, RawFolder, SyntheticMicroscopy
+from r2l.files import R2LError, local_path
+from r2l.isp import StaticISP
+from r2l.options import Options
+from r2l.rawfile import RawFileError, write_dng
+from r2l.training import fit, make_classifier
+from r2l.training.data import make_folds, open_data
+from r2l.training.experiment import experiment
+from r2l.training.models import make_regressor, target_statistics
+from r2l.training.tracking import Records, store_address
+from tests.fixtures_data import mosaic
+
+SMALL = {"dataset": "RawFolder", "classifier_network": "SmallResNet", "processing_mode": "static"}
+SMALL |= {"epochs": 1, "batch_size": 4, "log_model": False, "accelerator": "cpu"}
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Class folders a and b with four files each, none like another; the working folder is above."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        Path("photos", name).mkdir(parents=True)
+        for number in range(4):
+            steps = mosaic(rng, (32, 32), 0.6)
+            write_dng(f"photos/{name}/{name}{number}.dng", steps / np.float32(65535), DRONE)
+    return Path("photos")
+
+
+def names(photos):
+    return [path.relative_to(photos).as_posix() for path in sorted(photos.rglob("*.dng"))]
+
+
+def table(photos, label, head="file,label", group=None, separator=",", encoding="utf-8"):
+    rows = [
+        [n, str(label(i, n)), *([group(i)] if group else [])] for i, n in enumerate(names(photos))
+    ]
+    text = "\n".join([head, *(separator.join(row) for row in rows)])
+    Path("labels.csv").write_bytes(text.encode(encoding))
+    return "labels.csv"
+
+
+def test_hidden_folders_are_no_classes_and_linked_ones_are_followed_once(photos, tmp_path):
+    (photos / ".thumbnails").mkdir()
+    shutil.copy(photos / "a/a0.dng", photos / ".thumbnails/x.dng")
+    shutil.move(photos / "b", tmp_path / "elsewhere")
+    (photos / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(photos.resolve())
+    data = RawFolder(photos)
+    assert data.classes == ("a", "b")
+    assert np.bincount(data.labels).tolist() == [4, 4]
+
+
+def test_a_class_folder_without_raw_files_is_told(photos):
+    (photos / "c").mkdir()
+    (photos / "c/x.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.warns(UserWarning, match="no raw files in c"):
+        assert RawFolder(photos).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("word", ["NA", "None", "null", "nan", "N/A"])
+def test_words_that_others_take_for_missing_are_words(photos, word):
+    labels = table(photos, lambda i, n: word if n[0] == "a" else "b")
+    assert RawFolder(photos, labels).classes == tuple(sorted([word, "b"]))
+    groups = table(photos, lambda i, n: n[0], "file,label,group", lambda i: ("EU", word)[i % 2])
+    assert len(set(RawFolder(photos, groups).groups)) == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "separator", "encoding"),
+    [
+        ("file;label", ";", "utf-8-sig"),
+        ("File, LABEL ", ", ", "utf-8"),
+        ("file\tlabel", "\t", "cp1252"),
+    ],
+)
+def test_tables_as_spreadsheets_write_them(photos, head, separator, encoding):
+    labels = table(photos, lambda i, n: f"{n[0]}é{' ' * (i % 2)}", head, None, separator, encoding)
+    assert RawFolder(photos, labels).classes == ("aé", "bé")
+
+
+def test_trailing_separators_are_no_columns_and_more_cells_are_refused(photos):
+    labels = table(photos, lambda i, n: f"{n[0]},")
+    assert RawFolder(photos, labels).classes == ("a", "b")
+    with pytest.raises(DatasetError, match="line 2 has 3 cells, and there are 2 columns"):
+        RawFolder(photos, table(photos, lambda i, n: f"{n[0]},x"))
+
+
+def test_a_file_named_twice_is_refused_and_a_copy_is_in_its_groups(photos):
+    text = Path(table(photos, lambda i, n: n[0])).read_text()
+    Path("labels.csv").write_text(f"{text}\n./b/../a/a0.dng,b")
+    with pytest.raises(DatasetError, match=r"two labels for .*, in lines 2 and 10"):
+        RawFolder(photos, "labels.csv")
+
+    (photos / "a/card2").mkdir()
+    shutil.copy(photos / "a/a1.dng", photos / "a/card2/IMG.dng")  # two cards
+    steps = np.full((32, 32), 20_000, np.uint16)
+    tifffile.imwrite(photos / "b/b2.tif", steps)  # raw beside its TIFF
+    data = RawFolder(photos)
+    group = dict(zip(data.names.tolist(), data.groups.tolist(), strict=True))
+    assert (len(group), len(set(group.values()))) == (10, 8)
+    assert group["a/card2/IMG.dng"] == group["a/a1.dng"]
+    assert group["b/b2.tif"] == group["b/b2.dng"]
+
+    shutil.copy(photos / "a/a1.dng", photos / "b/other.dng")
+    with pytest.raises(DatasetError, match=r"a1.dng.*the same picture as|the same picture as .*a1"):
+        RawFolder(photos)
+
+
+def test_class_names_that_are_numbers_come_in_their_order(photos):
+    labels = table(photos, lambda i, n: (9, 10, 100, 2)[i % 4])
+    assert RawFolder(photos, labels).classes == ("2", "9", "10", "100")
+    with pytest.raises(DatasetError, match="--task classification or regression"):
+        open_data(Options(**SMALL, root="photos", labels=labels), progress=False)
+    data = open_data(Options(**SMALL, root="photos", labels=labels, task="regression"), False)
+    assert data.truth[:4].tolist() == [9, 10, 100, 2]
+
+
+@pytest.mark.parametrize("name", ["{}.PNG", "{}_mask.png", "{}-Mask.tif", "{}.tiff"])
+def test_masks_by_their_names(photos, name):
+    Path("masks").mkdir()
+    for path in (photos / "a").iterdir():
+        mask, target = np.eye(32, dtype=np.uint8) * 255, Path("masks", name.format(path.stem))
+        if "tif" in name:
+            tifffile.imwrite(target, mask)
+        else:
+            Image.fromarray(mask).save(target, "PNG")
+    Path("masks/._a0.png").write_bytes(b"of macOS")
+    data = RawFolder(photos / "a", masks="masks")
+    assert len(data) == 4
+    assert torch.equal(data[0]["mask"], torch.eye(32, dtype=torch.int64))
+
+
+def test_masks_of_several_classes_are_refused_unless_the_object_is_said(photos):
+    Path("masks").mkdir()
+    values = np.repeat(np.arange(4, dtype=np.uint8), 8)[:, None].repeat(32, 1)
+    for path in (photos / "a").iterdir():
+        Image.fromarray(values).save(f"masks/{path.stem}.png")
+    with pytest.raises(DatasetError, match="the values 0, 1, 2, 3 look like classes"):
+        RawFolder(photos / "a", masks="masks")[0]
+    options = Options(**SMALL, root="photos/a", masks="masks", foreground="1, 3")
+    truth = open_data(options, progress=False).truth[0, 0]
+    np.testing.assert_array_equal(truth, np.isin(values, (1, 3)))
+
+
+def test_own_colours_are_what_each_files_own_pipeline_gives(photos):
+    other = replace(DRONE, name="other light", white_balance=(1.5, 1.0, 2.5))
+    dim = np.random.default_rng(1).uniform(0.07, 0.3, (32, 32)).astype(np.float32)
+    write_dng(photos / "b/b9.dng", dim, other)
+    data = RawFolder(photos, own_colours=True)
+    index = data.names.tolist().index("b/b9.dng")
+    shared = StaticISP.from_code("bi,s,ga", data.camera)(data[index]["raw"][None])
+    own = StaticISP.from_code("bi,s,ga", other)(torch.tensor(dim)[None, None])
+    torch.testing.assert_close(shared, own, atol=1e-3, rtol=0)
+    plain = StaticISP.from_code("bi,s,ga", data.camera)(RawFolder(photos)[index]["raw"][None])
+    assert (plain - own).abs().max() > 0.05
+
+
+def test_broken_files_are_left_out_if_asked_and_counted_in_the_record(photos):
+    for name in ("a/a0.dng", "b/b3.dng"):
+        path = photos / name
+        path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(RawFileError, match=r"a0\.dng"):
+        open_data(Options(**SMALL, root="photos"), progress=False)
+    lines = []
+    outcome = experiment(
+        Options(**SMALL, root="photos", skip_broken=True), say=lines.append, progress=False
+    )
+    assert any(line.startswith("2 left out as broken: ") and "b3.dng" in line for line in lines)
+    assert Records().call("get_run", outcome.run_id).data.params["skipped"] == "2"
+    assert not {"a/a0.dng", "b/b3.dng"} & set(outcome.predictions["name"])
+
+
+def test_the_fingerprint_is_of_numbers_masks_pixels_and_camera():
+    def frames(truth=(1.0, 2.0), pixel=0.5, camera=DRONE):
+        raw = torch.full((2, 1, 8, 8), 0.5)
+        raw[1, 0, 3, 3] = pixel
+        return Frames(raw, torch.tensor(truth), np.arange(2), camera)
+
+    first = frames()
+    others = [frames((1.0, 3.0)), frames(pixel=0.6), frames(camera=replace(DRONE, white_level=0.9))]
+    assert first.fingerprint() == frames().fingerprint()
+    assert len({f.fingerprint() for f in (first, *others)}) == 4
+    assert first.fingerprint([0]) == others[1].fingerprint([0]) != first.fingerprint([1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", [lambda i: 1.7e9 + i / 4, lambda i: (i + 0.5) * 1e-30])
+def test_measurements_keep_their_digits(photos, unit):
+    labels = table(photos, lambda i, n: repr(unit(i)))
+    options = Options(**SMALL, root="photos", labels=labels)
+    outcome = experiment(options, say=lambda line: None, progress=False)
+    true = {name: unit(i) for i, name in enumerate(names(photos))}
+    answers = outcome.predictions
+    assert answers["target"].tolist() == [true[name] for name in answers["name"]]
+    expected = r2_score(answers["target"], answers["prediction"])
+    assert outcome.scores["r2"].item() == pytest.approx(expected)
+    assert expected < 0.99
+
+
+def test_steps_of_a_regression_do_not_depend_on_its_unit(photos):
+    def weights(unit):
+        labels = table(photos, lambda i, n: repr((i + 0.5) * unit))
+        data = open_data(Options(**SMALL, root="photos", labels=labels), progress=False)
+        mean, std = target_statistics(data.truth)
+        make = partial(make_regressor, "SmallResNet", target_mean=mean, target_std=std)
+        isp = StaticISP.from_code("bi,s,ga", data.camera)
+        settings = {"task": "regression", "epochs": 1, "batch_size": 4, "accelerator": "cpu"}
+        trained = fit(make, data, processor=isp, progress=False, **settings)
+        return torch.cat([p.flatten() for p in trained.model.network.parameters()])
+
+    one, large = weights(1.0), weights(1e30)
+    assert torch.isfinite(large).all()
+    torch.testing.assert_close(one, large, atol=1e-4, rtol=0)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training(photos):
+    data = RawFolder(photos)
+    with pytest.raises(ValueError, match="not a number: the training ran away"):
+        fit(
+            lambda: make_classifier("SmallResNet", 2),
+            data,
+            processor=StaticISP(data.camera),
+            lr=float("1e30"),
+            epochs=4,
+            batch_size=4,
+            progress=False,
+        )
+
+
+def test_a_model_of_too_few_classes_is_refused_as_documented():
+    data = SyntheticMicroscopy(20, seed=0, size=32)
+    with pytest.raises(ValueError, match="2 logits, and there is a label"):
+        fit(lambda: make_classifier("SmallResNet", 2), data, processor=StaticISP(data.camera),
+            epochs=1, progress=False)  # fmt: skip
+
+
+def test_errors_come_back_from_a_loaders_worker_as_they_are(photos):
+    path = photos / "b/b3.dng"
+    path.write_bytes(path.read_bytes()[:900])
+    data = RawFolder(photos)
+    with pytest.raises(RawFileError) as direct:
+        data[7]
+    with pytest.raises(RawFileError) as far:
+        list(torch.utils.data.DataLoader(data, 8, num_workers=1))
+    assert far.value.args == direct.value.args
+    assert isinstance(far.value, R2LError)
+
+
+def test_too_few_classes_or_images_are_told_in_our_own_words(photos):
+    one = Frames(torch.rand(6, 1, 8, 8), torch.zeros(6).long(), np.arange(6), DRONE, classes=("a",))
+    with pytest.raises(ValueError, match="all 6 images are of one class, a"):
+        make_folds(one, Options(**SMALL, root="x"))
+    each = Frames(torch.rand(6, 1, 8, 8), torch.arange(6), np.arange(6), DRONE, classes=[*"abcdef"])
+    with pytest.raises(ValueError, match="each of the 6 images has a class of its own"):
+        make_folds(each, Options(**SMALL, root="x"))
+    two = Frames(torch.rand(16, 1, 8, 8), torch.arange(16) % 2, np.arange(16), DRONE, classes="ab")
+    (fold,) = make_folds(two, Options(**SMALL, root="x", train_size=0.9))
+    assert len(fold.test) in (1, 2)
+    assert sorted([*fold.train, *fold.test]) == list(range(16))
+
+
+def test_home_and_file_addresses_mean_what_they_mean_elsewhere(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/photos") == tmp_path / "photos"
+    assert local_path(tmp_path.as_uri()) == tmp_path
+    assert len(RawFolder("~/photos")) == len(RawFolder(photos.resolve().as_uri())) == 8
+    options = Options(**SMALL, root="~/photos", folder="~/runs", processor_uri="~/isp")
+    assert (options.folder, options.processor_uri) == (f"{tmp_path}/runs", f"{tmp_path}/isp")
+    assert store_address("sqlite:///~/m.db") == f"sqlite:///{tmp_path}/m.db"
+    assert store_address("~") == f"sqlite:///{tmp_path}/mlflow.db"
