@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from scipy.spatial.distance import pdist
 
 from r2l.datasets import SyntheticMicroscopy, develop_views
 from r2l.drift import ShiftDetector, Trained, detection_rates
 from r2l.drift.features import image_features
 from r2l.drift.matrix import summarise
 from r2l.drift.shift_detector import _energy_test
+from r2l.files import R2LError
 from r2l.training import RawToLogits, make_classifier, seeded
 from r2l.viz import plot_detection_rates, plot_shift
 
@@ -75,9 +77,59 @@ def test_energy_distance_is_that_of_scipy_in_one_dimension():
     one, two = rng.normal(size=40), rng.normal(0.5, 1.5, 30)
     distance, _ = _energy_test(one[:, None], two[:, None], np.arange(40), np.arange(30), draws=19)
     scale = np.concatenate([one, two]).std()
-    # scipy's is the root of half of it.
-    want = stats.energy_distance(one / scale, two / scale) ** 2
+    # scipy's is the root of half of it, and compares each image with itself too.
+    itself = [pdist(part[:, None] / scale).mean() / len(part) for part in (one, two)]
+    want = stats.energy_distance(one / scale, two / scale) ** 2 - sum(itself)
     assert distance == pytest.approx(want)
+
+
+def test_the_least_p_is_reached_and_equal_numbers_have_a_mirror_image():
+    numbers = np.array([0.0, 0.1, 0.2, 9.0, 9.1, 9.2])[:, None]
+    with pytest.raises(ValueError, match=r"below 0\.1;"):
+        _energy_test(numbers[:3], numbers[3:], np.arange(3), np.arange(3))
+    three = _energy_test(numbers[:3], numbers[3:], np.arange(3), np.arange(3), alpha=0.1)[1]
+    two = _energy_test(numbers[:4], 9 + numbers[4:], np.arange(4), np.arange(2), alpha=0.1)[1]
+    assert (three, two) == pytest.approx((2 / 20, 1 / 15))
+
+
+SIZES = {
+    "one size": ([5] * 20, [5] * 10),
+    "one image a zone against five": ([5] * 20, [1] * 10),
+    "one image a zone against five of many": ([5] * 40, [1] * 10),
+    "uneven zones": ([1, 2, 8, 3, 5] * 5, [1, 19, 4, 9, 1, 14, 2, 7]),
+    "two large zones": ([2] * 20, [1, 1, 1, 1, 1, 1, 20, 20]),
+    "five images a zone against one": ([1] * 30, [5] * 8),
+}
+
+
+def false_alarms(sizes, noise, times=300):
+    """Return the share of quiet streams that raise the alarm, zones being of these sizes."""
+    groups, streams = (np.repeat(np.arange(len(s)), s) for s in sizes)
+    raised = 0
+    for seed in range(times):
+        rng = np.random.default_rng((seed, 5))  # not the generator of the permutations
+        parts = [grouped(rng, g) + rng.normal(0, noise, (len(g), 3)) for g in (groups, streams)]
+        raised += _energy_test(*parts, groups, streams, draws=99, seed=seed)[1] <= 0.05
+    return raised / times
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+@pytest.mark.parametrize("case", SIZES)
+def test_zones_of_any_size_raise_no_more_false_alarms(case, noise):
+    # 300 streams have a Monte Carlo error of .013; without thinning and equal weights some reach .6.
+    assert false_alarms(SIZES[case], noise) < 0.07
+
+
+def test_groups_have_to_be_told_and_neighbours_can_be_one(views):
+    images = views.images[CODES[0]]
+    with pytest.raises(R2LError, match="groups: not told"):
+        ShiftDetector.fit(images)
+    alarm = ShiftDetector.fit(images[:40], groups=5)
+    np.testing.assert_array_equal(alarm.groups, np.arange(40) // 5)
+    with pytest.raises(R2LError, match="not told"):
+        alarm.test(images[40:])
+    assert alarm.test(images[40:], 5).n_groups == 8
 
 
 def test_another_pipeline_is_noticed_and_the_same_is_not(views):
@@ -174,9 +226,9 @@ def test_mistakes_are_named(views):
     with pytest.raises(ValueError, match="groups"):
         ShiftDetector.fit(images, groups=np.zeros(len(images)))
     with pytest.raises(ValueError, match="N, 3, H, W"):
-        ShiftDetector.fit(images[:, :1])
+        ShiftDetector.fit(images[:, :1], groups=1)
     with pytest.raises(ValueError, match="more groups"):
-        ShiftDetector.fit(images[:4]).test(images[:1])
+        ShiftDetector.fit(images[:4], groups=1).test(images[:1], 1)
     with pytest.raises(ValueError, match="no model of"):
         detection_rates(views, summary_of(views), (8,), models=[], progress=False)
     with pytest.raises(ValueError, match="2 images"):

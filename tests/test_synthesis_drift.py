@@ -424,7 +424,7 @@ def test_benchmark_corruptions_tells_three_sizes(views, models, results):
     fair = benchmark_corruptions(models, views, some, results=results, progress=False)
     assert list(fair.table.index) == ["pipelines", "published", "image", "matched"]
     row = fair.table.loc["pipelines"]
-    assert row["ratio"] in (1.0, 0.0)
+    assert row["ratio"] == 1 or np.isnan(row["ratio"])
     drop = summarise(results).totals.loc["drop", "estimate"]
     assert row["drop"] == pytest.approx(drop)
     matched = fair.table.loc["matched", "distance"]

@@ -3,11 +3,13 @@
 Each image is described by a few numbers, either statistics of the picture or what the model answers to it
 (Lipton et al., "Detecting and Correcting for Label Shift with Black Box Predictors", ICML 2018; Rabanser et
 al., "Failing Loudly: An Empirical Study of Methods for Detecting Dataset Shift", NeurIPS 2019, finds these
-the best of many). Two samples of them are compared by their energy distance (Szekely and Rizzo, "Testing for
-Equal Distributions in High Dimension", InterStat 2004), whose p-value comes from permuting whole groups:
-images of one slide zone or photograph hang together, and a test that took them for independent would cry
-wolf. Under no drift groups are exchangeable, so that the rate of false alarms is what was asked for,
-whatever the numbers are. Which of them moved is told by Kolmogorov-Smirnov tests on the groups' means.
+the best of many). Two samples of them are compared by their energy distance (Szekely and Rizzo, "Testing
+for Equal Distributions in High Dimension", InterStat 2004), whose p-value comes from permuting whole
+groups: images of one slide zone or photograph hang together, and a test that took them for independent
+would cry wolf. Under no drift groups of one size are exchangeable, so that the rate of false alarms is what
+was asked for, whatever the numbers are. Groups of other sizes are not: so larger ones are thinned to the
+usual size of the smaller side, all groups weigh the same, and no group is compared with itself. Which of
+them moved is told by Kolmogorov-Smirnov tests on the groups' means.
 
 `ShiftDetector` is for a stream of one's own; `detection_rates` asks of a whole train x test matrix which
 changes of pipeline would have been noticed before the score fell.
@@ -29,6 +31,7 @@ from r2l.datasets.frames import Frames
 from r2l.drift.features import image_features
 from r2l.drift.matrix import MatrixSummary
 from r2l.drift.statistics import holm
+from r2l.files import R2LError
 from r2l.progress import progress_bar
 from r2l.training.predict import Trained
 
@@ -40,7 +43,8 @@ class ShiftTest:
     Attributes:
         p_value: probability of as large a distance if the stream came from the same source, (0, 1].
         raised: whether it is at most the level asked for.
-        distance: energy distance of the standardised numbers, from 0.
+        distance: energy distance of the standardised numbers, without bias: 0 on average, if the source is
+            the same.
         statistics: one row a number: mean of the ``reference`` and of the ``stream``, ``ks`` (largest
             distance of the distributions of group means, 0 to 1), ``p``, ``p_holm`` (adjusted for how
             many there are), ``shift`` of the mean in standard deviations of both together; the most
@@ -81,7 +85,7 @@ class ShiftDetector:
 
     @classmethod
     def fit(
-        cls, images: Tensor, model: nn.Module | None = None, groups: np.ndarray | None = None
+        cls, images: Tensor, model: nn.Module | None = None, groups: np.ndarray | int | None = None
     ) -> ShiftDetector:
         """Remember reference images.
 
@@ -89,10 +93,11 @@ class ShiftDetector:
             images: (N, 3, H, W), display domain, as the pipeline develops them; with a model, images that
                 it was *not* trained on: its answers to those that it was are another thing.
             model: what `fit` returned or any module from images to logits (B, C) or (B, 1, H, W).
-            groups: group of each image, (N,); every image by itself, if not given, which assumes that
-                images are independent.
+            groups: group of each image, (N,), such as its slide or photo; or a number, so many neighbours
+                in a row being one group; 1 says that images are independent. Has to be told.
 
         Raises:
+            R2LError: no groups.
             ValueError: fewer than two groups, or another number of groups than of images.
         """
         return cls(image_features(images, model), _checked(groups, len(images)), model)
@@ -100,7 +105,7 @@ class ShiftDetector:
     def test(
         self,
         images: Tensor,
-        groups: np.ndarray | None = None,
+        groups: np.ndarray | int | None = None,
         *,
         alpha: float = 0.05,
         draws: int = 999,
@@ -110,25 +115,38 @@ class ShiftDetector:
 
         Args:
             images: (M, 3, H, W), display domain.
-            groups: group of each image, (M,), other groups than the reference's.
+            groups: group of each image, (M,), other groups than the reference's; or a number, see `fit`.
             alpha: rate of false alarms that is accepted.
             draws: permutations; the p-value is at least 1 / (draws + 1).
             seed: of the permutations.
 
         Raises:
+            R2LError: no groups.
             ValueError: too few groups for any p-value at most ``alpha``, or groups that do not fit.
         """
         stream, groups = image_features(images, self.model), _checked(groups, len(images), least=1)
-        distance, p_value = _energy_test(
-            self.reference.to_numpy(), stream.to_numpy(), self.groups, groups, alpha, draws, seed
-        )
-        table = _which(self.reference, stream, self.groups, groups)
+        kept = _thinned(self.groups, groups, seed)
+        parts = [self.reference.iloc[kept[0]], stream.iloc[kept[1]]]
+        thinned = self.groups[kept[0]], groups[kept[1]]
+        numbers = [part.to_numpy() for part in parts]
+        distance, p_value = _energy_test(*numbers, *thinned, alpha, draws, seed)
+        table = _which(*parts, *thinned)
         raised = p_value <= alpha + 1e-12
         return ShiftTest(p_value, raised, distance, table, len(images), len(np.unique(groups)))
 
 
-def _checked(groups: np.ndarray | None, n_images: int, least: int = 2) -> np.ndarray:
-    groups = np.arange(n_images) if groups is None else np.asarray(groups)
+def _checked(groups: np.ndarray | int | None, n_images: int, least: int = 2) -> np.ndarray:
+    if groups is None:
+        raise R2LError(
+            "groups",
+            "not told; images of one slide or photo, or taken in a row, hang together, and a test that takes "
+            "them for independent raises false alarms",
+            "Pass groups=, one name an image; or a number, so many neighbours being one group (1: "
+            "independent images)",
+        )
+    if isinstance(groups, int) and groups > 0:
+        groups = np.arange(n_images) // groups
+    groups = np.asarray(groups)
     if groups.shape != (n_images,) or len(np.unique(groups)) < least:
         raise ValueError(
             f"expected a group for each of {n_images} images and {least} groups or more, "
@@ -138,8 +156,26 @@ def _checked(groups: np.ndarray | None, n_images: int, least: int = 2) -> np.nda
 
 
 def _least_p(n_reference: int, n_stream: int, draws: int) -> float:
-    """Of all ways to deal the groups out, or as many as are drawn, one is what was observed."""
-    return 1 / min(comb(n_reference + n_stream, n_stream), draws + 1)
+    """Of all ways to deal the groups out, or as many as are drawn, one is what was observed.
+
+    Of equal numbers another one is its mirror image, as far apart.
+    """
+    reached = 1 + (n_reference == n_stream)
+    return max(reached / comb(n_reference + n_stream, n_stream), 1 / (draws + 1))
+
+
+def _thinned(
+    groups: np.ndarray, stream_groups: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images stay if no group may have more than is usual (the median) on the smaller side."""
+    sides, rng = (groups, stream_groups), np.random.default_rng((seed, 1))
+    cap = min(int(np.median(np.unique(side, return_counts=True)[1])) for side in sides)
+    kept = []
+    for side in sides:
+        order = rng.permutation(len(side))
+        rank = pd.Series(side[order]).groupby(side[order]).cumcount().to_numpy()
+        kept.append(np.sort(order[rank < cap]))
+    return kept[0], kept[1]
 
 
 def _energy_test(
@@ -153,12 +189,16 @@ def _energy_test(
 ) -> tuple[float, float]:
     """Return energy distance and its p-value under permutation of whole groups.
 
-    Numbers, (N, F) and (M, F), are standardised over both samples together, so that the test stays exact. A
-    group of the stream is another one than that of the same name in the reference.
+    Numbers, (N, F) and (M, F), are thinned, and standardised over both samples together, so that the test
+    stays exact. All groups weigh the same; a group of the stream is another one than that of the same name
+    in the reference.
 
     Raises:
         ValueError: so few groups that no p-value is at most ``alpha``.
     """
+    kept, kept_stream = _thinned(reference_groups, stream_groups, seed)
+    reference, reference_groups = reference[kept], reference_groups[kept]
+    stream, stream_groups = stream[kept_stream], stream_groups[kept_stream]
     names, members = np.unique(
         np.concatenate([[f"0 {g}" for g in reference_groups], [f"1 {g}" for g in stream_groups]]),
         return_inverse=True,
@@ -175,18 +215,20 @@ def _energy_test(
     both = np.concatenate([reference, stream])
     spread = both.std(axis=0)
     scaled = (both - both.mean(axis=0)) / np.where(spread > 1e-12, spread, 1)
-    sums = belongs.T @ cdist(scaled, scaled) @ belongs
-    sizes = belongs.sum(axis=0)
+    belongs /= belongs.sum(axis=0)
+    means = belongs.T @ cdist(scaled, scaled) @ belongs
+    np.fill_diagonal(means, 0)
 
-    def apart(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-        """Mean distance of images of the groups marked 1 in ``one`` to those marked in ``two``, (..., G)."""
-        return np.einsum("...g,...g->...", one @ sums, two) / ((one @ sizes) * (two @ sizes))
+    def apart(one: np.ndarray, two: np.ndarray, itself: int = 0) -> np.ndarray:
+        """Mean distance of the groups marked 1 in ``one`` to (other) ones marked in ``two``, (..., G)."""
+        pairs = one.sum(axis=-1) * (two.sum(axis=-1) - itself)
+        return np.einsum("...g,...g->...", one @ means, two) / np.maximum(pairs, 1)
 
     def energy_distance(drawn: np.ndarray, rest: np.ndarray, axis: int = -1) -> np.ndarray:
         inside = np.zeros((*drawn.shape[:-1], len(names)))
         np.put_along_axis(inside, drawn.astype(int), 1.0, axis=-1)
         others = 1 - inside
-        return 2 * apart(inside, others) - apart(inside, inside) - apart(others, others)
+        return 2 * apart(inside, others) - apart(inside, inside, 1) - apart(others, others, 1)
 
     outside = np.setdiff1d(np.arange(len(names)), within)
     test = stats.permutation_test(
