@@ -141,6 +141,11 @@ class Declared:
         "U-Net++. none: half-size colours.",
         choices=("parametrized", "static", "neural_network", "none"),
     )
+    pipeline: str | None = _processor(
+        None,
+        "Any fixed pipeline: ma,s,ga@camera, libraw:ahd, ma,s,ga+jpeg:75, the folder or runs:/... "
+        "of a saved one, module:function of your own. In the place of --processing_mode and sp_.",
+    )
     processor_uri: str | None = _processor(
         None, "A saved processor: runs:/..., models:/..., a folder. Empty: made afresh."
     )
@@ -205,9 +210,9 @@ class Declared:
 
     test_pipelines: str | None = _tests(
         None,
-        "Ask each trained model also under these static pipelines, such as 'bi,s,ga me,u,me', or "
-        "under all twelve (all): a row of the train x test matrix.",
-        metavar="CODES",
+        "Ask each trained model also under these pipelines, such as 'bi,s,ga libraw:ahd "
+        "me,u,me+jpeg:75', or under all twelve (all): a row of the train x test matrix.",
+        metavar="PIPELINES",
     )
 
     log_model: bool = _kept(True, "Processor and task model, in the run.")

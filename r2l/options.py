@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, replace
+from itertools import chain
 from pkgutil import resolve_name
 from types import NoneType
 from typing import get_args, get_type_hints
@@ -56,9 +57,10 @@ class Options(Declared):
 
     @property
     def tested_codes(self) -> tuple[str, ...]:
-        """The codes in ``test_pipelines``, which separates them by spaces; "all" is all twelve."""
-        codes = tuple((self.test_pipelines or "").split())
-        return resolve_name("r2l.isp:PIPELINES") if codes == ("all",) else codes
+        """The pipelines in ``test_pipelines``, which separates them by spaces; "all" is all twelve."""
+        published = resolve_name("r2l.isp:PIPELINES")
+        words = ((published if w == "all" else (w,)) for w in (self.test_pipelines or "").split())
+        return tuple(dict.fromkeys(chain.from_iterable(words)))
 
     @property
     def known_task(self) -> str:
@@ -91,7 +93,16 @@ def _check_choices(options: Options) -> None:
     for name in options.adversarial_parameters:
         choose("adv_parameters", name, ("all", *parameters))
     for code in options.tested_codes:
-        choose("test_pipelines", code, (*resolve_name("r2l.isp:PIPELINES"), "all"))
+        _check_pipeline("test_pipelines", code)
+    if options.pipeline:
+        _check_pipeline("pipeline", options.pipeline)
+
+
+def _check_pipeline(option: str, text: str) -> None:
+    try:
+        resolve_name("r2l.isp.grammar:check_pipeline")(text)
+    except ValueError as error:
+        raise ValueError(f"--{option}: {error}") from None
 
 
 def _check_numbers(options: Options) -> None:
@@ -163,6 +174,11 @@ def _check_models(options: Options) -> None:
             "--state_dict_uri holds processor and classifier: leave out --processor_uri and "
             "--classifier_uri, or give those two instead"
         )
+    if options.pipeline and (options.adv_training or options.processor_uri):
+        raise ValueError(
+            "--pipeline is a fixed processor: it goes with neither --processor_uri, another one, nor "
+            "--adv_training, which searches a parametrized one"
+        )
     trained = options.classifier_uri or options.state_dict_uri
     if options.classifier_uri and options.classifier_pretrained:
         raise ValueError(
@@ -184,6 +200,7 @@ def _check_models(options: Options) -> None:
             "--freeze_classifier needs a trained one: give --classifier_uri or --state_dict_uri"
         )
     fixed = options.processing_mode in ("static", "none") or options.freeze_processor
+    fixed = fixed or bool(options.pipeline)
     if options.freeze_classifier and fixed and not options.processor_uri:
         raise ValueError(
             "nothing to train: the classifier is frozen, and so is the processor (modes static and "
@@ -221,6 +238,8 @@ def resolve_options(options: Options) -> tuple[Options, list[str]]:
         reason = "adversarial training searches the processing against a fixed classifier"
         fixed = {"freeze_classifier": True, "freeze_processor": False}
         follow(reason, processing_mode="parametrized", **fixed)
+    if options.pipeline:
+        follow("a pipeline is given", processing_mode="static")
     if "additive_layer" in options.adversarial_parameters and options.adv_training:
         follow("the additive layer is attacked", adv_noise_layer=True)
     details = ("track_processing_gradients", "track_save_tensors", "track_every_epoch")
@@ -235,7 +254,10 @@ def _without_effect(options: Options) -> list[str]:
     segments = options.known_task == "segmentation"
     idle = {
         "adv_": (not options.adv_training, "without --adv_training"),
-        "sp_": (options.processing_mode != "static", "without --processing_mode static"),
+        "sp_": (
+            options.processing_mode != "static" or bool(options.pipeline),
+            "without --processing_mode static, or with --pipeline",
+        ),
         "classifier_network": (segments, "for segmentation: see --smp_encoder"),
         "smp_network": (not segments, "for classification: see --classifier_network"),
         "smp_encoder": (

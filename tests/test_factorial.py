@@ -73,7 +73,7 @@ def test_effects_agree_with_marginal_means_and_with_least_squares_on_dummies():
     drop = np.diag(cells)[:, None] - cells.to_numpy()
     table = factorial_effects(results)
     choices = np.array([code.split(",") for code in PIPELINES])
-    for place, factor in enumerate(_FACTORS):
+    for place, factor in enumerate(_FACTORS[:3]):
         for level in np.unique(choices[:, place]):
             want = drop[:, choices[:, place] == level].mean() - drop.mean()
             assert pick(table, "test", factor, level)["estimate"] == pytest.approx(want)
@@ -121,6 +121,22 @@ def test_designs_that_can_not_tell_are_refused():
         factorial_effects(answers(lambda a, b: 0.8, ["bi,s,me", "ma,s,me"]), order=0)
     one = factorial_effects(answers(lambda a, b: 0.8 - 0.1 * (a != b), ["bi,s,me", "ma,s,me"]))
     assert pick(one, "change", "demosaic", "differs")["estimate"] == pytest.approx(0.1)
+
+
+def test_variants_and_display_stages_are_factors_where_they_differ():
+    codes = [
+        f"{d},s,me{v}{j}" for d in ("bi", "ma") for v in ("", "@camera") for j in ("", "+jpeg:9")
+    ]
+    costs = lambda a, b: 0.9 - 0.2 * ("@" in a) * ("@" not in b) - 0.1 * ("+" in b)  # noqa: E731
+    table = factorial_effects(answers(costs, codes))
+    assert set(table["term"]) >= {"demosaic", "variant", "display"}
+    assert not table["term"].str.contains("sharpening").any()
+    change = table.query("side == 'change'").set_index("term")["estimate"]
+    assert change["variant"] == pytest.approx(0.1)
+    # Lost on the way to a JPEG, won on the way back.
+    assert change["display"] == pytest.approx(0.0, abs=1e-9)
+    assert pick(table, "test", "display", "jpeg:9")["estimate"] == pytest.approx(0.05)
+    assert pick(table, "test", "variant", "camera")["estimate"] == pytest.approx(-0.05)
 
 
 def test_figure_has_a_panel_for_each_side():

@@ -10,9 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
+from r2l.cli import app
 from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy, develop_views
+from r2l.drift import ShiftDetector, sensor_table, summarise, train_models
+from r2l.drift.adjustment.domains import RandomPipeline
 from r2l.files import R2LError
 from r2l.isp import (
     PIPELINES,
@@ -31,8 +35,14 @@ from r2l.isp import functional as stage
 from r2l.isp.adjustable import AdjustableISP
 from r2l.isp.demosaic import bilinear
 from r2l.isp.display import display_stage
-from r2l.isp.grammar import check_pipeline, open_pipelines
+from r2l.isp.grammar import check_pipeline, linear_stages, open_pipelines
 from r2l.isp.static import ENGINES
+from r2l.options import Options, resolve_options
+from r2l.rawfile import read_raw, write_dng
+from r2l.sweep.jobs import read_sweep
+from r2l.training.experiment import experiment
+from r2l.training.predict import predict_matrix
+from r2l.viz.pictures import plot_gradients, plot_samples, plot_stages
 from tests.test_static import as_tensor, natural_mosaic
 
 ENGINE_NAMES = [f"{program}:{m}" for program, methods in ENGINES.items() for m in methods]
@@ -368,3 +378,129 @@ def test_what_a_displayed_pipeline_learned_is_saved_with_it(tmp_path):
         load_isp(tmp_path)
     with pytest.raises(ValueError, match="_Function is no ISP that can be saved"):
         save_isp(Displayed(DRONE, open_pipeline(lambda x: x, DRONE), "jpeg"), tmp_path / "own")
+
+
+# Everywhere a pipeline is named
+
+OWN = "def look(raw):\n    return raw.expand(-1, 3, -1, -1).sqrt()\n"
+NAMES = ("libraw:ppg", "ma,s,ga@camera", "bi,s,ga+resize:0.5+jpeg:75", "opencv:ea+tone:filmic")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own_look.py").write_text(OWN)
+    save_isp(StaticISP.from_code("me,u,ga", MICROSCOPE), "saved")
+    return ["saved", "own_look:look", *NAMES]
+
+
+def test_the_matrix_and_what_follows_takes_them(here):
+    data = SyntheticMicroscopy(40, size=32)
+    names = {**{n: n for n in here}, "mine": lambda raw: raw.expand(-1, 3, -1, -1)}
+    views = develop_views(data, names, progress=False)
+    models = train_models(views, list(names)[:2], n_splits=2, epochs=1, progress=False)
+    answers = predict_matrix(models, views, names, progress=False)
+    assert set(answers["test"]) == set(names)
+    assert summarise(answers).matrix().shape == (2, len(names))
+    drifted = sensor_table(
+        models, views, ["exposure"], [1], pipelines=names, distance="l2", progress=False
+    )
+    assert set(drifted["train"]) == set(list(names)[:2])
+    told = ShiftDetector.fit(views.images["saved"][:20]).test(views.images["own_look:look"][20:])
+    assert told.p_value < 0.05
+
+
+def test_training_draws_from_them():
+    raw = torch.cat([smooth_mosaic(DRONE)] * 6)
+    drawn = RandomPipeline(DRONE, ["libraw:ppg", "ma,s,ga@camera+jpeg:75"])(raw)
+    options = [open_pipeline(n, DRONE)(raw[:1]) for n in ("libraw:ppg", "ma,s,ga@camera+jpeg:75")]
+    assert all(any(torch.allclose(i, o[0], atol=1e-5) for o in options) for i in drawn)
+    torch.manual_seed(0)
+    uneven = RandomPipeline(DRONE, ["bi,s,ga", "bi,s,ga+resize:0.5"])
+    with pytest.raises(ValueError, match="several sizes make no batch"):
+        uneven(raw)
+
+
+def test_the_command_line_takes_them(here):
+    write_dng("photo.dng", smooth_mosaic(MICROSCOPE)[0, 0].numpy(), MICROSCOPE)
+    raw = read_raw("photo.dng").tensor()
+    for name in here:
+        done = CliRunner().invoke(app, ["develop", "photo.dng", "-p", name, "-o", "out"])
+        assert done.exit_code == 0, done.output
+        (written,) = Path("out").iterdir()
+        shown = np.asarray(Image.open(written)).astype(int)
+        expected = open_pipeline(name, MICROSCOPE)(raw)[0].permute(1, 2, 0)
+        assert np.abs(shown - (expected * 255).round().int().numpy()).max() <= 1
+        written.unlink()
+    done = CliRunner().invoke(
+        app, ["develop", "photo.dng", "-p", NAMES[3], "-o", "a.png", "--stages"]
+    )
+    assert done.exit_code == 0
+    stages = sorted(p.stem for p in Path("a.stages").iterdir())
+    assert [name[3:] for name in stages[-3:]] == ["clip", "gamma", "tone"]
+    for wrong in ("ma,s,ga+velvia", "libraw:x"):
+        done = CliRunner().invoke(app, ["develop", "photo.dng", "-p", wrong])
+        assert done.exit_code == 2
+        assert "choose from" in done.output
+
+
+def test_options_and_sweeps_take_them(here):
+    options = Options(test_pipelines=" ".join([*here, "all"]), pipeline="libraw:ahd+jpeg:75")
+    assert options.tested_codes == (*here, *PIPELINES)
+    settled, lines = resolve_options(options)
+    assert settled.processing_mode == "static"
+    assert any("a pipeline is given" in line for line in lines)
+    with pytest.raises(ValueError, match="--test_pipelines: unknown display stage"):
+        Options(test_pipelines="bi,s,ga bi,s,ga+velvia")
+    with pytest.raises(ValueError, match="--pipeline: unknown method of libraw"):
+        Options(pipeline="libraw:magic")
+    for clash in ({"adv_training": True}, {"processor_uri": "saved"}):
+        with pytest.raises(ValueError, match="goes with neither"):
+            Options(pipeline="libraw:ahd", **clash)
+    grid = "grid: {pipeline: ['bi,s,ga', 'libraw:ahd', 'ma,s,ga+jpeg:5']}\n"
+    Path("sweep.yaml").write_text("train: {dataset: SyntheticMicroscopy}\n" + grid)
+    jobs = [resolve_options(job.options())[0] for job in read_sweep(Path("sweep.yaml")).jobs]
+    assert [job.pipeline for job in jobs] == [None, "libraw:ahd", "ma,s,ga+jpeg:5"]
+    assert {job.processing_mode for job in jobs} == {"static"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", ["libraw:ppg+jpeg:75", "own_look:look"])
+def test_a_run_is_trained_and_tested_on_them_and_keeps_what_can_be_kept(here, pipeline):
+    store = "sqlite:///m.db"
+    options = Options(
+        dataset="SyntheticMicroscopy",
+        n_images=40,
+        image_size=32,
+        classifier_network="SmallResNet",
+        epochs=1,
+        pipeline=pipeline,
+        test_pipelines=f"{pipeline} saved {NAMES[2]}",
+        tracking_uri=store,
+        save_locally=True,
+        track_processing=True,
+    )
+    said = []
+    outcome = experiment(options, say=said.append)
+    assert list(outcome.tested["test"].unique()) == [pipeline, "saved", NAMES[2]]
+    assert set(outcome.tested["train"]) == {pipeline}
+    own = outcome.tested.query("test == @pipeline").set_index("image")
+    said_before = outcome.predictions.set_index("image").loc[own.index]
+    np.testing.assert_allclose(own["loss"], said_before["loss"], rtol=1e-4)
+    kept = list(outcome.folder.rglob("isp.json"))
+    if ":" in pipeline and "libraw" not in pipeline:
+        assert not kept
+        assert any("code of your own" in line for line in said)
+    else:
+        again = load_isp(kept[0].parent)
+        raw = smooth_mosaic(MICROSCOPE)
+        torch.testing.assert_close(again(raw), open_pipeline(pipeline, MICROSCOPE)(raw))
+
+
+def test_figures_and_widgets_take_them(here):
+    assert plot_samples(SyntheticMicroscopy(9, size=32), per_class=1, develop="libraw:ahd")
+    isp = open_pipeline("ma,s,ga+jpeg:75", DRONE)
+    stages = stage_gradients(isp, smooth_mosaic(DRONE), lambda image: image.mean())
+    assert linear_stages(stages)[-1] == "clip"
+    assert plot_gradients(stages)
+    assert plot_stages(isp.stages(smooth_mosaic(DRONE)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -38,8 +39,10 @@ def develop(
         typer.Option(
             "--pipeline",
             "-p",
-            metavar="CODE",
-            help="Demosaicing, sharpening and denoising: bi, ma or me; s or u; me or ga.",
+            metavar="PIPELINE",
+            help="Demosaicing, sharpening and denoising: bi, ma or me; s or u; me or ga. Or another "
+            "program's demosaicing (libraw:ahd, opencv:ea), a saved ISP's folder or runs:/..., "
+            "module:function of your own; with display stages behind: ma,s,ga+resize:0.5+jpeg:75.",
         ),
     ] = "bi,s,ga",
     output: Annotated[
@@ -109,18 +112,19 @@ def develop(
     """
     import torch
 
-    from r2l.camera import DRONE
     from r2l.files import choose
-    from r2l.isp import StaticISP
+    from r2l.isp import Variant, open_pipeline
     from r2l.isp.functional import clip_highlights
+    from r2l.isp.grammar import check_pipeline, linear_stages
     from r2l.rawfile import load_camera, read_raw
     from r2l.rawfile.frame import look_at_picture
 
     # What is wrong for all photos is noticed before the first one is read.
     layout = _layout(width, height, bits, packing, cfa, offset, stride)
     given = load_camera(camera) if camera else None
-    StaticISP.from_code(pipeline, DRONE, variant=variant)
-    clip = choose("highlights", highlights, ["clip", "keep"]) == "clip" and variant != "paper"
+    check_pipeline(pipeline)
+    choose("variant", variant, get_args(Variant))
+    clip = choose("highlights", highlights, ["clip", "keep"]) == "clip"
     targets = _targets(photos, output, pipeline)
 
     def develop_one(photo: Path, target: Path) -> None:
@@ -129,17 +133,18 @@ def develop(
             if path.exists() and not force:
                 raise ValueError(f"{path} exists: --force replaces it, -o names another place")
         recorded = read_raw(photo, given, layout=layout, frame=frame, allow_damaged=allow_damaged)
-        isp = StaticISP.from_code(pipeline, recorded.camera, variant=variant)
+        isp = open_pipeline(pipeline, recorded.camera, variant)
+        as_published = getattr(getattr(isp, "base", isp), "variant", None) == "paper"
         with torch.inference_mode():
             raw = recorded.tensor()
-            raw = clip_highlights(raw, recorded.camera) if clip else raw
+            raw = clip_highlights(raw, recorded.camera) if clip and not as_published else raw
             # All stages at once take several times the memory of the last.
             pictures = isp.stages(raw) if stages else {"gamma": isp(raw)}
-        *before_gamma, final = pictures
+        final, linear = list(pictures)[-1], linear_stages(pictures)
         look_at_picture(pictures[final], recorded.mosaic, recorded.camera, photo.name)
         _write_png(target, pictures[final])
         for number, (name, picture) in enumerate(pictures.items() if stages else (), start=1):
-            shown = picture.clamp(0, 1) ** (1 / 2.2) if name in before_gamma else picture
+            shown = picture.clamp(0, 1) ** (1 / 2.2) if name in linear else picture
             _write_png(stage_folder / f"{number:02d}_{name}.png", shown)
 
     for_each(develop_one, photos, targets)
@@ -253,7 +258,7 @@ def _targets(photos: list[Path], output: Path | None, code: str) -> list[Path]:
     elif output.suffix and not output.is_dir():
         raise ValueError(f"{output}: pictures are written as PNG; end the name in .png")
     else:
-        marks = code.replace(" ", "").replace(",", "-")
+        marks = re.sub(r"[^\w.+@=-]+", "-", code.replace(" ", "")).strip("-")
         targets = [output / f"{photo.stem}_{marks}.png" for photo in photos]
     sources = {photo.resolve() for photo in photos}
     taken: dict[Path, Path] = {}

@@ -6,7 +6,8 @@ under. Three questions are asked of the drop (a row's diagonal less the cell):
 
 - ``test``, ``train``: by how much do choices of the tested (or trained) pipeline raise the drop above its
   mean? Effects sum to zero over a factor's levels; the effect of ``ma x s`` is what the two do together
-  beyond what each does alone. ``train and test``: what a trained and a tested choice of one
+  beyond what each does alone. Variants (``bi,s,me@camera``) and display stages (``bi,s,me+jpeg:75``) are
+  factors too, where they differ. ``train and test``: what a trained and a tested choice of one
   factor do together, such as ``bi x me``.
 - ``change``: by how much does it raise the drop that the two pipelines *differ* in demosaicing, averaged
   over whether they differ in the others; and that they differ in two factors, beyond the two alone?
@@ -27,7 +28,8 @@ import pandas as pd
 from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.statistics import holm
 
-_FACTORS = ("demosaic", "sharpening", "denoising")
+_FACTORS = ("demosaic", "sharpening", "denoising", "variant", "display")
+_CODE = r"^(\w+),(\w+),(\w+)(?:@(\w+))?(?:\+(.*))?$"
 _Term = tuple[tuple[str, str], ...]  # of (side, factor)
 
 
@@ -78,10 +80,14 @@ def _effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame
 
 
 def _choices(codes: Iterable[str]) -> pd.DataFrame:
-    rows = [str(code).split(",") for code in codes]
-    if odd := sorted({",".join(row) for row in rows if len(row) != len(_FACTORS)}):
-        raise ValueError(f"expected pipelines such as 'bi,s,me', got {odd}")
-    return pd.DataFrame(rows, columns=list(_FACTORS))
+    parts = pd.Series([str(code) for code in codes]).str.extract(_CODE).fillna("usual")
+    if odd := sorted(
+        {code for code, known in zip(codes, parts[0] != "usual", strict=True) if not known}
+    ):
+        raise ValueError(
+            f"expected pipelines such as 'bi,s,me' or 'bi,s,me@camera+jpeg:75', got {odd}"
+        )
+    return parts.set_axis(_FACTORS, axis=1)
 
 
 def _sum_coding(values: Sequence[str]) -> tuple[list[str], np.ndarray]:

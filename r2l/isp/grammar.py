@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
@@ -68,12 +69,25 @@ class Displayed(nn.Module):
         return run(self.after, self.base(raw))
 
 
+def linear_stages(names: Iterable[str]) -> list[str]:
+    """Return which of a pipeline's stages are not meant for a display yet: those before gamma.
+
+    >>> linear_stages(["raw", "demosaic", "gamma", "jpeg"])
+    ['raw', 'demosaic']
+    """
+    *before, _ = names
+    return list(takewhile(lambda name: name != "gamma", before))
+
+
 class _Function(nn.Module):
-    """A function as a module, its ends watched."""
+    """A function, or a module of one's own, its ends watched."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
+
+    def stages(self, raw: Tensor) -> dict[str, Tensor]:
+        return {"raw": raw, "display": self(raw)}
 
     def forward(self, raw: Tensor) -> Tensor:
         stage.check_mosaic(raw)
@@ -150,9 +164,7 @@ def _open_base(
     if _is_saved(base) or base.startswith(_ADDRESSES):
         return _open_saved(base if _is_saved(base) else (fetch or _fetch)(base), camera)
     own = load_named(base, "pipeline")
-    if isinstance(own, type):
-        return own(camera)
-    return own if isinstance(own, nn.Module) else _Function(own)
+    return _Function(own(camera) if isinstance(own, type) else own)
 
 
 def _open_saved(folder: str | Path, camera: Camera | None) -> nn.Module:

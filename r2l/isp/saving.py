@@ -56,6 +56,14 @@ def save_isp(isp: nn.Module, folder: str | Path) -> Path:
     return save_module(isp, _described(isp), Path(folder) / DESCRIPTION)
 
 
+def can_be_saved(isp: nn.Module) -> bool:
+    """Tell whether `save_isp` takes it: not if it is code of one's own, which a folder can't hold."""
+    try:
+        return bool(_described(isp))
+    except ValueError:
+        return False
+
+
 def _described(isp: nn.Module) -> dict[str, Any]:
     """Return how an ISP is made; one that is an option of another as a description in its place."""
     kind, names = _KINDS.get(type(isp).__name__, (None, ()))

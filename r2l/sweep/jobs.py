@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from r2l.isp.grammar import check_pipeline
 from r2l.isp.static import parse_code
 from r2l.options import FIELDS, Options
 from r2l.sweep.notebook import (
@@ -214,9 +215,11 @@ def _with_pipeline(path: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     if pipeline in modes:
         return {**parameters, "processing_mode": pipeline}
     try:
+        if "," not in str(pipeline) or set(str(pipeline)) & set("+@:/"):
+            return {**parameters, "pipeline": check_pipeline(str(pipeline))}
         parts = parse_code(str(pipeline))
     except ValueError as error:
-        remedy = f"Give such a code, or one of {', '.join(modes)}"
+        remedy = f"Give such a pipeline, or one of {', '.join(modes)}"
         raise ParameterError(path, f"pipeline: {error}", remedy) from error
     names = ("sp_debayer", "sp_sharpening", "sp_denoising")
     return {**parameters, "processing_mode": "static", **dict(zip(names, parts, strict=True))}

@@ -116,8 +116,10 @@ def _axes(run: Outcome, without: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def _pipeline_of(run: Outcome) -> str:
-    """Return the code of a training's static pipeline, or its processing mode."""
+    """Return a training's pipeline, the code of its static one, or its processing mode."""
     options = run.job.options()
+    if options.pipeline:
+        return options.pipeline
     if options.processing_mode != "static":
         return options.processing_mode
     return pipeline_code(options.sp_debayer, options.sp_sharpening, options.sp_denoising)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from r2l.datasets import Frames
-from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, load_isp
+from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, load_isp, open_pipeline
+from r2l.isp.saving import can_be_saved
 from r2l.options import Options
 from r2l.training.models import describe_model, make_described
 from r2l.training.saving import NORM, load_described, load_norm, load_state
@@ -27,6 +28,13 @@ _MODE_OF = {
     NeuralISP: "neural_network",
     HalfSizeRGB: "none",
 }
+
+
+def _mode_of(processor: nn.Module) -> str:
+    # All else is fixed: another program, what stands before display stages, code of one's own.
+    return _MODE_OF.get(type(processor), "static")
+
+
 Say = Callable[[str], None]
 #: What a fresh network's images will be like is not known before it is trained.
 UNKNOWN = ((0.5,) * 3, (0.25,) * 3)
@@ -53,7 +61,7 @@ class Components:
     @property
     def mode(self) -> str:
         """Processing mode of the processor, also where it was loaded."""
-        return _MODE_OF[type(self.processor)]
+        return _mode_of(self.processor)
 
 
 def open_components(options: Options, data: Frames, say: Say) -> Components:
@@ -73,6 +81,8 @@ def open_components(options: Options, data: Frames, say: Say) -> Components:
     elif options.classifier_pretrained:
         # Fetched now, so that what can't be had is noticed before anything is begun.
         build_model(options, data, *UNKNOWN)[0]()
+    if not can_be_saved(components.processor):
+        say(f"{options.pipeline} is code of your own: the run keeps its name, not the code")
     if options.adv_training:
         _check_adversary(options, components)
     return components
@@ -96,10 +106,10 @@ def _load_components(
     if options.state_dict_uri:
         both = fetch(options.state_dict_uri)
         if not both.is_dir():
-            return _load_state_dict(both, options, data)
+            return _load_state_dict(both, options, data, fetch)
         processor_uri, classifier_uri = str(both / "processor"), str(both / "model")
     processor = _load_processor(processor_uri, options, fetch, say) if processor_uri else None
-    components = Components(processor or _build_processor(options, data), processor is None)
+    components = Components(processor or _build_processor(options, data, fetch), processor is None)
     if not classifier_uri:
         return components
     folder = fetch(classifier_uri)
@@ -113,11 +123,13 @@ def _load_components(
     return replace(components, model=model, description=description, norm=norm)
 
 
-def _load_state_dict(path: Path, options: Options, data: Frames) -> Components:
+def _load_state_dict(
+    path: Path, options: Options, data: Frames, fetch: Callable[[str], Path]
+) -> Components:
     with seeded(options.seed):
         make, description = build_model(options, data, *UNKNOWN)
         model = make()
-    processor = _build_processor(options, data)
+    processor = _build_processor(options, data, fetch)
     norm = load_state(path, processor, model)
     _check_norm(norm, options.state_dict_uri, options)
     return Components(processor, False, model, description, norm)
@@ -127,7 +139,7 @@ def _load_processor(
     uri: str, options: Options, fetch: Callable[[str], Path], say: Say
 ) -> nn.Module:
     processor = load_isp(fetch(uri))
-    mode = _MODE_OF[type(processor)]
+    mode = _mode_of(processor)
     if mode != options.processing_mode:
         say(f"{uri} holds a {type(processor).__name__}: --processing_mode {mode}")
     return processor
@@ -148,9 +160,11 @@ def _check_adversary(options: Options, components: Components) -> None:
         raise ValueError("the processor that was loaded has no additive layer to be searched")
 
 
-def _build_processor(options: Options, data: Frames) -> nn.Module:
+def _build_processor(options: Options, data: Frames, fetch: Callable[[str], Path]) -> nn.Module:
     """Return a fresh processor of the mode asked for, its weights drawn from the seed."""
     camera, mode = data.camera, options.processing_mode
+    if options.pipeline:
+        return open_pipeline(options.pipeline, camera, fetch=fetch)
     if mode == "parametrized":
         size = data.shape if options.adv_noise_layer else ()
         return ParametrizedISP(camera, (1, 3, *size) if size else None)

@@ -17,6 +17,8 @@ from r2l.datasets import Frames, develop_views
 from r2l.datasets.splits import Fold
 from r2l.files import atomic_path
 from r2l.isp import StaticISP, save_isp
+from r2l.isp.grammar import open_pipelines
+from r2l.isp.saving import can_be_saved
 from r2l.isp.static import pipeline_code
 from r2l.options import Options
 from r2l.training.adversarial import Adversary
@@ -31,7 +33,7 @@ from r2l.training.predict import Trained, predict, predict_matrix
 from r2l.training.run_folder import TESTED
 from r2l.training.saving import NORM, save_model, save_norm
 from r2l.training.seeding import mixed_seed
-from r2l.training.tracking import Run
+from r2l.training.tracking import Run, resolve
 
 
 @dataclass
@@ -201,17 +203,20 @@ class FoldTrainer:
     ) -> None:
         """Ask the task model about the validation images as each of the test pipelines develops them."""
         isp, options = self.components.processor, self.options
-        name = self.components.mode
-        if isinstance(isp, StaticISP):
+        name = options.pipeline or self.components.mode
+        if isinstance(isp, StaticISP) and not options.pipeline:
             name = pipeline_code(isp.demosaic, isp.sharpening, isp.denoising)
         module = RawToLogits(trained.model, task=self.data.task).eval()
         module.norm = trained.norm
         # The other images are another fold's, and need not be developed.
         frames = self.data.take(fold.test)
         model = Trained(module, name, np.arange(len(frames)), options.seed, number)
-        table = predict_matrix(
-            [model], frames, options.tested_codes, batch_size=options.batch_size, progress=False
+        isps = open_pipelines(
+            options.tested_codes,
+            frames.camera,
+            fetch=lambda address: resolve(address, options.tracking_uri),
         )
+        table = predict_matrix([model], frames, isps, batch_size=options.batch_size, progress=False)
         table = self._named(table.assign(image=fold.test[table["image"]]))
         with atomic_path(folder / TESTED) as partial:
             table.to_csv(partial, index=False)
@@ -224,14 +229,17 @@ class FoldTrainer:
         processor = trained.processor
         if isinstance(processor, nn.Identity):
             processor = self.components.processor
+        kept = can_be_saved(processor)
         has_norm = isinstance(trained.norm, nn.BatchNorm2d)
         if self.options.save_locally:
-            save_isp(processor, folder / "processor")
+            if kept:
+                save_isp(processor, folder / "processor")
             save_model(description, trained.model, folder / "model")
             if has_norm:
                 save_norm(trained.norm, folder)
         if self.options.log_model:
-            record.model(processor, "processor")
+            if kept:
+                record.model(processor, "processor")
             record.model(trained.model, "model", description=description)
             if has_norm:
                 record.tensors(trained.norm.state_dict(), NORM)

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from r2l.datasets import RawDataset
 from r2l.datasets.frames import Frames
 from r2l.drift.matrix import most_changed
-from r2l.isp import StageGradient, StaticISP, stage_gradients
+from r2l.isp import StageGradient, open_pipeline, stage_gradients
+from r2l.isp.grammar import PipelineLike, linear_stages
 from r2l.viz.style import INK, SOFT, bare, panels
 
-# The stages that are meant for a display already.
-_DISPLAY = {"gamma", "additive"}
 _ATTACKED = ("black_level", "demosaic", "white_balance", "colour_matrix", "denoising", "gamma")
 
 
@@ -106,16 +105,16 @@ def plot_samples(
     dataset: RawDataset,
     *,
     per_class: int = 3,
-    develop: Callable[[Tensor], Tensor] | None = None,
+    develop: PipelineLike = "bi,s,ga",
 ) -> Figure:
     """Draw the first few images of each class, one class a column.
 
     Args:
         dataset: raw frames with ``labels``, ``classes`` and ``camera``.
         per_class: images of each class; classes with fewer leave gaps.
-        develop: raw (B, 1, H, W) to display RGB; `StaticISP` "bi,s,ga" unless given.
+        develop: what `r2l.isp.open_pipeline` takes.
     """
-    develop = develop or StaticISP.from_code("bi,s,ga", dataset.camera)
+    develop = open_pipeline(develop, dataset.camera)
     count = len(dataset.classes)
     figure, axes = panels(per_class, count, (1.15 * count + 0.2, 1.15 * per_class + 0.4))
     for column, name in enumerate(dataset.classes):
@@ -189,9 +188,10 @@ def plot_gradients(gradients: Mapping[str, StageGradient], *, reach: float = 99.
     if not gradients:
         raise ValueError("no gradients to draw")
     figure, axes = panels(2, len(gradients), (1.75 * len(gradients), 4.1))
+    linear = linear_stages(gradients)
     for (above, below), (name, pair) in zip(axes.T, gradients.items(), strict=True):
         image = first_image(pair.image).clip(0, 1)
-        draw_image(above, image if name in _DISPLAY else image ** (1 / 2.2))
+        draw_image(above, image ** (1 / 2.2) if name in linear else image)
         above.set_title(name, fontsize=9, color=INK)
         end = _draw_gradients([below], [pair.gradient], reach)
         below.set_title(f"± {end:.2g}", fontsize=9, color=INK)

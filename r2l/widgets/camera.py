@@ -18,7 +18,8 @@ from r2l.camera import Camera
 from r2l.drift.forensics import ToleranceReport
 from r2l.drift.forensics.tolerance_report import as_text
 from r2l.files import to_uint8
-from r2l.isp import PIPELINES, StaticISP
+from r2l.isp import PIPELINES, name_pipelines, open_pipeline
+from r2l.isp.grammar import Pipelines
 from r2l.isp.settings import level_names
 from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
 from r2l.widgets.live import Live, explorer, one_thread, picture_html, sized
@@ -124,7 +125,10 @@ def _verdict_html(report: ToleranceReport, camera: Camera) -> tuple[str, str]:
 
 
 def camera_explorer(
-    frames: Mapping[str, RawFrame], report: ToleranceReport, uploads: bool = True
+    frames: Mapping[str, RawFrame],
+    report: ToleranceReport,
+    uploads: bool = True,
+    pipelines: Pipelines = PIPELINES,
 ) -> widgets.Widget:
     """Return menus beside a developed picture and the verdict on the numbers it was developed with.
 
@@ -132,13 +136,16 @@ def camera_explorer(
         frames: what can be developed, by name. Of large ones the middle is taken.
         report: what a model tolerates.
         uploads: whether readers may add raw files of their own.
+        pipelines: the menu, see `r2l.isp.open_pipeline`.
 
     Raises:
-        ValueError: no frames.
+        ValueError: no frames, or a pipeline that does not exist.
     """
     frames, style = dict(frames), sized(90, 380)
     name = frame_menu(frames, **style)
-    code = widgets.Dropdown(options=PIPELINES, value="bi,s,ga", description="pipeline", **style)
+    named = name_pipelines(pipelines)
+    first = "bi,s,ga" if "bi,s,ga" in named else next(iter(named))
+    code = widgets.Dropdown(options=list(named), value=first, description="pipeline", **style)
     foreign = f"those of {report.camera.name}"
     numbers = widgets.Dropdown(options=[_OWN, foreign], description="numbers", **style)
     picture, table, note = (widgets.HTML() for _ in range(3))
@@ -150,7 +157,7 @@ def camera_explorer(
         camera = frame.camera
         if numbers.value == foreign:
             camera = on_layout_of(report.camera, camera)
-        image = StaticISP.from_code(code.value, camera)(middle_tile(frame.mosaic, _SIDE))
+        image = open_pipeline(named[code.value], camera)(middle_tile(frame.mosaic, _SIDE))
         alt = f"{name.value}, pipeline {code.value}, numbers: {numbers.value}"
         pixels = to_uint8(image[0].permute(1, 2, 0).numpy())
         picture.value = picture_html(pixels, alt, _PICTURE)

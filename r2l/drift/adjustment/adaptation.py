@@ -15,6 +15,7 @@ from r2l.drift.adjustment.methods import LABELLED, METHODS, adapt
 from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
 from r2l.drift.random_effects import paired_summary
 from r2l.isp import PIPELINES
+from r2l.isp.grammar import Pipelines
 from r2l.progress import progress_bar
 from r2l.training.folds import training_statistics
 from r2l.training.models import ModelFactory
@@ -80,7 +81,7 @@ def train_on_pipelines(
     source: Domain,
     indices: Sequence[int] | np.ndarray,
     *,
-    codes: Sequence[str] = PIPELINES,
+    codes: Pipelines = PIPELINES,
     model: str | ModelFactory = "SmallResNet",
     seed: int = 0,
     **settings: Any,
@@ -90,7 +91,7 @@ def train_on_pipelines(
     Args:
         source: its frames and their camera are used; its ISP is not.
         indices: the training images.
-        codes: the pipelines.
+        codes: the pipelines, as `RandomPipeline` takes them.
         model: as in `adaptation_experiment`.
         seed: of weights, order and pipelines.
         **settings: further arguments of `fit`.
@@ -110,7 +111,7 @@ def adaptation_experiment(
     model: str | ModelFactory = "SmallResNet",
     n_splits: int = 4,
     seeds: Sequence[int] = (0,),
-    codes: Sequence[str] = PIPELINES,
+    codes: Pipelines = PIPELINES,
     adaptation: Mapping[str, Any] | None = None,
     progress: bool = True,
     **settings: Any,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.datasets.splits import Fold
-from r2l.isp import PIPELINES, StaticISP
+from r2l.isp import PIPELINES
+from r2l.isp.grammar import Pipelines, open_pipelines
 from r2l.training.folds import fresh_model, train_fold, training_statistics
 from r2l.training.models import ModelFactory, Statistics
 from r2l.training.module import RawToLogits
@@ -55,26 +56,28 @@ class RandomPipeline(nn.Module):
 
     Args:
         camera: layout and calibration.
-        codes: pipelines to draw from, such as "ma,s,ga".
+        codes: pipelines to draw from, see `r2l.isp.develop_all`; all of one size of images.
         variant: "corrected", "paper" or "camera", see `StaticISP`.
     """
 
     def __init__(
-        self, camera: Camera, codes: Sequence[str] = PIPELINES, variant: str = "corrected"
+        self, camera: Camera, codes: Pipelines = PIPELINES, variant: str = "corrected"
     ) -> None:
         super().__init__()
         if not codes:
             raise ValueError("no pipelines to draw from")
-        self.pipelines = nn.ModuleList(StaticISP.from_code(c, camera, variant) for c in codes)
+        self.pipelines = nn.ModuleList(open_pipelines(codes, camera, variant).values())
 
     def forward(self, raw: Tensor) -> Tensor:
         """Develop raw (B, 1, H, W) to display (B, 3, H, W)."""
         drawn = torch.randint(len(self.pipelines), (len(raw),))
-        images = raw.new_empty(len(raw), 3, *raw.shape[-2:])
+        parts = {}
         for number in drawn.unique().tolist():
-            chosen = (drawn == number).to(raw.device)
-            images[chosen] = self.pipelines[number](raw[chosen])
-        return images
+            chosen = (drawn == number).nonzero()[:, 0].to(raw.device)
+            parts.update(zip(chosen.tolist(), self.pipelines[number](raw[chosen]), strict=True))
+        if len(sizes := {tuple(image.shape[-2:]) for image in parts.values()}) > 1:
+            raise ValueError(f"pipelines whose images are of several sizes make no batch: {sizes}")
+        return torch.stack([parts[row] for row in range(len(raw))])
 
 
 def check_domains(domains: Sequence[Domain]) -> None:
