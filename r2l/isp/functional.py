@@ -142,17 +142,15 @@ def balance_white(image: Tensor, gains: Sequence[float] | Tensor) -> Tensor:
     )
 
 
-def balance_mosaic(mosaic: Tensor, gains: Sequence[float], cfa: CFA) -> Tensor:
+def balance_mosaic(mosaic: Tensor, gains: Sequence[float] | Tensor, cfa: CFA) -> Tensor:
     """Multiply each site of a linear mosaic (B, 1, H, W) by the magnitude of its colour's gain.
 
     The white balance of cameras, which comes before demosaicing: Malvar and Menon take the colours for
     alike but for slow changes, which they are only once white is white. A negative gain's sign is no
     balance; see `signed_columns`.
     """
-    site_gains = [abs(gains[colour]) for colour in cfa.value]
-    return mosaic * per_site(
-        torch.tensor(site_gains, dtype=mosaic.dtype, device=mosaic.device), mosaic
-    )
+    gains = torch.as_tensor(gains, dtype=mosaic.dtype, device=mosaic.device).abs()
+    return mosaic * per_site(gains[list(cfa.value)], mosaic)
 
 
 def signed_columns(

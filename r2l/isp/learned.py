@@ -1,0 +1,135 @@
+"""The pipeline of a real camera, in the order in which cameras process; `r2l.learn` finds its numbers."""
+
+from __future__ import annotations
+
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r2l.camera import Camera
+from r2l.files import choose
+from r2l.isp import functional as stage
+from r2l.isp.demosaic import DEMOSAIC
+from r2l.isp.filters import correlate
+from r2l.isp.pipeline import Pipeline, Stage
+from r2l.isp.saving import saved_with
+from r2l.isp.static import demosaicing
+
+#: Pieces of a tone curve, and the side of its kernels in pixels.
+SPANS, KERNEL = 32, 5
+# How sharply softplus bends, in steps of a straight curve: a step of 0 costs 0.01 of one.
+_BEND = 64.0 * SPANS
+
+
+@saved_with("demosaic")
+class LearnedISP(Pipeline):
+    """A camera's processing: raw (B, 1, H, W) to display (B, 3, H, W).
+
+    Black level, white balance on the mosaic, a cut of what saturates, demosaicing, colour matrix, a tone curve
+    a channel, sharpening of luma, smoothing of chroma, clip. Untouched, it is the camera's colour by gamma 2.2,
+    not sharpened. Gradients pass to the raw data and to all parameters.
+
+    The tone curve is a quadratic spline over the gamma-encoded value, ``x ** (1 / 2.2)``, and rises whatever
+    its parameters are: its control points are sums of steps, which a softplus keeps positive.
+
+    >>> from r2l.camera import DRONE
+    >>> isp = LearnedISP(DRONE, "malvar2004")
+    >>> isp(torch.rand(1, 1, 8, 8)).shape
+    torch.Size([1, 3, 8, 8])
+
+    Args:
+        camera: layout and calibration: the initial values. A negative gain's sign goes into the matrix.
+        demosaic: bilinear, malvar2004 or menon2007.
+
+    Attributes:
+        black_level: (4,) raw value of no light, by position of the tile.
+        white_balance: (3,) gains of R, G, B.
+        colour_matrix: (3, 3) rows give linear sRGB.
+        tone_curve: (3, SPANS + 2) by channel, display units: the control point at black, then steps.
+        sharpening_kernel: (5, 5) on luma of the display image.
+        blur_kernel: (5, 5) on its chroma.
+
+    Raises:
+        ValueError: a demosaicing that does not exist; lists those that do.
+    """
+
+    def __init__(self, camera: Camera, demosaic: str = "bilinear") -> None:
+        super().__init__()
+        self.camera, self.demosaic = camera, choose("demosaic", demosaic, list(DEMOSAIC))
+        identity = torch.zeros(KERNEL, KERNEL)
+        identity[KERNEL // 2, KERNEL // 2] = 1
+        matrix = stage.signed_columns(camera.colour_matrix, camera.white_balance)
+        straight = (torch.arange(SPANS + 2.0) - 0.5) / SPANS
+        initial = {
+            "black_level": torch.tensor(camera.black_level),
+            "white_balance": torch.tensor(camera.white_balance).abs(),
+            "colour_matrix": torch.tensor(matrix),
+            "tone_curve": to_steps(straight.expand(3, -1)),
+            "sharpening_kernel": identity,
+            "blur_kernel": identity.clone(),
+        }
+        for name, value in initial.items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def extra_repr(self) -> str:
+        """Say whose pipeline it is."""
+        return f"{self.demosaic}, {self.camera.name}"
+
+    def listed(self) -> list[Stage]:
+        """Return the stages in order; each reads its numbers from the parameters."""
+        cfa, gains = self.camera.cfa, self.white_balance
+        levels = self.black_level, self.camera.white_level
+        return [
+            Stage("black_level", stage.subtract_black_level, *levels),
+            Stage("white_balance", stage.balance_mosaic, gains, cfa),
+            Stage("highlights", torch.minimum, gains.abs().min()),
+            demosaicing(self.demosaic, cfa),
+            Stage("colour_matrix", stage.apply_colour_matrix, self.colour_matrix),
+            Stage("tone_curve", apply_tone_curve, control_points(self.tone_curve)),
+            Stage("sharpening", filter_luma, self.sharpening_kernel),
+            Stage("denoising", filter_chroma, self.blur_kernel),
+            Stage("clip", stage.clip),
+        ]
+
+
+def to_steps(points: Tensor) -> Tensor:
+    """Return parameters of a tone curve from its control points (C, n), which must not fall."""
+    steps = points.diff(dim=-1).clamp(min=1e-3 / _BEND) * _BEND
+    # The inverse of softplus, without the overflow of a large step's exponential.
+    raw = steps + torch.log(-torch.expm1(-steps))
+    return torch.cat([points[..., :1], raw / _BEND], dim=-1)
+
+
+def control_points(curve: Tensor) -> Tensor:
+    """Return the rising control points (C, n) of a tone curve's parameters."""
+    steps = F.softplus(curve[..., 1:] * _BEND, threshold=30) / _BEND
+    return torch.cat([curve[..., :1], steps], dim=-1).cumsum(-1)
+
+
+def spline_weights(u: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Return, for values in [0, 1], the first of three control points and the weights of the three."""
+    position = u * SPANS
+    first = position.detach().floor().clamp(0, SPANS - 1)
+    t = position - first
+    return first.long(), ((1 - t) ** 2 / 2, 0.5 + t * (1 - t), t**2 / 2)
+
+
+def apply_tone_curve(image: Tensor, points: Tensor) -> Tensor:
+    """Map linear (B, 3, H, W) to display by a curve a channel, given its control points (3, n)."""
+    first, weights = spline_weights(stage.gamma_correct(image))
+    channel = torch.arange(3, device=image.device).reshape(3, 1, 1) * points.shape[-1]
+    values = points.to(image).reshape(-1)
+    parts = [values[first + (channel + k)] * weight for k, weight in enumerate(weights)]
+    return stage.clip(parts[0] + parts[1] + parts[2])
+
+
+def filter_luma(image: Tensor, kernel: Tensor) -> Tensor:
+    """Filter Y of an image (B, 3, H, W) by a kernel, mirrored at the border."""
+    return stage.filter_luma(image, lambda y: correlate(y, kernel))
+
+
+def filter_chroma(image: Tensor, kernel: Tensor) -> Tensor:
+    """Filter what Y leaves of an image (B, 3, H, W) by a kernel, mirrored at the border."""
+    y = stage.luma(image)
+    return y + correlate(image - y, kernel)

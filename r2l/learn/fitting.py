@@ -1,0 +1,395 @@
+"""Learn a camera's pipeline from what it made of its own raw data, and judge it where it did not look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.optimize import lsq_linear
+from torch import Tensor
+
+from r2l.camera import Camera
+from r2l.isp import PIPELINES, open_pipeline
+from r2l.isp import functional as stage
+from r2l.isp.demosaic import DEMOSAIC
+from r2l.isp.filters import correlate, crop
+from r2l.isp.learned import KERNEL, SPANS, LearnedISP, apply_tone_curve, spline_weights, to_steps
+from r2l.isp.pipeline import run
+from r2l.learn.alignment import MARGIN, AlignmentError, Blocks, Pair, align, open_picture
+from r2l.learn.scores import develop_blocks, psnr, score
+from r2l.rawfile import RawFrame, read_raw
+
+#: A raw file and the picture that its camera made of it: paths, or what they hold (picture: uint8 (H, W, 3)).
+PairLike = tuple[str | Path | RawFrame, str | Path | np.ndarray]
+
+# Blocks that are fitted, and that are judged, at most; the part kept for judging.
+_FITTED, _JUDGED, _KEPT = 200, 128, 1 / 3
+# Pixels that colours and curves are fitted to, rounds of these and the filters, steps of the former.
+_PIXELS, _ROUNDS, _STEPS = 8_000, 4, 12
+# Blocks that the filters are fitted to.
+_FILTERED = 80
+# A deviation from which on a pixel counts less, display domain.
+_ROBUST = 0.03
+# What is known before: weights of the start, of black and of straightness against that many pixels.
+_ANCHOR, _DARK, _SMOOTH = 1.0, 10.0, 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What was learned of a camera.
+
+    Attributes:
+        isp: its pipeline.
+        scores: PSNR in dB and mean CIEDE2000 against the camera's pictures on blocks that were not fitted, by
+            pipeline: "learned", then the twelve with the camera's calibration.
+        pairs: as they were aligned.
+        judged: number of these blocks.
+    """
+
+    isp: LearnedISP
+    scores: pd.DataFrame
+    pairs: list[Pair]
+    judged: int
+
+    @property
+    def gain(self) -> float:
+        """Decibels more than the best of the twelve."""
+        others = self.scores["psnr"].drop("learned")
+        return float(self.scores.at["learned", "psnr"] - others.max())
+
+    def report(self) -> str:
+        """Return in words what was learned and how good it is."""
+        best = self.scores["psnr"].drop("learned").idxmax()
+        lines = [f"{self.isp.camera.name}, demosaicing {self.isp.demosaic}"]
+        for name in ("learned", best):
+            decibels, colour = self.scores.loc[name, ["psnr", "ciede2000"]]
+            lines.append(f"{name}: {decibels:.2f} dB, CIEDE2000 {colour:.2f}")
+        lines.append(f"judged on {self.judged} blocks that were not fitted")
+        gains = ", ".join(f"{gain:.3f}" for gain in self.isp.white_balance.tolist())
+        lines += [f"white balance {gains}", "colour matrix"]
+        lines += ["  " + " ".join(f"{x:7.3f}" for x in row) for row in self.isp.colour_matrix.tolist()]
+        for number, pair in enumerate(self.pairs, 1):
+            notes = [f"begins at row {pair.shift[0]}, column {pair.shift[1]} of the raw frame"]
+            notes += [f"turned by {90 * pair.turned} degrees"] if pair.turned else []
+            notes += [f"enlarged by {pair.scale:g}: it is softer"] if pair.scale != 1 else []
+            if pair.lens:
+                notes.append(f"lens correction of {pair.lens:.1f} pixels in the corners")
+            lines.append(f"pair {number}: {'; '.join(notes)}; left out {pair.left_out:.0%}")
+        return "\n".join(lines)
+
+
+def learn_pipeline(pairs: Sequence[PairLike], *, seed: int = 0) -> Learned:
+    """Learn what a camera does to its raw data from pairs of a raw file and the camera's own JPEG.
+
+    Fitted in turn until they agree: by robust least squares with exact derivatives, in units of each number's
+    effect, the colours and a rising curve a channel; by linear least squares the filters of luma and chroma.
+    Black level, gains and matrix start from what the raw file says. Gains are those for which the curves of the
+    three channels agree: what comes out grey is balanced. Everything is done for each demosaicing; the one that
+    fits best is kept. Two thirds of the blocks are fitted, the others judge.
+
+    Where the shutter, the lens or the firmware did something that depends on the place in the frame or on the
+    scene (lens correction, local contrast), the pipeline can't: it shows as a low score.
+
+    Args:
+        pairs: of one camera with one setting of its pictures. With several, each is balanced as it was shot.
+        seed: of the blocks and pixels that are drawn.
+
+    Raises:
+        AlignmentError: a picture that doesn't belong to its raw file, or shows nothing to learn from.
+        RawFileError: no usable raw file.
+        ValueError: no pairs, or pairs of several cameras.
+    """
+    if not pairs:
+        raise ValueError("no pairs to learn from: give raw files and the JPEGs of the same exposures")
+    aligned = [_open(*pair) for pair in pairs]
+    camera = aligned[0].frame.camera
+    if len(names := sorted({pair.frame.camera.name for pair in aligned})) > 1:
+        raise ValueError(f"pairs of several cameras: {', '.join(names)}; learn each by itself")
+    rng = np.random.default_rng(seed)
+    fitted, judged = _split(aligned, camera, rng)
+    if min(fitted.seen.sum(), judged.seen.sum()) < _PIXELS:
+        reason = "almost nothing is left to learn from: it is small, or most of it saturated"
+        raise AlignmentError("pairs", reason, "Give larger or darker ones, or more of them")
+    start = _start(fitted, camera, rng)
+    part = Blocks(*(values[::2] for values in fitted))
+    isps = [_refine(start, part, camera, method, rng, rounds=2) for method in DEMOSAIC]
+    best = max(isps, key=lambda isp: psnr(develop_blocks(isp, part.raw), *part[1:]))
+    isp = _refine(start, fitted, camera, best.demosaic, rng, _ROUNDS)
+    views = {"learned": develop_blocks(isp, judged.raw)}
+    for code in PIPELINES:
+        views[code] = develop_blocks(open_pipeline(code, camera), judged.raw)
+    return Learned(isp, score(views, *judged[1:]), aligned, len(judged.raw))
+
+
+def _open(raw: str | Path | RawFrame, picture: str | Path | np.ndarray) -> Pair:
+    frame = raw if isinstance(raw, RawFrame) else read_raw(raw)
+    name = "picture" if isinstance(picture, np.ndarray) else str(picture)
+    return align(frame, picture if isinstance(picture, np.ndarray) else open_picture(picture), name)
+
+
+def _split(pairs: Sequence[Pair], camera: Camera, rng: np.random.Generator) -> list[Blocks]:
+    """Return blocks to fit and blocks to judge by, of each pair as many."""
+    parts: tuple[list[Blocks], list[Blocks]] = ([], [])
+    for pair in pairs:
+        order = rng.permutation(len(pair.corners))
+        kept = max(1, round(_KEPT * len(order)))
+        for part, numbers, most in (
+            (parts[0], order[kept:], _FITTED),
+            (parts[1], order[:kept], _JUDGED),
+        ):
+            part.append(pair.blocks(numbers[: max(1, most // len(pairs))], camera))
+    return [Blocks(*map(torch.cat, zip(*part, strict=True))) for part in parts]
+
+
+class _Colours(NamedTuple):
+    """Balanced camera colours to display: gains, rows of a matrix, offsets, and control points of curves."""
+
+    gains: np.ndarray
+    matrix: np.ndarray
+    offset: np.ndarray
+    points: np.ndarray
+
+
+def _demosaiced(blocks: Blocks, camera: Camera, gains: np.ndarray, method: str) -> Tensor:
+    """Return balanced, cut and demosaiced blocks, with what the filters see around them."""
+    isp = LearnedISP(camera, method)
+    with torch.inference_mode():
+        isp.white_balance.copy_(torch.from_numpy(gains))
+        parts = [run(isp.listed()[:4], part) for part in blocks.raw.split(32)]
+    return crop(torch.cat(parts), MARGIN - KERNEL // 2)
+
+
+def _start(blocks: Blocks, camera: Camera, rng: np.random.Generator) -> _Colours:
+    """Fit the colours where little happens around a pixel, so that filters and demosaicing don't matter."""
+    gains = np.abs(camera.white_balance)
+    matrix = np.array(stage.signed_columns(camera.colour_matrix, camera.white_balance))
+    values = _demosaiced(blocks, camera, gains, "bilinear")
+    y = stage.luma(values)
+    mean, square = (F.avg_pool2d(v, KERNEL, stride=1) for v in (y, y * y))
+    values = crop(values, KERNEL // 2)
+    busy = (square - mean**2).clamp(min=0).sqrt() / (mean.abs() + 0.01)
+    quiet = blocks.seen & (busy <= busy[blocks.seen].median())
+    fit = _Colours(gains, matrix, np.zeros(3), np.zeros((3, SPANS + 2)))
+    fit = _fit_colours(fit, *_sample(values, blocks.target, quiet, rng))
+    fit = _balanced(fit)
+    return fit
+
+
+def _refine(
+    fit: _Colours,
+    blocks: Blocks,
+    camera: Camera,
+    method: str,
+    rng: np.random.Generator,
+    rounds: int,
+) -> LearnedISP:
+    """Fit colours and filters in turn, each to what the other leaves."""
+    values = _demosaiced(blocks, camera, fit.gains, method)
+    inner = crop(values, KERNEL // 2)
+    left = blocks.target
+    fit = fit._replace(points=np.zeros_like(fit.points))
+    for _ in range(rounds):
+        fit = _fit_colours(fit, *_sample(inner, left, blocks.seen, rng))
+        image = _apply(fit, values)
+        plain = crop(image, KERNEL // 2)
+        luma, chroma = _fit_filters(image, blocks)
+        y = stage.luma(image)
+        change = _filtered(y, luma) - stage.luma(plain)
+        change = change + _filtered(image - y, chroma) - (plain - stage.luma(plain))
+        left = (blocks.target - change).clamp(0, 1)
+    return _as_isp(fit, luma, chroma, camera, method)
+
+
+def _sample(
+    values: Tensor, target: Tensor, where: Tensor, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pixels: their colours in and out, (n, 3) each."""
+    pool = np.flatnonzero(where[:, 0].numpy().ravel())
+    drawn = torch.from_numpy(rng.choice(pool, min(_PIXELS, len(pool)), replace=False))
+    return tuple(x.movedim(1, -1).reshape(-1, 3)[drawn].double().numpy() for x in (values, target))
+
+
+def _fit_colours(fit: _Colours, values: np.ndarray, target: np.ndarray) -> _Colours:
+    """Fit a row of the matrix, an offset and a curve for each channel to pixels (n, 3)."""
+    rows = [
+        _Channel(values, target[:, c], fit.matrix[c], fit.offset[c]).fit(fit.points[c])
+        for c in range(3)
+    ]
+    matrix, offset, points = (np.stack(part) for part in zip(*rows, strict=True))
+    return _Colours(fit.gains, matrix, offset, points)
+
+
+class _Channel:
+    """The least-squares problem of a channel: three weights and an offset, and a curve's first point and steps."""
+
+    def __init__(
+        self, values: np.ndarray, target: np.ndarray, row: np.ndarray, offset: float
+    ) -> None:
+        self.values, self.target = values, target
+        self.before = np.array([*row, offset])
+        # Against one pixel's residual of a display unit.
+        self.anchor = np.array([*[_ANCHOR] * 3, _DARK])
+
+    def _curve(self, linear: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the weights of steps (n, SPANS + 2), those of slopes, and the slope of the encoding."""
+        x = linear.clip(0, 1)
+        u = x ** (1 / 2.2)
+        first, weights = spline_weights(torch.from_numpy(u))
+        t = u * SPANS - first.numpy()
+        slopes = np.stack([t - 1, 1 - 2 * t, t]) * SPANS
+        place = first.numpy()[:, None] + np.arange(3)
+        dense = np.zeros((2, len(x), SPANS + 2))
+        for k, values in enumerate((torch.stack(weights).numpy(), slopes)):
+            np.put_along_axis(dense[k], place, values.T, axis=1)
+        # A control point is the sum of the steps up to it.
+        steps = dense[..., ::-1].cumsum(-1)[..., ::-1]
+        encoding = np.where((linear > 0) & (linear < 1), u / (2.2 * x.clip(1e-5)), 0)
+        return steps[0], steps[1], encoding
+
+    def _straightness(self) -> np.ndarray:
+        """Return rows that weigh the differences between steps."""
+        return np.diff(np.eye(SPANS + 2)[1:], axis=0) * _SMOOTH * SPANS
+
+    def fit(self, points: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+        """Return row, offset and control points; those given are the start, or zeros for a closed form."""
+        lowest = np.array([-np.inf, *[0.0] * (SPANS + 1)])
+        steps = np.diff(points, prepend=0.0)
+        if not points.any():
+            weights, _, _ = self._curve(self.values @ self.before[:3] + self.before[3])
+            system = np.vstack([weights, self._straightness()])
+            wanted = np.concatenate([self.target, np.zeros(SPANS)])
+            steps = lsq_linear(system, wanted, (lowest, np.inf)).x
+        numbers = np.concatenate([self.before, steps])
+        bounds = np.concatenate([[-np.inf] * 4, lowest])
+        cost, damping = np.inf, 1e-3
+        for _ in range(_STEPS):
+            error, slopes = self._residual(numbers), self._jacobian(numbers)
+            normal, moment = slopes.T @ slopes, slopes.T @ error
+            cost = error @ error
+            while damping < 1e3:
+                # Gauss-Newton inside the bounds, damped by each number's own effect (Marquardt, 1963).
+                root = np.linalg.cholesky(normal + damping * np.diag(normal.diagonal() + 1e-9)).T
+                wanted = -np.linalg.solve(root.T, moment)
+                step = lsq_linear(root, wanted, (bounds - numbers - 1e-12, np.inf)).x
+                tried = self._residual(numbers + step)
+                if tried @ tried < cost:
+                    break
+                damping *= 10
+            else:
+                break
+            numbers, damping = numbers + step, damping / 5
+            if tried @ tried > cost * (1 - 1e-4):
+                break
+        return numbers[:3], numbers[3], numbers[4:].cumsum()
+
+    def _residual(self, numbers: np.ndarray) -> np.ndarray:
+        weights, _, _ = self._curve(self.values @ numbers[:3] + numbers[3])
+        error = (weights @ numbers[4:]).clip(0, 1) - self.target
+        anchor = self.anchor * (numbers[:4] - self.before)
+        return np.concatenate([_pull_in(error), anchor, self._straightness() @ numbers[4:]])
+
+    def _jacobian(self, numbers: np.ndarray) -> np.ndarray:
+        weights, slopes, encoding = self._curve(self.values @ numbers[:3] + numbers[3])
+        image = weights @ numbers[4:]
+        inside = ((image > 0) & (image < 1)) * _pull_in_slope(image.clip(0, 1) - self.target)
+        by_input = (slopes @ numbers[4:]) * encoding * inside
+        colours = np.column_stack([self.values * by_input[:, None], by_input])
+        data = np.hstack([colours, weights * inside[:, None]])
+        anchor = np.hstack([np.diag(self.anchor), np.zeros((4, SPANS + 2))])
+        return np.vstack([data, anchor, np.pad(self._straightness(), ((0, 0), (4, 0)))])
+
+
+def _pull_in(error: np.ndarray) -> np.ndarray:
+    """Return errors whose square grows like a line where they are large (pseudo-Huber)."""
+    scaled = error / _ROBUST
+    return np.sign(error) * _ROBUST * np.sqrt(2 * (np.sqrt(1 + scaled**2) - 1))
+
+
+def _pull_in_slope(error: np.ndarray) -> np.ndarray:
+    root = np.sqrt(1 + (error / _ROBUST) ** 2)
+    return np.where(np.abs(error) < 1e-9, 1.0, np.sqrt((root + 1) / 2) / root)
+
+
+def _balanced(fit: _Colours) -> _Colours:
+    """Choose the gains for which grey comes out grey: there the three curves agree.
+
+    The scale of a row and that of its curve's input are one number; so are gains and columns.
+    """
+    levels = np.linspace(0.25, 0.75, 9)
+    u = np.linspace(0, 1, 512)
+    first, weights = spline_weights(torch.from_numpy(u))
+    reached = []
+    for points in fit.points:
+        curve = sum(points[first.numpy() + k] * w.numpy() for k, w in enumerate(weights))
+        reached.append(np.interp(levels, curve, u) ** 2.2)
+    scale = np.exp(np.log(np.maximum(reached, 1e-4)).mean(axis=1))
+    matrix = fit.matrix * (scale[1] / scale)[:, None]
+    neutral = np.linalg.solve(matrix, np.ones(3))
+    if not (neutral > 0).all():
+        return fit  # too little colour to tell
+    return fit._replace(
+        gains=fit.gains * neutral[1] / neutral,
+        matrix=matrix * neutral,
+        offset=fit.offset * scale[1] / scale,
+        points=np.zeros_like(fit.points),
+    )
+
+
+def _apply(fit: _Colours, values: Tensor) -> Tensor:
+    image = stage.apply_colour_matrix(values, torch.from_numpy(fit.matrix).float())
+    offset = torch.from_numpy(fit.offset).float().reshape(3, 1, 1)
+    return apply_tone_curve(image + offset, torch.from_numpy(fit.points))
+
+
+def _filtered(planes: Tensor, kernel: Tensor) -> Tensor:
+    return correlate(planes, kernel, border=None)
+
+
+def _fit_filters(image: Tensor, blocks: Blocks) -> list[Tensor]:
+    """Return the filters of luma and of chroma that bring an image closest: linear least squares."""
+    y, wanted = stage.luma(image), stage.luma(blocks.target)
+    plain = blocks.seen & ((blocks.target > 0.01) & (blocks.target < 0.99)).all(1, keepdim=True)
+    kernels = []
+    for planes, aims in ((y, wanted), (image - y, blocks.target - wanted)):
+        normal, moment = torch.zeros(KERNEL**2, KERNEL**2).double(), torch.zeros(KERNEL**2).double()
+        for part, aim, where in list(zip(planes, aims, plain, strict=True))[:_FILTERED]:
+            patches = F.unfold(part[:, None], KERNEL)
+            centre = patches[:, KERNEL**2 // 2 : KERNEL**2 // 2 + 1]
+            rest = aim.flatten(1)[:, None] - centre
+            weight = where.flatten()[None, None] * (rest.abs() < 0.2)
+            steps = (patches - centre) * weight
+            normal += torch.einsum("cip,cjp->ij", steps, steps).double()
+            moment += torch.einsum("cip,cop->i", steps, rest * weight).double()
+        ridge = normal.diagonal().mean() * 1e-4
+        kernel = torch.linalg.solve(normal + ridge * torch.eye(KERNEL**2), moment)
+        kernel[KERNEL**2 // 2] = 1 - kernel.sum() + kernel[KERNEL**2 // 2]
+        kernels.append(kernel.reshape(KERNEL, KERNEL).float())
+    return kernels
+
+
+def _as_isp(
+    fit: _Colours, luma: Tensor, chroma: Tensor, camera: Camera, method: str
+) -> LearnedISP:
+    """Return a pipeline of these numbers; what the curves' inputs are offset by becomes a black level."""
+    isp = LearnedISP(camera, method)
+    dark = -np.linalg.solve(fit.matrix, fit.offset) / fit.gains
+    shift = np.array([dark[colour] for colour in camera.cfa.value])
+    black = np.array(camera.black_level)
+    numbers = {
+        "black_level": black + shift * (camera.white_level - black),
+        "white_balance": fit.gains,
+        "colour_matrix": fit.matrix * (1 - dark),
+        "tone_curve": to_steps(torch.from_numpy(fit.points)),
+        "sharpening_kernel": luma,
+        "blur_kernel": chroma,
+    }
+    with torch.no_grad():
+        for name, value in numbers.items():
+            isp.get_parameter(name).copy_(torch.as_tensor(value))
+    return isp
