@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,9 +25,9 @@ _BEND = 64.0 * SPANS
 class LearnedISP(Pipeline):
     """A camera's processing: raw (B, 1, H, W) to display (B, 3, H, W).
 
-    Black level, white balance on the mosaic, a cut of what saturates, demosaicing, colour matrix, a tone curve
-    a channel, sharpening of luma, smoothing of chroma, clip. Untouched, it is the camera's colour by gamma 2.2,
-    not sharpened. Gradients pass to the raw data and to all parameters.
+    Black level, white balance on the mosaic, a cut of what saturates, demosaicing, colour matrix, a tone
+    curve a channel, sharpening of luma, smoothing of chroma, clip. Untouched, it is the camera's colour by
+    gamma 2.2, not sharpened. Gradients pass to the raw data and to all parameters.
 
     The tone curve is a quadratic spline over the gamma-encoded value, ``x ** (1 / 2.2)``, and rises whatever
     its parameters are: its control points are sums of steps, which a softplus keeps positive.

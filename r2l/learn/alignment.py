@@ -177,12 +177,10 @@ def align(frame: RawFrame, picture: np.ndarray, name: str = "picture") -> Pair:
     if good.sum() < 4 or (good & local.textured).sum() < 4:
         raise AlignmentError(
             name,
-            f"moved against its raw file by up to {lens:.1f} pixels, more toward the corners: a lens correction",
+            f"moved against its raw file by {lens:.1f} pixels in the corners: a lens correction",
             "Switch it off in the camera, or give a pair made with a longer lens",
         )
-    return Pair(
-        frame, resized, shift, turned, scale, lens, corners[good], float(1 - good.mean())
-    )
+    return Pair(frame, resized, shift, turned, scale, lens, corners[good], float(1 - good.mean()))
 
 
 def _refused(name: str, why: str) -> AlignmentError:
@@ -251,16 +249,12 @@ def _coarse(raw: Tensor, picture: Tensor) -> tuple[float, tuple[int, int]]:
     )
     if min(h, w) < 8:
         return 0.0, (dy * factor, dx * factor)
-    pair = torch.stack(
-        [a[ya : ya + h, xa : xa + w].ravel(), b[yb : yb + h, xb : xb + w].ravel()]
-    )
+    pair = torch.stack([a[ya : ya + h, xa : xa + w].ravel(), b[yb : yb + h, xb : xb + w].ravel()])
     return float(torch.corrcoef(pair)[0, 1].nan_to_num()), (dy * factor, dx * factor)
 
 
-def _grid(
-    frame: tuple[int, int], picture: tuple[int, int], shift: tuple[int, int]
-) -> np.ndarray:
-    """Return rows and columns, even, of blocks inside both, not too many, with their margin inside the frame."""
+def _grid(frame: tuple[int, int], picture: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
+    """Return rows and columns, even, of blocks inside both, with their margin inside the frame."""
     axes = []
     for side, extent, begin in zip(frame, picture, shift, strict=True):
         first = max(MARGIN, begin)
@@ -302,9 +296,7 @@ def _cut(luma: Tensor, corners: np.ndarray) -> Tensor:
 
 def _vertex(lines: Tensor, top: Tensor) -> Tensor:
     """Return where a parabola through each cyclic line's highest value and its neighbours is highest."""
-    before, at, after = (
-        lines.gather(1, ((top + k) % BLOCK)[:, None])[:, 0] for k in (-1, 0, 1)
-    )
+    before, at, after = (lines.gather(1, ((top + k) % BLOCK)[:, None])[:, 0] for k in (-1, 0, 1))
     place = top + 0.5 * (before - after) / (before - 2 * at + after).clamp(max=-1e-12)
     return torch.where(place > BLOCK / 2, place - BLOCK, place)
 

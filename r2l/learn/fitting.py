@@ -34,10 +34,13 @@ _FITTED, _JUDGED, _KEPT = 200, 128, 1 / 3
 _PIXELS, _ROUNDS, _STEPS = 8_000, 4, 12
 # Blocks that the filters are fitted to.
 _FILTERED = 80
-# A deviation from which on a pixel counts less, display domain.
-_ROBUST = 0.03
-# What is known before: weights of the start, of black and of straightness against that many pixels.
-_ANCHOR, _DARK, _SMOOTH = 1.0, 10.0, 0.3
+# Deviations from which on a pixel counts less, and not at all, display domain.
+_ROBUST, _MOVED = 0.03, 0.2
+# What is known before the first pixel: how firmly the row of a matrix and its offset stay where they start,
+# and how straight a curve is.
+_ANCHOR = np.array([1.0, 1.0, 1.0, 10.0])
+_STRAIGHT = 0.3 * SPANS * np.diff(np.eye(SPANS + 2)[1:], axis=0)
+_LOWEST = np.array([-np.inf] + [0.0] * (SPANS + 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,9 @@ class Learned:
         lines.append(f"judged on {self.judged} blocks that were not fitted")
         gains = ", ".join(f"{gain:.3f}" for gain in self.isp.white_balance.tolist())
         lines += [f"white balance {gains}", "colour matrix"]
-        lines += ["  " + " ".join(f"{x:7.3f}" for x in row) for row in self.isp.colour_matrix.tolist()]
+        lines += [
+            "  " + " ".join(f"{x:7.3f}" for x in row) for row in self.isp.colour_matrix.tolist()
+        ]
         for number, pair in enumerate(self.pairs, 1):
             notes = [f"begins at row {pair.shift[0]}, column {pair.shift[1]} of the raw frame"]
             notes += [f"turned by {90 * pair.turned} degrees"] if pair.turned else []
@@ -87,10 +92,10 @@ class Learned:
 def learn_pipeline(pairs: Sequence[PairLike], *, seed: int = 0) -> Learned:
     """Learn what a camera does to its raw data from pairs of a raw file and the camera's own JPEG.
 
-    Fitted in turn until they agree: by robust least squares with exact derivatives, in units of each number's
-    effect, the colours and a rising curve a channel; by linear least squares the filters of luma and chroma.
-    Black level, gains and matrix start from what the raw file says. Gains are those for which the curves of the
-    three channels agree: what comes out grey is balanced. Everything is done for each demosaicing; the one that
+    First the colours, where little happens around a pixel: for each channel three weights, an offset and a
+    rising curve, by robust least squares with exact derivatives, damped in units of each number's effect.
+    Gains are those for which the three curves agree: what comes out grey is balanced. Then, for each
+    demosaicing, curves and the filters of luma and chroma in turn, each in closed form; the demosaicing that
     fits best is kept. Two thirds of the blocks are fitted, the others judge.
 
     Where the shutter, the lens or the firmware did something that depends on the place in the frame or on the
@@ -106,7 +111,9 @@ def learn_pipeline(pairs: Sequence[PairLike], *, seed: int = 0) -> Learned:
         ValueError: no pairs, or pairs of several cameras.
     """
     if not pairs:
-        raise ValueError("no pairs to learn from: give raw files and the JPEGs of the same exposures")
+        raise ValueError(
+            "no pairs to learn from: give raw files and the JPEGs of the same exposures"
+        )
     aligned = [_open(*pair) for pair in pairs]
     camera = aligned[0].frame.camera
     if len(names := sorted({pair.frame.camera.name for pair in aligned})) > 1:
@@ -171,14 +178,14 @@ def _start(blocks: Blocks, camera: Camera, rng: np.random.Generator) -> _Colours
     matrix = np.array(stage.signed_columns(camera.colour_matrix, camera.white_balance))
     values = _demosaiced(blocks, camera, gains, "bilinear")
     y = stage.luma(values)
-    mean, square = (F.avg_pool2d(v, KERNEL, stride=1) for v in (y, y * y))
-    values = crop(values, KERNEL // 2)
+    mean, square, smooth = (F.avg_pool2d(v, KERNEL, stride=1) for v in (y, y * y, values))
     busy = (square - mean**2).clamp(min=0).sqrt() / (mean.abs() + 0.01)
     quiet = blocks.seen & (busy <= busy[blocks.seen].median())
+    # Means on both sides: noise in what is fitted by would pull the matrix toward grey.
+    target = F.avg_pool2d(blocks.target, KERNEL, stride=1)
+    smooth, quiet = crop(smooth, KERNEL // 2), crop(quiet, KERNEL // 2)
     fit = _Colours(gains, matrix, np.zeros(3), np.zeros((3, SPANS + 2)))
-    fit = _fit_colours(fit, *_sample(values, blocks.target, quiet, rng))
-    fit = _balanced(fit)
-    return fit
+    return _balanced(_fit_colours(fit, *_sample(smooth, target, quiet, rng)))
 
 
 def _refine(
@@ -189,21 +196,21 @@ def _refine(
     rng: np.random.Generator,
     rounds: int,
 ) -> LearnedISP:
-    """Fit colours and filters in turn, each to what the other leaves."""
+    """Fit curves and filters in turn, each to what the other leaves."""
     values = _demosaiced(blocks, camera, fit.gains, method)
-    inner = crop(values, KERNEL // 2)
-    left = blocks.target
-    fit = fit._replace(points=np.zeros_like(fit.points))
+    left, where = blocks.target, blocks.seen
     for _ in range(rounds):
-        fit = _fit_colours(fit, *_sample(inner, left, blocks.seen, rng))
+        colours, wanted = _sample(crop(values, KERNEL // 2), left, where, rng)
+        linear = colours @ fit.matrix.T + fit.offset
+        points = [_fit_curve(linear[:, c], wanted[:, c]).cumsum() for c in range(3)]
+        fit = fit._replace(points=np.stack(points))
         image = _apply(fit, values)
-        plain = crop(image, KERNEL // 2)
-        luma, chroma = _fit_filters(image, blocks)
-        y = stage.luma(image)
-        change = _filtered(y, luma) - stage.luma(plain)
-        change = change + _filtered(image - y, chroma) - (plain - stage.luma(plain))
+        kernels = _fit_filters(image, blocks)
+        change = _filter(image, *kernels) - crop(image, KERNEL // 2)
         left = (blocks.target - change).clamp(0, 1)
-    return _as_isp(fit, luma, chroma, camera, method)
+        error = crop(image, KERNEL // 2) - left
+        where = blocks.seen & (error.abs().amax(1, keepdim=True) < _MOVED)
+    return _as_isp(fit, kernels, camera, method)
 
 
 def _sample(
@@ -217,103 +224,92 @@ def _sample(
 
 def _fit_colours(fit: _Colours, values: np.ndarray, target: np.ndarray) -> _Colours:
     """Fit a row of the matrix, an offset and a curve for each channel to pixels (n, 3)."""
-    rows = [
-        _Channel(values, target[:, c], fit.matrix[c], fit.offset[c]).fit(fit.points[c])
-        for c in range(3)
-    ]
-    matrix, offset, points = (np.stack(part) for part in zip(*rows, strict=True))
+    problems = [_Channel(values, target[:, c], fit.matrix[c]) for c in range(3)]
+    matrix, offset, points = (
+        np.stack(part) for part in zip(*(problem.fit() for problem in problems), strict=True)
+    )
     return _Colours(fit.gains, matrix, offset, points)
 
 
+def _curve_weights(linear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each step of a curve adds to the display value (n, SPANS + 2), and the slope of that."""
+    x = linear.clip(0, 1)
+    u = x ** (1 / 2.2)
+    first, weights = spline_weights(torch.from_numpy(u))
+    t = u * SPANS - first.numpy()
+    inside = (linear > 0) & (linear < 1)
+    slopes = np.stack([t - 1, 1 - 2 * t, t]) * SPANS * inside * u / (2.2 * x.clip(1e-5))
+    dense = np.zeros((2, len(x), SPANS + 2))
+    for k, parts in enumerate((torch.stack(weights).numpy(), slopes)):
+        np.put_along_axis(dense[k], first.numpy()[:, None] + np.arange(3), parts.T, axis=1)
+    # A control point is the sum of the steps up to it.
+    steps, slopes = dense[..., ::-1].cumsum(-1)[..., ::-1]
+    return steps, slopes
+
+
+def _fit_curve(linear: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return first point and steps, which are not negative, that bring linear values (n,) to display ones."""
+    weights, _ = _curve_weights(linear)
+    system = np.vstack([weights, _STRAIGHT])
+    wanted = np.concatenate([target, np.zeros(len(_STRAIGHT))])
+    return lsq_linear(system, wanted, (_LOWEST, np.inf)).x
+
+
 class _Channel:
-    """The least-squares problem of a channel: three weights and an offset, and a curve's first point and steps."""
+    """The least-squares problem of a channel: three weights, an offset, a curve's first point and steps."""
 
-    def __init__(
-        self, values: np.ndarray, target: np.ndarray, row: np.ndarray, offset: float
-    ) -> None:
-        self.values, self.target = values, target
-        self.before = np.array([*row, offset])
-        # Against one pixel's residual of a display unit.
-        self.anchor = np.array([*[_ANCHOR] * 3, _DARK])
+    def __init__(self, values: np.ndarray, target: np.ndarray, row: np.ndarray) -> None:
+        self.values, self.target, self.row = values, target, row
 
-    def _curve(self, linear: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the weights of steps (n, SPANS + 2), those of slopes, and the slope of the encoding."""
-        x = linear.clip(0, 1)
-        u = x ** (1 / 2.2)
-        first, weights = spline_weights(torch.from_numpy(u))
-        t = u * SPANS - first.numpy()
-        slopes = np.stack([t - 1, 1 - 2 * t, t]) * SPANS
-        place = first.numpy()[:, None] + np.arange(3)
-        dense = np.zeros((2, len(x), SPANS + 2))
-        for k, values in enumerate((torch.stack(weights).numpy(), slopes)):
-            np.put_along_axis(dense[k], place, values.T, axis=1)
-        # A control point is the sum of the steps up to it.
-        steps = dense[..., ::-1].cumsum(-1)[..., ::-1]
-        encoding = np.where((linear > 0) & (linear < 1), u / (2.2 * x.clip(1e-5)), 0)
-        return steps[0], steps[1], encoding
-
-    def _straightness(self) -> np.ndarray:
-        """Return rows that weigh the differences between steps."""
-        return np.diff(np.eye(SPANS + 2)[1:], axis=0) * _SMOOTH * SPANS
-
-    def fit(self, points: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-        """Return row, offset and control points; those given are the start, or zeros for a closed form."""
-        lowest = np.array([-np.inf, *[0.0] * (SPANS + 1)])
-        steps = np.diff(points, prepend=0.0)
-        if not points.any():
-            weights, _, _ = self._curve(self.values @ self.before[:3] + self.before[3])
-            system = np.vstack([weights, self._straightness()])
-            wanted = np.concatenate([self.target, np.zeros(SPANS)])
-            steps = lsq_linear(system, wanted, (lowest, np.inf)).x
-        numbers = np.concatenate([self.before, steps])
-        bounds = np.concatenate([[-np.inf] * 4, lowest])
-        cost, damping = np.inf, 1e-3
+    def fit(self) -> tuple[np.ndarray, float, np.ndarray]:
+        """Return row, offset and control points."""
+        numbers = np.concatenate([self.row, [0.0], _fit_curve(self.values @ self.row, self.target)])
+        lowest = np.concatenate([np.full(4, -np.inf), _LOWEST])
+        damping = 1e-3
         for _ in range(_STEPS):
             error, slopes = self._residual(numbers), self._jacobian(numbers)
-            normal, moment = slopes.T @ slopes, slopes.T @ error
-            cost = error @ error
+            normal, cost = slopes.T @ slopes, error @ error
             while damping < 1e3:
                 # Gauss-Newton inside the bounds, damped by each number's own effect (Marquardt, 1963).
                 root = np.linalg.cholesky(normal + damping * np.diag(normal.diagonal() + 1e-9)).T
-                wanted = -np.linalg.solve(root.T, moment)
-                step = lsq_linear(root, wanted, (bounds - numbers - 1e-12, np.inf)).x
-                tried = self._residual(numbers + step)
-                if tried @ tried < cost:
+                wanted = -np.linalg.solve(root.T, slopes.T @ error)
+                tried = numbers + lsq_linear(root, wanted, (lowest - numbers - 1e-12, np.inf)).x
+                left = self._residual(tried)
+                if left @ left < cost:
                     break
                 damping *= 10
             else:
                 break
-            numbers, damping = numbers + step, damping / 5
-            if tried @ tried > cost * (1 - 1e-4):
+            numbers, damping = tried, damping / 5
+            if left @ left > cost * (1 - 1e-4):
                 break
         return numbers[:3], numbers[3], numbers[4:].cumsum()
 
     def _residual(self, numbers: np.ndarray) -> np.ndarray:
-        weights, _, _ = self._curve(self.values @ numbers[:3] + numbers[3])
+        weights, _ = _curve_weights(self.values @ numbers[:3] + numbers[3])
         error = (weights @ numbers[4:]).clip(0, 1) - self.target
-        anchor = self.anchor * (numbers[:4] - self.before)
-        return np.concatenate([_pull_in(error), anchor, self._straightness() @ numbers[4:]])
+        anchor = _ANCHOR * (numbers[:4] - [*self.row, 0])
+        return np.concatenate([_pull_in(error), anchor, _STRAIGHT @ numbers[4:]])
 
     def _jacobian(self, numbers: np.ndarray) -> np.ndarray:
-        weights, slopes, encoding = self._curve(self.values @ numbers[:3] + numbers[3])
+        weights, slopes = _curve_weights(self.values @ numbers[:3] + numbers[3])
         image = weights @ numbers[4:]
         inside = ((image > 0) & (image < 1)) * _pull_in_slope(image.clip(0, 1) - self.target)
-        by_input = (slopes @ numbers[4:]) * encoding * inside
-        colours = np.column_stack([self.values * by_input[:, None], by_input])
-        data = np.hstack([colours, weights * inside[:, None]])
-        anchor = np.hstack([np.diag(self.anchor), np.zeros((4, SPANS + 2))])
-        return np.vstack([data, anchor, np.pad(self._straightness(), ((0, 0), (4, 0)))])
+        by_input = (slopes @ numbers[4:] * inside)[:, None]
+        data = np.hstack([self.values * by_input, by_input, weights * inside[:, None]])
+        anchor = np.hstack([np.diag(_ANCHOR), np.zeros((4, SPANS + 2))])
+        return np.vstack([data, anchor, np.pad(_STRAIGHT, ((0, 0), (4, 0)))])
 
 
 def _pull_in(error: np.ndarray) -> np.ndarray:
     """Return errors whose square grows like a line where they are large (pseudo-Huber)."""
-    scaled = error / _ROBUST
-    return np.sign(error) * _ROBUST * np.sqrt(2 * (np.sqrt(1 + scaled**2) - 1))
+    root = np.sqrt(1 + (error / _ROBUST) ** 2)
+    return error * np.sqrt(2 / (root + 1))
 
 
 def _pull_in_slope(error: np.ndarray) -> np.ndarray:
     root = np.sqrt(1 + (error / _ROBUST) ** 2)
-    return np.where(np.abs(error) < 1e-9, 1.0, np.sqrt((root + 1) / 2) / root)
+    return np.sqrt((root + 1) / 2) / root
 
 
 def _balanced(fit: _Colours) -> _Colours:
@@ -347,8 +343,10 @@ def _apply(fit: _Colours, values: Tensor) -> Tensor:
     return apply_tone_curve(image + offset, torch.from_numpy(fit.points))
 
 
-def _filtered(planes: Tensor, kernel: Tensor) -> Tensor:
-    return correlate(planes, kernel, border=None)
+def _filter(image: Tensor, luma: Tensor, chroma: Tensor) -> Tensor:
+    """Filter luma and chroma where the kernels fit."""
+    y = stage.luma(image)
+    return correlate(y, luma, border=None) + correlate(image - y, chroma, border=None)
 
 
 def _fit_filters(image: Tensor, blocks: Blocks) -> list[Tensor]:
@@ -362,7 +360,7 @@ def _fit_filters(image: Tensor, blocks: Blocks) -> list[Tensor]:
             patches = F.unfold(part[:, None], KERNEL)
             centre = patches[:, KERNEL**2 // 2 : KERNEL**2 // 2 + 1]
             rest = aim.flatten(1)[:, None] - centre
-            weight = where.flatten()[None, None] * (rest.abs() < 0.2)
+            weight = where.flatten()[None, None] * (rest.abs() < _MOVED)
             steps = (patches - centre) * weight
             normal += torch.einsum("cip,cjp->ij", steps, steps).double()
             moment += torch.einsum("cip,cop->i", steps, rest * weight).double()
@@ -373,9 +371,7 @@ def _fit_filters(image: Tensor, blocks: Blocks) -> list[Tensor]:
     return kernels
 
 
-def _as_isp(
-    fit: _Colours, luma: Tensor, chroma: Tensor, camera: Camera, method: str
-) -> LearnedISP:
+def _as_isp(fit: _Colours, kernels: list[Tensor], camera: Camera, method: str) -> LearnedISP:
     """Return a pipeline of these numbers; what the curves' inputs are offset by becomes a black level."""
     isp = LearnedISP(camera, method)
     dark = -np.linalg.solve(fit.matrix, fit.offset) / fit.gains
@@ -386,8 +382,8 @@ def _as_isp(
         "white_balance": fit.gains,
         "colour_matrix": fit.matrix * (1 - dark),
         "tone_curve": to_steps(torch.from_numpy(fit.points)),
-        "sharpening_kernel": luma,
-        "blur_kernel": chroma,
+        "sharpening_kernel": kernels[0],
+        "blur_kernel": kernels[1],
     }
     with torch.no_grad():
         for name, value in numbers.items():

@@ -1,4 +1,4 @@
-"""How far a developed picture is from the camera's own: PSNR, and the difference in colour that people see."""
+"""How far a developed picture is from the camera's own: PSNR, and the colour difference that people see."""
 
 from __future__ import annotations
 
