@@ -27,6 +27,7 @@ _HOMES = {
         *("PIPELINES", "HalfSizeRGB", "NeuralISP", "ParametrizedISP", "StaticISP"),
         *("develop_all", "load_isp", "open_pipeline", "save_isp"),
     ),
+    "r2l.learn": ("learn_pipeline",),
     "r2l.datasets": (
         *("RawDrone", "RawFolder", "RawMicroscopy", "SyntheticDrone", "SyntheticMicroscopy"),
         *("Frames", "develop_views"),

@@ -15,6 +15,7 @@ from r2l.cli.data import data
 from r2l.cli.develop import check, develop, show
 from r2l.cli.errors import Commands
 from r2l.cli.lab import lab
+from r2l.cli.learn import learn_pipeline
 from r2l.cli.sweep import sweep
 from r2l.cli.train import TrainCommand, train
 
@@ -37,6 +38,7 @@ def root() -> None:
 
 app.command()(develop)
 app.command()(check)
+app.command()(learn_pipeline)
 app.command(cls=TrainCommand)(train)
 app.command()(sweep)
 camera = typer.Typer(no_args_is_help=True, help="Say what is known of a camera.")

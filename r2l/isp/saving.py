@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ DESCRIPTION, WEIGHTS = "isp.json", "weights.safetensors"
 
 #: Each kind of ISP by its name, and the arguments besides the camera that make it again.
 _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {}
+# Kinds in modules that are not imported with the others, by name, since few need them.
+_LATE = {"LearnedISP": "r2l.isp.learned"}
 # What reading JSON and weights, and making a module of them, fails in if they are damaged.
 _FAILURES = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError),
@@ -152,6 +155,8 @@ def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
 
 
 def _make(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
+    if description["kind"] in _LATE:
+        import_module(_LATE[description["kind"]])
     kind, names = choose("kind", description["kind"], _KINDS)
     options = dict(description["options"])
     for name, value in options.items():

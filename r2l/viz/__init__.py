@@ -22,5 +22,5 @@ from r2l.viz.pictures import (
     plot_stages,
     plot_views,
 )
-from r2l.viz.raw import plot_levels, plot_sites, plot_transfer
+from r2l.viz.raw import plot_learned, plot_levels, plot_sites, plot_transfer
 from r2l.viz.style import with_alt

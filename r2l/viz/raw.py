@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from r2l.camera import CFA, Camera
+from r2l.isp.learned import apply_tone_curve, control_points
+from r2l.learn import Learned
 from r2l.sensor import CONTAINER_MAX
 from r2l.viz.pictures import draw_image
 from r2l.viz.style import CYCLE, INK, SOFT, ink, panels, tidy
@@ -103,6 +106,30 @@ def plot_transfer(measured: Mapping[str, tuple[np.ndarray, np.ndarray, float, fl
         ax.set_xscale("log")
         ax.set_yscale("log")
         _label(ax, title, "signal above black (DN)", "variance of the noise (DN²)")
+    return figure
+
+
+def plot_learned(learned: Learned) -> Figure:
+    """Show a learned camera: its tone curves beside gamma 2.2, and how near each pipeline is to its pictures.
+
+    Args:
+        learned: what `r2l.learn_pipeline` returned.
+    """
+    figure, ((curves, scores),) = panels(1, 2, (9, 3.6))
+    linear = torch.linspace(0, 1, 512)
+    points = control_points(learned.isp.tone_curve.detach())
+    display = apply_tone_curve(linear.expand(1, 3, 1, -1), points)[0, :, 0]
+    for name, colour, values in zip("RGB", ("#d55e00", "#009e73", "#0072b2"), display, strict=True):
+        curves.plot(linear, values, color=colour, label=name)
+    curves.plot(linear, linear ** (1 / 2.2), color=SOFT, linewidth=0.8, label="gamma 2.2")
+    curves.legend(frameon=False, fontsize=8)
+    _label(curves, learned.isp.camera.name, "linear", "display")
+    table = learned.scores.sort_values("psnr")
+    own = [CYCLE[1] if name == "learned" else CYCLE[0] for name in table.index]
+    bars = scores.barh(list(table.index), table["psnr"], color=own)
+    colours = [f"{colour:.1f}" for colour in table["ciede2000"]]
+    scores.bar_label(bars, colours, padding=3, fontsize=7)
+    _label(scores, "on blocks not fitted; beside the bars CIEDE2000", "PSNR in dB", "")
     return figure
 
 
