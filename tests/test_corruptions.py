@@ -10,7 +10,7 @@ from skimage import color, filters
 
 from r2l.camera import DRONE, MICROSCOPE, Camera
 from r2l.drift import PUBLISHED_CORRUPTIONS, corrupt, drift_sensor, published_corruptions
-from r2l.drift.corruptions import _KINDS, CORRUPTIONS, _constants_of
+from r2l.drift.corruptions import _KINDS, CORRUPTIONS, _constants_of, name_corruptions
 from r2l.drift.matched_severity import match_amount, mean_distance, pipeline_distance
 from r2l.drift.sensor_drift import SENSOR_DRIFTS
 from r2l.sensor import DRONE_NOISE, NoiseModel, apply_levels
@@ -262,3 +262,38 @@ def test_mistakes_in_sensor_drift_are_named():
     with pytest.raises(ValueError, match="NoiseModel"):
         drift_sensor(raw, own, "noise")
     assert drift_sensor(raw, own, "noise", noise=NoiseModel(1.0, 2.0, 12)).shape == raw.shape
+
+
+def rain(image, severity):
+    """Dark drops at random places, more of them as severity rises."""
+    drops = torch.rand(image.shape[-2:]) < 0.02 * severity
+    return torch.where(drops, image * np.random.uniform(0.2, 0.4), image)  # noqa: NPY002
+
+
+def test_a_function_of_ones_own_is_a_corruption(tmp_path, monkeypatch):
+    images = torch.rand(6, 3, 16, 16)
+    state = torch.get_rng_state()
+    together = corrupt(images, rain, 3, seed=4)
+    assert torch.equal(corrupt(images[[5, 2]], rain, 3, seed=4, ids=[5, 2]), together[[5, 2]])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(corrupt(images, rain, 3, seed=5), together)
+    moved = [mean_distance(corrupt(images, rain, s, seed=4), images, "l2") for s in (1, 3, 5)]
+    assert moved == sorted(moved)
+    assert torch.equal(corrupt(images, rain, 3, amount=0), images)
+    half = corrupt(images, rain, 3, amount=0.5, seed=4)
+    torch.testing.assert_close(half, (images + together) / 2)
+    match = match_amount(images, rain, 0.5 * mean_distance(together, images, "l2"), distance="l2")
+    assert match.reached
+    grey = lambda image: image.mean(1, keepdim=True).expand_as(image)  # noqa: E731
+    assert torch.equal(corrupt(images, grey)[0, 0], corrupt(images, grey)[0, 2])
+    (tmp_path / "own_weather.py").write_text("def fog(image):\n    return image * 0.5 + 0.5\n")
+    monkeypatch.chdir(tmp_path)
+    torch.testing.assert_close(corrupt(images, "own_weather:fog"), images * 0.5 + 0.5)
+    with pytest.raises(ValueError, match="keep the shape"):
+        corrupt(images, lambda image: image[..., 1:])
+    with pytest.raises(ValueError, match="severity is 6"):
+        corrupt(images, rain, 6)
+    assert list(name_corruptions([rain, "contrast"])) == ["rain", "contrast"]
+    for nameless in ([grey], ["contrast", "contrast"], [print, print]):
+        with pytest.raises(ValueError, match=r"give .name: function"):
+            name_corruptions(nameless)

@@ -372,6 +372,23 @@ def test_corrupted_answers_are_those_to_corrupted_images(views, models):
     assert every == pytest.approx(mean_distance(changed, clean), rel=1e-4)
 
 
+def darker(image):
+    return 0.7 * image
+
+
+def test_own_corruptions_stand_in_the_table_beside_the_others(models, views):
+    kinds = ["contrast", darker]
+    table = corruption_table(models, views, kinds, scale="matched", distance="l2", progress=False)
+    assert set(table["kind"]) == {"contrast", "darker"}
+    for code, part in table.query("kind == 'darker'").groupby("train"):
+        other = next(c for c in CODES if c != code)
+        want = mean_distance(views.images[other], views.images[code], "l2")
+        assert part["distance"].mean() == pytest.approx(want, rel=0.05)
+        assert part["reached"].all()
+    named = corruption_table(models, views, {"dusk": darker}, progress=False)
+    assert set(named["test"]) == {"published: dusk 3"}
+
+
 def test_matched_corruptions_are_as_far_as_the_other_pipelines(views, models):
     table = corruption_table(
         models, views, ["gaussian_noise"], scale="matched", distance="l2", progress=False

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from r2l.datasets.frames import Frames
-from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, corrupt
+from r2l.drift.corruptions import (
+    PUBLISHED_CORRUPTIONS,
+    SCALES,
+    Corruptions,
+    corrupt,
+    name_corruptions,
+)
 from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
 from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
@@ -44,7 +50,7 @@ _Change = tuple[dict[str, Any], Tensor]
 def corruption_table(
     models: Sequence[Trained],
     views: Frames,
-    kinds: Sequence[str] = PUBLISHED_CORRUPTIONS,
+    kinds: Corruptions = PUBLISHED_CORRUPTIONS,
     severities: Sequence[int] = (3,),
     *,
     scale: str = "published",
@@ -58,7 +64,7 @@ def corruption_table(
     Args:
         models: what `train_models` returned, or `Trained` made by hand.
         views: the developed images.
-        kinds: of `CORRUPTIONS`.
+        kinds: of `CORRUPTIONS`, and functions of your own, see `corrupt`; or a mapping of names to them.
         severities: 1 to 5.
         scale: "published" or "image", see `corrupt`; or "matched": of each corruption so much (or little)
             of the severity's change (in constants for the images' size) that its mean distance is that of
@@ -84,7 +90,7 @@ def corruption_table(
             images, size, reached = views.images[code], 1.0, True
             if scale == _MATCHED:
                 target = pipeline_distance(views, code, kind=distance, indices=some)
-            for kind, severity in product(kinds, severities):
+            for (name, kind), severity in product(named.items(), severities):
                 how = {"severity": severity, "scale": scale, "seed": seed}
                 if scale == _MATCHED:
                     how["scale"] = "image"
@@ -92,10 +98,10 @@ def corruption_table(
                         images[some], kind, target, distance=distance, ids=some, **how
                     )
                     size, reached = match.amount, match.reached
-                change = _name(code, scale, kind, severity) | {"amount": size, "reached": reached}
+                change = _name(code, scale, name, severity) | {"amount": size, "reached": reached}
                 yield change, corrupt(images, kind, amount=size, **how)
 
-    codes = _codes(models, views)
+    codes, named = _codes(models, views), name_corruptions(kinds)
     bar = {"desc": f"corrupting, {scale}", "disable": not progress}
     bar["total"] = len(codes) * len(kinds) * len(severities)
     return _ask_changed(models, views, changes(), distance, device, bar)
@@ -231,7 +237,7 @@ class CorruptionBenchmark:
 def benchmark_corruptions(
     models: Sequence[Trained],
     views: Frames,
-    kinds: Sequence[str] = PUBLISHED_CORRUPTIONS,
+    kinds: Corruptions = PUBLISHED_CORRUPTIONS,
     *,
     results: pd.DataFrame | None = None,
     severity: int = 3,
@@ -249,7 +255,7 @@ def benchmark_corruptions(
     Args:
         models: what `train_models` returned.
         views: the developed images, under all pipelines that are compared.
-        kinds: of `CORRUPTIONS`; the published ten unless given.
+        kinds: as in `corruption_table`; the published ten unless given.
         results: what `predict_matrix` returned for these models and views; asked for here, if not given.
         severity: of the corruptions, 3 as published.
         distance: what "as far" means: "psnr", "ssim" or "l2".

@@ -14,15 +14,18 @@ and zoom blur enlarges continuously, where the benchmark cuts out whole pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from r2l.drift import distortions
 from r2l.drift.distortions import Constants, Generators, at_severity, generators
-from r2l.files import choose
+from r2l.files import choose, load_named
+from r2l.training.seeding import mixed_seed, seeded
 
 SCALES = ("published", "image")
 _SIDE = 32  # pixels; of the images that the published constants were made for
@@ -127,9 +130,28 @@ CORRUPTIONS = tuple(_KINDS)
 PUBLISHED_CORRUPTIONS = CORRUPTIONS[:10]
 
 
+#: A name of `CORRUPTIONS`, a function of one's own, or ``module:function`` of it; see `corrupt`.
+Corruption = str | Callable[..., Tensor]
+Corruptions = Sequence[Corruption] | Mapping[str, Corruption]
+
+
+def name_corruptions(kinds: Corruptions) -> dict[str, Corruption]:
+    """Return corruptions by name: a mapping as it is, functions by their own names.
+
+    Raises:
+        ValueError: a function without a name of its own, or two of one name.
+    """
+    if isinstance(kinds, Mapping):
+        return dict(kinds)
+    names = [kind if isinstance(kind, str) else getattr(kind, "__name__", "") for kind in kinds]
+    if len(set(names)) < len(names) or not all(n and n != "<lambda>" for n in names):
+        raise ValueError(f"corruptions {names} need names of their own: give {{name: function}}")
+    return dict(zip(names, kinds, strict=True))
+
+
 def corrupt(
     images: Tensor,
-    kind: str,
+    kind: Corruption,
     severity: int = 3,
     *,
     amount: float = 1.0,
@@ -145,7 +167,10 @@ def corrupt(
 
     Args:
         images: (N, 3, H, W), display domain, [0, 1].
-        kind: one of `CORRUPTIONS`.
+        kind: one of `CORRUPTIONS`; or a function of one's own, or the name of one (``module:function``),
+            from an image (1, 3, H, W) to one of its size. It is called with one image at a time, the global
+            generators of torch, numpy and Python seeded for it, and gets ``severity=`` if it has such an
+            argument; of its change ``amount`` is the share that is mixed in, and ``scale`` is unused.
         severity: 1 to 5.
         amount: how much of the severity's change; 0 leaves the images, 2 is twice the noise, length,
             contrast lost, or quantisation. Between and beyond the five severities it is continuous, but
@@ -160,19 +185,51 @@ def corrupt(
 
     Raises:
         ValueError: an unknown kind or scale, a severity that is not 1 to 5, a negative amount, or images
-            of another shape.
+            of another shape, given or made.
+        R2LError: own code that is not to be found.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
-    constants = _constants_of(kind, severity, min(images.shape[2:]), scale)
+    own = not isinstance(kind, str) or ":" in kind
+    if own:
+        choose("scale", scale, SCALES)
+        at_severity(range(5), severity)
+    else:
+        constants = _constants_of(kind, severity, min(images.shape[2:]), scale)
     if not amount >= 0:
         raise ValueError(f"amount is {amount}, expected 0 or more")
     if amount == 0 or len(images) == 0:
         return images.clone()
+    if own:
+        function = load_named(kind, "corruption") if isinstance(kind, str) else kind
+        changed = _by_own(images, function, severity, seed, ids)
+        return (images + amount * (changed - images) if amount != 1 else changed).clamp(0, 1)
     corruption = _KINDS[kind]
     weakened = corruption.weaken(constants, amount) if amount != 1 else constants
     rngs = generators(seed, CORRUPTIONS.index(kind), len(images), ids)
     return corruption.apply(images, weakened, rngs).clamp(0, 1)
+
+
+def _by_own(
+    images: Tensor,
+    function: Callable[..., Tensor],
+    severity: int,
+    seed: int,
+    ids: Sequence[int] | np.ndarray | None,
+) -> Tensor:
+    """Return what a function makes of each image, whose chance follows from its identity alone."""
+    takes = "severity" in inspect.signature(function).parameters
+    options, made = {"severity": severity} if takes else {}, []
+    for number, image in zip(range(len(images)) if ids is None else ids, images, strict=True):
+        with seeded(mixed_seed(seed, int(number))):
+            made.append(function(image[None].clone(), **options))
+        if not isinstance(made[-1], Tensor) or made[-1].shape != image[None].shape:
+            shape = tuple(getattr(made[-1], "shape", ())) or type(made[-1]).__name__
+            raise ValueError(
+                f"corruption {function!r} made {shape} of an image {tuple(image[None].shape)}; it has to "
+                "keep the shape"
+            )
+    return torch.cat(made).to(images)
 
 
 def _constants_of(kind: str, severity: int, side: int, scale: str = "published") -> Constants:

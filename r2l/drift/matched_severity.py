@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from r2l.datasets.frames import Frames
-from r2l.drift.corruptions import corrupt
+from r2l.drift.corruptions import Corruption, corrupt
 from r2l.files import choose
 from r2l.training.metrics import DISTANCES, image_distance
 
@@ -91,7 +91,7 @@ def spread(total: int, most: int = _MATCH_IMAGES) -> np.ndarray:
 
 def match_amount(
     images: Tensor,
-    kind: str,
+    kind: Corruption,
     target: float,
     *,
     distance: str = "psnr",
@@ -107,7 +107,7 @@ def match_amount(
 
     Args:
         images: (N, 3, H, W), display domain.
-        kind: one of `CORRUPTIONS`.
+        kind: see `corrupt`.
         target: mean distance, such as `pipeline_distance` returns.
         distance: one of "l2", "ssim", "psnr".
         severity: whose change is taken more or less of.
