@@ -86,8 +86,8 @@ class LearnedISP(Pipeline):
             demosaicing(self.demosaic, cfa),
             Stage("colour_matrix", stage.apply_colour_matrix, self.colour_matrix),
             Stage("tone_curve", apply_tone_curve, control_points(self.tone_curve)),
-            Stage("sharpening", filter_luma, self.sharpening_kernel),
-            Stage("denoising", filter_chroma, self.blur_kernel),
+            Stage("sharpening", _filter_luma, self.sharpening_kernel),
+            Stage("denoising", _filter_chroma, self.blur_kernel),
             Stage("clip", stage.clip),
         ]
 
@@ -123,12 +123,12 @@ def apply_tone_curve(image: Tensor, points: Tensor) -> Tensor:
     return stage.clip(parts[0] + parts[1] + parts[2])
 
 
-def filter_luma(image: Tensor, kernel: Tensor) -> Tensor:
+def _filter_luma(image: Tensor, kernel: Tensor) -> Tensor:
     """Filter Y of an image (B, 3, H, W) by a kernel, mirrored at the border."""
     return stage.filter_luma(image, lambda y: correlate(y, kernel))
 
 
-def filter_chroma(image: Tensor, kernel: Tensor) -> Tensor:
+def _filter_chroma(image: Tensor, kernel: Tensor) -> Tensor:
     """Filter what Y leaves of an image (B, 3, H, W) by a kernel, mirrored at the border."""
     y = stage.luma(image)
     return y + correlate(image - y, kernel)

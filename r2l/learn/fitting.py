@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from r2l.camera import Camera
@@ -19,28 +18,24 @@ from r2l.isp import PIPELINES, open_pipeline
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC
 from r2l.isp.filters import correlate, crop
-from r2l.isp.learned import KERNEL, SPANS, LearnedISP, apply_tone_curve, spline_weights, to_steps
+from r2l.isp.learned import KERNEL, LearnedISP, apply_tone_curve, spline_weights, to_steps
 from r2l.isp.pipeline import run
 from r2l.learn.alignment import MARGIN, AlignmentError, Blocks, Pair, align, open_picture
+from r2l.learn.curves import fit_channel, fit_curve
 from r2l.learn.scores import develop_blocks, psnr, score
 from r2l.rawfile import RawFrame, read_raw
 
-#: A raw file and the picture that its camera made of it: paths, or what they hold (picture: uint8 (H, W, 3)).
-PairLike = tuple[str | Path | RawFrame, str | Path | np.ndarray]
+# A raw file and the picture that its camera made of it: paths, or what they hold (picture: uint8 (H, W, 3)).
+_PairLike = tuple[str | Path | RawFrame, str | Path | np.ndarray]
 
 # Blocks that are fitted, and that are judged, at most; the part kept for judging.
 _FITTED, _JUDGED, _KEPT = 200, 128, 1 / 3
-# Pixels that colours and curves are fitted to, rounds of these and the filters, steps of the former.
-_PIXELS, _ROUNDS, _STEPS = 8_000, 4, 12
+# Pixels that colours and curves are fitted to, and rounds of curves and filters.
+_PIXELS, _ROUNDS = 8_000, 4
 # Blocks that the filters are fitted to.
 _FILTERED = 80
-# Deviations from which on a pixel counts less, and not at all, display domain.
-_ROBUST, _MOVED = 0.03, 0.2
-# What is known before the first pixel: how firmly the row of a matrix and its offset stay where they start,
-# and how straight a curve is.
-_ANCHOR = np.array([1.0, 1.0, 1.0, 10.0])
-_STRAIGHT = 0.3 * SPANS * np.diff(np.eye(SPANS + 2)[1:], axis=0)
-_LOWEST = np.array([-np.inf] + [0.0] * (SPANS + 1))
+# A deviation from which on a pixel doesn't count, display domain.
+_MOVED = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +84,7 @@ class Learned:
         return "\n".join(lines)
 
 
-def learn_pipeline(pairs: Sequence[PairLike], *, seed: int = 0) -> Learned:
+def learn_pipeline(pairs: Sequence[_PairLike], *, seed: int = 0) -> Learned:
     """Learn what a camera does to its raw data from pairs of a raw file and the camera's own JPEG.
 
     First the colours, where little happens around a pixel: for each channel three weights, an offset and a
@@ -184,8 +179,10 @@ def _start(blocks: Blocks, camera: Camera, rng: np.random.Generator) -> _Colours
     # Means on both sides: noise in what is fitted by would pull the matrix toward grey.
     target = F.avg_pool2d(blocks.target, KERNEL, stride=1)
     smooth, quiet = crop(smooth, KERNEL // 2), crop(quiet, KERNEL // 2)
-    fit = _Colours(gains, matrix, np.zeros(3), np.zeros((3, SPANS + 2)))
-    return _balanced(_fit_colours(fit, *_sample(smooth, target, quiet, rng)))
+    colours, wanted = _sample(smooth, target, quiet, rng)
+    rows = [fit_channel(colours, wanted[:, c], matrix[c]) for c in range(3)]
+    fit = _Colours(gains, *(np.stack(part) for part in zip(*rows, strict=True)))
+    return _balanced(fit, wanted)
 
 
 def _refine(
@@ -202,7 +199,7 @@ def _refine(
     for _ in range(rounds):
         colours, wanted = _sample(crop(values, KERNEL // 2), left, where, rng)
         linear = colours @ fit.matrix.T + fit.offset
-        points = [_fit_curve(linear[:, c], wanted[:, c]).cumsum() for c in range(3)]
+        points = [fit_curve(linear[:, c], wanted[:, c]).cumsum() for c in range(3)]
         fit = fit._replace(points=np.stack(points))
         image = _apply(fit, values)
         kernels = _fit_filters(image, blocks)
@@ -222,102 +219,13 @@ def _sample(
     return tuple(x.movedim(1, -1).reshape(-1, 3)[drawn].double().numpy() for x in (values, target))
 
 
-def _fit_colours(fit: _Colours, values: np.ndarray, target: np.ndarray) -> _Colours:
-    """Fit a row of the matrix, an offset and a curve for each channel to pixels (n, 3)."""
-    problems = [_Channel(values, target[:, c], fit.matrix[c]) for c in range(3)]
-    matrix, offset, points = (
-        np.stack(part) for part in zip(*(problem.fit() for problem in problems), strict=True)
-    )
-    return _Colours(fit.gains, matrix, offset, points)
-
-
-def _curve_weights(linear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what each step of a curve adds to the display value (n, SPANS + 2), and the slope of that."""
-    x = linear.clip(0, 1)
-    u = x ** (1 / 2.2)
-    first, weights = spline_weights(torch.from_numpy(u))
-    t = u * SPANS - first.numpy()
-    inside = (linear > 0) & (linear < 1)
-    slopes = np.stack([t - 1, 1 - 2 * t, t]) * SPANS * inside * u / (2.2 * x.clip(1e-5))
-    dense = np.zeros((2, len(x), SPANS + 2))
-    for k, parts in enumerate((torch.stack(weights).numpy(), slopes)):
-        np.put_along_axis(dense[k], first.numpy()[:, None] + np.arange(3), parts.T, axis=1)
-    # A control point is the sum of the steps up to it.
-    steps, slopes = dense[..., ::-1].cumsum(-1)[..., ::-1]
-    return steps, slopes
-
-
-def _fit_curve(linear: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return first point and steps, which are not negative, that bring linear values (n,) to display ones."""
-    weights, _ = _curve_weights(linear)
-    system = np.vstack([weights, _STRAIGHT])
-    wanted = np.concatenate([target, np.zeros(len(_STRAIGHT))])
-    return lsq_linear(system, wanted, (_LOWEST, np.inf)).x
-
-
-class _Channel:
-    """The least-squares problem of a channel: three weights, an offset, a curve's first point and steps."""
-
-    def __init__(self, values: np.ndarray, target: np.ndarray, row: np.ndarray) -> None:
-        self.values, self.target, self.row = values, target, row
-
-    def fit(self) -> tuple[np.ndarray, float, np.ndarray]:
-        """Return row, offset and control points."""
-        numbers = np.concatenate([self.row, [0.0], _fit_curve(self.values @ self.row, self.target)])
-        lowest = np.concatenate([np.full(4, -np.inf), _LOWEST])
-        damping = 1e-3
-        for _ in range(_STEPS):
-            error, slopes = self._residual(numbers), self._jacobian(numbers)
-            normal, cost = slopes.T @ slopes, error @ error
-            while damping < 1e3:
-                # Gauss-Newton inside the bounds, damped by each number's own effect (Marquardt, 1963).
-                root = np.linalg.cholesky(normal + damping * np.diag(normal.diagonal() + 1e-9)).T
-                wanted = -np.linalg.solve(root.T, slopes.T @ error)
-                tried = numbers + lsq_linear(root, wanted, (lowest - numbers - 1e-12, np.inf)).x
-                left = self._residual(tried)
-                if left @ left < cost:
-                    break
-                damping *= 10
-            else:
-                break
-            numbers, damping = tried, damping / 5
-            if left @ left > cost * (1 - 1e-4):
-                break
-        return numbers[:3], numbers[3], numbers[4:].cumsum()
-
-    def _residual(self, numbers: np.ndarray) -> np.ndarray:
-        weights, _ = _curve_weights(self.values @ numbers[:3] + numbers[3])
-        error = (weights @ numbers[4:]).clip(0, 1) - self.target
-        anchor = _ANCHOR * (numbers[:4] - [*self.row, 0])
-        return np.concatenate([_pull_in(error), anchor, _STRAIGHT @ numbers[4:]])
-
-    def _jacobian(self, numbers: np.ndarray) -> np.ndarray:
-        weights, slopes = _curve_weights(self.values @ numbers[:3] + numbers[3])
-        image = weights @ numbers[4:]
-        inside = ((image > 0) & (image < 1)) * _pull_in_slope(image.clip(0, 1) - self.target)
-        by_input = (slopes @ numbers[4:] * inside)[:, None]
-        data = np.hstack([self.values * by_input, by_input, weights * inside[:, None]])
-        anchor = np.hstack([np.diag(_ANCHOR), np.zeros((4, SPANS + 2))])
-        return np.vstack([data, anchor, np.pad(_STRAIGHT, ((0, 0), (4, 0)))])
-
-
-def _pull_in(error: np.ndarray) -> np.ndarray:
-    """Return errors whose square grows like a line where they are large (pseudo-Huber)."""
-    root = np.sqrt(1 + (error / _ROBUST) ** 2)
-    return error * np.sqrt(2 / (root + 1))
-
-
-def _pull_in_slope(error: np.ndarray) -> np.ndarray:
-    root = np.sqrt(1 + (error / _ROBUST) ** 2)
-    return np.sqrt((root + 1) / 2) / root
-
-
-def _balanced(fit: _Colours) -> _Colours:
-    """Choose the gains for which grey comes out grey: there the three curves agree.
+def _balanced(fit: _Colours, target: np.ndarray) -> _Colours:
+    """Choose the gains for which grey comes out grey: there the three curves agree, where all were seen.
 
     The scale of a row and that of its curve's input are one number; so are gains and columns.
     """
-    levels = np.linspace(0.25, 0.75, 9)
+    lowest, highest = np.quantile(target, (0.1, 0.9), axis=0)
+    levels = np.linspace(lowest.max(), highest.min(), 9)
     u = np.linspace(0, 1, 512)
     first, weights = spline_weights(torch.from_numpy(u))
     reached = []
@@ -327,13 +235,12 @@ def _balanced(fit: _Colours) -> _Colours:
     scale = np.exp(np.log(np.maximum(reached, 1e-4)).mean(axis=1))
     matrix = fit.matrix * (scale[1] / scale)[:, None]
     neutral = np.linalg.solve(matrix, np.ones(3))
-    if not (neutral > 0).all():
-        return fit  # too little colour to tell
+    if levels[0] >= levels[-1] or not (neutral > 0).all():
+        return fit  # too little of all colours to tell
     return fit._replace(
         gains=fit.gains * neutral[1] / neutral,
         matrix=matrix * neutral,
         offset=fit.offset * scale[1] / scale,
-        points=np.zeros_like(fit.points),
     )
 
 

@@ -77,4 +77,5 @@ def score(views: Mapping[str, Tensor], target: Tensor, seen: Tensor) -> pd.DataF
 
 
 def _pixels(image: Tensor, seen: Tensor) -> np.ndarray:
-    return image.movedim(1, -1)[seen[:, 0]].double().numpy()
+    """Return the colours (n, 3) of a quarter of the pixels that count: enough for a mean."""
+    return image[..., ::2, ::2].movedim(1, -1)[seen[:, 0, ::2, ::2]].double().numpy()
