@@ -170,8 +170,8 @@ class Declared:
 
     classifier_network: str = _model(
         "ResNet18",
-        "ResNet18, ResNet34, ResNet50; SmallResNet for small tiles.",
-        choices="r2l.training.models:CLASSIFIERS",
+        "ResNet18, ResNet34, ResNet50; SmallResNet for small tiles; any classifier of torchvision "
+        "(efficientnet_b0) or timm (timm:convnext_tiny); module:function of your own.",
     )
     classifier_pretrained: bool = _model(False, "Begin with the weights of ImageNet.")
     classifier_uri: str | None = _model(None, "A saved task model, as --processor_uri.")

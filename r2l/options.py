@@ -93,14 +93,16 @@ def _check_choices(options: Options) -> None:
     for name in options.adversarial_parameters:
         choose("adv_parameters", name, ("all", *parameters))
     for code in options.tested_codes:
-        _check_pipeline("test_pipelines", code)
+        _check_name("test_pipelines", code, "r2l.isp.grammar:check_pipeline")
     if options.pipeline:
-        _check_pipeline("pipeline", options.pipeline)
+        _check_name("pipeline", options.pipeline, "r2l.isp.grammar:check_pipeline")
+    network = options.classifier_network
+    _check_name("classifier_network", network, "r2l.training.networks:check_network")
 
 
-def _check_pipeline(option: str, text: str) -> None:
+def _check_name(option: str, text: str, check: str) -> None:
     try:
-        resolve_name("r2l.isp.grammar:check_pipeline")(text)
+        resolve_name(check)(text)
     except ValueError as error:
         raise ValueError(f"--{option}: {error}") from None
 

@@ -504,3 +504,25 @@ def test_figures_and_widgets_take_them(here):
     assert linear_stages(stages)[-1] == "clip"
     assert plot_gradients(stages)
     assert plot_stages(isp.stages(smooth_mosaic(DRONE)))
+
+
+@pytest.mark.slow
+def test_a_run_with_a_network_of_ones_own_is_kept_and_taken_up_again(here):
+    Path("own_net.py").write_text(
+        "from torch import nn\n"
+        "def tiny(n):\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, n))\n"
+    )
+    small = {"dataset": "SyntheticMicroscopy", "n_images": 40, "image_size": 32, "epochs": 1}
+    small |= {"processing_mode": "static", "tracking_uri": "sqlite:///m.db"}
+    options = Options(**small, classifier_network="own_net:tiny", save_locally=True)
+    first = experiment(options, say=lambda line: None)
+    (folder,) = {path.parent for path in first.folder.rglob("model.json")}
+    again = {"classifier_uri": str(folder), "freeze_classifier": True}
+    again |= {"processing_mode": "parametrized"}
+    with pytest.raises(R2LError, match="--classifier_network own_net:tiny"):
+        experiment(Options(**{**small, **again}), say=lambda line: None)
+    trusted = {**small, **again, "classifier_network": "own_net:tiny"}
+    assert len(experiment(Options(**trusted), say=lambda line: None).predictions)
+    with pytest.raises(ValueError, match="--classifier_network: unknown classifier"):
+        Options(classifier_network="resnet_18")

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from r2l import progress
 from r2l.camera import MICROSCOPE
+from r2l.files import R2LError
 from r2l.isp import HalfSizeRGB
 from r2l.training import (
     CLASSIFIERS,
@@ -43,6 +44,8 @@ from r2l.training import (
     target_statistics,
 )
 from r2l.training.metrics import per_class
+from r2l.training.models import describe_model, make_described
+from r2l.training.saving import load_model, save_model
 from r2l.training.tasks import _bce_dice
 
 
@@ -91,7 +94,9 @@ def same_weights(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "name", [*CLASSIFIERS, "mobilenet_v3_small", "squeezenet1_0", "timm:test_resnet"]
+)
 def test_classifiers_map_rgb_to_logits_of_any_tile_size(name):
     model = make_classifier(name, 9).eval()
     with torch.no_grad():
@@ -599,6 +604,76 @@ def test_pretrained_weights_come_from_the_cache(tmp_path, monkeypatch):
         make_classifier("ResNet18", 4, pretrained=True)
     with pytest.raises(ValueError, match="SmallResNet has no pretrained"):
         make_classifier("SmallResNet", 4, pretrained=True)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_pretrained_weights_of_other_networks_leave_the_last_layer(tmp_path, monkeypatch):
+    known = torchvision.models.squeezenet1_1()
+    url = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(
+        torchvision.models.SqueezeNet1_1_Weights,
+        "get_state_dict",
+        lambda self, **options: known.state_dict(),
+    )
+    (tmp_path / "checkpoints" / url.rsplit("/", 1)[-1]).touch()
+    network = make_classifier("squeezenet1_1", 1000, pretrained=True).network
+    assert torch.equal(network.features[0].weight, known.features[0].weight)
+    assert not torch.equal(network.classifier[1].weight, known.classifier[1].weight)
+    for name in ("inception_v3", "own_net:tiny"):
+        with pytest.raises(ValueError, match="has no pretrained weights"):
+            make_classifier(name, 4, pretrained=True)
+    with pytest.raises(pretrained.PretrainedWeightsError, match=r"timm/resnet18.*HF_HOME"):
+        make_classifier("timm:resnet18", 4, pretrained=True)
+
+
+OWN_NET = """
+from torch import nn
+def tiny(n_outputs):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, n_outputs))
+def nothing(n_outputs):
+    return 7
+"""
+
+
+def test_a_network_of_ones_own_is_made_and_loaded_where_it_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_net.py").write_text(OWN_NET)
+    description = describe_model("own_net:tiny", "classification", 3, (0.5,) * 3, (0.2,) * 3)
+    model, images = make_described(description), torch.rand(2, 3, 16, 16)
+    folder = save_model(description, model, tmp_path / "kept")
+    with pytest.raises(R2LError, match=r"not run unasked.*\n.*trusted=\['own_net:tiny'\]"):
+        load_model(folder)
+    with pytest.raises(R2LError, match="not run unasked"):
+        load_model(folder, trusted=["own_net:other"])
+    again = load_model(folder, trusted=["own_net:tiny"])
+    assert torch.equal(again(images), model(images))
+    with pytest.raises(ValueError, match="made a int"):
+        make_classifier("own_net:nothing", 3)
+    with pytest.raises(R2LError, match="no such network"):
+        make_classifier("own_net:missing", 3)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "timm:test_resnet"])
+def test_borrowed_networks_are_saved_and_loaded(tmp_path, name):
+    description = describe_model(name, "classification", 3, (0.5,) * 3, (0.2,) * 3)
+    model, images = make_described(description).eval(), torch.rand(2, 3, 32, 32)
+    again = load_model(save_model(description, model, tmp_path)).eval()
+    assert torch.equal(again(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet18x", "Did you mean .*resnet18"),
+        ("ResNet19", "choose from ResNet18, .*timm:convnext_tiny.*module:function"),
+        ("timm:nothing", "unknown classifier"),
+    ],
+)
+def test_an_unknown_network_is_told_what_there_is(name, words):
+    with pytest.raises(ValueError, match=words):
+        make_classifier(name, 3)
 
 
 @pytest.mark.usefixtures("no_network")

@@ -6,7 +6,6 @@ from r2l.training.augment import AUGMENTATIONS
 from r2l.training.fit import fit
 from r2l.training.metrics import scores
 from r2l.training.models import (
-    CLASSIFIERS,
     SEGMENTERS,
     channel_statistics,
     make_classifier,
@@ -15,6 +14,7 @@ from r2l.training.models import (
     target_statistics,
 )
 from r2l.training.module import RawToLogits
+from r2l.training.networks import CLASSIFIERS
 from r2l.training.predict import predict
 from r2l.training.seeding import seeded
 from r2l.training.tasks import TASKS

@@ -113,7 +113,7 @@ def _load_components(
     if not classifier_uri:
         return components
     folder = fetch(classifier_uri)
-    model, description = load_described(folder)
+    model, description = load_described(folder, trusted={options.classifier_network})
     norm = load_norm(folder.parent) if (folder.parent / NORM).exists() else None
     network = description["arguments"].get("name", options.classifier_network)
     if network != options.classifier_network:

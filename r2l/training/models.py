@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock
 
 from r2l.datasets.frames import EXACT
 from r2l.files import choose
-from r2l.training.pretrained import load_encoder_weights, load_imagenet_weights
+from r2l.training.networks import make_network
+from r2l.training.pretrained import load_encoder_weights
 
 # Mean and standard deviation of ImageNet (RGB), what torchvision's ResNets are used to.
 _MEAN = (0.485, 0.456, 0.406)
@@ -95,41 +94,6 @@ class _Padded(nn.Module):
         return self.network(image)[..., :height, :width]
 
 
-def _halving_block(channels_in: int, channels_out: int) -> nn.Module:
-    shortcut = nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False),
-        nn.BatchNorm2d(channels_out),
-    )
-    return BasicBlock(channels_in, channels_out, stride=2, downsample=shortcut)
-
-
-def _small_resnet(num_classes: int) -> nn.Module:
-    """Return a residual network of about 70,000 weights for tiles of 32 to 96 pixels.
-
-    It exists so that a dozen models can be trained in a minute on two cores. Like any ResNet it
-    ends in a global average, so every tile size from 16 pixels on works.
-    """
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(inplace=True),
-        _halving_block(16, 32),
-        _halving_block(32, 64),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(64, num_classes),
-    )
-
-
-# Keys are the published names, except the last, which is ours.
-CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
-    "ResNet18": torchvision.models.resnet18,
-    "ResNet34": torchvision.models.resnet34,
-    "ResNet50": torchvision.models.resnet50,
-    "SmallResNet": _small_resnet,
-}
-
-
 def make_classifier(
     name: str,
     n_classes: int,
@@ -147,27 +111,22 @@ def make_classifier(
     torch.Size([2, 9])
 
     Args:
-        name: one of `CLASSIFIERS`: "ResNet18", "ResNet34", "ResNet50" (torchvision) or "SmallResNet".
+        name: "ResNet18", "ResNet34", "ResNet50", "SmallResNet"; any other classifier of torchvision
+            ("efficientnet_b0") or timm ("timm:convnext_tiny"); or "module:function" of your own, which is
+            called with the number of logits; see `make_network`.
         n_classes: number of logits.
         mean: per-channel mean that is subtracted, display units; see `channel_statistics`.
         std: per-channel standard deviation that is divided by, display units.
-        pretrained: start from torchvision's ImageNet weights (``IMAGENET1K_V1``), all but the last layer,
-            which is drawn. They are fetched once, into torch's cache.
+        pretrained: start from ImageNet weights (torchvision's ``IMAGENET1K_V1``, or timm's), all but the
+            last layer, which is drawn. They are fetched once, into torch's or Hugging Face's cache.
 
     Raises:
         ValueError: no such model (the message lists those that exist), a normalisation that is not three
             numbers, or pretrained weights of a model that has none.
+        R2LError: own code that is not to be found.
         PretrainedWeightsError: the weights are not in the cache and can't be fetched.
     """
-    make = choose("classifier", name, CLASSIFIERS)
-    if pretrained and name == "SmallResNet":
-        raise ValueError(
-            "SmallResNet has no pretrained weights; leave pretrained off or take a ResNet"
-        )
-    network = make(num_classes=n_classes)
-    if pretrained:
-        load_imagenet_weights(network, name)
-    return _normalised(network, mean, std)
+    return _normalised(make_network(name, n_classes, pretrained), mean, std)
 
 
 def make_regressor(
@@ -272,7 +231,8 @@ def describe_model(
     """Return how a task model is made, in plain JSON types: ``maker``, and its ``arguments`` by name.
 
     Args:
-        name: of `CLASSIFIERS`; for masks architecture and encoder ("unet/resnet18"), or one of the two.
+        name: as for `make_classifier`; for masks architecture and encoder ("unet/resnet18"), or one of
+            the two.
         task: "classification", "regression" (of one number) or "segmentation".
         n_classes, mean, std: as for `make_classifier`.
         targets: for regression, the numbers of the training images (N,), if they are known.

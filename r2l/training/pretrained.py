@@ -28,12 +28,13 @@ class PretrainedWeightsError(R2LError, OSError):
 
 
 def load_imagenet_weights(network: nn.Module, name: str) -> None:
-    """Load torchvision's ImageNet weights into a ResNet, in place, all but its last layer ``fc``.
+    """Load torchvision's ImageNet weights into a network of it, in place, all but its last layer.
 
     Raises:
         PretrainedWeightsError: they are not in torch's cache and can't be fetched, or are damaged.
     """
-    weights = torchvision.models.get_model_weights(name.lower()).IMAGENET1K_V1
+    kinds = torchvision.models.get_model_weights(name.lower())
+    weights = getattr(kinds, "IMAGENET1K_V1", kinds.DEFAULT)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / weights.url.rsplit("/", 1)[-1]
     remedy = (
@@ -44,7 +45,9 @@ def load_imagenet_weights(network: nn.Module, name: str) -> None:
         with _explained(name, why, f"To go on, {remedy}"):
             _knock(weights.url)
     with _explained(name, f"{path} holds no weights of {name}", f"Remove the file, {remedy}"):
-        own = {f"fc.{key}": value for key, value in network.fc.state_dict().items()}
+        fresh = network.state_dict()
+        last = list(fresh)[-1].rpartition(".")[0]
+        own = {key: value for key, value in fresh.items() if key.startswith(f"{last}.")}
         options = {"map_location": "cpu", "progress": False, "check_hash": True}
         network.load_state_dict({**weights.get_state_dict(**options, weights_only=True), **own})
 
@@ -80,6 +83,31 @@ def load_encoder_weights(encoder: nn.Module, name: str) -> None:
             _knock(f"https://huggingface.co/{file['repo_id']}")
             path = hf_hub_download(**file)
         encoder.load_state_dict(load_file(path))
+
+
+@contextmanager
+def timm_weights(name: str) -> Iterator[None]:
+    """Say what it means where timm can't load weights of a network in the ``with`` block.
+
+    Raises:
+        PretrainedWeightsError: there are none, or they are not in Hugging Face's cache and can't be fetched.
+    """
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    if not repository:
+        raise PretrainedWeightsError(
+            f"timm:{name}", "it has no ImageNet weights", "Take another or leave pretrained off"
+        )
+    remedy = (
+        f"Fetch it on a machine that can by 'hf download {repository}' and copy Hugging Face's cache here "
+        "(the folder in HF_HOME), or leave pretrained off"
+    )
+    with _explained(f"timm:{name}", f"{repository} is not cached, and can't be had", remedy):
+        if not isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
+            _knock(f"https://huggingface.co/{repository}")
+        yield
 
 
 @contextmanager

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from r2l.files import atomic_path, choose
+from r2l.files import R2LError, atomic_path, choose
 from r2l.isp.saving import load_module, reading, save_module
 from r2l.training.models import MAKERS, make_described
+from r2l.training.networks import is_own_code
 from r2l.training.seeding import seeded
 
 DESCRIPTION = "model.json"
@@ -48,27 +49,40 @@ def save_model(description: Mapping[str, Any], model: nn.Module, folder: str | P
     return save_module(model, described, Path(folder) / DESCRIPTION)
 
 
-def load_model(folder: str | Path) -> nn.Module:
-    """Return the task model that `save_model` wrote, on the CPU. Runs no foreign code.
+def load_model(folder: str | Path, trusted: Collection[str] = ()) -> nn.Module:
+    """Return the task model that `save_model` wrote, on the CPU. Runs no foreign code that is not trusted.
 
     The global random generators stay as they are.
 
+    Args:
+        folder: where it lies.
+        trusted: networks of one's own, ``module:function``, that may be called to make it again.
+
     Raises:
         ValueError: the folder does not hold a whole model; names the file and what is wrong with it.
+        R2LError: a network of one's own that is not trusted, or not to be found.
     """
-    return load_described(folder)[0]
+    return load_described(folder, trusted)[0]
 
 
-def load_described(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_described(
+    folder: str | Path, trusted: Collection[str] = ()
+) -> tuple[nn.Module, dict[str, Any]]:
     """Return what `load_model` does, and the description that it was saved with."""
-    described: dict[str, Any] = {}
+    path, described = Path(folder) / DESCRIPTION, {}
 
     def make(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
         described.update(_checked(description))
+        name = described["arguments"].get("name")
+        if is_own_code(name) and name not in trusted:
+            raise R2LError(
+                path,
+                f"its network is code of someone's own, {name}, which is not run unasked",
+                f"If you trust that: load_model(folder, trusted=[{name!r}]), or --classifier_network {name}",
+            )
         _check_sizes(described["arguments"], weights)
         return _make(described)
 
-    path = Path(folder) / DESCRIPTION
     return load_module(path, make, "a task model", "save_model writes one"), described
 
 
