@@ -172,6 +172,45 @@ def _add_read_noise(electrons: Tensor, read_noise: float, rng: np.random.Generat
     return electrons + read_noise * torch.from_numpy(noise).to(electrons)
 
 
+def add_defects(light: Tensor, share: float, level: float, rng: np.random.Generator) -> Tensor:
+    """Set a share of a sensor's sites to ``level``: 1 is hot, 0 dead.
+
+    Args:
+        light: (..., H, W), linear; all frames have the same sites, since they are the sensor's.
+        share: of the sites, each of which is defective with this probability.
+        level: linear.
+        rng: where chance comes from.
+
+    Raises:
+        ValueError: a share outside 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of defective sites is {share}, expected 0 to 1")
+    bad = torch.from_numpy(rng.random(tuple(light.shape[-2:])) < share).to(light.device)
+    return torch.where(bad, level, light)
+
+
+def add_line_noise(light: Tensor, deviation: float, axis: int, rng: np.random.Generator) -> Tensor:
+    """Add fixed pattern noise: an offset to each row (``axis`` -2) or column (-1), alike in all frames.
+
+    ``light`` is (..., H, W), linear; ``deviation`` is Gaussian, a share of the range from black to white.
+    """
+    sides = [1, 1]
+    sides[axis] = light.shape[axis]
+    return light + deviation * torch.from_numpy(rng.standard_normal(sides)).to(light)
+
+
+def falloff(like: Tensor, lost: float) -> Tensor:
+    """Return the light that a vignetting lens leaves, (H, W) as ``like`` (..., H, W).
+
+    1 in the centre, less by the square of the distance from it, ``1 - lost`` in the corners.
+    """
+    rows, columns = (
+        torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in like.shape[-2:]
+    )
+    return 1 - lost * (rows[:, None] ** 2 + columns**2) / 2
+
+
 def apply_levels(light: Tensor, camera: Camera) -> Tensor:
     """Move a linear mosaic onto the camera's levels: ``x * (white - black) + black`` by position.
 

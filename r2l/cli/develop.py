@@ -93,6 +93,21 @@ def develop(
         bool,
         typer.Option("--allow_damaged", help="Develop what there is of a file that was cut short."),
     ] = False,
+    lens_corrections: Annotated[
+        bool,
+        typer.Option(
+            "--lens_corrections",
+            help="Apply the corrections that a DNG carries: bad pixels, gain maps, vignetting.",
+        ),
+    ] = False,
+    defects: Annotated[
+        float | None,
+        typer.Option(
+            metavar="T",
+            help="Replace hot and dead pixels: those that differ from all neighbours of their colour by more "
+            "than this share of the range, such as 0.1.",
+        ),
+    ] = None,
     width: Annotated[int | None, _headerless("pixels in a row.")] = None,
     height: Annotated[int | None, _headerless("rows.")] = None,
     bits: Annotated[int | None, _headerless("bits of a pixel.")] = None,
@@ -114,8 +129,8 @@ def develop(
 
     from r2l.files import choose
     from r2l.isp import Variant, open_pipeline
-    from r2l.isp.functional import clip_highlights
     from r2l.isp.grammar import check_pipeline, linear_stages
+    from r2l.isp.preparation import clip_highlights, correct_defects
     from r2l.rawfile import load_camera, read_raw
     from r2l.rawfile.frame import look_at_picture
 
@@ -132,11 +147,19 @@ def develop(
         for path in (target, stage_folder) if stages else (target,):
             if path.exists() and not force:
                 raise ValueError(f"{path} exists: --force replaces it, -o names another place")
-        recorded = read_raw(photo, given, layout=layout, frame=frame, allow_damaged=allow_damaged)
+        recorded = read_raw(
+            photo,
+            given,
+            layout=layout,
+            frame=frame,
+            allow_damaged=allow_damaged,
+            lens_corrections=lens_corrections,
+        )
         isp = open_pipeline(pipeline, recorded.camera, variant)
         as_published = getattr(getattr(isp, "base", isp), "variant", None) == "paper"
         with torch.inference_mode():
             raw = recorded.tensor()
+            raw = raw if defects is None else correct_defects(raw, recorded.camera, defects)
             raw = clip_highlights(raw, recorded.camera) if clip and not as_published else raw
             # All stages at once take several times the memory of the last.
             pictures = isp.stages(raw) if stages else {"gamma": isp(raw)}

@@ -11,6 +11,15 @@ Each change takes raw frames to raw frames, so that the pipeline and the model s
   loses it.
 - ``black_level``: the dark signal lies higher than the camera says, by a share of the range.
 - ``white_level``: the sensor saturates earlier than the camera says, by a share of the range.
+- ``hot_pixels``, ``dead_pixels``: a share of the sites that read white, or black.
+- ``row_noise``, ``column_noise``: fixed pattern noise, an offset to each row or column, its standard
+  deviation in shares of the range.
+- ``vignetting``: the corners lose a share of their light, which is thinned as by ``exposure``.
+- ``colour_shading``: the same of red, half of it of green, nothing of blue, as under an infrared filter,
+  whose edge moves with the angle.
+
+Defects and patterns belong to the sensor: all frames of one ``seed`` and size have the same. Other chance
+belongs to the frame.
 
 The noise model and its sources are those of `r2l.sensor`.
 """
@@ -19,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,7 +41,11 @@ from r2l.sensor import (
     DRONE_NOISE,
     MICROSCOPE_NOISE,
     NoiseModel,
+    add_defects,
+    add_line_noise,
     apply_levels,
+    falloff,
+    mosaic,
     quantise,
     saturate,
 )
@@ -41,14 +55,15 @@ _NOISE_MODELS = {MICROSCOPE.name: MICROSCOPE_NOISE, DRONE.name: DRONE_NOISE}
 
 @dataclass(frozen=True)
 class _Sensor:
-    """What a change needs to know: the camera, its noise, and a generator for each frame."""
+    """What a change needs to know: the camera, its noise, a generator for each frame, the sensor's own."""
 
     camera: Camera
     noise: NoiseModel
     rngs: Generators
+    rng: np.random.Generator
 
 
-def _exposure(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
+def _exposure(light: Tensor, share: float | np.ndarray, sensor: _Sensor) -> Tensor:
     well = sensor.noise.full_well(sensor.camera)
     electrons = (light.cpu().double() * well).round().clamp_min(0).numpy().astype(np.int64)
     # Read noise has been recorded with the light and shrinks with it: what is missing is added.
@@ -85,6 +100,23 @@ def _white_level(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
     return light.clamp_max(1 - share)
 
 
+def _defects(light: Tensor, share: float, sensor: _Sensor, *, level: float) -> Tensor:
+    return add_defects(light, share, level, sensor.rng)
+
+
+def _lines(light: Tensor, deviation: float, sensor: _Sensor, *, axis: int) -> Tensor:
+    return add_line_noise(light, deviation, axis, sensor.rng)
+
+
+def _shading(
+    light: Tensor, lost: float, sensor: _Sensor, *, parts: tuple[float, float, float]
+) -> Tensor:
+    kept = torch.cat([falloff(light[0].double(), lost * part)[None] for part in parts])
+    return _exposure(light, mosaic(kept, sensor.camera.cfa).cpu().numpy(), sensor)
+
+
+#: Shares of defective sites; a good sensor has less than the first.
+_DEFECTIVE = (0.0005, 0.001, 0.005, 0.01, 0.05)
 #: What each kind does to light (linear), and its constants at severities 1 to 5.
 _KINDS: dict[str, tuple[Callable[[Tensor, float, _Sensor], Tensor], tuple[float, ...]]] = {
     "exposure": (_exposure, (0.75, 0.5, 0.25, 0.1, 0.05)),
@@ -93,6 +125,12 @@ _KINDS: dict[str, tuple[Callable[[Tensor, float, _Sensor], Tensor], tuple[float,
     "white_balance": (_white_balance, (0.02, 0.05, 0.1, 0.2, 0.4)),
     "black_level": (_black_level, (0.002, 0.005, 0.01, 0.02, 0.05)),
     "white_level": (_white_level, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "hot_pixels": (partial(_defects, level=1.0), _DEFECTIVE),
+    "dead_pixels": (partial(_defects, level=0.0), _DEFECTIVE),
+    "row_noise": (partial(_lines, axis=-2), (0.002, 0.005, 0.01, 0.02, 0.05)),
+    "column_noise": (partial(_lines, axis=-1), (0.002, 0.005, 0.01, 0.02, 0.05)),
+    "vignetting": (partial(_shading, parts=(1, 1, 1)), (0.1, 0.2, 0.4, 0.6, 0.8)),
+    "colour_shading": (partial(_shading, parts=(1, 0.5, 0)), (0.05, 0.1, 0.2, 0.3, 0.4)),
 }
 SENSOR_DRIFTS = tuple(_KINDS)
 
@@ -136,8 +174,10 @@ def drift_sensor(
     noise = noise or _NOISE_MODELS.get(camera.name)
     if noise is None:
         raise ValueError(f"the noise of {camera.name!r} is not known; pass noise=NoiseModel(...)")
-    rngs = generators(seed, SENSOR_DRIFTS.index(kind), len(raw), ids)
-    light = change(_light(raw, camera), constant, _Sensor(camera, noise, rngs))
+    number = SENSOR_DRIFTS.index(kind)
+    rngs = generators(seed, number, len(raw), ids)
+    sensor = _Sensor(camera, noise, rngs, np.random.default_rng((seed, number)))
+    light = change(_light(raw, camera), constant, sensor)
     bits = min(noise.bits, int(constant)) if kind == "bit_depth" else noise.bits
     return quantise(saturate(apply_levels(light, camera), camera), bits)
 

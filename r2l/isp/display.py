@@ -23,6 +23,7 @@ from r2l.files import choose, to_uint8
 from r2l.isp import functional as stage
 from r2l.isp.filters import blur
 from r2l.isp.pipeline import Stage
+from r2l.sensor import falloff
 
 _GAMMA = 2.2
 
@@ -93,12 +94,7 @@ def _chroma_blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def _vignette(image: Tensor, lost: float) -> Tensor:
-    height, width = image.shape[-2:]
-    rows, columns = (
-        torch.linspace(-1, 1, n, dtype=image.dtype, device=image.device) for n in (height, width)
-    )
-    light = 1 - lost * (rows[:, None] ** 2 + columns**2) / 2
-    return image * light ** (1 / _GAMMA)
+    return image * falloff(image, lost) ** (1 / _GAMMA)
 
 
 class _Kind(NamedTuple):

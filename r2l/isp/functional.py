@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from r2l.camera import CFA, Camera
+from r2l.camera import CFA
 from r2l.isp.filters import Border, blur, correlate, crop, median3x3
 
 #: Kinds of number too short to process a mosaic in: a black level is lost in their rounding.
@@ -107,31 +107,6 @@ def subtract_black_level(
             "training ran away: take a lower learning rate (lr) or gradient_clip_val"
         )
     return (raw - per_site(black, raw)) / per_site(white_level - black, raw)
-
-
-def clip_highlights(raw: Tensor, camera: Camera) -> Tensor:
-    """Cut a mosaic where white balance would lift it past what the weakest channel can reach.
-
-    Where all three channels saturate, the gains alone give a colour (pink, since green has the least
-    gain), and the colour matrix keeps it. Cut like this, saturated white comes out white. It is no stage
-    of the published pipelines; raw converters do it before demosaicing.
-
-    Args:
-        raw: (B, 1, H, W), raw domain.
-        camera: levels, layout and gains; one with a gain that is not positive is left alone.
-
-    Returns:
-        (B, 1, H, W), raw domain.
-    """
-    check_mosaic(raw)
-    gains = camera.white_balance
-    if min(gains) <= 0:
-        return raw
-    caps = [
-        black + (camera.white_level - black) * min(gains) / gains[colour]
-        for black, colour in zip(camera.black_level, camera.cfa.value, strict=True)
-    ]
-    return torch.minimum(raw, per_site(caps, raw))
 
 
 def balance_white(image: Tensor, gains: Sequence[float] | Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 import rawpy
 
 from r2l.camera import DRONE, MICROSCOPE, Camera
-from r2l.rawfile import dng, libraw, raster
+from r2l.rawfile import dng, libraw, opcodes, raster
 from r2l.rawfile.colour import colours
 from r2l.rawfile.dng_writer import same_calibration, standard_form
 from r2l.rawfile.frame import (
@@ -58,6 +58,7 @@ def read_raw(
     *,
     frame: int | None = None,
     allow_damaged: bool = False,
+    lens_corrections: bool = False,
 ) -> RawFrame:
     """Read the mosaic of one exposure and its camera.
 
@@ -87,6 +88,9 @@ def read_raw(
         layout: what a headerless file holds; None looks for ``NAME.json`` beside ``NAME``.
         frame: which of several exposures of a DNG, from 0.
         allow_damaged: read what there is of a frame whose data are cut short.
+        lens_corrections: apply what a DNG carries to correct lens and sensor: bad pixels, gain maps,
+            vignetting (opcodes FixBadPixelsConstant, FixBadPixelsList, GainMap, FixVignetteRadial). Light
+            that they lift beyond the white level is clipped there.
 
     Raises:
         RawFileError: the file is missing, unreadable, damaged, not raw, not of a Bayer sensor
@@ -94,10 +98,11 @@ def read_raw(
             itself, ``camera`` or ``layout``.
 
     Warns:
-        RawFileWarning: levels that can't be those of the pixels; once a camera.
+        RawFileWarning: levels that can't be those of the pixels; once a camera. With
+            ``lens_corrections``: a file that carries none, or others than these, such as of distortion.
     """
     path = Path(path)
-    result = read_frame(path, camera, layout, frame, allow_damaged)
+    result = read_frame(path, camera, layout, frame, allow_damaged, lens_corrections)
     look_at(path, result)
     return result
 
@@ -108,10 +113,12 @@ def read_frame(
     layout: RawLayout | None = None,
     frame: int | None = None,
     allow_damaged: bool = False,
+    lens_corrections: bool = False,
 ) -> RawFrame:
     """Read as `read_raw` does, without a look whether the levels fit: where the camera is known to."""
     head = _first_bytes(path)
-    result = _read(path, head, camera, layout or _layout_beside(path, head), frame, allow_damaged)
+    layout = layout or _layout_beside(path, head)
+    result = _read(path, head, camera, layout, frame, allow_damaged, lens_corrections)
     if not allow_damaged:
         check_whole(path, result.mosaic, result.camera)
     return result
@@ -124,6 +131,7 @@ def _read(
     layout: RawLayout | None,
     frame: int | None,
     allow_damaged: bool,
+    lens_corrections: bool,
 ) -> RawFrame:
     if layout is not None:
         return _read_headerless(path, layout, camera)
@@ -140,7 +148,9 @@ def _read(
     if not _is_known(head):
         raise RawFileError(path, "headerless: no raw format begins like this", _DESCRIBE)
     if facts is not None and facts.is_dng:
-        return _read_dng(facts, camera, frame, allow_damaged)
+        return _read_dng(facts, camera, frame, allow_damaged, lens_corrections)
+    if lens_corrections:
+        opcodes.warn_of(path, "only those of DNGs are read")
     return _read_camera_file(path, facts, camera, allow_damaged)
 
 
@@ -195,7 +205,11 @@ def _read_raster(path: Path, kind: str, camera: Camera | None) -> RawFrame:
 
 
 def _read_dng(
-    facts: dng.TiffFacts, camera: Camera | None, frame: int | None, allow_damaged: bool
+    facts: dng.TiffFacts,
+    camera: Camera | None,
+    frame: int | None,
+    allow_damaged: bool,
+    lens_corrections: bool,
 ) -> RawFrame:
     picture = facts.picture(frame)
     cfa = picture.layout()
@@ -206,6 +220,8 @@ def _read_dng(
         samples = libraw.samples(picture.path)
     if samples is None or samples.shape != picture.shape:
         samples = dng.decode(picture)
+    if lens_corrections:
+        samples = opcodes.fix_bad_pixels(picture, samples)
     if camera is not None:
         check_layout(picture.path, cfa, camera)
         mosaic, *_ = picture.levelled(samples, None)
@@ -220,6 +236,9 @@ def _read_dng(
         exact = facts.exact_camera
         # The standard tags win where someone has edited them since.
         camera = exact if exact and same_calibration(standard_form(exact), read) else read
+    if lens_corrections:
+        mosaic = opcodes.apply_gains(picture, mosaic, camera)
+        opcodes.warn_of_rest(picture)
     return libraw.upright_frame(mosaic, camera, facts.flip)
 
 

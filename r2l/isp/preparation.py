@@ -1,0 +1,80 @@
+"""Mosaics prepared for a pipeline: what raw converters do before demosaicing and the published code did not."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from r2l.camera import Camera
+from r2l.isp.functional import check_mosaic, per_site
+
+
+def clip_highlights(raw: Tensor, camera: Camera) -> Tensor:
+    """Cut a mosaic where white balance would lift it past what the weakest channel can reach.
+
+    Where all three channels saturate, the gains alone give a colour (pink, since green has the least
+    gain), and the colour matrix keeps it. Cut like this, saturated white comes out white. It is no stage
+    of the published pipelines; raw converters do it before demosaicing.
+
+    Args:
+        raw: (B, 1, H, W), raw domain.
+        camera: levels, layout and gains; one with a gain that is not positive is left alone.
+
+    Returns:
+        (B, 1, H, W), raw domain.
+    """
+    check_mosaic(raw)
+    gains = camera.white_balance
+    if min(gains) <= 0:
+        return raw
+    caps = [
+        black + (camera.white_level - black) * min(gains) / gains[colour]
+        for black, colour in zip(camera.black_level, camera.cfa.value, strict=True)
+    ]
+    return torch.minimum(raw, per_site(caps, raw))
+
+
+def correct_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> Tensor:
+    """Replace hot and dead pixels by the median of their eight neighbours of the same colour.
+
+    Defective counts a site that lies above all eight, or below all, by more than ``threshold``. It is no
+    stage of the published pipelines; put it before one: ``lambda raw: isp(correct_defects(raw, camera))``.
+
+    >>> from r2l.camera import DRONE
+    >>> raw = torch.full((1, 1, 8, 8), 0.2)
+    >>> raw[0, 0, 3, 4] = 1.0
+    >>> round(float(correct_defects(raw, DRONE).max()), 3)
+    0.2
+
+    Args:
+        raw: (B, 1, H, W), raw domain; at its border each colour is mirrored.
+        camera: whose levels to measure by.
+        threshold: a share of the range from black to white. Fine points, such as stars, fall to a low one.
+
+    Returns:
+        (B, 1, H, W), raw domain.
+
+    Raises:
+        ValueError: no mosaic, one smaller than 4 x 4, or a negative threshold.
+    """
+    check_mosaic(raw)
+    height, width = raw.shape[-2:]
+    if not threshold >= 0 or min(height, width) < 4:
+        raise ValueError(
+            f"threshold {threshold} for {height}x{width} pixels: expected 0 or more, for 4x4 or more"
+        )
+    step = threshold * (camera.white_level - sum(camera.black_level) / 4)
+    planes = F.pixel_unshuffle(raw, 2)
+    height, width = planes.shape[-2:]
+    padded = F.pad(planes, (1, 1, 1, 1), mode="reflect")
+    shifts = [shift for shift in np.ndindex(3, 3) if shift != (1, 1)]
+    around = [padded[..., y : y + height, x : x + width] for y, x in shifts]
+    high, low = reduce(torch.maximum, around), reduce(torch.minimum, around)
+    bad = (planes > high + step) | (planes < low - step)
+    fixed = planes.clone()
+    fixed[bad] = torch.stack([values[bad] for values in around]).sort(dim=0).values[3:5].mean(dim=0)
+    return F.pixel_shuffle(fixed, 2)
