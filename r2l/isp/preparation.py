@@ -1,4 +1,4 @@
-"""Mosaics prepared for a pipeline: what raw converters do before demosaicing and the published code did not."""
+"""Mosaics prepared for a pipeline: what raw converters do before demosaicing."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from r2l.camera import Camera
 from r2l.rawfile.dng_picture import RawPicture
@@ -261,6 +260,8 @@ def _fill(plane: np.ndarray, bad: np.ndarray) -> None:
     total = sum(np.where(good[at], padded[at], 0) for at in near)
     mean = total / np.maximum(count, 1)
     if not count.all():
+        from scipy import ndimage  # slow to import, and hardly ever needed
+
         nearest = ndimage.distance_transform_edt(bad, return_distances=False, return_indices=True)
         mean = np.where(count > 0, mean, plane[tuple(nearest[:, rows, columns])])
     plane[rows, columns] = mean
