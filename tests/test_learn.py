@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.cli import app
+from r2l.datasets import SyntheticDrone
 from r2l.isp import StaticISP, load_isp, open_pipeline, save_isp, stage_gradients
 from r2l.isp.functional import gamma_correct
 from r2l.isp.learned import LearnedISP, apply_tone_curve, control_points, to_steps
@@ -130,6 +131,21 @@ def test_another_photo_is_refused(pair, seed):
     other = shoot(hidden_camera(), expose(7 + seed))
     with pytest.raises(AlignmentError, match="does not lie on its raw file"):
         learn_pipeline([(frame, other)])
+
+
+def test_another_photo_of_a_place_that_repeats_is_refused():
+    # Shifted by some blocks, one town looks much like another.
+    town = SyntheticDrone(1, seed=100, size=64)
+    frames = []
+    for number in (0, 1):
+        light, _ = town.scene(number, 0, 0, 6, 8)
+        mosaic = record(light, DRONE, DRONE_NOISE, rng=np.random.default_rng(number))
+        frames.append(RawFrame(mosaic[0].numpy(), DRONE))
+    pictures = [shoot(StaticISP(DRONE), frame) for frame in frames]
+    assert align(frames[0], pictures[0]).shift == (0, 0)
+    for frame, picture in zip(frames, pictures[::-1], strict=True):
+        with pytest.raises(AlignmentError, match="does not lie"):
+            align(frame, picture)
 
 
 def test_crop_turn_and_size_are_found(pair):

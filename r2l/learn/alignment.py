@@ -30,7 +30,7 @@ _COARSE = 1024
 # A block has something to align by from this standard deviation on, of values that look even.
 _TEXTURE = 0.01
 # Correlation from which on a block shows the same, and the part of textured blocks that must.
-_ALIKE, _ENOUGH = 0.5, 0.4
+_ALIKE, _ENOUGH = 0.5, 0.5
 # Sides in pixels, and parts of them, within which a size is taken for a crop.
 _CROP = 0.04
 # Pixels that a block may be off, and that a lens correction has to reach to be told.
@@ -241,6 +241,13 @@ def _coarse(raw: Tensor, picture: Tensor) -> tuple[float, tuple[int, int]]:
     sides = [n + m for n, m in zip(a.shape, b.shape, strict=True)]
     a_hat, b_hat = (torch.fft.rfft2(x - x.mean(), s=sides) for x in (a, b))
     surface = torch.fft.irfft2(a_hat * b_hat.conj(), s=sides)
+    # A camera's picture lies inside its raw frame, but for a rim: other places are chance.
+    for dim, (n, m, side) in enumerate(zip(a.shape, b.shape, sides, strict=True)):
+        rim = round(_CROP * min(n, m))
+        lowest, highest = min(0, n - m) - rim, max(0, n - m) + rim
+        far = torch.ones(side, dtype=torch.bool)
+        far[torch.arange(lowest, highest + 1) % side] = False
+        surface[far if dim == 0 else (slice(None), far)] = -torch.inf
     place = divmod(int(surface.argmax()), sides[1])
     dy, dx = (p - side if p > side // 2 else p for p, side in zip(place, sides, strict=True))
     (ya, yb, h), (xa, xb, w) = (
