@@ -458,13 +458,14 @@ def compared(rng, effect, times, **options):
     return [_compare_scores(columns, np.ones((4, 2)), groups) for columns, groups in sets]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("searches", [(3, 3), (5, 1)])
-@pytest.mark.parametrize("n_groups", [30, 200])
-def test_a_second_random_search_is_called_an_attack_in_at_most_5_percent(n_groups, searches):
-    found = compared(np.random.default_rng(0), 0.0, 400, n_groups=n_groups, searches=searches)
-    # Two-sided at 5 %, of which half are attacks that are better.
-    assert sum(f.p <= 0.05 for f in found) <= stats.binom.ppf(0.999, 400, 0.05)
-    assert sum(f.beats_random for f in found) <= stats.binom.ppf(0.999, 400, 0.025)
+def test_a_second_random_search_is_called_an_attack_in_at_most_5_percent(searches):
+    # Of one search each half are called so: images alone tell that two searches differ, as they do.
+    found = compared(np.random.default_rng(0), 0.0, 200, n_groups=200, searches=searches)
+    assert sum(f.p <= 0.05 for f in found) <= stats.binom.ppf(0.999, 200, 0.05)
+    # Two-sided, so that attacks that are better are half of them.
+    assert sum(f.beats_random for f in found) <= stats.binom.ppf(0.999, 200, 0.025)
 
 
 def test_an_attack_of_given_size_is_found():

@@ -163,7 +163,7 @@ class Jackknife:
         shrink = (n_groups - 1) / n_groups
         squares, fourths = (moved**2).sum(axis=0), (moved**4).sum(axis=0)
         if within is None:
-            between = shrink * squares + 4 * self.hits / self.n_images**2
+            between = shrink * squares + 4 * self._weight(of) / self.n_images**2
         else:
             between = np.clip(shrink * squares, *within)
         # How well a variance is known falls with the kurtosis of what it is made of; of normal parts it is G.
@@ -182,6 +182,12 @@ class Jackknife:
             between = between + luck[0]
             freedom = np.maximum(between**2 / np.maximum(doubt, _TINY), 1)
         return estimate, between, freedom, shared
+
+    def _weight(self, of: Callable[[np.ndarray], np.ndarray] | None) -> ArrayLike:
+        """Return what an image counts, squared: 1 in a difference of two cells, less in means of many."""
+        if of is None or not self.hits:
+            return float(self.hits)
+        return np.minimum((of(np.eye(len(self.estimate))) ** 2).sum(axis=0) / 2, 1)
 
     def _quantile(self, freedom: np.ndarray) -> np.ndarray:
         return stats.t.ppf((1 + self.level) / 2, freedom)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from r2l.camera import Camera
 from r2l.drift.forensics import ToleranceReport
 from r2l.drift.shift_detector import ShiftTest
+from r2l.drift.statistics import few_groups_text
 from r2l.files import choose
 from r2l.viz.style import CYCLE, INK, SOFT, heading, note, panels, tidy, upright_grid
 
@@ -169,10 +170,11 @@ def plot_tolerances(report: ToleranceReport, cameras: Mapping[str, Camera] | Non
     if told:
         above = {"ncols": len(told), "loc": "lower left", "bbox_to_anchor": (0, 1)}
         axes[0, 0].legend(fontsize=8, frameon=False, **above)
+    few = filter(None, [few_groups_text(report.groups)])
     note(
         figure,
         f"where {report.metric} ({report.score:.2f}) falls by less than {report.drop:g}: thin, estimated; "
-        f"thick, by the {report.level:.0%} band",
+        f"thick, by the {report.level:.0%} band" + "".join(f"; {t}" for t in few),
     )
     return figure
 

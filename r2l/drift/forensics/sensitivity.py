@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -108,41 +108,43 @@ def tolerated(
 ) -> dict[str, float | bool]:
     """Return the interval around the present value in which the metric falls by less than ``drop``.
 
-    Outwards from the present value, up to the first value that fails; between that and the last that
-    passes the edge is narrowed by halving, ``refine`` times. What is returned has been measured, and
-    passed.
+    Outwards from the present value, by half the step of the scan, up to the first value that fails: a metric
+    that falls and rises again leaves no hole in the interval that is as wide as that. Between the last that
+    passes and the first that fails the edge is narrowed by halving, ``refine`` times. What is returned has
+    been measured, and passed.
 
     Returns:
         ``low`` and ``high`` by the estimated fall; ``safe_low`` and ``safe_high`` by the worst case, the
         upper bound of the fall (lower band of the metric). ``low_open`` and so on say whether the edge is
         that of the scan, so that the true one may lie further out.
     """
-    present, table = scanned.setting.value, scanned.table
-    outwards = {
-        "low": table[table["value"] < present][::-1],
-        "high": table[table["value"] > present],
-    }
+    present, values = scanned.setting.value, scanned.table["value"]
+    outwards = {"low": values[values < present][::-1], "high": values[values > present]}
     edges: dict[str, float | bool] = {}
     for prefix, column in (("", "fall"), ("safe_", "fall_high")):
 
         def passes(value: float, column: str = column) -> bool:
             return prober.measure(scanned.setting.name, [value])[column].iloc[0] <= drop + SLACK
 
-        for side, part in outwards.items():
-            failing = part["value"][~(part[column] <= drop + SLACK)]
-            passing = part["value"] if failing.empty else part["value"].loc[: failing.index[0]][:-1]
-            edge = float(passing.iloc[-1]) if len(passing) else present
-            if len(failing):
-                edge = _halve(passes, edge, float(failing.iloc[0]), refine)
-            edges |= {f"{prefix}{side}": edge, f"{prefix}{side}_open": failing.empty}
+        for side, grid in outwards.items():
+            edge, is_open = _walk(passes, present, grid, refine)
+            edges |= {f"{prefix}{side}": edge, f"{prefix}{side}_open": is_open}
     return edges
 
 
-def _halve(passes: Callable[[float], bool], inside: float, outside: float, times: int) -> float:
-    for _ in range(times):
-        middle = (inside + outside) / 2
-        inside, outside = (middle, outside) if passes(middle) else (inside, middle)
-    return inside
+def _walk(
+    passes: Callable[[float], bool], inside: float, grid: Iterable[float], refine: int
+) -> tuple[float, bool]:
+    """Return the last value that passes, and whether all of the grid and the middles of its steps do."""
+    for value in grid:
+        for outside in ((inside + value) / 2, value):
+            if not passes(outside):
+                for _ in range(refine):
+                    middle = (inside + outside) / 2
+                    inside, outside = (middle, outside) if passes(middle) else (inside, middle)
+                return float(inside), False
+            inside = outside
+    return float(inside), True
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from torch import nn
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.sensitivity import SLACK, Prober, Scan, scan, tolerated
+from r2l.drift.statistics import few_groups_text
 from r2l.files import atomic_path
 from r2l.isp.settings import camera_settings
 from r2l.progress import progress_bar
@@ -131,13 +132,16 @@ class ToleranceReport:
         return table
 
     def verdict(self, checked: pd.DataFrame) -> str:
-        """Return in a line what `check` found: inside, or in which settings outside."""
+        """Return in a line what `check` found: inside, or where outside; and if groups were few."""
+        few = f" ({text})" if (text := few_groups_text(self.groups)) else ""
         outside = [self.table["label"][n] for n in checked.index[checked["verdict"] == "outside"]]
         if outside:
-            return f"outside in {len(outside)} of {len(checked)} settings: {', '.join(outside)}"
+            return (
+                f"outside in {len(outside)} of {len(checked)} settings: {', '.join(outside)}{few}"
+            )
         unknown = int((checked["verdict"] == "unknown").sum())
         rest = f"; of {unknown} settings a camera tells nothing" if unknown else ""
-        return f"inside, in all {len(checked) - unknown} settings that it tells{rest}"
+        return f"inside, in all {len(checked) - unknown} settings that it tells{rest}{few}"
 
 
 def as_text(checked: pd.DataFrame) -> pd.DataFrame:
