@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.cli import app
 from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy, develop_views
+from r2l.datasets.splits import Fold
 from r2l.drift import ShiftDetector, sensor_table, summarise, train_models
-from r2l.drift.adjustment.domains import RandomPipeline
+from r2l.drift.adjustment.domains import Domain, RandomPipeline
 from r2l.files import R2LError
 from r2l.isp import (
     PIPELINES,
@@ -408,6 +409,18 @@ def test_the_matrix_and_what_follows_takes_them(here):
     assert set(drifted["train"]) == set(list(names)[:2])
     told = ShiftDetector.fit(views.images["saved"][:20]).test(views.images["own_look:look"][20:])
     assert told.p_value < 0.05
+
+
+def test_a_domain_is_developed_by_them():
+    frames = Frames.of(SyntheticMicroscopy(20, size=32), progress=False)
+    domain = Domain(frames, "libraw:ppg+jpeg:75")
+    images = develop_views(frames, ["libraw:ppg+jpeg:75"], progress=False).view(
+        "libraw:ppg+jpeg:75"
+    )
+    mean, _ = domain.statistics(np.arange(20))
+    np.testing.assert_allclose(mean, images.images["libraw:ppg+jpeg:75"].mean((0, 2, 3)), rtol=1e-4)
+    trained = domain.train("SmallResNet", Fold(np.arange(16), np.arange(16, 20)), 0, epochs=1)
+    assert trained(frames.raw[16:]).shape == (4, len(frames.classes))
 
 
 def test_training_draws_from_them():

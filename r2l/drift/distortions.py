@@ -15,8 +15,6 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from r2l.isp.display import jpeg_coded
-
 Constants = tuple[float, ...]
 Generators = Sequence[np.random.Generator]
 T = TypeVar("T")
@@ -151,4 +149,6 @@ def _sample(images: Tensor, places: np.ndarray) -> Tensor:
 
 def jpeg_compression(images: Tensor, constants: Constants, rngs: Generators) -> Tensor:
     """Write as JPEG of that quality (1 to 100, whole, 4:2:0) and read."""
+    from r2l.isp.display import jpeg_coded  # what display stages import is not everybody's
+
     return jpeg_coded(images, int(np.clip(round(constants[0]), 1, 100)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.datasets.splits import Fold
-from r2l.isp import PIPELINES
+from r2l.isp import PIPELINES, open_pipeline
 from r2l.isp.grammar import Pipelines, open_pipelines
 from r2l.training.folds import fresh_model, train_fold, training_statistics
 from r2l.training.models import ModelFactory, Statistics
@@ -26,7 +26,8 @@ class Domain:
 
     Attributes:
         frames: all domains of an experiment hold the same scenes in the same order.
-        processor: raw (B, 1, H, W) to display RGB (B, 3, H, W).
+        processor: raw (B, 1, H, W) to display RGB (B, 3, H, W); may be given as anything that
+            `r2l.isp.open_pipeline` takes.
         normalisation: channel means and standard deviations, display units, that a task model
             trained here subtracts and divides by. None measures them on the developed training
             images. Either way they are fixed: nothing is normalised image by image or batch by batch,
@@ -36,6 +37,10 @@ class Domain:
     frames: Frames
     processor: nn.Module
     normalisation: Statistics | None = None
+
+    def __post_init__(self) -> None:
+        opened = open_pipeline(self.processor, self.frames.camera)
+        object.__setattr__(self, "processor", opened)
 
     def statistics(self, indices: np.ndarray) -> Statistics:
         """Return the normalisation of a model that is trained on the frames ``indices``."""
