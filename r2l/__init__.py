@@ -35,6 +35,7 @@ _HOMES = {
     "r2l.training": (
         *("fit", "make_classifier", "make_regressor", "make_segmenter", "predict", "seeded"),
     ),
+    "r2l.training.loading": ("load",),
     "r2l.drift": (
         *("ShiftDetector", "corrupt", "drift_sensor", "factorial_effects"),
         *("predict_matrix", "summarise", "train_models"),

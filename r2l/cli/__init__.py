@@ -16,8 +16,9 @@ from r2l.cli.develop import check, develop, show
 from r2l.cli.errors import Commands
 from r2l.cli.lab import lab
 from r2l.cli.learn import learn_pipeline
+from r2l.cli.predict import evaluate, predict, tolerances
 from r2l.cli.sweep import sweep
-from r2l.cli.train import TrainCommand, train
+from r2l.cli.train import GroupedCommand, TrainCommand, train
 
 app = typer.Typer(
     name="r2l",
@@ -40,6 +41,9 @@ app.command()(develop)
 app.command()(check)
 app.command()(learn_pipeline)
 app.command(cls=TrainCommand)(train)
+app.command()(predict)
+app.command(cls=GroupedCommand)(evaluate)
+app.command(cls=GroupedCommand)(tolerances)
 app.command()(sweep)
 camera = typer.Typer(no_args_is_help=True, help="Say what is known of a camera.")
 camera.command()(show)

@@ -26,14 +26,20 @@ class Commands(TyperGroup):
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Turn what can be the user's or the disk's fault into a message and an exit; let bugs through."""
+def told(about: object = "") -> Iterator[None]:
+    """Turn what can be the user's or the disk's fault into a message and an exit; let bugs through.
+
+    Args:
+        about: the file that it is about, for messages that don't name it.
+    """
     try:
         yield
     except Exception as error:
         message = _message(error)
         if message is None:
             raise
+        if str(about) not in message:
+            message = f"{about}: {message}"
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(EXIT_ERROR) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field
 from typing import Annotated, Any, get_type_hints
 
@@ -18,17 +18,8 @@ _FLAG_VALUES = {"true": True, "yes": True, "on": True, "1": True}
 _FLAG_VALUES |= {"false": False, "no": False, "off": False, "0": False}
 
 
-class TrainCommand(TyperCommand):
-    """A command without arguments, so that what follows a flag can be its value.
-
-    ``--log_model``, ``--log_model True`` and ``--log_model=false`` all work; the last one given counts. The
-    help lists options under the headings of their ``rich_help_panel``.
-    """
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        """Read the flags' values, then let typer do the rest."""
-        flags = {o: p for p in self.params if getattr(p, "is_flag", False) for o in p.opts}
-        return super().parse_args(ctx, _without_values(args, flags))
+class GroupedCommand(TyperCommand):
+    """A command whose help lists options under the headings of their ``rich_help_panel``."""
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:
         """Write the options by group, in the order of the groups' first options."""
@@ -41,6 +32,18 @@ class TrainCommand(TyperCommand):
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+class TrainCommand(GroupedCommand):
+    """A command without arguments, so that what follows a flag can be its value.
+
+    ``--log_model``, ``--log_model True`` and ``--log_model=false`` all work; the last one given counts.
+    """
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Read the flags' values, then let typer do the rest."""
+        flags = {o: p for p in self.params if getattr(p, "is_flag", False) for o in p.opts}
+        return super().parse_args(ctx, _without_values(args, flags))
 
 
 def _without_values(args: Sequence[str], flags: dict[str, Any]) -> list[str]:
@@ -109,8 +112,13 @@ def _parameter(option: Field, kind: Any) -> inspect.Parameter:
     )
 
 
-# Fifty options, of which Options knows the meaning: read from there, not listed as arguments.
-_kinds = get_type_hints(Options)
-_parameters = [_parameter(option, _kinds[name]) for name, option in FIELDS.items()]
-train.__signature__ = inspect.Signature(_parameters)
-train.__annotations__ = {p.name: p.annotation for p in _parameters}
+def with_options(command: Callable[..., None], names: Iterable[str] = FIELDS) -> None:
+    """Let a command take these of the `Options`, which are read from there, in the place of ``**given``."""
+    kinds, own = get_type_hints(Options), inspect.signature(command).parameters.values()
+    parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameters += [_parameter(FIELDS[name], kinds[name]) for name in names]
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+
+
+with_options(train)

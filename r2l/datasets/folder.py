@@ -176,19 +176,17 @@ class RawFolder(RawDataset):
         frame, path = self.frame(index), self.paths[index]
         whole = frame.mosaic.shape
         if what == "frame":
-            pixels = _in_levels(frame, self.camera, self._own_colours)
+            pixels = in_levels(frame, self.camera, self._own_colours)
         else:
             pixels = self._mask(index, whole)
-        pixels = pixels[_in_line(whole, frame.camera.cfa, self.camera.cfa)]
+        pixels = pixels[in_line(whole, frame.camera.cfa, self.camera.cfa)]
         if self.crop is None:
             return np.ascontiguousarray(pixels)
         if min(pixels.shape) < self.crop:
             size = f"{pixels.shape[0]} x {pixels.shape[1]}"
             reason = f"{size} pixels, less than the crop of {self.crop}"
             raise DatasetError(path, reason, "Crop less")
-        # Even offsets keep the layout.
-        top, left = ((side - self.crop) // 4 * 2 for side in pixels.shape)
-        return np.ascontiguousarray(pixels[top : top + self.crop, left : left + self.crop])
+        return np.ascontiguousarray(pixels[middle(pixels.shape, self.crop)])
 
     def _mask(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
         path, remedy = self._masks[index], "Draw it on the upright picture, whole"
@@ -228,7 +226,7 @@ def _class_names(labels: pd.Series, classes: Sequence[str] | None, source: Path)
 # --- frames of another camera than the set's --------------------------------------------------------
 
 
-def _in_line(shape: tuple[int, ...], has: CFA, wanted: CFA) -> tuple[slice, slice]:
+def in_line(shape: tuple[int, ...], has: CFA, wanted: CFA) -> tuple[slice, slice]:
     """Return the window of a mosaic (H, W) in which the layout ``has`` reads ``wanted``.
 
     It starts at the first or second row and column and stays even.
@@ -237,7 +235,13 @@ def _in_line(shape: tuple[int, ...], has: CFA, wanted: CFA) -> tuple[slice, slic
     return slice(rows, shape[0] - rows), slice(columns, shape[1] - columns)
 
 
-def _in_levels(frame: RawFrame, camera: Camera, own_colours: bool = False) -> np.ndarray:
+def middle(shape: tuple[int, ...], crop: int) -> tuple[slice, ...]:
+    """Return the window of ``crop`` pixels square in the middle of a mosaic; it keeps the layout."""
+    offsets = ((side - crop) // 4 * 2 for side in shape)
+    return tuple(slice(offset, offset + crop) for offset in offsets)
+
+
+def in_levels(frame: RawFrame, camera: Camera, own_colours: bool = False) -> np.ndarray:
     """Return a mosaic (H, W), *raw* domain, with the black and white levels of ``camera``.
 
     Unchanged if they are the frame's own already; values beyond [0, 1] are clipped. With its own colours

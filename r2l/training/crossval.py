@@ -31,7 +31,7 @@ from r2l.training.models import channel_statistics
 from r2l.training.module import RawToLogits
 from r2l.training.predict import Trained, predict, predict_matrix
 from r2l.training.run_folder import TESTED
-from r2l.training.saving import NORM, save_model, save_norm
+from r2l.training.saving import NORM, About, save_model, save_norm
 from r2l.training.seeding import mixed_seed
 from r2l.training.tracking import Run, resolve
 
@@ -231,6 +231,9 @@ class FoldTrainer:
             processor = self.components.processor
         kept = can_be_saved(processor)
         has_norm = isinstance(trained.norm, nn.BatchNorm2d)
+        data = self.data
+        about = About(data.task, tuple(data.classes), data.camera, data.shape)
+        description = {**description, **about.to_dict()}
         if self.options.save_locally:
             if kept:
                 save_isp(processor, folder / "processor")

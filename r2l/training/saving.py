@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from r2l.camera import Camera
 from r2l.files import R2LError, atomic_path, choose
 from r2l.isp.saving import load_module, reading, save_module
 from r2l.training.models import MAKERS, make_described
 from r2l.training.networks import is_own_code
 from r2l.training.seeding import seeded
+from r2l.training.tasks import TASKS
 
 DESCRIPTION = "model.json"
 #: Weights of a batch normalisation between processor and task model, in the folder that holds both.
@@ -24,6 +27,60 @@ NORM = "norm.safetensors"
 _FETCHING = ("pretrained",)
 # Arguments that can ask for any amount of memory.
 _SIZES = {"n_classes", "n_targets"}
+_NEEDED = {"maker", "arguments"}
+_TASK_OF = {"make_regressor": "regression", "make_segmenter": "segmentation"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a model was trained for; kept in its description.
+
+    Attributes:
+        task: "classification", "regression" or "segmentation".
+        classes: names, by label; none for numbers.
+        camera: whose levels and layout its frames had; None of a model saved without.
+        shape: height and width of those frames, likewise.
+        own_colours: whether each frame was brought to that camera's white balance.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    camera: Camera | None = None
+    shape: tuple[int, int] | None = None
+    own_colours: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON types, for a description; `of` is the way back."""
+        camera = None if self.camera is None else self.camera.to_dict()
+        return {**vars(self), "camera": camera}
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> About:
+        """Return what a description says; of one saved without, what its maker tells, and numbers as names.
+
+        Raises:
+            ValueError: an unknown task, names that are no words, no camera, or not as many as outputs.
+        """
+        described = {k: v for k, v in description.items() if k in cls.__dataclass_fields__}
+        number = description["arguments"].get("n_classes", 0)
+        about = cls(
+            **{
+                "task": _TASK_OF.get(description["maker"], "classification"),
+                "classes": tuple(map(str, range(number))),
+                **described,
+            }
+        )
+        choose("task", about.task, TASKS)
+        names, camera, shape = about.classes, about.camera, about.shape
+        wrong = names and number not in (0, len(names))
+        if wrong or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{len(names)} names of classes for {number} outputs: {names}")
+        return replace(
+            about,
+            classes=tuple(names),
+            camera=None if camera is None else Camera.from_dict(camera),
+            shape=None if shape is None else tuple(map(int, shape)),
+        )
 
 
 def save_model(description: Mapping[str, Any], model: nn.Module, folder: str | Path) -> Path:
@@ -34,7 +91,8 @@ def save_model(description: Mapping[str, Any], model: nn.Module, folder: str | P
 
     Args:
         description: ``{"maker": "make_classifier", "arguments": {"name": "ResNet18", "n_classes": 9}}``;
-            makers as in `r2l.training.models.MAKERS`, arguments by name, of plain JSON types.
+            makers as in `r2l.training.models.MAKERS`, arguments by name, of plain JSON types. And, so that
+            `r2l.load` knows them, what it was trained for: ``**About(...).to_dict()``.
         model: what that maker made, trained.
         folder: where to.
 
@@ -147,14 +205,17 @@ def _check_sizes(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) ->
 
 def _checked(description: Any) -> dict[str, Any]:
     """Return a description whose maker and arguments exist, and that fetches nothing."""
-    if not isinstance(description, dict) or set(description) != {"maker", "arguments"}:
-        raise ValueError('expected {"maker": ..., "arguments": {...}}')
+    names = _NEEDED | set(About.__dataclass_fields__)
+    if not isinstance(description, dict) or not _NEEDED <= set(description) <= names:
+        raise ValueError('expected {"maker": ..., "arguments": {...}} and what `About` has')
     maker, arguments = choose("maker", description["maker"], MAKERS), description["arguments"]
     known = inspect.signature(maker).parameters
     if not isinstance(arguments, dict) or not set(arguments) <= set(known):
         raise ValueError(f"{description['maker']} takes the arguments {', '.join(known)}")
     arguments = arguments | {name: False for name in _FETCHING if name in known}
-    return {"maker": description["maker"], "arguments": arguments}
+    checked = {**description, "arguments": arguments}
+    About.of({"classes": (), **checked})  # the weights have not told yet how many there can be
+    return checked
 
 
 def _make(description: dict[str, Any]) -> nn.Module:

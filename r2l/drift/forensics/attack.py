@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.evaluator import Evaluator
+from r2l.drift.forensics.evaluator import Evaluator, own_processor
 from r2l.drift.forensics.search_space import ParameterSpace, SearchSpace
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
@@ -90,7 +90,7 @@ class Search:
 def bounded_attack(
     model: nn.Module,
     frames: Frames,
-    isp: ParametrizedISP,
+    isp: ParametrizedISP | None = None,
     *,
     parameters: str | Sequence[str] = "all",
     fraction: float = 0.1,
@@ -109,7 +109,7 @@ def bounded_attack(
     Args:
         model: a `RawToLogits`, or any module from display images to logits; stays as it is.
         frames: on whose average the search goes. Judge the result on others.
-        isp: the pipeline at the centre of the box; stays as it is.
+        isp: the pipeline at the centre of the box, by default the model's own processor; stays as it is.
         parameters: names, or "all", see `ParameterSpace`.
         fraction: of tolerance.
         steps: of each start.
@@ -119,10 +119,11 @@ def bounded_attack(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: fewer than one step or start; or as `ParameterSpace`.
+        ValueError: fewer than one step or start; no parametrized pipeline; or as `ParameterSpace`.
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"nothing to search: {steps} steps, {restarts} starts")
+    isp = _parametrized(model, isp)
     space = ParameterSpace(copy.deepcopy(isp).to(frames.raw.device), parameters, fraction)
     search = Search(
         "projected gradient", Evaluator(model, frames), space, steps * restarts, progress
@@ -142,7 +143,7 @@ def bounded_attack(
 def penalised_attack(
     model: nn.Module,
     frames: Frames,
-    isp: ParametrizedISP,
+    isp: ParametrizedISP | None,
     adversary: Adversary,
     *,
     epochs: int = 20,
@@ -172,6 +173,7 @@ def penalised_attack(
     """
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"nothing to search: {epochs} epochs of batches of {batch_size}")
+    isp = _parametrized(model, isp)
     moved = copy.deepcopy(isp).to(frames.raw.device)
     space = ParameterSpace(moved, adversary.searched(isp), fraction)
     search = Search("penalised gradient", Evaluator(model, frames), space, epochs + 1, progress)
@@ -192,3 +194,13 @@ def penalised_attack(
             optimizer.step()
             adversary.project_(moved)
     return search.attack()
+
+
+def _parametrized(model: nn.Module, isp: ParametrizedISP | None) -> ParametrizedISP:
+    isp = own_processor(model, isp)
+    if isinstance(isp, ParametrizedISP):
+        return isp
+    raise ValueError(
+        f"no gradients to search by: {isp} has no parameters; give isp=ParametrizedISP(frames.camera), or take "
+        "static_attack"
+    )

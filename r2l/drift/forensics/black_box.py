@@ -9,7 +9,7 @@ from torch import nn
 
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.attack import Attack, Search
-from r2l.drift.forensics.evaluator import Evaluator
+from r2l.drift.forensics.evaluator import Evaluator, own_processor
 from r2l.drift.forensics.search_space import SearchSpace, SettingSpace
 from r2l.training.seeding import seeded
 
@@ -73,7 +73,7 @@ def random_search(
 def static_attack(
     model: nn.Module,
     frames: Frames,
-    pipeline: str | nn.Module = "bi,s,ga",
+    pipeline: str | nn.Module | None = None,
     *,
     settings: str | Sequence[str] = "all",
     fraction: float = 0.1,
@@ -89,7 +89,7 @@ def static_attack(
 
     Args:
         model, frames: as in `bounded_attack`; the frames of one camera.
-        pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`.
+        pipeline: as in `Prober`.
         settings: names, or "all", see `SettingSpace`.
         fraction: of tolerance.
         evaluations: how often the frames are shown to the model, at most.
@@ -99,7 +99,7 @@ def static_attack(
     Raises:
         ValueError: no evaluations; or as `SettingSpace`.
     """
-    space = SettingSpace(pipeline, frames.camera, settings, fraction)
+    space = SettingSpace(own_processor(model, pipeline), frames.camera, settings, fraction)
     search = Search("CMA-ES", Evaluator(model, frames), space, evaluations, progress)
     dimension = len(space.coordinates)
     search.ask(np.zeros(dimension))

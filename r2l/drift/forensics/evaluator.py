@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,14 @@ def task_model(model: nn.Module, device: str | torch.device = "cpu") -> nn.Modul
         parts = [part for part in (between, model.model) if isinstance(part, nn.Module)]
     frozen = copy.deepcopy(nn.Sequential(*parts)).eval().requires_grad_(False)
     return frozen.to(device, memory_format=torch.channels_last)
+
+
+def own_processor(model: nn.Module, pipeline: Any = None) -> Any:
+    """Return ``pipeline``; where none is given the model's own processor, or "bi,s,ga" if it has none."""
+    if pipeline is not None:
+        return pipeline
+    own = getattr(model, "processor", None)
+    return "bi,s,ga" if own is None or isinstance(own, nn.Identity) else own
 
 
 class Evaluator:

@@ -11,7 +11,7 @@ import pandas as pd
 from torch import nn
 
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.evaluator import Evaluator
+from r2l.drift.forensics.evaluator import Evaluator, own_processor
 from r2l.drift.statistics import crossed_means, crossed_ratios
 from r2l.files import choose
 from r2l.isp.adjustable import AdjustableISP, settings_of
@@ -27,7 +27,8 @@ class Prober:
 
     Args:
         model, frames, metric: as in `Evaluator`; the frames of one camera.
-        pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`.
+        pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`; by default the
+            model's own processor, or "bi,s,ga" if it has none.
         level: of the bands and safe intervals, over groups.
     """
 
@@ -35,13 +36,13 @@ class Prober:
         self,
         model: nn.Module,
         frames: Frames,
-        pipeline: str | nn.Module = "bi,s,ga",
+        pipeline: str | nn.Module | None = None,
         *,
         metric: str = "accuracy",
         level: float = 0.95,
     ) -> None:
         self.evaluator, self.level = Evaluator(model, frames, metric), level
-        self.base = AdjustableISP(pipeline, frames.camera)
+        self.base = AdjustableISP(own_processor(model, pipeline), frames.camera)
         self.settings = settings_of(self.base)
         self._remembered: dict[tuple[tuple[str, float], ...], np.ndarray] = {}
 

@@ -167,7 +167,7 @@ def _read_row(row: dict, camera: Camera) -> dict:
 def tolerance_report(
     model: nn.Module,
     frames: Frames,
-    pipeline: str | nn.Module = "bi,s,ga",
+    pipeline: str | nn.Module | None = None,
     *,
     settings: Sequence[str] | None = None,
     drop: float = 0.05,
@@ -221,7 +221,7 @@ def verify_tolerances(
     report: ToleranceReport,
     model: nn.Module,
     fresh: Frames,
-    pipeline: str | nn.Module = "bi,s,ga",
+    pipeline: str | nn.Module | None = None,
 ) -> pd.DataFrame:
     """Measure the model at every edge of a report, on images that the report has not seen.
 

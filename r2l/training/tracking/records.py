@@ -163,7 +163,7 @@ def resolve(
     records = None
     if text.startswith("models:"):
         records = Records(store)
-        text = _source(records, text)
+        text = model_source(text, records)
     match = _RUN.match(text)
     if not match:
         raise ValueError(f"{text!r} is no address; expected runs:/RUN_ID/path, of 32 hex digits")
@@ -178,8 +178,9 @@ def resolve(
     return _existing(records, run_id, path) or _fetched(records, run_id, path, cached)
 
 
-def _source(records: Records, uri: str) -> str:
-    """The ``runs:/`` address behind a registered model."""
+def model_source(uri: str, store: str | Path | Records | None = None) -> str:
+    """Return the ``runs:/`` address behind that of a registered model; errors as in `resolve`."""
+    records = store if isinstance(store, Records) else Records(store)
     match = _MODEL.match(uri)
     if not match:
         raise ValueError(f"{uri!r} is no address; expected models:/name@alias or models:/name/1")

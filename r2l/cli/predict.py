@@ -1,0 +1,313 @@
+"""Using a saved model: `r2l predict` on raw files, `r2l evaluate` and `r2l tolerances` on labelled data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from r2l.cli.errors import EXIT_ERROR, told
+from r2l.cli.train import with_options
+from r2l.option_fields import TASK_OF
+from r2l.options import FIELDS, Options
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torch import Tensor
+
+    from r2l.datasets import Frames
+    from r2l.training.loading import SavedModel
+
+_GROUPS = ("Data", "Splits")
+#: Those of the `Options` that say which labelled images a model is asked about, and how.
+_ASKING = [n for n, option in FIELDS.items() if option.metadata["group"] in _GROUPS]
+_ASKING += ["seed", "batch_size", "accelerator", "tracking_uri"]
+
+_Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A fold's folder, runs:/RUN_ID of a fold, models:/name/1 or models:/name@alias.",
+        show_default=False,
+    ),
+]
+_Data = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DATA]",
+        help="A data set's name, or a folder of raw files: short for --dataset and --root.",
+        show_default=False,
+    ),
+]
+_Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
+
+
+def _output(help: str) -> Any:
+    return typer.Option("--output", "-o", metavar="PATH", help=help, show_default=False)
+
+
+def predict(
+    model: _Model,
+    photos: Annotated[
+        list[Path],
+        typer.Argument(metavar="PHOTO", help="Raw files, or folders of them.", show_default=False),
+    ],
+    output: Annotated[Path, _output("A CSV; for segmentation the folder of the masks.")],
+    camera: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CAMERA",
+            help="microscope, drone, a JSON file, or a raw file. Replaces what the files say; TIFF, PNG and "
+            "NPY say nothing and need it.",
+            show_default=False,
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="JSON that describes frames without a header."),
+    ] = None,
+    crop: Annotated[
+        int | None, typer.Option(help="Cut this many pixels square out of the middle.")
+    ] = None,
+    any_camera: Annotated[
+        bool,
+        typer.Option("--any_camera", help="Take other cameras' frames, in the model's colours."),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Store of the runs and models.", show_default=False)
+    ] = None,
+    force: _Force = False,
+) -> None:
+    """Ask a saved model about raw files: the probability of each class by name, or numbers, or masks.
+
+    The CSV has a row a file: file, prediction and, for classes, p_NAME of each. A mask is a PNG, 255 where
+    the object is. Another layout and other levels than those of the model's camera are lined up; frames of
+    another camera are refused. A file that fails is reported and skipped, and the exit status is 2.
+    """
+    from r2l.rawfile import RawLayout, load_camera, read_raw
+    from r2l.training.loading import load
+
+    files = _files(photos)
+    given = load_camera(camera) if camera else None
+    described = RawLayout.from_file(layout) if layout else None
+    asked = load(model, tracking_uri)
+    targets = _targets(files, output, asked.task.name == "segmentation", force)
+    failed: list[Path] = []
+
+    def lined_up(path: Path) -> Tensor | None:
+        try:
+            with told(path):
+                frame = read_raw(path, given, described)
+                return asked.line_up(frame, crop=crop, any_camera=any_camera)
+        except typer.Exit:
+            failed.append(path)
+            return None
+
+    rows = []
+    for path, answer in _answered(asked, files, lined_up, batch_size):
+        if targets:
+            _write_mask(answer, targets[path])
+        else:
+            rows.append({"file": str(path), **_cells(answer)})
+    if rows:
+        _write_table(rows, output)
+    print(f"{len(files) - len(failed)} of {len(files)} files answered: {output}")
+    if failed:
+        raise typer.Exit(EXIT_ERROR)
+
+
+def evaluate(
+    model: _Model,
+    data: _Data = None,
+    output: Annotated[Path | None, _output("Keep the answers, a row an image, as CSV.")] = None,
+    force: _Force = False,
+    **given: Any,
+) -> None:
+    """Test a saved model on labelled images, without training: scores, and those of each class.
+
+    All images are asked about; with --fold those alone that this fold of --n_splits and --seed validates,
+    as `r2l train` makes it. Frames of another layout or other levels are lined up; of another camera, refused.
+    """
+    from r2l.training.metrics import fold_scores, per_class
+    from r2l.training.predict import predict as ask
+
+    options = _options(data, given)
+    _check_free(output, force)
+    asked, frames, indices = _open(model, options)
+    how = {"batch_size": options.batch_size, "accelerator": options.accelerator}
+    table = ask(asked, {options.dataset: frames.subset(indices)}, **how)
+    layout = {"float_format": lambda value: f"{value:.4g}"}
+    print(f"{len(table)} images of {options.dataset}, {asked.camera.name}\n")
+    print(fold_scores(table, len(asked.classes)).to_string(index=False, **layout))
+    if asked.task.name == "classification":
+        print(f"\n{per_class(table, asked.classes).to_string(**layout)}")
+    if output:
+        _write_table(table.assign(name=frames.names[table["image"]]), output)
+        print(f"\n{output}")
+
+
+def tolerances(
+    model: _Model,
+    output: Annotated[Path, _output("The report, JSON.")],
+    data: _Data = None,
+    drop: Annotated[float, typer.Option(help="By how much the metric may fall.")] = 0.05,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="accuracy, p_true or iou.  [default: as the task is]", show_default=False
+        ),
+    ] = None,
+    points: Annotated[int, typer.Option(min=3, help="Values of a setting that are tried.")] = 21,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODE", help="Another than the model's own, as bi,s,ga.", show_default=False
+        ),
+    ] = None,
+    force: _Force = False,
+    **given: Any,
+) -> None:
+    """Find how far each setting of a model's own processor may go, and write what `r2l check` reads.
+
+    Give images that it was not trained on: those of its data set that --fold validates (see evaluate), say.
+    """
+    from r2l.drift.forensics import tolerance_report
+
+    options = _options(data, given)
+    _check_free(output, force)
+    asked, frames, indices = _open(model, options)
+    metric = metric or ("iou" if asked.task.name == "segmentation" else "accuracy")
+    about = {"drop": drop, "metric": metric, "points": points, "name": model}
+    report = tolerance_report(asked, frames.take(indices), pipeline, **about)
+    report.save(output)
+    print(f"{report.metric} {report.score:.3f}, allowed to fall by {drop:g}")
+    shown = report.table[["label", "value", "safe_low", "safe_high", "unit"]]
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    print(f"\n{output}: r2l check --tolerances {output} --camera CAMERA")
+
+
+for _command in (evaluate, tolerances):
+    with_options(_command, _ASKING)
+
+
+def _options(data: str | None, given: dict[str, Any]) -> Options:
+    """Return the options, with what a positional argument says of the data."""
+    if data is not None:
+        is_name = data in TASK_OF
+        given |= {"dataset": data} if is_name else {"dataset": "RawFolder", "root": data}
+    return Options(**given)
+
+
+def _open(model: str, options: Options) -> tuple[SavedModel, Frames, np.ndarray]:
+    """Return model, data as the model takes them, and which of these are asked about."""
+    import numpy as np
+
+    from r2l.training.data import make_folds, open_data
+    from r2l.training.loading import load
+
+    asked = load(model, options.tracking_uri)
+    data = open_data(options)
+    every = np.arange(len(data))
+    indices = every if options.fold is None else make_folds(data, options)[options.fold].test
+    return asked, asked.take(data), indices
+
+
+def _files(photos: list[Path]) -> list[Path]:
+    """Return files as they are, and those in folders; each once."""
+    from r2l.datasets.labels import raw_files
+
+    listed = [raw_files(path) if path.is_dir() else [path] for path in photos]
+    return list(dict.fromkeys(path for paths in listed for path in paths))
+
+
+def _targets(files: list[Path], output: Path, masks: bool, force: bool) -> dict[Path, Path]:
+    """Return where the mask of each file goes, if there are masks; see that nothing is replaced unasked."""
+    if masks and output.suffix and not output.is_dir():
+        raise ValueError(f"{output}: the model answers with masks: give -o a folder for them")
+    if not masks:
+        _check_free(output, force)
+        return {}
+    targets = {path: output / f"{path.stem}.png" for path in files}
+    sources: dict[Path, Path] = {}
+    for path, target in targets.items():
+        if target in sources:
+            raise ValueError(f"{sources[target]} and {path} would both be written to {target}")
+        sources[target] = path
+        if target.resolve() == path.resolve():
+            raise ValueError(f"{target} is one of the photos: choose another folder with -o")
+        _check_free(target, force)
+    output.mkdir(parents=True, exist_ok=True)
+    return targets
+
+
+def _check_free(path: Path | None, force: bool) -> None:
+    """Raise unless a file can be written there.
+
+    Raises:
+        ValueError: there is one already, and no --force; or a folder.
+    """
+    if path is not None and (path.is_dir() or (path.exists() and not force)):
+        remedy = "--force replaces it, -o names another place"
+        raise ValueError(f"{path} {'is a folder' if path.is_dir() else f'exists: {remedy}'}")
+
+
+def _answered(
+    model: SavedModel,
+    files: list[Path],
+    read: Callable[[Path], Tensor | None],
+    batch_size: int,
+) -> Iterator[tuple[Path, Any]]:
+    """Yield each file that can be read, in order, with its answer; frames of one size go together."""
+    import torch
+
+    from r2l.progress import progress_bar
+
+    held: list[tuple[Path, Tensor]] = []
+
+    def asked() -> Iterator[tuple[Path, Any]]:
+        if held:
+            answers = model.answer(torch.stack([frame for _, frame in held]))
+            yield from zip([path for path, _ in held], answers, strict=True)
+            held.clear()
+
+    for path in progress_bar(iterable=files, desc="predicting"):
+        frame = read(path)
+        if frame is None:
+            continue
+        if held and (len(held) == batch_size or held[0][1].shape != frame.shape):
+            yield from asked()
+        held.append((path, frame))
+    yield from asked()
+
+
+def _cells(answer: Any) -> dict[str, Any]:
+    """Return an answer as cells of a row: of classes the most probable, and the probability of each."""
+    if isinstance(answer, dict):
+        probabilities = {f"p_{name}": value for name, value in answer.items()}
+        return {"prediction": max(answer, key=answer.__getitem__), **probabilities}
+    if isinstance(answer, float):
+        return {"prediction": answer}
+    return {f"prediction_{number}": value for number, value in enumerate(answer.tolist())}
+
+
+def _write_table(rows: list[dict[str, Any]] | pd.DataFrame, path: Path) -> None:
+    import pandas as pd
+
+    from r2l.files import atomic_path
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        pd.DataFrame(rows).to_csv(partial, index=False)
+
+
+def _write_mask(mask: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    from r2l.files import atomic_path
+
+    with atomic_path(path) as partial:
+        Image.fromarray(mask * 255).save(partial, format="PNG")

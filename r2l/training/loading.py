@@ -1,0 +1,215 @@
+"""A saved model in use: from where it lies to one module from raw to logits, and from frames to answers."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from r2l.camera import Camera
+from r2l.datasets import Frames
+from r2l.datasets.folder import in_levels, in_line, middle
+from r2l.files import R2LError
+from r2l.isp.saving import DESCRIPTION as ISP
+from r2l.isp.saving import SavedModuleError, load_isp
+from r2l.rawfile import RawFrame
+from r2l.training.module import RawToLogits
+from r2l.training.saving import DESCRIPTION, NORM, About, load_described, load_norm
+from r2l.training.tracking import Records, resolve
+from r2l.training.tracking.records import model_source
+
+_WHOLE = "Give the folder of a fold, or runs:/RUN_ID, which hold processor and model"
+# What a matrix of one camera differs by from file to file: rounding, and the light it was made for.
+_SAME_COLOURS = 0.02
+
+
+class FrameError(R2LError, ValueError):
+    """A frame, or a set of them, that a model can't be asked about."""
+
+
+class SavedModel(RawToLogits):
+    """A model as it was saved, in eval mode: raw (B, 1, H, W), of its own camera, to logits.
+
+    A `RawToLogits` with a processor, so that all that takes one takes it. `load` makes it.
+
+    Attributes:
+        about: task, names of the classes, camera, size of the frames that it was trained on.
+        classes: the names, by label; numbers of a model that was saved without.
+        camera: whose layout and levels its frames have.
+    """
+
+    def __init__(
+        self, model: nn.Module, processor: nn.Module, about: About, norm: str | nn.Module = "none"
+    ) -> None:
+        super().__init__(model, processor, task=about.task, output_norm=norm)
+        self.about, self.classes = about, about.classes
+        self.camera: Camera = about.camera or processor.camera
+        self.eval()
+
+    def line_up(
+        self, frame: RawFrame, *, crop: int | None = None, any_camera: bool = False
+    ) -> Tensor:
+        """Return a frame as the model takes it, raw domain (1, H, W).
+
+        As `r2l.RawFolder` does it: another layout is brought in line by cutting a row or a column off at
+        either side; other black and white levels, as of another container, are mapped onto the camera's.
+
+        Args:
+            frame: of any size; a classifier's should show things as large as those it was trained on.
+            crop: cut this many pixels (even) square out of the middle.
+            any_camera: take frames of other cameras too, by white balance and matrix of the model's own.
+
+        Raises:
+            FrameError: a frame of another camera (another name, and another colour matrix), or smaller
+                than the crop.
+        """
+        own, has = self.camera, frame.camera
+        if not any_camera and has.name != own.name and not _same_colours(has, own):
+            raise FrameError(
+                f"a frame of the camera {has.name!r}",
+                f"the model was trained for the colours of {own.name!r}",
+                "Say any_camera=True (--any_camera) to have it developed by that one's white balance and "
+                "matrix all the same",
+            )
+        pixels = in_levels(frame, own)[in_line(frame.mosaic.shape, has.cfa, own.cfa)]
+        if crop is not None:
+            if crop < 2 or crop % 2 or crop > min(pixels.shape):
+                size = " x ".join(map(str, pixels.shape))
+                raise FrameError(f"a crop of {crop}", f"the frame has {size} pixels", "Crop less")
+            pixels = pixels[middle(pixels.shape, crop)]
+        return torch.tensor(pixels, dtype=torch.float32)[None]
+
+    @torch.inference_mode()
+    def answer(self, raw: Tensor) -> list[Any]:
+        """Return what is answered to each frame of a raw batch (B, 1, H, W), lined up.
+
+        Returns:
+            For each frame the probability of each class by its name; or the number, or numbers (n,); or
+            the mask (H, W), uint8, 1 where the logit is positive.
+        """
+        outputs = self(raw.to(next(self.parameters()).device)).float().cpu()
+        if self.task.name == "segmentation":
+            return list((outputs[:, 0] > 0).to(torch.uint8).numpy())
+        if self.task.name == "regression":
+            return [row[0].item() if len(row) == 1 else row.numpy() for row in outputs]
+        return [dict(zip(self.classes, p.tolist(), strict=True)) for p in outputs.softmax(1)]
+
+    def predict(self, frame: RawFrame, **options: Any) -> Any:
+        """Return what is answered to one frame, as `answer` has it.
+
+        Args:
+            frame: what `r2l.read_raw` returned.
+            **options: of `line_up`.
+        """
+        (answer,) = self.answer(self.line_up(frame, **options)[None])
+        return answer
+
+    def take(self, frames: Frames) -> Frames:
+        """Return labelled frames as the model takes them: lined up, their classes numbered as its own.
+
+        Raises:
+            FrameError: frames of another task or camera, or with classes that the model does not know.
+        """
+        if frames.task != self.task.name:
+            why = f"labels of {frames.task}, and the model answers with {self.task.name}"
+            raise FrameError("the data set", why, "Give data of its own kind (see --task)")
+        if frames.task == "classification" and frames.classes != self.classes:
+            frames = replace(frames, truth=self._renumbered(frames), classes=self.classes)
+        own, has = self.camera, frames.camera
+        levels = (own.cfa, own.black_level, own.white_level)
+        if levels == (has.cfa, has.black_level, has.white_level) and has.name == own.name:
+            return frames
+        lined = [self.line_up(RawFrame(raw[0].numpy(), has)) for raw in frames.raw]
+        truth, window = frames.truth, in_line(frames.shape, has.cfa, own.cfa)
+        truth = truth[..., *window] if frames.task == "segmentation" else truth
+        return replace(frames, raw=torch.stack(lined), truth=truth, camera=own)
+
+    def _renumbered(self, frames: Frames) -> Tensor:
+        numbered = self.classes == tuple(map(str, range(len(self.classes))))
+        if numbered and len(frames.classes) == len(self.classes):
+            return frames.truth  # saved without names
+        if unknown := [name for name in frames.classes if name not in self.classes]:
+            raise FrameError(
+                f"the classes {', '.join(unknown)}",
+                f"the model knows only {', '.join(self.classes)}",
+                "Name the classes as it was trained with them",
+            )
+        numbers = torch.tensor([self.classes.index(name) for name in frames.classes])
+        return numbers[frames.truth]
+
+
+def load(uri: str | Path, store: str | Path | None = None) -> SavedModel:
+    """Return a saved model with its processor as one module from raw to logits, on the CPU, in eval mode.
+
+    >>> import tempfile, r2l
+    >>> from r2l.training.saving import About, save_model
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> about = About("classification", ("cat", "dog"), r2l.DRONE).to_dict()
+    >>> described = {"maker": "make_classifier", "arguments": {"name": "SmallResNet", "n_classes": 2}}
+    >>> _ = r2l.save_isp(r2l.StaticISP(r2l.DRONE), folder / "processor")
+    >>> _ = save_model(described | about, r2l.make_classifier("SmallResNet", 2), folder / "model")
+    >>> model = r2l.load(folder)
+    >>> list(model.predict(RawFrame(np.full((32, 32), 0.4, np.float32), r2l.DRONE)))
+    ['cat', 'dog']
+
+    Args:
+        uri: a folder that holds ``processor`` and ``model``, such as ``fold_0`` of a run (or the run, if it
+            has one fold); one of these two; ``runs:/RUN_ID`` of a fold, or its ``/model`` or ``/best``;
+            ``models:/name/1`` or ``models:/name@alias``.
+        store: where runs and models are looked up, see `r2l.training.tracking.store_address`.
+
+    Raises:
+        SavedModuleError: no processor with it, several folds to choose from, or something damaged.
+        ValueError: no such folder, run or model; names those that exist.
+        TrackingError: the store can't be opened.
+    """
+    text = str(uri)
+    if text.startswith("models:"):
+        text = model_source(text, store)
+    parts = _parts(text, store) if text.startswith("runs:") else _in_folder(resolve(text))
+    processor, (model, description) = load_isp(parts["processor"]), load_described(parts["model"])
+    norm = load_norm(parts[NORM].parent) if NORM in parts else "none"
+    return SavedModel(model, processor, About.of(description), norm)
+
+
+def _in_folder(folder: Path) -> dict[str, Path]:
+    if (folder / DESCRIPTION).exists() or (folder / ISP).exists():
+        folder = folder.resolve().parent
+    folds = sorted(path.parent for path in folder.glob("fold_*/model"))
+    if len(folds) > 1 and not (folder / "model").exists():
+        raise SavedModuleError(folder, "a run of several folds", f"Give one, such as {folds[0]}")
+    folder = folds[0] if folds and not (folder / "model").exists() else folder
+    parts = {name: folder / name for name in ("processor", "model", NORM)}
+    there = {name: path for name, path in parts.items() if path.exists()}
+    if missing := {"processor", "model"} - set(there):
+        raise SavedModuleError(folder, f"no {' and no '.join(sorted(missing))} in it", _WHOLE)
+    return there
+
+
+def _parts(uri: str, store: str | Path | None) -> dict[str, Path]:
+    base = uri.rstrip("/").removesuffix("/model").removesuffix("/processor")
+    run_id = base.removeprefix("runs:").strip("/")
+    try:
+        parts = {name: resolve(f"{base}/{name}", store) for name in ("processor", "model")}
+    except ValueError as error:
+        records = Records(store)
+        folds = [] if "/" in run_id else [*records.children(run_id).values()]
+        if len(folds) == 1:
+            return _parts(f"runs:/{folds[0]}", store)
+        if folds:
+            one = f"Give one, such as runs:/{folds[0]}"
+            raise SavedModuleError(uri, "a run of several folds", one) from None
+        raise SavedModuleError(uri, f"no processor with a model ({error})", _WHOLE) from None
+    with suppress(ValueError):  # most have none
+        parts[NORM] = resolve(f"{base}/{NORM}", store)
+    return parts
+
+
+def _same_colours(one: Camera, other: Camera) -> bool:
+    first, second = np.array(one.colour_matrix), np.array(other.colour_matrix)
+    return np.allclose(first, second, rtol=0, atol=_SAME_COLOURS * np.abs(second).max())
