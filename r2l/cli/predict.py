@@ -130,7 +130,7 @@ def evaluate(
     """Test a saved model on labelled images, without training: scores, and those of each class.
 
     All images are asked about; with --fold those alone that this fold of --n_splits and --seed validates,
-    as `r2l train` makes it. Frames of another layout or other levels are lined up; of another camera, refused.
+    as `r2l train` makes it. Frames of another layout or other levels are lined up, of another camera refused.
     """
     from r2l.training.metrics import fold_scores, per_class
     from r2l.training.predict import predict as ask
@@ -299,9 +299,12 @@ def _write_table(rows: list[dict[str, Any]] | pd.DataFrame, path: Path) -> None:
 
     from r2l.files import atomic_path
 
+    table = pd.DataFrame(rows)
+    # In full, but no longer than they are: a model's numbers are of single precision.
+    numbers = table.select_dtypes("float64").columns
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False)
+        table.astype(dict.fromkeys(numbers, "float32")).to_csv(partial, index=False)
 
 
 def _write_mask(mask: np.ndarray, path: Path) -> None:

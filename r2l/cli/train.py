@@ -114,8 +114,12 @@ def _parameter(option: Field, kind: Any) -> inspect.Parameter:
 
 def with_options(command: Callable[..., None], names: Iterable[str] = FIELDS) -> None:
     """Let a command take these of the `Options`, which are read from there, in the place of ``**given``."""
-    kinds, own = get_type_hints(Options), inspect.signature(command).parameters.values()
-    parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    kinds, own = get_type_hints(Options), get_type_hints(command, include_extras=True)
+    parameters = [
+        p.replace(annotation=own[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, p in inspect.signature(command).parameters.items()
+        if p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
     parameters += [_parameter(FIELDS[name], kinds[name]) for name in names]
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -201,6 +201,6 @@ def _parametrized(model: nn.Module, isp: ParametrizedISP | None) -> Parametrized
     if isinstance(isp, ParametrizedISP):
         return isp
     raise ValueError(
-        f"no gradients to search by: {isp} has no parameters; give isp=ParametrizedISP(frames.camera), or take "
-        "static_attack"
+        f"no gradients to search by: {isp} has no parameters; give isp=ParametrizedISP(frames.camera), "
+        "or take static_attack"
     )

@@ -1,0 +1,336 @@
+"""A saved model in use: r2l.load, r2l predict, evaluate and tolerances."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import r2l
+from r2l.camera import CFA, DRONE, MICROSCOPE
+from r2l.cli import app
+from r2l.datasets import RawFolder, SyntheticDrone, SyntheticMicroscopy
+from r2l.drift.forensics import ToleranceReport, bounded_attack, tolerance_report
+from r2l.isp import StaticISP, load_isp, save_isp
+from r2l.isp.saving import SavedModuleError
+from r2l.rawfile import RawFrame, read_raw, write_dng
+from r2l.training import experiment as experiment_module
+from r2l.training.loading import FrameError, SavedModel
+from r2l.training.saving import About, load_model, load_norm, save_model
+from r2l.training.tracking import Records, track
+
+pytestmark = pytest.mark.slow  # it trains
+
+CLASSIFIER = {"maker": "make_classifier", "arguments": {"name": "SmallResNet", "n_classes": 3}}
+TRAIN = ["--classifier_network", "SmallResNet", "--accelerator", "cpu", "--epochs", "1"]
+TRAIN += ["--n_splits", "2", "--lr", "1e-3", "--output_norm", "batch", "--save_locally"]
+
+
+def r2l_command(*arguments, code=0):
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder of DNGs of the twin, and a run of two folds on it, in a store of its own."""
+    place = tmp_path_factory.mktemp("use")
+    twin = SyntheticMicroscopy(18, size=32)
+    for number, item in enumerate(twin):
+        folder = place / "photos" / twin.classes[item["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_dng(folder / f"{number:02d}.dng", item["raw"][0].numpy(), twin.camera)
+    kept = ["--folder", place / "runs", "--tracking_uri", f"sqlite:///{place}/mlflow.db"]
+    data = ["--dataset", "RawFolder", "--root", place / "photos"]
+    r2l_command("train", *data, *TRAIN, *kept)
+    return place, next((place / "runs").glob("r2l/run-*-1"))
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """A saved segmenter of the drone's frames, untrained."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    described = {"maker": "make_segmenter", "arguments": {"architecture": "unet"}}
+    described["arguments"]["encoder"] = "resnet18"
+    with r2l.seeded(0):
+        model = r2l.make_segmenter("unet", "resnet18")
+    about = About("segmentation", ("background", "car"), DRONE, (32, 32))
+    save_isp(StaticISP(DRONE), folder / "processor")
+    save_model(described | about.to_dict(), model, folder / "model")
+    return folder
+
+
+# --- load -----------------------------------------------------------------------------------------
+
+
+def test_a_fold_is_loaded_as_one_module_from_raw_to_logits(trained):
+    place, run = trained
+    model = r2l.load(run / "fold_0")
+    data = RawFolder(place / "photos")
+    assert (model.classes, model.camera, model.task.name) == (
+        data.classes,
+        data.camera,
+        "classification",
+    )
+    assert model.about.shape == (32, 32)
+    assert not any(part.training for part in model.modules())
+    isp, network = (
+        load_isp(run / "fold_0" / "processor"),
+        load_model(run / "fold_0" / "model").eval(),
+    )
+    norm = load_norm(run / "fold_0").eval()
+    raw = torch.stack([data[i]["raw"] for i in range(4)])
+    with torch.inference_mode():
+        assert torch.equal(model(raw), network(norm(isp.eval()(raw))))
+
+
+def test_a_model_is_found_by_folder_run_and_name(trained):
+    place, run = trained
+    store = f"sqlite:///{place}/mlflow.db"
+    records = Records(store)
+    fold = records.children(records.find("latest"))["fold 0"]
+    wanted = load_file(run / "fold_0" / "model" / "weights.safetensors")
+    for uri in (run / "fold_0" / "model", f"runs:/{fold}", f"runs:/{fold}/model"):
+        loaded = r2l.load(uri, store)
+        assert isinstance(loaded.norm, torch.nn.BatchNorm2d)
+        assert all(torch.equal(v, wanted[k]) for k, v in loaded.model.state_dict().items())
+    model = r2l.load(run / "fold_0")
+    described = json.loads((run / "fold_0" / "model" / "model.json").read_text())
+    with track("releases", store=store) as release:
+        release.model(model.processor, "processor")
+        release.model(model.model, description=described, register="cells", alias="best")
+    for uri in ("models:/cells/1", "models:/cells@best"):
+        assert r2l.load(uri, store).classes == model.classes
+    with pytest.raises(SavedModuleError, match=r"several folds.\nGive one, such as .*fold_0"):
+        r2l.load(run)
+    with pytest.raises(SavedModuleError, match=rf"several folds.\nGive one, such as runs:/{fold}"):
+        r2l.load(f"runs:/{records.call('get_run', fold).data.tags['mlflow.parentRunId']}", store)
+    with pytest.raises(SavedModuleError, match="no model and no processor"):
+        r2l.load(place)
+
+
+def test_models_saved_before_have_numbers_for_names(tmp_path):
+    save_isp(StaticISP(DRONE), tmp_path / "processor")
+    save_model(CLASSIFIER, r2l.make_classifier("SmallResNet", 3), tmp_path / "model")
+    model = r2l.load(tmp_path)
+    assert (model.classes, model.camera) == (("0", "1", "2"), DRONE)
+    frame = RawFrame(np.full((32, 32), 0.4, np.float32), DRONE)
+    answer = model.predict(frame)
+    assert list(answer) == ["0", "1", "2"]
+    assert sum(answer.values()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"classes": ["a", "b"]},
+        {"classes": [1, 2, 3]},
+        {"classes": 3},
+        {"task": "poetry"},
+        {"camera": {"name": "x"}},
+        {"shape": ["wide", 3]},
+        {"colour": "red"},
+    ],
+)
+def test_what_a_model_was_trained_for_is_checked(tmp_path, wrong):
+    model = r2l.make_classifier("SmallResNet", 3)
+    with pytest.raises((ValueError, TypeError)):
+        save_model(CLASSIFIER | wrong, model, tmp_path / "model")
+    save_model(CLASSIFIER, model, tmp_path / "model")
+    (tmp_path / "model" / "model.json").write_text(json.dumps(CLASSIFIER | wrong))
+    with pytest.raises(SavedModuleError, match=r"model\.json: no description"):
+        load_model(tmp_path / "model")
+
+
+# --- frames of other cameras ----------------------------------------------------------------------
+
+
+def test_containers_and_layouts_are_lined_up_and_other_cameras_refused(trained):
+    place, run = trained
+    model, data = r2l.load(run / "fold_0"), RawFolder(place / "photos")
+    frame = data.frame(0)
+    plain = model.predict(frame)
+    # The same 12-bit exposure at the bottom of a 16-bit container, above a black level of 256.
+    black, white = 256 / 65535, 4095 / 65535
+    twelve = replace(frame.camera, black_level=(black,) * 4, white_level=white)
+    linear = (frame.mosaic - frame.camera.black_level[0]) / (1 - frame.camera.black_level[0])
+    small = RawFrame((black + (white - black) * linear).astype(np.float32), twelve)
+    assert model.predict(small) == pytest.approx(plain, abs=1e-5)
+    assert model(small.tensor()).sub(model(frame.tensor())).abs().max() > 1e-3, "as it lies"
+    shifted = replace(frame.camera, cfa=CFA.GRBG)
+    turned = model.predict(RawFrame(frame.mosaic[:, 1:-1], shifted))
+    assert turned == model.predict(RawFrame(frame.mosaic[:, 2:-2], frame.camera))
+    renamed = replace(frame.camera, name="the same under another name")
+    assert model.predict(RawFrame(frame.mosaic, renamed)) == plain
+    other = RawFrame(frame.mosaic, DRONE)
+    with pytest.raises(
+        FrameError, match=r"Hasselblad.*trained for the colours of 'PCO(.|\n)*any_c"
+    ):
+        model.predict(other)
+    assert set(model.predict(other, any_camera=True)) == set(plain)
+    cropped = model.predict(frame, crop=16)
+    assert cropped == model.predict(RawFrame(frame.mosaic[8:24, 8:24], frame.camera))
+    with pytest.raises(FrameError, match="Crop less"):
+        model.predict(frame, crop=64)
+
+
+# --- r2l predict ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_the_answers_are_those_of_the_record_to_the_bit(trained, tmp_path, fold):
+    place, run = trained
+    kept = pd.read_csv(run / f"fold_{fold}" / "predictions.csv")
+    files = [place / "photos" / name for name in kept["name"]]
+    r2l_command("predict", run / f"fold_{fold}", *files, "-o", tmp_path / "answers.csv")
+    answers = pd.read_csv(tmp_path / "answers.csv")
+    assert answers["file"].tolist() == list(map(str, files))
+    classes = RawFolder(place / "photos").classes
+    told = [answers[f"p_{classes[label]}"][row] for row, label in enumerate(kept["label"])]
+    np.testing.assert_array_equal(told, kept["p_true"])
+    assert answers["prediction"].tolist() == [classes[n] for n in kept["prediction"]]
+
+
+def test_a_broken_file_is_told_and_skipped_and_nothing_is_replaced_unasked(trained, tmp_path):
+    place, run = trained
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted((place / "photos").rglob("*.dng"))[:3]:
+        (photos / path.name).write_bytes(path.read_bytes())
+    (photos / "broken.dng").write_bytes(b"II*\0 and no more")
+    answers = tmp_path / "new" / "answers.csv"
+    output = r2l_command("predict", run / "fold_0", photos, "-o", answers, code=2)
+    assert "broken.dng" in output
+    assert "3 of 4 files answered" in output
+    table = pd.read_csv(answers)
+    assert sorted(table["file"]) == sorted(str(p) for p in photos.glob("[0-9]*.dng"))
+    np.testing.assert_allclose(table.filter(regex="^p_").sum(axis=1), 1, rtol=1e-5)
+    (photos / "broken.dng").unlink()
+    assert "exists: --force" in r2l_command(
+        "predict", run / "fold_0", photos, "-o", answers, code=2
+    )
+    r2l_command("predict", run / "fold_0", photos, "-o", answers, "--force")
+    assert not list(answers.parent.glob(".*")), "no halves are left"
+    write_dng(photos / "z.dng", np.full((32, 32), 0.4, np.float32), DRONE)
+    output = r2l_command("predict", run / "fold_0", photos, "-o", answers, "-f", code=2)
+    assert "z.dng: a frame of the camera 'Hasselblad" in output
+    r2l_command("predict", run / "fold_0", photos, "-o", answers, "-f", "--any_camera")
+    assert len(pd.read_csv(answers)) == 4
+
+
+def test_masks_are_written_as_pictures(segmenter, tmp_path):
+    twin = SyntheticDrone(3, size=32)
+    for number, item in enumerate(twin):
+        write_dng(tmp_path / f"{number}.dng", item["raw"][0].numpy(), DRONE)
+    masks = tmp_path / "masks"
+    r2l_command("predict", segmenter, tmp_path, "-o", masks)
+    model = r2l.load(segmenter)
+    for number in range(3):
+        mask = np.array(Image.open(masks / f"{number}.png"))
+        with torch.inference_mode():
+            logits = model(read_raw(tmp_path / f"{number}.dng").tensor())
+        np.testing.assert_array_equal(mask, 255 * (logits[0, 0] > 0).numpy())
+    assert 0 < mask.mean() < 255
+    assert "exists" in r2l_command("predict", segmenter, tmp_path / "0.dng", "-o", masks, code=2)
+    wrong = r2l_command("predict", segmenter, tmp_path / "0.dng", "-o", tmp_path / "a.csv", code=2)
+    assert "give -o a folder" in wrong
+    (tmp_path / "below").mkdir()
+    write_dng(tmp_path / "below" / "0.dng", twin[0]["raw"][0].numpy(), DRONE)
+    twice = r2l_command("predict", segmenter, tmp_path, "-o", tmp_path / "m", code=2)
+    assert "would both be written to" in twice
+
+
+# --- r2l evaluate, r2l tolerances -----------------------------------------------------------------
+
+
+def test_evaluating_gives_the_scores_and_answers_of_the_record(trained, tmp_path, monkeypatch):
+    place, run = trained
+    monkeypatch.setattr(experiment_module, "FoldTrainer", lambda *a: pytest.fail("trains"))
+    told = tmp_path / "answers.csv"
+    output = r2l_command(
+        *("evaluate", run / "fold_0", place / "photos", "--n_splits", 2, "--fold", 0, "-o", told)
+    )
+    kept, again = pd.read_csv(run / "fold_0" / "predictions.csv"), pd.read_csv(told)
+    shared = [name for name in again if name in kept and name != "pipeline"]
+    assert {"image", "group", "label", "p_true", "loss", "name"} <= set(shared)
+    pd.testing.assert_frame_equal(again[shared], kept[shared], check_exact=True)
+    scores = pd.read_csv(run / "scores.csv").query("fold == 0")
+    assert f"{scores['accuracy'].item():.4g}" in output
+    everything = r2l_command("evaluate", run / "fold_0", place / "photos")
+    assert "18 images of RawFolder" in everything
+
+
+def test_classes_are_known_by_name_and_a_foreign_one_is_refused(trained, tmp_path):
+    place, run = trained
+    model = r2l.load(run / "fold_0")
+    some = RawFolder(place / "photos", classes=model.classes[::-1])
+    frames = r2l.Frames.of(some, progress=False)
+    names = [model.classes[::-1][label] for label in frames.truth]
+    assert [model.classes[label] for label in model.take(frames).truth] == names
+    with pytest.raises(FrameError, match=r"the classes cats: the model knows only EOS"):
+        model.take(replace(frames, classes=("cats", *frames.classes[1:])))
+    with pytest.raises(FrameError, match="labels of segmentation"):
+        model.take(r2l.Frames.of(SyntheticDrone(2, size=32, task="segmentation"), progress=False))
+
+
+def test_masks_are_lined_up_with_their_frames(segmenter):
+    model = r2l.load(segmenter)
+    twin = r2l.Frames.of(SyntheticDrone(3, size=32, task="segmentation"), progress=False)
+    turned = replace(DRONE, cfa=CFA.BGGR, black_level=DRONE.black_level[::-1])
+    shifted = replace(twin, camera=turned)
+    taken = model.take(shifted)
+    assert taken.camera == DRONE
+    assert torch.equal(taken.raw, twin.raw[..., 1:-1, 1:-1])
+    assert torch.equal(taken.truth, twin.truth[..., 1:-1, 1:-1])
+    assert model.take(twin) is twin
+
+
+def test_tolerances_are_of_the_models_own_processor(trained, tmp_path):
+    place, run = trained
+    path = tmp_path / "tolerances.json"
+    data = (place / "photos", "--n_splits", "2", "--fold", "0")
+    output = r2l_command("tolerances", run / "fold_0", *data, "-o", path, "--points", "3")
+    report, model = ToleranceReport.load(path), r2l.load(run / "fold_0")
+    assert report.pipeline == "parametrized"
+    learned = model.processor.black_level.tolist()
+    assert report.camera.black_level == pytest.approx(learned)
+    assert report.images == 9
+    assert report.score == pd.read_csv(run / "fold_0" / "predictions.csv")["correct"].mean()
+    assert "red gain" in output
+    photo = next((place / "photos").rglob("*.dng"))
+    assert "inside" in r2l_command("check", "--tolerances", path, "--camera", photo)
+    assert "exists" in r2l_command("tolerances", run / "fold_0", *data, "-o", path, code=2)
+    r2l_command(
+        *("tolerances", run / "fold_0", *data, "-o", path, "-f", "--points", "3"),
+        *("--pipeline", "ma,u,me"),
+    )
+    assert ToleranceReport.load(path).pipeline.startswith("malvar2004, unsharp")
+
+
+def test_reports_and_attacks_take_the_models_own_processor_unless_told_otherwise():
+    frames = r2l.Frames.of(SyntheticMicroscopy(8, size=16, crops_per_zone=2), progress=False)
+    network, about = (
+        r2l.make_classifier("SmallResNet", 9),
+        About("classification", tuple("abcdefghi")),
+    )
+    static = SavedModel(network, StaticISP.from_code("ma,u,me", MICROSCOPE), about)
+    short = {"settings": ["gamma"], "points": 3, "refine": 0, "progress": False}
+    report = tolerance_report(static, frames, **short)
+    assert report.pipeline == "malvar2004, unsharp_masking, median_denoising"
+    told = tolerance_report(static, frames, "bi,s,ga", **short)
+    assert told.pipeline.startswith("bilinear")
+    assert tolerance_report(network.eval(), frames, **short).pipeline == told.pipeline
+    isp = r2l.ParametrizedISP(MICROSCOPE)
+    with torch.no_grad():
+        isp.gamma.fill_(1.7)
+    attack = bounded_attack(SavedModel(network, isp, about), frames, steps=1, restarts=1)
+    assert attack.pipeline().gamma.item() == pytest.approx(1.7)
+    with pytest.raises(ValueError, match="give isp=ParametrizedISP"):
+        bounded_attack(static, frames, steps=1)
