@@ -175,7 +175,8 @@ def test_containers_and_layouts_are_lined_up_and_other_cameras_refused(trained):
     ):
         model.predict(other)
     assert set(model.predict(other, any_camera=True)) == set(plain)
-    cropped = model.predict(frame, crop=16)
+    with pytest.warns(UserWarning, match="frames of 16 x 16, and the model was trained on 32 x 32"):
+        cropped = model.predict(frame, crop=16)
     assert cropped == model.predict(RawFrame(frame.mosaic[8:24, 8:24], frame.camera))
     with pytest.raises(FrameError, match="Crop less"):
         model.predict(frame, crop=64)
@@ -263,6 +264,8 @@ def test_evaluating_gives_the_scores_and_answers_of_the_record(trained, tmp_path
     pd.testing.assert_frame_equal(again[shared], kept[shared], check_exact=True)
     scores = pd.read_csv(run / "scores.csv").query("fold == 0")
     assert f"{scores['accuracy'].item():.4g}" in output
+    other = ("evaluate", run / "fold_0", place / "photos", "--own_colours")
+    assert "trained without --own_colours" in r2l_command(*other, code=2)
     everything = r2l_command("evaluate", run / "fold_0", place / "photos")
     assert "18 images of RawFolder" in everything
 

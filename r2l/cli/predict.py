@@ -210,6 +210,9 @@ def _open(model: str, options: Options) -> tuple[SavedModel, Frames, np.ndarray]
     from r2l.training.loading import load
 
     asked = load(model, options.tracking_uri)
+    if options.dataset == "RawFolder" and options.own_colours != asked.about.own_colours:
+        how = "with --own_colours" if asked.about.own_colours else "without --own_colours"
+        raise ValueError(f"{model} was trained {how}: do so here too")
     data = open_data(options)
     every = np.arange(len(data))
     indices = every if options.fold is None else make_folds(data, options)[options.fold].test

@@ -232,7 +232,9 @@ class FoldTrainer:
         kept = can_be_saved(processor)
         has_norm = isinstance(trained.norm, nn.BatchNorm2d)
         data = self.data
-        about = About(data.task, tuple(data.classes), data.camera, data.shape)
+        about = About(
+            data.task, tuple(data.classes), data.camera, data.shape, self.options.own_colours
+        )
         description = {**description, **about.to_dict()}
         if self.options.save_locally:
             if kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,8 @@ class SavedModel(RawToLogits):
         """Return a frame as the model takes it, raw domain (1, H, W).
 
         As `r2l.RawFolder` does it: another layout is brought in line by cutting a row or a column off at
-        either side; other black and white levels, as of another container, are mapped onto the camera's.
+        either side; other black and white levels, as of another container, are mapped onto the camera's;
+        colours to its white balance, if the model was trained so (``--own_colours``).
 
         Args:
             frame: of any size; a classifier's should show things as large as those it was trained on.
@@ -67,6 +69,9 @@ class SavedModel(RawToLogits):
         Raises:
             FrameError: a frame of another camera (another name, and another colour matrix), or smaller
                 than the crop.
+
+        Warns:
+            UserWarning: a frame of another size than those that a classifier was trained on.
         """
         own, has = self.camera, frame.camera
         if not any_camera and has.name != own.name and not _same_colours(has, own):
@@ -76,12 +81,21 @@ class SavedModel(RawToLogits):
                 "Say any_camera=True (--any_camera) to have it developed by that one's white balance and "
                 "matrix all the same",
             )
-        pixels = in_levels(frame, own)[in_line(frame.mosaic.shape, has.cfa, own.cfa)]
+        pixels = in_levels(frame, own, self.about.own_colours)
+        pixels = pixels[in_line(frame.mosaic.shape, has.cfa, own.cfa)]
         if crop is not None:
             if crop < 2 or crop % 2 or crop > min(pixels.shape):
                 size = " x ".join(map(str, pixels.shape))
                 raise FrameError(f"a crop of {crop}", f"the frame has {size} pixels", "Crop less")
             pixels = pixels[middle(pixels.shape, crop)]
+        trained = self.about.shape or pixels.shape
+        if self.task.name != "segmentation" and max(np.abs(np.subtract(trained, pixels.shape))) > 2:
+            sizes = [" x ".join(map(str, shape)) for shape in (pixels.shape, trained)]
+            warnings.warn(
+                f"frames of {sizes[0]}, and the model was trained on {sizes[1]}: does it see things "
+                "as large as then? (crop=..., --crop)",
+                stacklevel=2,
+            )
         return torch.tensor(pixels, dtype=torch.float32)[None]
 
     @torch.inference_mode()
