@@ -42,6 +42,10 @@ _Data = Annotated[
         show_default=False,
     ),
 ]
+_Trusted = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A network of your own, module:function, that may be run."),
+]
 _Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
 
 
@@ -80,6 +84,7 @@ def predict(
     tracking_uri: Annotated[
         str | None, typer.Option(help="Store of the runs and models.", show_default=False)
     ] = None,
+    trusted: _Trusted = None,
     force: _Force = False,
 ) -> None:
     """Ask a saved model about raw files: the probability of each class by name, or numbers, or masks.
@@ -94,7 +99,7 @@ def predict(
     files = _files(photos)
     given = load_camera(camera) if camera else None
     described = RawLayout.from_file(layout) if layout else None
-    asked = load(model, tracking_uri)
+    asked = load(model, tracking_uri, trusted or ())
     targets = _targets(files, output, asked.task.name == "segmentation", force)
     failed: list[Path] = []
 
@@ -124,6 +129,7 @@ def evaluate(
     model: _Model,
     data: _Data = None,
     output: Annotated[Path | None, _output("Keep the answers, a row an image, as CSV.")] = None,
+    trusted: _Trusted = None,
     force: _Force = False,
     **given: Any,
 ) -> None:
@@ -137,7 +143,7 @@ def evaluate(
 
     options = _options(data, given)
     _check_free(output, force)
-    asked, frames, indices = _open(model, options)
+    asked, frames, indices = _open(model, options, trusted)
     how = {"batch_size": options.batch_size, "accelerator": options.accelerator}
     table = ask(asked, {options.dataset: frames.subset(indices)}, **how)
     layout = {"float_format": lambda value: f"{value:.4g}"}
@@ -168,6 +174,7 @@ def tolerances(
             metavar="CODE", help="Another than the model's own, as bi,s,ga.", show_default=False
         ),
     ] = None,
+    trusted: _Trusted = None,
     force: _Force = False,
     **given: Any,
 ) -> None:
@@ -179,7 +186,7 @@ def tolerances(
 
     options = _options(data, given)
     _check_free(output, force)
-    asked, frames, indices = _open(model, options)
+    asked, frames, indices = _open(model, options, trusted)
     metric = metric or ("iou" if asked.task.name == "segmentation" else "accuracy")
     about = {"drop": drop, "metric": metric, "points": points, "name": model}
     report = tolerance_report(asked, frames.take(indices), pipeline, **about)
@@ -202,14 +209,16 @@ def _options(data: str | None, given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
-def _open(model: str, options: Options) -> tuple[SavedModel, Frames, np.ndarray]:
+def _open(
+    model: str, options: Options, trusted: list[str] | None
+) -> tuple[SavedModel, Frames, np.ndarray]:
     """Return model, data as the model takes them, and which of these are asked about."""
     import numpy as np
 
     from r2l.training.data import make_folds, open_data
     from r2l.training.loading import load
 
-    asked = load(model, options.tracking_uri)
+    asked = load(model, options.tracking_uri, trusted or ())
     if options.dataset == "RawFolder" and options.own_colours != asked.about.own_colours:
         how = "with --own_colours" if asked.about.own_colours else "without --own_colours"
         raise ValueError(f"{model} was trained {how}: do so here too")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -157,7 +158,9 @@ class SavedModel(RawToLogits):
         return numbers[frames.truth]
 
 
-def load(uri: str | Path, store: str | Path | None = None) -> SavedModel:
+def load(
+    uri: str | Path, store: str | Path | None = None, trusted: Collection[str] = ()
+) -> SavedModel:
     """Return a saved model with its processor as one module from raw to logits, on the CPU, in eval mode.
 
     >>> import tempfile, r2l
@@ -176,8 +179,10 @@ def load(uri: str | Path, store: str | Path | None = None) -> SavedModel:
             has one fold); one of these two; ``runs:/RUN_ID`` of a fold, or its ``/model`` or ``/best``;
             ``models:/name/1`` or ``models:/name@alias``.
         store: where runs and models are looked up, see `r2l.training.tracking.store_address`.
+        trusted: networks of one's own, ``module:function``, that may be called to make it again.
 
     Raises:
+        R2LError: a network of one's own that is not trusted.
         SavedModuleError: no processor with it, several folds to choose from, or something damaged.
         ValueError: no such folder, run or model; names those that exist.
         TrackingError: the store can't be opened.
@@ -186,7 +191,8 @@ def load(uri: str | Path, store: str | Path | None = None) -> SavedModel:
     if text.startswith("models:"):
         text = model_source(text, store)
     parts = _parts(text, store) if text.startswith("runs:") else _in_folder(resolve(text))
-    processor, (model, description) = load_isp(parts["processor"]), load_described(parts["model"])
+    model, description = load_described(parts["model"], trusted)
+    processor = load_isp(parts["processor"])
     norm = load_norm(parts[NORM].parent) if NORM in parts else "none"
     return SavedModel(model, processor, About.of(description), norm)
 

@@ -136,7 +136,7 @@ def load_described(
             raise R2LError(
                 path,
                 f"its network is code of someone's own, {name}, which is not run unasked",
-                f"If you trust that: load_model(folder, trusted=[{name!r}]), or --classifier_network {name}",
+                f"If you trust that: trusted=[{name!r}], --trusted {name} or --classifier_network {name}",
             )
         _check_sizes(described["arguments"], weights)
         return _make(described)
