@@ -59,11 +59,23 @@ def progress_bar(**options: Any) -> tqdm:
 
 
 @contextmanager
+def quiet_loggers(*names: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Let loggers speak from ``level`` on only, for a while."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(level)
+        yield
+    finally:
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)
+
+
+@contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's banners, tips and advice on workers off the page; errors still show."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with quiet_loggers("lightning.pytorch", "lightning.fabric"), warnings.catch_warnings():
         for advice in (
             ".*does not have many workers.*",
             ".*number of training batches.*",
@@ -73,10 +85,4 @@ def quiet_lightning() -> Iterator[None]:
             ".*LeafSpec.*is deprecated.*",  # between Lightning and torch; nothing a user can do
         ):
             warnings.filterwarnings("ignore", message=advice)
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

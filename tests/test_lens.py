@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.cli import app
 from r2l.drift.sensor_drift import drift_sensor
-from r2l.isp.preparation import correct_defects
+from r2l.isp.preparation import correct_defects, measure_defects
 from r2l.rawfile import RawFileError, RawFileWarning, read_raw
 from r2l.sensor import DRONE_NOISE, apply_levels, falloff
 from tests.reference import noise_variance
@@ -340,3 +340,20 @@ def test_colour_shading_is_reds_by_position():
     share = falloff(light, 1.0)[:8, :8].mean().item()
     for got, part in zip(corner, (1, 0.5, 0), strict=True):
         assert got == pytest.approx(0.5 * (1 - 0.4 * part * (1 - share)), rel=0.02)
+
+
+def test_what_a_sensor_was_given_is_measured():
+    rng = np.random.default_rng(7)
+    ramp = 0.3 + 0.2 * np.sin(np.linspace(0, 6, 256))[:, None] * np.cos(np.linspace(0, 5, 256))
+    noisy = ramp + 0.02 * rng.standard_normal((256, 256))
+    raw = apply_levels(torch.tensor(noisy, dtype=torch.float32)[None, None], DRONE)
+    clean = measure_defects(raw, DRONE)
+    assert clean["defective pixels"] == 0
+    assert max(clean["row noise"], clean["column noise"]) < 0.001
+    for kind, name in (("row_noise", "row noise"), ("column_noise", "column noise")):
+        measured = measure_defects(drift_sensor(raw, DRONE, kind, 3), DRONE)
+        other = {"row noise", "column noise"} - {name}
+        assert measured[name] == pytest.approx(0.01, rel=0.25)
+        assert measured[other.pop()] < 0.001
+    hot = measure_defects(drift_sensor(raw, DRONE, "hot_pixels", 3), DRONE, 0.2)
+    assert hot["defective pixels"] == pytest.approx(0.005, rel=0.2)

@@ -1,4 +1,4 @@
-"""Mosaics prepared for a pipeline: what raw converters do before demosaicing."""
+"""Mosaics prepared for a pipeline: what raw converters do before demosaicing, and look for."""
 
 from __future__ import annotations
 
@@ -78,3 +78,47 @@ def correct_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> Tens
     fixed = planes.clone()
     fixed[bad] = torch.stack([values[bad] for values in around]).sort(dim=0).values[3:5].mean(dim=0)
     return F.pixel_shuffle(fixed, 2)
+
+
+def measure_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> dict[str, float]:
+    """Measure how many sites of a frame are defective, and its fixed pattern noise.
+
+    >>> from r2l.camera import DRONE
+    >>> sorted(measure_defects(torch.rand(1, 1, 32, 32), DRONE))
+    ['column noise', 'defective pixels', 'row noise']
+
+    Args:
+        raw, camera, threshold: as in `correct_defects`; 6 x 6 or more.
+
+    Returns:
+        ``defective pixels``, a share of the sites; ``row noise`` and ``column noise``, the standard deviation
+        of offsets to rows and to columns, in shares of the range from black to white. What pixel noise
+        adds is taken off; regular texture, such as of a fence, counts as noise.
+
+    Raises:
+        ValueError: as `correct_defects`; fewer than 6 x 6 pixels.
+    """
+    if min(raw.shape[-2:]) < 6:
+        raise ValueError(
+            f"{raw.shape[-2]}x{raw.shape[-1]} pixels are too few, expected 6x6 or more"
+        )
+    fixed = correct_defects(raw, camera, threshold)
+    span = camera.white_level - sum(camera.black_level) / 4
+    planes = F.pixel_unshuffle(fixed, 2).double() / span
+    return {
+        "defective pixels": float((fixed != raw).double().mean()),
+        "row noise": _line_noise(planes),
+        "column noise": _line_noise(planes.transpose(-1, -2)),
+    }
+
+
+def _line_noise(planes: Tensor) -> float:
+    """Return the deviation of offsets to the rows of (B, 4, H, W), by robust second differences."""
+
+    def variance(rows: Tensor) -> Tensor:
+        bent = rows[..., 1:-1, :] - (rows[..., :-2, :] + rows[..., 2:, :]) / 2
+        return (1.4826 * bent.abs().flatten(2).median(dim=-1).values) ** 2 / 1.5
+
+    share = 1 / planes.shape[-1]
+    lines = variance(planes.mean(dim=-1, keepdim=True)) - share * variance(planes)
+    return float((lines / (1 - share)).clamp_min(0).mean() ** 0.5)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from r2l.files import R2LError, atomic_path, local_path
+from r2l.progress import quiet_loggers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -247,15 +248,10 @@ def _calm(limits: dict[str, str]) -> Iterator[None]:
     """
     wanted = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in limits.items()} | _SILENT
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
-    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow", "urllib3")]
-    levels = [logger.level for logger in loggers]
     os.environ.update(ours)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
+        with quiet_loggers("alembic", "mlflow", "urllib3", level=logging.CRITICAL):
+            yield
     finally:
         for name in ours:
             os.environ.pop(name, None)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
