@@ -9,9 +9,9 @@ from scipy.spatial.distance import pdist
 
 from r2l.datasets import SyntheticMicroscopy, develop_views
 from r2l.drift import ShiftDetector, Trained, detection_rates
+from r2l.drift.energy_distance import energy_test
 from r2l.drift.features import image_features
 from r2l.drift.matrix import summarise
-from r2l.drift.shift_detector import _energy_test
 from r2l.files import R2LError
 from r2l.training import RawToLogits, make_classifier, seeded
 from r2l.viz import plot_detection_rates, plot_shift
@@ -37,10 +37,10 @@ def test_false_alarms_are_as_rare_as_asked_for_although_images_hang_together():
     for seed in range(400):
         numbers = grouped(np.random.default_rng(seed), groups)
         parts = numbers[:80], numbers[80:], groups[:80], groups[80:]
-        raised.append(_energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
+        raised.append(energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
         if seed < 100:
             alone = np.arange(80), np.arange(80, 120)
-            naive.append(_energy_test(*parts[:2], *alone, draws=99, seed=seed)[1] <= 0.05)
+            naive.append(energy_test(*parts[:2], *alone, draws=99, seed=seed)[1] <= 0.05)
     assert np.mean(raised) <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 400)
     assert np.mean(raised) >= 0.02
     assert np.mean(naive) > 0.2, "taking images for independent would cry wolf"
@@ -54,7 +54,7 @@ def test_unequal_groups_and_standardising_do_not_change_that():
         numbers = grouped(np.random.default_rng(seed), groups) * [1, 100, 0.01]
         first = np.isin(groups, np.random.default_rng(seed).permutation(24)[:16])
         parts = numbers[first], numbers[~first], groups[first], groups[~first]
-        raised.append(_energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
+        raised.append(energy_test(*parts, draws=99, seed=seed)[1] <= 0.05)
     assert np.mean(raised) <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 300)
 
 
@@ -64,9 +64,7 @@ def test_a_shift_and_a_change_of_spread_are_found():
     for seed in range(40):
         numbers = grouped(np.random.default_rng(seed), groups, spread=0.5)
         for name, changed in (("shift", numbers[60:] + 0.6), ("spread", numbers[60:] * 3)):
-            p = _energy_test(numbers[:60], changed, groups[:60], groups[60:], draws=99, seed=seed)[
-                1
-            ]
+            p = energy_test(numbers[:60], changed, groups[:60], groups[60:], draws=99, seed=seed)[1]
             found[name].append(p <= 0.05)
     assert np.mean(found["shift"]) >= 0.8
     assert np.mean(found["spread"]) >= 0.8
@@ -75,7 +73,7 @@ def test_a_shift_and_a_change_of_spread_are_found():
 def test_energy_distance_is_that_of_scipy_in_one_dimension():
     rng = np.random.default_rng(2)
     one, two = rng.normal(size=40), rng.normal(0.5, 1.5, 30)
-    distance, _ = _energy_test(one[:, None], two[:, None], np.arange(40), np.arange(30), draws=19)
+    distance, _ = energy_test(one[:, None], two[:, None], np.arange(40), np.arange(30), draws=19)
     scale = np.concatenate([one, two]).std()
     # scipy's is the root of half of it, and compares each image with itself too.
     itself = [pdist(part[:, None] / scale).mean() / len(part) for part in (one, two)]
@@ -86,9 +84,9 @@ def test_energy_distance_is_that_of_scipy_in_one_dimension():
 def test_the_least_p_is_reached_and_equal_numbers_have_a_mirror_image():
     numbers = np.array([0.0, 0.1, 0.2, 9.0, 9.1, 9.2])[:, None]
     with pytest.raises(ValueError, match=r"below 0\.1;"):
-        _energy_test(numbers[:3], numbers[3:], np.arange(3), np.arange(3))
-    three = _energy_test(numbers[:3], numbers[3:], np.arange(3), np.arange(3), alpha=0.1)[1]
-    two = _energy_test(numbers[:4], 9 + numbers[4:], np.arange(4), np.arange(2), alpha=0.1)[1]
+        energy_test(numbers[:3], numbers[3:], np.arange(3), np.arange(3))
+    three = energy_test(numbers[:3], numbers[3:], np.arange(3), np.arange(3), alpha=0.1)[1]
+    two = energy_test(numbers[:4], 9 + numbers[4:], np.arange(4), np.arange(2), alpha=0.1)[1]
     assert (three, two) == pytest.approx((2 / 20, 1 / 15))
 
 
@@ -109,7 +107,7 @@ def false_alarms(sizes, noise, times=300):
     for seed in range(times):
         rng = np.random.default_rng((seed, 5))  # not the generator of the permutations
         parts = [grouped(rng, g) + rng.normal(0, noise, (len(g), 3)) for g in (groups, streams)]
-        raised += _energy_test(*parts, groups, streams, draws=99, seed=seed)[1] <= 0.05
+        raised += energy_test(*parts, groups, streams, draws=99, seed=seed)[1] <= 0.05
     return raised / times
 
 

@@ -5,11 +5,11 @@ import pytest
 from scipy import stats
 
 from r2l.drift.statistics import (
+    _group_totals,
     crossed_means,
     crossed_ratios,
     effective_groups,
     few_groups_text,
-    group_totals,
     holm,
 )
 
@@ -23,15 +23,15 @@ def clustered(rng, columns, mean=0.0, spread=0.5):
 
 
 def test_totals_add_up_in_order_of_the_groups():
-    sums, counts = group_totals([[1.0, 5], [2, 6], [4, 7]], ["b", "a", "b"])
+    sums, counts = _group_totals([[1.0, 5], [2, 6], [4, 7]], ["b", "a", "b"])
     np.testing.assert_array_equal(sums, [[2, 6], [5, 12]])
     np.testing.assert_array_equal(counts, [1, 2])
 
 
 def test_totals_of_seeds_are_those_of_each():
     values = np.random.default_rng(0).random((2, 240, 3))
-    both, _ = group_totals(values, GROUPS)
-    np.testing.assert_allclose(both[1], group_totals(values[1], GROUPS)[0])
+    both, _ = _group_totals(values, GROUPS)
+    np.testing.assert_allclose(both[1], _group_totals(values[1], GROUPS)[0])
 
 
 def covers(interval, truth):

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-#: Effective number of groups from which on intervals cover about what they say (docs/statistics.md).
-ENOUGH_GROUPS = 20
+# Effective number of groups from which on intervals cover about what they say (docs/statistics.md).
+_ENOUGH_GROUPS = 20
 _TINY = np.finfo(float).tiny
 
 
@@ -53,11 +53,11 @@ def effective_groups(groups: ArrayLike) -> float:
 
 def few_groups_text(effective: float) -> str:
     """Return a warning if groups are too few for their intervals to be believed, else nothing."""
-    if effective >= ENOUGH_GROUPS:
+    if effective >= _ENOUGH_GROUPS:
         return ""
     return (
         f"few groups, worth {effective:.0f} of equal size: the intervals are to be believed from "
-        f"{ENOUGH_GROUPS} on"
+        f"{_ENOUGH_GROUPS} on"
     )
 
 
@@ -193,7 +193,7 @@ class Jackknife:
         return stats.t.ppf((1 + self.level) / 2, freedom)
 
 
-def group_totals(values: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _group_totals(values: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Add up the rows of ``values`` (..., N, K) within each group.
 
     Returns:
@@ -233,13 +233,13 @@ def crossed_ratios(
 
     Raises:
         ValueError: fewer than two groups, denominators that add up to nothing, a level that is not between
-            0 and 1, or as `group_totals`.
+            0 and 1, or as `_group_totals`.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}, expected a share between 0 and 1")
     parts = [np.asarray(part, dtype=float) for part in (numerators, denominators)]
     parts = [part[None] if part.ndim == 2 else part for part in parts]
-    (above, counts), (below, _) = (group_totals(part, groups) for part in parts)
+    (above, counts), (below, _) = (_group_totals(part, groups) for part in parts)
     if len(counts) < 2:
         raise ValueError("an interval needs at least 2 groups")
     seeds = _ratio(above.sum(axis=1), below.sum(axis=1))
