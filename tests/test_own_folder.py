@@ -1,6 +1,10 @@
 """Own files as people have them: their folders, tables and masks, and what must not go wrong silently."""
 
+import json
+import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,19 +13,28 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import yaml
 from PIL import Image
 from sklearn.metrics import r2_score
+from typer.testing import CliRunner
 
 from r2l.camera import DRONE
+from r2l.cli import app
 from r2l.datasets import DatasetError, Frames, RawFolder, SyntheticMicroscopy
+from r2l.datasets.verify import verify_folder
 from r2l.files import R2LError, local_path
 from r2l.isp import StaticISP
 from r2l.options import Options
 from r2l.rawfile import RawFileError, write_dng
+from r2l.rawfile.dng import tiff_facts
+from r2l.sweep import ParameterError, read_sweep
+from r2l.sweep.driver import _claim
+from r2l.sweep.notebook import parse_yaml
 from r2l.training import fit, make_classifier
 from r2l.training.data import make_folds, open_data
 from r2l.training.experiment import experiment
 from r2l.training.models import make_regressor, target_statistics
+from r2l.training.seeding import seeded
 from r2l.training.tracking import Records, store_address
 from tests.fixtures_data import mosaic
 
@@ -284,3 +297,122 @@ def test_home_and_file_addresses_mean_what_they_mean_elsewhere(photos, tmp_path,
     assert (options.folder, options.processor_uri) == (f"{tmp_path}/runs", f"{tmp_path}/isp")
     assert store_address("sqlite:///~/m.db") == f"sqlite:///{tmp_path}/m.db"
     assert store_address("~") == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_verify_tells_all_that_is_wrong_in_one_go(photos):
+    for name in ("a/a0.dng", "b/b1.dng"):
+        path = photos / name
+        path.write_bytes(path.read_bytes()[:900])
+    write_dng(photos / "b/b8.dng", np.full((24, 32), 0.3), replace(DRONE, name="other"))
+    shutil.copy(photos / "a/a1.dng", photos / "b/copy.dng")
+    shutil.copy(photos / "a/a1.dng", photos / "outside.dng")
+    result = CliRunner().invoke(app, ["data", "verify", "--root", "photos"])
+    lines = result.stdout.splitlines()
+    wrong = [line for line in lines if line.startswith("wrong")]
+    assert result.exit_code == 2
+    for name in ("a0.dng", "b1.dng", "copy.dng", "outside.dng"):
+        assert any(name in line for line in wrong)
+    assert len(wrong) == 4
+    for text in ("8 of 10 images", "32 x 32 (7), 24 x 32 (1)", "b (6), a (4)", "other, RGGB"):
+        assert text in result.stdout
+    assert CliRunner().invoke(app, ["data", "verify"]).exit_code == 2
+
+
+def test_verify_looks_at_masks(photos):
+    Path("masks").mkdir()
+    for number in range(3):
+        side = 32 if number else 16
+        Image.fromarray(np.eye(side, dtype=np.uint8)).save(f"masks/a{number}_mask.png")
+    fine, wrong = verify_folder(photos / "a", masks=Path("masks"), progress=False)
+    assert "3 of 3 images can be read" in fine
+    assert len(wrong) == 2
+    assert "a3.dng: an image without a mask" in wrong[0]
+    assert "a0_mask.png: (16, 16) pixels" in wrong[1]
+
+
+@pytest.fixture
+def sweep(photos):
+    Path("s.yaml").write_text(
+        "train: {dataset: RawFolder, root: photos, labels: labels.csv, lr: 1e-3}\n"
+        "grid: {epochs: [1, 2]}\n"
+    )
+    table(photos, lambda i, n: n[0])
+    return "s.yaml"
+
+
+def test_a_sweeps_runs_are_known_by_labels_pixels_and_camera(photos, sweep):
+    def hashes():
+        return [job.hash for job in read_sweep(sweep).jobs]
+
+    first = hashes()
+    assert hashes() == first
+    assert len(set(first)) == 2
+    shutil.copy(photos / "a/a0.dng", "kept.dng")
+    os.utime(photos / "a/a0.dng", (1, 1))
+    assert hashes() == first, "another time, the same content"
+    seen = {tuple(first)}
+    table(photos, lambda i, n: "xyz"[i % 3])
+    seen.add(tuple(hashes()))
+    table(photos, lambda i, n: f"{i}.5")
+    seen.add(tuple(hashes()))
+    table(photos, lambda i, n: f"{i}.25")
+    seen.add(tuple(hashes()))
+    write_dng(photos / "a/a0.dng", np.full((32, 32), 0.4), DRONE)
+    seen.add(tuple(hashes()))
+    assert len(seen) == 5
+    assert read_sweep(sweep).jobs[0].options().lr == 1e-3
+
+
+def test_a_sweep_does_not_write_over_another_files_report(photos, sweep):
+    Path("other").mkdir()
+    shutil.copy(sweep, "other/s.yaml")
+    _claim(read_sweep(sweep), Path())
+    _claim(read_sweep(sweep), Path())
+    with pytest.raises(ParameterError, match=r"it holds the sweep of .*s\.yaml"):
+        _claim(read_sweep("other/s.yaml"), Path())
+    Path(sweep).rename("moved.yaml")
+    _claim(read_sweep("other/s.yaml"), Path())
+    Path("other/s.yaml").rename("s.yaml")
+    Path("other/s.yaml").write_text(Path("s.yaml").read_text())
+    result = CliRunner().invoke(app, ["sweep", "s.yaml", "other/s.yaml", "--plan"])
+    assert result.exit_code == 2
+    assert "files of one name" in result.output
+
+
+@pytest.mark.parametrize("text", ["1e-3", "5E2", "-2e+1", "1.e3", "[1, 2e1]", "e3", "1e", "0x1e3"])
+def test_numbers_in_yaml_are_those_of_json(text):
+    try:
+        expected = json.loads(text.replace(".e", ".0e"))
+    except ValueError:
+        expected = yaml.safe_load(text)
+    assert parse_yaml(text) == expected
+
+
+def test_yaml_nested_without_end_is_refused_at_once(tmp_path):
+    Path(tmp_path, "x.yaml").write_text("a: " + "[" * 40_000)
+    start = time.perf_counter()
+    with pytest.raises(ParameterError, match="nested more than 30 deep"):
+        read_sweep(tmp_path / "x.yaml")
+    assert time.perf_counter() - start < 2
+
+
+def test_threads_of_one_process_draw_as_they_would_alone():
+    def draws(seed):
+        with seeded(seed):
+            parts = []
+            for _ in range(20):
+                parts.append(torch.rand(50))
+                time.sleep(0.001)
+            return torch.cat(parts)
+
+    alone = [draws(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        both = list(pool.map(draws, range(3)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
+
+
+def test_a_tiff_that_vanishes_is_an_error_and_one_with_broken_tags_is_not(tmp_path):
+    with pytest.raises(RawFileError, match="can't be read"):
+        tiff_facts(tmp_path / "gone.dng")
+    Path(tmp_path, "broken.dng").write_bytes(b"II*\0\xff\xff\xff\x7f" + bytes(40))
+    assert tiff_facts(tmp_path / "broken.dng") is None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
 from r2l.cli.errors import EXIT_ERROR
+from r2l.files import local_path
 
 data = typer.Typer(no_args_is_help=True, help="Fetch, describe and check the published data sets.")
 
+_own = partial(typer.Option, show_default=False)
 _Name = Literal["microscopy", "drone"]
 _Root = Annotated[
     Path | None,
@@ -57,11 +60,36 @@ def info(
 
 
 @data.command()
-def verify(name: Annotated[_Name, typer.Argument(show_default=False)], root: _Root = None) -> None:
-    """Check that a data set is whole: checksums, counts, and that each image decodes."""
-    from r2l.datasets.verify import verify as verify_data
+def verify(
+    name: Annotated[_Name | None, typer.Argument(show_default=False)] = None,
+    root: _Root = None,
+    labels: Annotated[Path | None, _own(metavar="FILE", help="Of an own folder: CSV.")] = None,
+    masks: Annotated[Path | None, _own(metavar="FOLDER", help="Of an own folder.")] = None,
+    camera: Annotated[str | None, _own(help="Of own files that don't say.")] = None,
+    layout: Annotated[Path | None, _own(metavar="FILE", help="Of headerless files.")] = None,
+) -> None:
+    """Check that data are whole: published sets, or any folder of raw files (--root), each file read.
 
-    fine, wrong = verify_data(name, root)
+    Without a name: the published sets that are there, else the folder.
+    """
+    from r2l.datasets.layout import data_root
+    from r2l.datasets.verify import verify as verify_data
+    from r2l.datasets.verify import verify_folder
+    from r2l.rawfile import RawLayout, load_camera
+
+    place = data_root(root)
+    published = [name] if name else [k for k in get_args(_Name) if (place / k).is_dir()]
+    if published and not (labels or masks):
+        results = [verify_data(kind, root) for kind in published]
+    elif root is None:
+        raise ValueError(
+            f"nothing in {place}: fetch a data set, or give the folder of own files (--root)"
+        )
+    else:
+        drawn = labels and local_path(labels), masks and local_path(masks)
+        given = camera and load_camera(camera), layout and RawLayout.from_file(layout)
+        results = [verify_folder(place, *drawn, *given)]
+    fine, wrong = ([line for some in each for line in some] for each in zip(*results, strict=True))
     print(*(f"ok     {line}" for line in fine), *(f"wrong  {line}" for line in wrong), sep="\n")
     if wrong:
         raise typer.Exit(EXIT_ERROR)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r2l.cli.errors import EXIT_INTERRUPTED
+from r2l.files import local_path
 
 if TYPE_CHECKING:
     from r2l.sweep.engine import Engine
@@ -73,6 +74,12 @@ def sweep(
 
         given = _parameters(parameter or [])
         sweeps = [read_sweep(path, given) for path in files]
+        folder = local_path(folder)
+        if len({one.name for one in sweeps}) < len(sweeps):
+            raise ValueError(
+                f"{', '.join(map(str, files))}: files of one name would share a folder in {folder}; rename "
+                "one, or give each a command and --folder of its own"
+            )
         engine = open_engine(
             workers=workers,
             threads=threads,
@@ -97,7 +104,9 @@ def sweep(
 
 
 def _parameters(texts: list[str]) -> dict[str, Any]:
-    import yaml
+    from yaml import YAMLError
+
+    from r2l.sweep.notebook import parse_yaml
 
     given = {}
     for text in texts:
@@ -105,8 +114,8 @@ def _parameters(texts: list[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ValueError(f"--parameter {text}: NAME=VALUE is expected")
         try:
-            given[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            given[name] = parse_yaml(value)
+        except YAMLError as error:
             raise ValueError(f"--parameter {text}: {error}") from error
     return given
 

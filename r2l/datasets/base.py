@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,11 @@ class RawDataset(Dataset[Item], ABC):
     groups: np.ndarray
     intensity: float = 1.0
     transform: Transform | None = None
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files that the items are read from; none of sets that code makes."""
+        return []
 
     @abstractmethod
     def read(self, index: int) -> Item:

@@ -136,7 +136,7 @@ class RawFolder(RawDataset):
 
     @property
     def sources(self) -> list[Path]:
-        """The files that the items are read from: images and masks."""
+        """The files that the items are read from: images, and masks if there are any."""
         return [*self.paths, *(self._masks if self._has_masks else [])]
 
     def frame(self, index: int) -> RawFrame:

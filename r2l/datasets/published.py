@@ -99,6 +99,11 @@ class PublishedDataset(RawDataset):
     def _list(self, strict: bool) -> tuple[Sequence[str], Sequence[int], Sequence[int]]:
         """Set ``files``; return name, label and group of each image of the set."""
 
+    @property
+    def sources(self) -> list[Path]:
+        """The files that the items are read from."""
+        return [*self.files, *getattr(self, "_masks", ())]
+
     def _images(self, raw: Path, *views: Path) -> list[Path]:
         """Return the files of the raw frames, or of the view asked for, which is below ``views``."""
         folder = raw

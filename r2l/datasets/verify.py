@@ -1,23 +1,30 @@
-"""What is there of the published data sets, and whether it is whole."""
+"""What is there of the published data sets or in an own folder, and whether it is whole."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from r2l.camera import Camera
 from r2l.datasets import layout
 from r2l.datasets.fetch.archive import crc32
 from r2l.datasets.fetch.manifest import Manifest
 from r2l.datasets.info import DRONE_PHOTOS, INFO, SetInfo
+from r2l.datasets.labels import HEADERLESS, labelled_files
 from r2l.datasets.layout import DatasetError, images_in
-from r2l.datasets.pixels import read_steps
+from r2l.datasets.pixels import read_mask_values, read_steps
 from r2l.datasets.published import PublishedDataset
 from r2l.datasets.raw_drone import RawDrone
 from r2l.datasets.raw_microscopy import RawMicroscopy
+from r2l.files import R2LError
+from r2l.rawfile import RawLayout, read_raw
 
+# Of one kind, such as classes, that a line names.
+_MOST = 30
 _RAW = {"microscopy": ("images",), "drone": ("images_tiles_256", "images_full")}
 
 
@@ -96,7 +103,58 @@ def verify(
     return fine, wrong
 
 
-def _line(error: DatasetError) -> str:
+def verify_folder(
+    root: Path,
+    labels: Path | None = None,
+    masks: Path | None = None,
+    camera: Camera | None = None,
+    frames: RawLayout | None = None,
+    progress: bool = True,
+) -> tuple[list[str], list[str]]:
+    """Check own raw files as `RawFolder` would find them: labels or masks, and each file by reading it.
+
+    Args:
+        root, labels, masks, camera: as for `RawFolder`.
+        frames: layout of headerless ones.
+        progress: whether to show a bar.
+
+    Returns:
+        Sizes, cameras, classes and groups, a line each; and a line for all that is wrong.
+
+    Raises:
+        DatasetNotFoundError, DatasetError: as `labelled_files`.
+    """
+    table, *problems = labelled_files(root, labels, masks)
+    wrong = [_line(error) for error in (*problems[0], *problems[1])]
+    sizes, cameras = Counter(), Counter()
+    pairs = tqdm([*zip(table["path"], table["mask"], strict=True)], "verify", disable=not progress)
+    for path, mask in pairs:
+        try:
+            frame = read_raw(path, camera, frames if path.suffix.lower() in HEADERLESS else None)
+            drawn = None if mask is None else read_mask_values(mask, "Draw it again").shape[:2]
+        except R2LError as error:
+            wrong.append(_line(error))
+            continue
+        if drawn not in (None, frame.mosaic.shape):
+            wrong.append(f"{mask}: {drawn} pixels, and {path} has {frame.mosaic.shape}")
+        sizes["{} x {}".format(*frame.mosaic.shape)] += 1
+        gains = " ".join(f"{gain:.3g}" for gain in frame.camera.white_balance)
+        cameras[f"{frame.camera.name}, {frame.camera.cfa.name}, white balance {gains}"] += 1
+    fine = [f"{sizes.total()} of {len(table)} images can be read"]
+    fine.append(f"sizes: {_counted(sizes)}{'; --crop makes them one' * (len(sizes) > 1)}")
+    fine += [f"camera: {name} ({count})" for name, count in cameras.most_common()]
+    fine.append("masks" if masks else f"classes: {_counted(Counter(table['label']))}")
+    fine.append(f"groups: {table['group'].nunique()}")
+    return fine, wrong
+
+
+def _counted(values: Counter) -> str:
+    """Return the commonest values and how many there are of each."""
+    words = ", ".join(f"{value} ({count})" for value, count in values.most_common(_MOST))
+    return words + (f" and {len(values) - _MOST} more" if len(values) > _MOST else "")
+
+
+def _line(error: R2LError) -> str:
     path, reason, remedy = error.args
     return f"{path}: {reason} ({remedy[0].lower()}{remedy[1:]})"
 

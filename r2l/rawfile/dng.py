@@ -73,7 +73,11 @@ class TiffFacts:
 
 
 def tiff_facts(path: Path) -> TiffFacts | None:
-    """Read the tags of ``path``; None if it is no TIFF-like file or its tags are broken."""
+    """Read the tags of ``path``; None if it is no TIFF-like file or its tags are broken.
+
+    Raises:
+        RawFileError: the file can't be read at all: it is gone, or its disk fails.
+    """
     try:
         with tifffile.TiffFile(path) as tiff:
             first = tiff.pages.first.tags
@@ -92,6 +96,10 @@ def tiff_facts(path: Path) -> TiffFacts | None:
                 tags={tag.code: _plain(tag) for tag in first} if is_dng else {},
                 exact_camera=exact_camera(first),
             )
+    except OSError as error:
+        if error.errno is None:  # a decoder's, not the system's
+            return None
+        raise RawFileError(path, f"it can't be read ({error.strerror})", FETCH_AGAIN) from error
     except Exception:
         # Broken tags fail in many ways; what is wrong with the file is then LibRaw's to say.
         return None

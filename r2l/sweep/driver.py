@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
+from r2l.files import atomic_path
 from r2l.sweep.engine import ClusterError, Engine
 from r2l.sweep.jobs import Sweep
 from r2l.sweep.notebook import ParameterError
@@ -75,7 +77,7 @@ def run_sweep(
         console: where to tell how each run ended; by default the terminal.
 
     Raises:
-        ParameterError: another process is at work in the folder.
+        ParameterError: another process is at work in the folder, or it holds the sweep of another file.
         ClusterError: no workers, or they were lost again and again.
         OSError: folder or store can't be written.
     """
@@ -84,6 +86,7 @@ def run_sweep(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
+        _claim(sweep, folder)
         setting = _setting(sweep, engine, store)
         open_client(setting.store)  # Noticed now, and made once, not by all workers together.
         outcomes = read_outcomes(sweep, folder, any_code=any_code)
@@ -112,6 +115,22 @@ def _alone(folder: Path) -> Iterator[None]:
             "another process is at work on this sweep",
             "Wait for it, or give another --folder",
         ) from None
+
+
+def _claim(sweep: Sweep, folder: Path) -> None:
+    """Write down whose folder this is; another file's report is not written over."""
+    note, source = folder / "sweep.json", str((sweep.path or folder).resolve())
+    if note.exists():
+        other = json.loads(note.read_text("utf-8"))["file"]
+        # One that is not there any more has moved.
+        if other != source and Path(other).exists():
+            raise ParameterError(
+                folder,
+                f"it holds the sweep of {other}",
+                "Give another --folder, or rename one of the two",
+            )
+    with atomic_path(note) as part:
+        part.write_text(json.dumps({"file": source}) + "\n", "utf-8")
 
 
 def _setting(sweep: Sweep, engine: Engine, store: str | None) -> Setting:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
+from r2l.files import content_hash, local_path
 from r2l.isp.grammar import check_pipeline
 from r2l.isp.static import parse_code
 from r2l.options import FIELDS, Options
@@ -44,18 +46,20 @@ class Job:
         parameters: options or notebook parameters, by name.
         axes: its values on the axes of the grid; empty for a sweep of one run.
         notebook: the notebook; None for a training.
+        files: hash of the files that the parameters name, as they are when the sweep is read.
     """
 
     parameters: dict[str, Any]
     axes: dict[str, Any] = field(default_factory=dict)
     notebook: Path | None = None
+    files: str = ""
 
     @cached_property
     def hash(self) -> str:
         """Hash of all that the outcome depends on except this package's code."""
         if self.notebook is not None:
-            return identity("notebook", code_of(self.notebook), self.parameters)
-        return identity("train", what_counts(self.options()))
+            return identity("notebook", code_of(self.notebook), self.parameters, self.files)
+        return identity("train", what_counts(self.options()), self.files)
 
     def folder(self, runs: Path, code: str, any_code: bool = False) -> Path:
         """Return where the run lies: its name, its hash, and the version of the code.
@@ -123,11 +127,13 @@ class Sweep:
         name: of the sweep, its file's; also of the mlflow experiment.
         about: what it is, in words.
         jobs: its runs, no two alike.
+        path: of its file.
     """
 
     name: str
     about: str
     jobs: tuple[Job, ...]
+    path: Path | None = None
 
 
 def read_sweep(path: str | Path, given: dict[str, Any] | None = None) -> Sweep:
@@ -158,15 +164,30 @@ def read_sweep(path: str | Path, given: dict[str, Any] | None = None) -> Sweep:
     first, _, rest = about.partition("\n")
     if first.startswith(_HEAD):
         about, values = rest, {"notebook": first.removeprefix(_HEAD), "parameters": values}
-    jobs = tuple(_jobs(path, values, given or {}))
-    seen: dict[str, Job] = {}
-    for job in jobs:
+    jobs, seen = [], {}
+    hashes: dict[tuple, str] = {}
+    for job in _jobs(path, values, given or {}):
         job.check()
+        job = replace(job, files=_files_of(job, hashes))
+        jobs.append(job)
         other = seen.setdefault(job.hash, job)
         if other is not job:
             same = f"{other.name} and {job.name} are one and the same run"
             raise ParameterError(path, same, "Take one of the two out")
-    return Sweep(path.stem, " ".join(about.split()), jobs)
+    return Sweep(path.stem, " ".join(about.split()), tuple(jobs), path)
+
+
+def _files_of(job: Job, hashes: dict[tuple, str]) -> str:
+    """Return a hash of the files that a run's parameters name; ``hashes`` has those of the runs before."""
+    if job.notebook is not None:
+        named = [str(value) for value in job.parameters.values() if isinstance(value, str)]
+        paths = [path for path in map(local_path, named) if path.is_file()]
+        return identity(*map(content_hash, paths)) if paths else ""
+    options = job.options()
+    data = tuple(getattr(options, n) for n, f in FIELDS.items() if f.metadata["group"] == "Data")
+    if data not in hashes:
+        hashes[data] = resolve_name("r2l.training.data:data_identity")(options)
+    return hashes[data]
 
 
 def _jobs(path: Path, values: dict[str, Any], given: dict[str, Any]) -> Iterator[Job]:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from r2l.files import R2LError
+
+# Grids need three or four.
+_DEEPEST = 30
 
 
 class ParameterError(R2LError, ValueError):
@@ -24,12 +28,38 @@ class ParameterError(R2LError, ValueError):
 class _PlainLoader(yaml.SafeLoader):
     """Reads YAML without aliases: nine lines of them can stand for more values than memory holds."""
 
+    depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node, as the base class does."""
+        line = self.peek_event().start_mark.line + 1
         if self.check_event(yaml.AliasEvent):
-            line = self.peek_event().start_mark.line + 1
             raise yaml.YAMLError(f"line {line}: aliases (*name) are not taken here")
-        return super().compose_node(parent, index)
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError(f"line {line}: nested more than {_DEEPEST} deep")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+# A number since YAML 1.2, and everywhere else; to 1.1 it is a word.
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML says, by a safe loader: no code, no aliases; 1e-3 is a number.
+
+    >>> parse_yaml("[1e-3, 5]")
+    [0.001, 5]
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is none; 2024-99-99 is of the second kind.
+    """
+    return yaml.load(text, _PlainLoader)
 
 
 def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:
@@ -42,8 +72,7 @@ def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:
     remedy = "Give lines of the form 'name: value', as the files in experiments/ do"
     try:
         text = path.read_text("utf-8")
-        values = yaml.load(text, _PlainLoader) or {}  # a safe loader: no code
-    # A date such as 2024-99-99, or nesting without end, are errors of other kinds.
+        values = parse_yaml(text) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParameterError(path, f"no readable YAML: {error}", remedy) from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

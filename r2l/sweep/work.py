@@ -6,6 +6,7 @@ import contextlib
 import json
 import platform
 import shutil
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -126,6 +127,8 @@ def _in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
+# Folder, number of threads and generators are the process's, and a worker can have several threads.
+_ALONE = threading.Lock()
 _own_code = cache(code_version)
 
 
@@ -149,16 +152,17 @@ def _do(run: Outcome, setting: Setting, start: float) -> Outcome:
 
 @contextmanager
 def _working_in(setting: Setting) -> Iterator[None]:
-    """Work in the sweep's folder with its number of threads: a worker does one run at a time."""
+    """Work in the sweep's folder with its number of threads; other threads of this process wait."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(setting.threads or before)
-    try:
-        with contextlib.chdir(setting.cwd):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with _ALONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(setting.threads or before)
+        try:
+            with contextlib.chdir(setting.cwd):
+                yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, float]]:

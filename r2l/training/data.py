@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +23,10 @@ from r2l.datasets import (
 from r2l.datasets.folder import is_number
 from r2l.datasets.frames import EXACT, tertiles
 from r2l.datasets.splits import Fold, group_folds, published_resampling
+from r2l.files import content_hash
 from r2l.options import Options
 from r2l.rawfile import RawLayout, load_camera
+from r2l.training.run_folder import identity
 
 #: Images of a test run.
 _FEW = 32
@@ -54,6 +57,24 @@ def open_data(options: Options, progress: bool = True) -> Frames:
     values = numbers[frames.labels]
     truth = torch.tensor(values, dtype=EXACT)
     return replace(frames, truth=truth, labels=tertiles(values), classes=())
+
+
+def data_identity(options: Options) -> str:
+    """Return a hash of the data that the options name: labels, numbers, camera, and what their files hold.
+
+    "" of data that code makes, and of data that can't be opened (which whoever reads them will tell).
+    """
+    if options.dataset.startswith("Synthetic"):
+        return ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told when they are read
+            data = _open(options)
+        contents = [content_hash(path) for path in data.sources]
+    except (OSError, ValueError):
+        return ""
+    known = data.labels.tolist(), data.groups.tolist(), data.classes, data.camera.to_dict()
+    return identity(data.names.tolist(), *known, contents)
 
 
 def _open(options: Options) -> RawDataset:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+# Held by the thread that draws; it may seed again within.
+_ALONE = threading.RLock()
 
 
 def global_states() -> dict[str, Any]:
@@ -36,20 +40,23 @@ def set_global_states(states: Mapping[str, Any]) -> None:
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, numpy and Python; put their states back at the end.
 
+    One thread of a process at a time: the generators are the process's, so that others wait here.
+
     >>> with seeded(3):
     ...     first = torch.rand(2)
     >>> with seeded(3):
     ...     bool((torch.rand(2) == first).all())
     True
     """
-    states = global_states()
-    try:
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
-        yield
-    finally:
-        set_global_states(states)
+    with _ALONE:
+        states = global_states()
+        try:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
+            yield
+        finally:
+            set_global_states(states)
 
 
 def mixed_seed(*place: int) -> int:
