@@ -37,6 +37,7 @@ from torch import Tensor
 from r2l.camera import DRONE, MICROSCOPE, Camera
 from r2l.drift.distortions import Generators, at_severity, generators, normals
 from r2l.files import choose
+from r2l.isp.functional import balance_mosaic
 from r2l.sensor import (
     DRONE_NOISE,
     MICROSCOPE_NOISE,
@@ -84,12 +85,7 @@ def _bit_depth(light: Tensor, bits: float, sensor: _Sensor) -> Tensor:
 
 
 def _white_balance(light: Tensor, shift: float, sensor: _Sensor) -> Tensor:
-    gains = (1 + shift, 1.0, 1 / (1 + shift))
-    shifted = light.clone()
-    for position, colour in enumerate(sensor.camera.cfa.value):
-        y, x = divmod(position, 2)
-        shifted[..., y::2, x::2] *= gains[colour]
-    return shifted
+    return balance_mosaic(light, (1 + shift, 1.0, 1 / (1 + shift)), sensor.camera.cfa)
 
 
 def _black_level(light: Tensor, share: float, sensor: _Sensor) -> Tensor:

@@ -63,8 +63,7 @@ def apply_gains(picture: RawPicture, mosaic: np.ndarray, camera: Camera) -> np.n
         return mosaic
     top, left, bottom, right = picture.area
     full, (height, width) = (bottom - top, right - left), mosaic.shape
-    tile = np.reshape(np.uint8(camera.cfa.value), (2, 2))
-    colours = np.tile(tile, (height // 2 + 1, width // 2 + 1))[: full[0], : full[1]]
+    colours = _spread(np.uint8(camera.cfa.value), full)
     gain = np.ones(full, np.float32)
     with np.errstate(all="ignore"):  # what damaged numbers give is refused below
         for opcode in opcodes:
@@ -74,9 +73,16 @@ def apply_gains(picture: RawPicture, mosaic: np.ndarray, camera: Camera) -> np.n
                 _multiply_gain_map(picture, opcode, gain, None if opcode.list == 2 else colours)
     if not (np.isfinite(gain).all() and gain.min() >= 0):
         raise _damaged(picture, "gains that are negative or no numbers")
-    black = np.tile(np.reshape(np.float32(camera.black_level), (2, 2)), (height // 2, width // 2))
+    black = _spread(np.float32(camera.black_level), mosaic.shape)
     white = np.maximum(mosaic, np.float32(camera.white_level))  # what was beyond it stays
     return np.clip(black + (mosaic - black) * gain[:height, :width], 0, white)
+
+
+def _spread(tile: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return four values, by position of the tile, over a mosaic (H, W)."""
+    return np.tile(tile.reshape(2, 2), (shape[0] // 2 + 1, shape[1] // 2 + 1))[
+        : shape[0], : shape[1]
+    ]
 
 
 def fix_bad_pixels(picture: RawPicture, samples: np.ndarray) -> np.ndarray:
