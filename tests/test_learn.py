@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.cli import app
 from r2l.datasets import SyntheticDrone
-from r2l.isp import StaticISP, load_isp, open_pipeline, save_isp, stage_gradients
+from r2l.isp import StaticISP, develop_all, load_isp, save_isp, stage_gradients
 from r2l.isp.functional import gamma_correct
 from r2l.isp.learned import LearnedISP, apply_tone_curve, control_points, to_steps
 from r2l.learn import AlignmentError, align, learn_pipeline, open_picture
@@ -112,7 +112,8 @@ def test_what_was_learned_is_saved_and_is_a_pipeline_like_any_other(learned, tmp
     loaded = load_isp(save_isp(learned.isp, tmp_path / "camera"))
     assert not list(tmp_path.rglob("*.p*"))
     raw = expose(2).tensor()[..., :64, :64]
-    assert torch.equal(open_pipeline(tmp_path / "camera", CAMERA)(raw), learned.isp(raw))
+    views = develop_all(raw, CAMERA, ["bi,s,ga", str(tmp_path / "camera")])
+    assert torch.equal(views[str(tmp_path / "camera")], learned.isp(raw))
     assert list(loaded.stages(raw))[-2:] == ["denoising", "clip"]
     gradients = stage_gradients(loaded, raw, lambda image: image.square().mean())
     assert all(float(g.gradient.abs().sum()) > 0 for g in gradients.values())

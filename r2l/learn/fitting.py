@@ -96,6 +96,15 @@ def learn_pipeline(pairs: Sequence[_PairLike], *, seed: int = 0) -> Learned:
     Where the shutter, the lens or the firmware did something that depends on the place in the frame or on the
     scene (lens correction, local contrast), the pipeline can't: it shows as a low score.
 
+    >>> from r2l.datasets import SyntheticDrone
+    >>> from r2l.camera import DRONE
+    >>> town = torch.cat([SyntheticDrone(3, seed=1, size=256)[i]["raw"] for i in range(3)], -1)
+    >>> frame = RawFrame(town[0].numpy(), DRONE)
+    >>> camera = open_pipeline("bi,u,ga", DRONE)  # plays the camera
+    >>> picture = (camera(frame.tensor())[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    >>> learn_pipeline([(frame, picture)]).isp
+    LearnedISP(bilinear, Hasselblad L1D-20c (Raw-Drone))
+
     Args:
         pairs: of one camera with one setting of its pictures. With several, each is balanced as it was shot.
         seed: of the blocks and pixels that are drawn.
@@ -224,7 +233,8 @@ def _balanced(fit: _Colours, target: np.ndarray) -> _Colours:
 
     The scale of a row and that of its curve's input are one number; so are gains and columns.
     """
-    lowest, highest = np.quantile(target, (0.1, 0.9), axis=0)
+    # The brighter half: below, what is taken for black decides.
+    lowest, highest = np.quantile(target, (0.5, 0.98), axis=0)
     levels = np.linspace(lowest.max(), highest.min(), 9)
     u = np.linspace(0, 1, 512)
     first, weights = spline_weights(torch.from_numpy(u))
