@@ -53,9 +53,12 @@ def test_a_dng_of_the_camera_is_inside(report, tmp_path, cfa):
     levels = DRONE.black_level if cfa is CFA.RGGB else DRONE.black_level[::-1]
     camera = replace(DRONE, cfa=cfa, black_level=levels)
     mosaic = np.full((32, 32), 0.3, dtype=np.float32)
+    mosaic[9, 12] = 1.0
     path = write_dng(tmp_path / "photo.dng", mosaic, camera)
     result = check("--tolerances", report, "--camera", path)
     assert result.exit_code == 0, result.output
+    # One of 1,024 sites is hot.
+    assert "not compared: defective pixels 0.098%, row noise 0.000%" in result.output
 
 
 def test_another_camera_is_outside_and_is_told_where(report, tmp_path):
