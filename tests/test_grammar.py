@@ -37,6 +37,7 @@ from r2l.isp.adjustable import AdjustableISP
 from r2l.isp.demosaic import bilinear
 from r2l.isp.display import display_stage
 from r2l.isp.grammar import check_pipeline, linear_stages, open_pipelines
+from r2l.isp.learned import LearnedISP
 from r2l.isp.static import ENGINES
 from r2l.options import Options, resolve_options
 from r2l.rawfile import read_raw, write_dng
@@ -355,6 +356,16 @@ def test_masks_meet_images_of_their_size():
     frames = Frames.of(SyntheticDrone(2, size=32, task="segmentation"), progress=False)
     views = develop_views(frames, ["bi,s,ga+resize:0.5"], progress=False)
     assert views.images["bi,s,ga+resize:0.5"].shape == (2, 3, 32, 32)
+
+
+def test_a_learned_camera_is_a_pipeline_like_any_other(tmp_path):
+    raw = natural(DRONE)
+    folder = save_isp(LearnedISP(DRONE, "malvar2004"), tmp_path / "my_camera")
+    views = develop_all(raw, DRONE, [str(folder), f"{folder}+resize:0.5"])
+    assert torch.equal(views[str(folder)], LearnedISP(DRONE, "malvar2004")(raw))
+    again = load_isp(save_isp(open_pipeline(f"{folder}+jpeg:75", DRONE), tmp_path / "shown"))
+    assert torch.equal(again(raw), display_stage("jpeg:75")(views[str(folder)]))
+    assert linear_stages(again.stages(raw))[-1] == "colour_matrix"
 
 
 @pytest.mark.parametrize("spec", ["libraw:dcb", "me,u,me@camera+resize:0.5+jpeg:60"])

@@ -54,6 +54,8 @@ def test_every_import_is_a_dependency():
         "IPython": "jupyterlab",
         "urllib3": "requests",
         "sqlalchemy": "mlflow",
+        "timm": "segmentation-models-pytorch",
+        "huggingface_hub": "segmentation-models-pytorch",
     }  # they come with these
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))

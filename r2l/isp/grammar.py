@@ -70,13 +70,13 @@ class Displayed(nn.Module):
 
 
 def linear_stages(names: Iterable[str]) -> list[str]:
-    """Return which of a pipeline's stages are not meant for a display yet: those before gamma.
+    """Return which of a pipeline's stages are not meant for a display yet: those before its curve.
 
     >>> linear_stages(["raw", "demosaic", "gamma", "jpeg"])
     ['raw', 'demosaic']
     """
     *before, _ = names
-    return list(takewhile(lambda name: name != "gamma", before))
+    return list(takewhile(lambda name: name not in ("gamma", "tone_curve"), before))
 
 
 class _Function(nn.Module):

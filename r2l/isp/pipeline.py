@@ -37,7 +37,7 @@ class Stage:
 
     Args:
         name: of what comes out. Where stages that follow each other share a name, the last one's counts.
-        function: image to image of equal height and width; its input stays as it is.
+        function: image to image, of equal size for the kinds below; its input stays as it is.
         reach: how many pixels around a pixel it looks at; of use to the kinds below.
     """
 
