@@ -418,7 +418,8 @@ def test_the_matrix_and_what_follows_takes_them(here):
         models, views, ["exposure"], [1], pipelines=names, distance="l2", progress=False
     )
     assert set(drifted["train"]) == set(list(names)[:2])
-    told = ShiftDetector.fit(views.images["saved"][:20]).test(views.images["own_look:look"][20:])
+    detector = ShiftDetector.fit(views.images["saved"][:20], groups=1)
+    told = detector.test(views.images["own_look:look"][20:], groups=1)
     assert told.p_value < 0.05
 
 
