@@ -149,6 +149,7 @@ class Declared:
     processor_uri: str | None = _processor(
         None, "A saved processor: runs:/..., models:/..., a folder. Empty: made afresh."
     )
+    processor_lr: float = _processor(1.0, "Its learning rate, as a factor of --lr.")
     freeze_processor: bool = _processor(False, "Don't train the processor.")
     sp_debayer: str = _processor(
         "bilinear", "static: {}.", choices=("bilinear", "malvar2004", "menon2007")

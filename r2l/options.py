@@ -112,7 +112,7 @@ def _check_numbers(options: Options) -> None:
         value, least = getattr(options, name), option.metadata.get("least")
         if None not in (value, least) and not least <= value < math.inf:
             raise ValueError(f"--{name} is {value}, expected {least} or more")
-    for name in ("lr", "gradient_clip_val"):
+    for name in ("lr", "processor_lr", "gradient_clip_val"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name} is {value}, expected a number above 0")

@@ -144,10 +144,9 @@ def test_saturation_and_exposure_do_what_they_say():
 
 def test_a_learned_pipeline_can_be_turned_too():
     isp = ParametrizedISP(DRONE)
-    with torch.no_grad():
-        for number, parameter in enumerate(isp.parameters()):
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-            parameter.mul_(1 + 0.05 * noise)
+    for number, (name, value) in enumerate(isp.numbers().items()):
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(number))
+        isp.set_(**{name: value * (1 + 0.05 * noise)})
     raw = 0.07 + 0.5 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(AdjustableISP(isp, DRONE)(raw), isp(raw).detach(), atol=2e-4, rtol=0)
 
@@ -266,7 +265,7 @@ def test_projected_gradient_finds_the_known_worst_corner():
     attack = bounded_attack(Bright(0.2), frames, isp, parameters=list(DARKER), steps=12, restarts=2)
     for name, worst in DARKER.items():
         assert attack.table().filter(like=name).to_list() == pytest.approx(
-            [worst] * isp.get_parameter(name).numel()
+            [worst] * isp.numbers()[name].numel()
         )
     asked = Evaluator(Bright(0.2), frames)
     corners = [
@@ -331,7 +330,7 @@ def test_the_search_is_bounded_and_beats_its_start(noisy):
     assert attack.margin == pytest.approx(
         Evaluator(model, frames).margin(attack.pipeline()), abs=1e-4
     )
-    found = dict(attack.pipeline().named_parameters())
+    found = attack.pipeline().numbers()
     for name, (low, high) in isp.tolerance_bounds(0.1).items():
         slack = 1e-4 + (found[name] - found[name].clamp(low, high)).abs().max()
         limit = 0.05 * float(high.max() - low.min()) if "kernel" in name else 0.0
@@ -351,7 +350,7 @@ def test_points_and_values_are_ways_to_the_same():
     point = np.array([0.5, -1.0, 1.0, -0.25])
     isp = space.pipeline(point)
     assert float(isp.gamma.detach()) == pytest.approx(2.2 * (1 - 0.2 * 0.25))
-    assert space.point(dict(isp.named_parameters())) == pytest.approx(point, abs=1e-5)
+    assert space.point(isp.numbers()) == pytest.approx(point, abs=1e-5)
 
 
 @pytest.mark.parametrize("which", ["gradient", "published", "evolution", "random"])

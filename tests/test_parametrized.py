@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.isp import (
@@ -28,14 +29,17 @@ def natural(camera, *size, dtype=torch.float64):
 
 
 def shaken(camera, seed=0, amount=0.03):
-    """An ISP whose parameters all differ from the camera's, kernels without any symmetry."""
+    """An ISP whose numbers all differ from the camera's, kernels without any symmetry, some steps away."""
     isp = ParametrizedISP(camera).double()
     generator = torch.Generator().manual_seed(seed)
+    numbers = {
+        name: value + amount * torch.rand(value.shape, generator=generator, dtype=torch.float64)
+        for name, value in isp.numbers().items()
+    }
+    isp.set_(**numbers)
     with torch.no_grad():
-        for parameter in isp.parameters():
-            parameter += amount * torch.rand(
-                parameter.shape, generator=generator, dtype=torch.float64
-            )
+        for step in isp.steps.values():
+            step += amount * torch.rand(step.shape, generator=generator, dtype=torch.float64)
     return isp
 
 
@@ -49,13 +53,10 @@ def test_untouched_it_is_the_static_pipeline(camera, cfa):
     got = ParametrizedISP(camera).double()(raw)
     assert (got - static).abs().mean() < 1e-6
     exact = ParametrizedISP(camera)
-    with torch.no_grad():
-        exact = exact.double()
-        for name in ("black_level", "white_balance", "colour_matrix"):
-            getattr(exact, name).copy_(torch.tensor(getattr(camera, name), dtype=torch.float64))
-        fresh = torch.tensor(exact_blur(), dtype=torch.float64)
-        exact.blur_kernel.copy_(fresh)
-        exact.gamma.copy_(torch.tensor(2.2, dtype=torch.float64))
+    names = ("black_level", "white_balance", "colour_matrix")
+    calibration = {name: torch.tensor(getattr(camera, name), dtype=torch.float64) for name in names}
+    blur = torch.tensor(exact_blur(), dtype=torch.float64)
+    exact = exact.double().set_(**calibration, blur_kernel=blur, gamma=2.2)
     torch.testing.assert_close(exact(raw), static, rtol=0, atol=1e-9)
 
 
@@ -144,35 +145,146 @@ def test_additive_layer():
             isp.additive += 0.25
         torch.testing.assert_close(isp(raw), before + 0.25)
         assert list(isp.stages(raw))[-1] == "additive"
+        assert torch.equal(isp.numbers()["additive"], isp.additive)
         isp(raw).sum().backward()
         assert isp.additive.grad.shape == torch.Size(shape)
 
 
-@CAMERAS
-def test_projection_keeps_a_camera_as_it_is_and_brings_others_back(camera):
-    isp = ParametrizedISP(camera)
-    fresh = {n: p.detach().clone() for n, p in isp.named_parameters()}
-    isp.project_()
-    for name, parameter in isp.named_parameters():
-        torch.testing.assert_close(parameter.detach(), fresh[name], rtol=0, atol=1e-6)
+def far_away(isp, seed=0):
+    """Steps of any length."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in isp.parameters():
-            parameter += 100 * torch.randn_like(parameter)
-    isp.project_()
-    assert isp.gamma > 0
-    assert isp.black_level.max() < camera.white_level
-    assert (isp.white_balance * torch.tensor(camera.white_balance) > 0).all()
-    for kernel in (isp.sharpening_kernel, isp.blur_kernel):
-        assert kernel.sum().item() == pytest.approx(1, abs=1e-4)
-    assert torch.isfinite(isp(torch.rand(1, 1, 8, 8))).all()
+        for step in isp.steps.values():
+            step.copy_(100 * torch.randn(step.shape, generator=generator))
+    return isp
+
+
+@CAMERAS
+def test_no_step_leaves_what_a_camera_can_be(camera):
+    raw = natural(camera, dtype=torch.float32)
+    fresh = ParametrizedISP(camera)
+    for seed, isp in enumerate((ParametrizedISP(camera), ParametrizedISP(camera).calibrate(raw))):
+        numbers, box = far_away(isp, seed).numbers(), isp.physical_bounds()
+        for name in ("gamma", "white_balance"):
+            low, high = box[name]
+            assert (numbers[name] >= low * (1 - 1e-5) - 1e-5).all()
+            assert (numbers[name] <= high * (1 + 1e-5) + 1e-5).all()
+        assert (numbers["black_level"] <= box["black_level"][1]).all()
+        assert (isp.white_balance * fresh.white_balance > 0).all()
+        for name in ("sharpening_kernel", "blur_kernel"):
+            assert numbers[name].sum().item() == pytest.approx(1, abs=1e-3)
+        # White in, white out: the gains alone change it.
+        white = torch.tensor(camera.white_balance).sign()
+        torch.testing.assert_close(
+            isp.colour_matrix @ white, fresh.colour_matrix @ white, rtol=1e-4, atol=1e-4
+        )
+        assert torch.isfinite(isp(torch.rand(1, 1, 8, 8))).all()
+
+
+@CAMERAS
+@pytest.mark.parametrize("exposure", [1.0, 0.01])
+def test_a_step_of_one_means_the_same_for_every_number(camera, exposure):
+    """The slope of the picture in each step, by automatic differentiation."""
+    black = (
+        torch.tensor(camera.black_level, dtype=torch.float64)
+        .reshape(1, 1, 2, 2)
+        .repeat(1, 1, 4, 5)
+    )
+    raw = black + exposure * (natural(camera, 8, 10) - black)
+    isp = ParametrizedISP(camera).double().calibrate(raw)
+    steps = {name: step.detach() for name, step in isp.steps.items()}
+
+    def develop(steps):
+        named = {f"steps.{name}": step for name, step in steps.items()}
+        return torch.func.functional_call(isp, named, (raw,))
+
+    slopes = torch.autograd.functional.jacobian(
+        lambda *values: develop(dict(zip(steps, values, strict=True))), tuple(steps.values())
+    )
+    for name, slope in zip(steps, slopes, strict=True):
+        rms = slope.reshape(raw.numel() * 3, -1).square().mean(0).sqrt()
+        torch.testing.assert_close(rms, torch.full_like(rms, 0.1), rtol=0.02, atol=0, msg=name)
+    # The black level stays below the light, however far it goes.
+    with torch.no_grad():
+        isp.steps.black_level.fill_(1e6)
+    mean = torch.nn.functional.pixel_unshuffle(raw, 2).mean((0, 2, 3))
+    torch.testing.assert_close(isp.black_level, mean)
+
+
+def as_bits(camera, bits):
+    """The same sensor with its counts of so many bits in a container of 16."""
+    scale = (2**bits - 1) / 65535
+    levels = tuple(scale * level for level in camera.black_level)
+    return dataclasses.replace(camera, black_level=levels, white_level=scale), scale
+
+
+@CAMERAS
+def test_data_of_12_and_of_14_bit_are_learned_alike(camera):
+    """100 steps towards the picture of another camera: the same numbers, as parts of the range."""
+    raw = natural(camera, 16, 16)
+    hidden = ParametrizedISP(camera).double()
+    level = hidden.black_level + 0.02 * camera.span
+    target = hidden.set_(black_level=level, gamma=1.9, white_balance=1.1 * hidden.white_balance)(
+        raw
+    )
+    learned = []
+    for bits in (16, 14, 12):
+        own, scale = as_bits(camera, bits)
+        isp = ParametrizedISP(own).double().calibrate(scale * raw)
+        optimizer = torch.optim.Adam(isp.parameters(), 0.05)
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = (isp(scale * raw) - target.detach()).square().mean()
+            loss.backward()
+            optimizer.step()
+        assert loss < 1e-3
+        numbers = {name: value.detach() for name, value in isp.numbers().items()}
+        numbers["black_level"] /= scale
+        learned.append([loss.detach(), *numbers.values()])
+    for other in learned[1:]:
+        torch.testing.assert_close(other, learned[0], rtol=0.01, atol=1e-3)
+
+
+def test_numbers_are_read_and_set_in_physical_units():
+    isp = ParametrizedISP(DRONE).set_(gamma=1.8, white_balance=[1.0, 2.0, 3.0])
+    assert isp.gamma.item() == pytest.approx(1.8)
+    far_away(isp).set_(black_level=0.1)
+    assert torch.equal(isp.black_level, torch.full((4,), 0.1))
+    assert all((step == 0).all() for step in isp.steps.values())
+    # A number that is written to is not lost without a word.
+    with torch.no_grad(), pytest.raises(RuntimeError, match="inference"):
+        isp.gamma.fill_(3.0)
+    with pytest.raises(ValueError, match="choose from black_level"):
+        isp.set_(brightness=1.0)
+    with pytest.raises(ValueError, match=r"shape \(3,\), not \(4,\)"):
+        isp.set_(black_level=[0.1] * 3)
+
+
+@CAMERAS
+def test_projection_into_a_narrower_box(camera):
+    isp = ParametrizedISP(camera)
+    box = isp.tolerance_bounds(0.1)
+    before = {name: step.clone() for name, step in isp.steps.items()}
+    isp.project_(box)
+    assert all(torch.equal(step, before[name]) for name, step in isp.steps.items())
+    with torch.no_grad():
+        for step in isp.steps.values():
+            step += 0.2 * torch.randn(step.shape, generator=torch.Generator().manual_seed(1))
+    kept = isp.numbers()["colour_matrix"].detach().clone()
+    isp.project_({name: box[name] for name in ("black_level", "white_balance", "gamma")})
+    for name in ("black_level", "white_balance", "gamma"):
+        low, high = box[name]
+        assert (isp.numbers()[name] >= low - 1e-5 * low.abs()).all()
+        assert (isp.numbers()[name] <= high + 1e-5 * high.abs()).all()
+    assert torch.equal(isp.colour_matrix, kept)
 
 
 @CAMERAS
 def test_tolerance_box_surrounds_the_camera(camera):
     isp = ParametrizedISP(camera)
     box = isp.tolerance_bounds(0.1)
-    assert set(box) == set(dict(isp.named_parameters()))
-    for name, parameter in isp.named_parameters():
+    assert set(box) == set(isp.numbers())
+    for name, parameter in isp.numbers().items():
         low, high = box[name]
         assert (low <= parameter).all()
         assert (parameter <= high).all()
@@ -184,9 +296,7 @@ def test_tolerance_box_surrounds_the_camera(camera):
 
 
 def test_bad_levels_are_named():
-    isp = ParametrizedISP(DRONE)
-    with torch.no_grad():
-        isp.black_level[2] = 1.5
+    isp = ParametrizedISP(DRONE).set_(black_level=[0.1, 0.1, 1.5, 0.1])
     with pytest.raises(ValueError, match="not above"):
         isp(torch.rand(1, 1, 8, 8))
 
@@ -269,6 +379,31 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, isp):
     ]
 
 
+def test_a_folder_saved_in_physical_numbers_is_read(tmp_path):
+    isp = shaken(DRONE).float()
+    save_isp(isp, tmp_path)
+    stored = load_file(tmp_path / "weights.safetensors")
+    assert set(stored) == {
+        *("black_level", "white_balance", "colour_matrix"),
+        *("sharpening_kernel", "blur_kernel", "gamma"),
+    }
+    assert torch.equal(stored["gamma"], isp.gamma.detach())
+    # As those were that had no steps, whose kernels had any sum.
+    stored |= {"gamma": torch.tensor(1.5), "blur_kernel": torch.full((5, 5), 0.05)}
+    save_file(stored, tmp_path / "weights.safetensors")
+    again = load_isp(tmp_path)
+    assert again.gamma.item() == 1.5
+    assert again.blur_kernel.sum().item() == pytest.approx(1.25)
+    part = torch.nn.Sequential(ParametrizedISP(DRONE))
+    part.load_state_dict({f"0.{name}": value for name, value in stored.items()})
+    assert torch.equal(part[0].gamma, again.gamma)
+    # A checkpoint holds the steps, to the bit.
+    part[0].load_state_dict(isp.state_dict())
+    assert torch.equal(part[0].steps.gamma, isp.steps.gamma)
+    with pytest.raises(RuntimeError, match="Missing"):
+        part[0].load_state_dict({"gamma": stored["gamma"]})
+
+
 def damage_kind(folder):
     text = (folder / "isp.json").read_text()
     (folder / "isp.json").write_text(text.replace("ParametrizedISP", "os.system"))
@@ -338,8 +473,6 @@ def test_onnx(tmp_path):
 
 @pytest.mark.parametrize("level", [1.0, 1.5, float("nan")])
 def test_a_black_level_that_ran_away_says_what_to_do(level):
-    isp = ParametrizedISP(DRONE)
-    with torch.no_grad():
-        isp.black_level[2] = level
+    isp = ParametrizedISP(DRONE).set_(black_level=[0.1, 0.1, level, 0.1])
     with pytest.raises(ValueError, match="take a lower learning rate"):
         isp(torch.rand(1, 1, 8, 8))

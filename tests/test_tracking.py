@@ -158,9 +158,8 @@ def equal_weights(one: nn.Module, other: nn.Module) -> bool:
 
 
 def test_models_are_found_by_run_by_alias_and_by_version(store):
-    first, second, isp = small_classifier(1), small_classifier(2), ParametrizedISP(MICROSCOPE)
-    with torch.no_grad():
-        isp.gamma.fill_(1.7)
+    first, second = small_classifier(1), small_classifier(2)
+    isp = ParametrizedISP(MICROSCOPE).set_(gamma=1.7)
     with track("models", store=store) as run:
         uri = run.model(first, description=CLASSIFIER, register="cells", alias="best")
         run.model(second, "later", description=CLASSIFIER, register="cells")

@@ -330,9 +330,7 @@ def test_reports_and_attacks_take_the_models_own_processor_unless_told_otherwise
     told = tolerance_report(static, frames, "bi,s,ga", **short)
     assert told.pipeline.startswith("bilinear")
     assert tolerance_report(network.eval(), frames, **short).pipeline == told.pipeline
-    isp = r2l.ParametrizedISP(MICROSCOPE)
-    with torch.no_grad():
-        isp.gamma.fill_(1.7)
+    isp = r2l.ParametrizedISP(MICROSCOPE).set_(gamma=1.7)
     attack = bounded_attack(SavedModel(network, isp, about), frames, steps=1, restarts=1)
     assert attack.pipeline().gamma.item() == pytest.approx(1.7)
     with pytest.raises(ValueError, match="give isp=ParametrizedISP"):

@@ -64,7 +64,7 @@ def _base_of(pipeline: PipelineLike, camera: Camera | None) -> _Base:
 
 
 def _base_of_parametrized(isp: ParametrizedISP) -> _Base:
-    numbers = {name: value.detach().double().tolist() for name, value in isp.named_parameters()}
+    numbers = {name: value.detach().double().tolist() for name, value in isp.numbers().items()}
     sharpening, blurring = (
         tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel")
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2l.camera import Camera
+from r2l.files import choose
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import bilinear
 from r2l.isp.filters import correlate, crop, gaussian_kernel, pad
@@ -23,13 +26,23 @@ Box = Mapping[str, tuple[Tensor, Tensor]]
 # Demosaic 1, sharpening 1, blur 2; even, as strips want it.
 _REACH = 4
 _KERNELS = ("sharpening_kernel", "blur_kernel")
-# A level this close to white leaves almost nothing to divide by.
+# What changes by factors, and so keeps its sign.
+_FACTORS = ("white_balance", "gamma")
+_NUMBERS = ("black_level", "white_balance", "colour_matrix", *_KERNELS, "gamma")
+# A level so near to white, as a part of the range, leaves almost nothing to divide by.
 _LEAST_RANGE = 0.05
+# What a step of one changes a picture by, root mean square, display units.
+_STEP = 0.1
+# Side and number of the tiles, and step as a part of the room, that units are measured by.
+_TILE, _TILES, _SHARE = 64, 8, 1e-4
+
+# Those of each camera before calibration, measured once.
+_UNITS: dict[Camera, Tensor] = {}
 
 
 @saved_with("additive_shape")
 class ParametrizedISP(Pipeline):
-    """A pipeline of learnable parameters: raw (B, 1, H, W) to display (B, 3, H, W).
+    """A pipeline of learnable numbers: raw (B, 1, H, W) to display (B, 3, H, W).
 
     Black level, bilinear demosaic, white balance, colour matrix, 3x3 sharpening and 5x5 blur of luma,
     clip, gamma, and on request an additive layer. Untouched, it equals
@@ -37,14 +50,21 @@ class ParametrizedISP(Pipeline):
     since bilinear interpolation looks at one colour at a time. All stages up to the clip are affine, so they
     run as one convolution (`r2l.isp.fused`), and their gradients with it.
 
+    What is learned are *steps* away from the numbers it started with, all of order one: a step of one in
+    any number changes a picture by the same root mean square, 0.1. `calibrate` measures that on frames, as
+    training does; before, it holds for random colours. Gains and gamma change by factors, rows of the matrix
+    keep white white (the gains are there to change it), kernels keep their sum, and no step, however
+    large, leaves `physical_bounds`, or lifts the black level above the mean of the frames it was
+    calibrated on. So one learning rate fits all, whatever container the levels are written in.
+
     The frame goes on beyond its edge as its mirror image, before anything else; kernels that have lost
     their symmetry see that continuation too.
 
     >>> from r2l.camera import DRONE
-    >>> isp = ParametrizedISP(DRONE)
+    >>> isp = ParametrizedISP(DRONE).set_(gamma=1.8)
     >>> isp(torch.full((1, 1, 8, 8), 0.25)).mean().backward()
-    >>> isp.black_level.grad.shape
-    torch.Size([4])
+    >>> round(isp.gamma.item(), 3), isp.steps.gamma.item(), isp.steps.black_level.grad.shape
+    (1.8, 0.0, torch.Size([4]))
 
     Args:
         camera: layout and calibration: the initial values.
@@ -52,13 +72,15 @@ class ParametrizedISP(Pipeline):
             as (1, 3, H, W); must broadcast to it. The result is then not clipped again.
 
     Attributes:
-        black_level: (4,) raw value of no light, by position of the tile.
+        steps: the parameters, by the name of the number.
+        additive: as ``additive_shape``, a parameter, or None.
+        black_level: (4,) raw value of no light, by position of the tile. This and what follows is the
+            present value, to be read; `set_` writes.
         white_balance: (3,) gains of R, G, B.
         colour_matrix: (3, 3) rows give linear sRGB.
         sharpening_kernel: (3, 3) on luma.
         blur_kernel: (5, 5) on luma; initially a Gaussian of sigma 0.5 pixels.
         gamma: () exponent of the display, 2.2.
-        additive: as ``additive_shape``, or None.
 
     Source: the parametrized processing of Oala et al., TMLR 2023, with the corrections of `StaticISP`.
     """
@@ -66,40 +88,181 @@ class ParametrizedISP(Pipeline):
     def __init__(self, camera: Camera, additive_shape: Iterable[int] | None = None) -> None:
         super().__init__()
         self.camera = camera
-        blur = torch.tensor(gaussian_kernel(0.5), dtype=torch.float64)
-        initial = {
-            "black_level": camera.black_level,
-            "white_balance": camera.white_balance,
-            "colour_matrix": camera.colour_matrix,
-            "sharpening_kernel": stage.SHARPENING_KERNEL,
-            "blur_kernel": torch.outer(blur, blur).tolist(),
-            "gamma": 2.2,
-        }
-        for name, value in initial.items():
-            self.register_parameter(name, nn.Parameter(torch.tensor(value)))
+        initial = _numbers_of(camera)
+        # Pairs, since it would sort a dict.
+        zeros = [(name, nn.Parameter(torch.zeros_like(value))) for name, value in initial.items()]
+        self.steps = nn.ParameterDict(zeros)
+        start = _flat(initial)
+        self.register_buffer("_start", start)
+        for name in ("_unit", "_below", "_above"):
+            self.register_buffer(name, torch.ones_like(start))
+        self.register_buffer("_kept", self._constraints(), persistent=False)
+        factors = [torch.full_like(initial[n], float(n in _FACTORS)) for n in _NUMBERS]
+        self.register_buffer("_is_factor", _flat(factors) > 0, persistent=False)
         self.additive_shape = None if additive_shape is None else tuple(additive_shape)
         layer = None if additive_shape is None else torch.zeros(self.additive_shape)
         self.register_parameter("additive", None if layer is None else nn.Parameter(layer))
+        self._begin_at(initial)
+        if camera not in _UNITS:
+            self._measure_units(self._nominal())
+            _UNITS[camera] = self._unit.clone()
+        self._unit.copy_(_UNITS[camera])
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _NUMBERS:
+            return super().__getattr__(name)
+        # Where no gradient is wanted, what is handed out can't be written to, which would change nothing.
+        with torch.inference_mode(not torch.is_grad_enabled()):
+            return self.numbers()[name]
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Return the present numbers by name, in physical units; differentiable in the steps."""
+        numbers = self._moved(self._unit * _flat(self.steps))
+        return numbers if self.additive is None else numbers | {"additive": self.additive}
+
+    def _moved(self, moves: Tensor) -> dict[str, Tensor]:
+        """Return the numbers at some distance (n,) from the start, before bounds and constraints."""
+        room = torch.where(moves < 0, self._below, self._above)
+        # No product of matrices, which autocast would cut short.
+        moves = (self._kept * (room * torch.tanh(moves / room))).sum(1)
+        values = torch.where(self._is_factor, self._start * moves.exp(), self._start + moves)
+        return {
+            name: part.view(self.steps[name].shape)
+            for name, part in zip(_NUMBERS, self._parted(values), strict=True)
+        }
+
+    def _parted(self, values: Tensor) -> tuple[Tensor, ...]:
+        return values.split([step.numel() for step in self.steps.values()])
+
+    def _constraints(self) -> Tensor:
+        """Return the projection (n, n) of moves to those that keep white white, and the kernels' sums."""
+        # A negative gain, as the published microscope's, has a negative part in white.
+        white = torch.tensor(self.camera.white_balance).sign()
+        blocks = []
+        for name, step in self.steps.items():
+            n = step.numel()
+            if name == "colour_matrix":
+                blocks += [torch.eye(3) - torch.outer(white, white) / 3] * 3
+            else:
+                blocks.append(torch.eye(n) - (torch.full((n, n), 1 / n) if name in _KERNELS else 0))
+        return torch.block_diag(*blocks)
+
+    def _nominal(self) -> Tensor:
+        """Return a mosaic of the camera whose tiles have random colours (1, 1, 16, 16)."""
+        camera = self.camera
+        light = 0.6 * torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+        gains = torch.tensor(camera.white_balance).abs()[:, None, None]
+        light = (light * gains.min() / gains)[list(camera.cfa.value)]
+        black = torch.tensor(camera.black_level)[:, None, None]
+        return F.pixel_shuffle(black + (camera.white_level - black) * light, 2)[None]
+
+    @torch.no_grad()
+    def set_(self, **numbers: float | Sequence[Any] | Tensor) -> ParametrizedISP:
+        """Write numbers, in physical units and by name; steps begin at the present numbers again.
+
+        Raises:
+            ValueError: a name or shape that does not fit.
+        """
+        present = self.numbers()
+        for name, value in numbers.items():
+            like = choose("number", name, present)
+            value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+            if value.ndim and value.shape != like.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(like.shape)}")
+            present[name] = value.expand_as(like).clone()
+        if "additive" in numbers:
+            self.additive.copy_(present["additive"])
+        self._begin_at(present)
+        return self
+
+    @torch.no_grad()
+    def _begin_at(self, numbers: Mapping[str, Tensor], top: Tensor | None = None) -> None:
+        """Have steps begin at these numbers, with room to `physical_bounds`, black levels to ``top``."""
+        for step in self.steps.values():
+            step.zero_()
+        start = self._start.copy_(_flat([numbers[name] for name in _NUMBERS]))
+        low, high = (_flat(ends) for ends in zip(*self.physical_bounds().values(), strict=True))
+        ends = torch.stack([low, high]).abs()
+        factors = torch.stack([start.abs() / ends.amin(0), ends.amax(0) / start.abs()])
+        room = torch.stack([start - low, high - start])
+        room = torch.where(self._is_factor, factors.log(), room).clamp(max=100.0)
+        # What was loaded may lie at a bound or beyond.
+        below, above = room.maximum(0.01 * room.sum(0).abs())
+        if top is not None:
+            above[:4] = top - start[:4]
+        # A level of nearly zero needs room below it too.
+        below[:4] = torch.maximum(below[:4], 0.1 * above[:4])
+        self._below.copy_(below)
+        self._above.copy_(above)
+
+    @torch.no_grad()
+    def calibrate(self, raw: Tensor) -> ParametrizedISP:
+        """Measure the units of the steps, which begin at the present numbers again; returns itself.
+
+        A step of one in any number then changes these frames' pictures by a root mean square of 0.1 (the
+        norm of the Jacobian, from differences; of tiles out of the middle of some frames), and no step
+        lifts a black level above the mean of its position, unless it was there.
+
+        Args:
+            raw: (B, 1, H, W), raw domain.
+        """
+        stage.check_mosaic(raw)
+        rows = torch.linspace(0, len(raw) - 1, min(len(raw), _TILES)).round().long()
+        height, width = (max(n - _TILE, 0) // 4 * 2 for n in raw.shape[-2:])
+        tile = raw[rows, :, height : height + _TILE, width : width + _TILE].to(self._start)
+        sites = F.pixel_unshuffle(raw.to(self._start), 2).transpose(0, 1).flatten(1)
+        black = self.numbers()["black_level"]
+        spread = (sites - black[:, None]).abs().mean(1)
+        top = torch.maximum(
+            sites.mean(1), black + 0.1 * spread + 1e-3 * self.camera.span * (spread == 0)
+        )
+        self._begin_at(self.numbers(), top)
+        self._measure_units(tile)
+        return self
+
+    @torch.no_grad()
+    def _measure_units(self, raw: Tensor) -> None:
+        """Measure what each step changes, along the slope that training sees."""
+        exact, raw = (
+            copy.deepcopy(self).double(),
+            pad(raw.double(), *[(_REACH, _REACH)] * 2, "mirror"),
+        )
+        distances = _SHARE * torch.minimum(exact._below, exact._above)
+        weight, bias, gamma = exact._measured(exact._moved(0 * distances))
+        linear = apply_affine(raw, weight, bias)
+        with torch.enable_grad():
+            image = stage.gamma_correct(linear.requires_grad_(), gamma)
+            (slope,) = torch.autograd.grad(image.sum(), linear)
+        by_gamma = -torch.special.xlogy(image, image).detach() / gamma
+        changes = []
+        for move in torch.diag(distances):
+            w, b, g = exact._measured(exact._moved(move))
+            change = slope * apply_affine(raw, w - weight, b - bias) + by_gamma * (g - gamma)
+            changes.append(change.square().mean().sqrt())
+        changes = torch.stack(changes)
+        if changes.any():
+            self._unit.copy_(_STEP * distances / changes.clamp(min=1e-3 * changes.max()))
 
     def extra_repr(self) -> str:
         """Say whose camera it started from."""
         return self.camera.name
 
-    def listed(self) -> list[Stage]:
-        """Return the stages in order; each reads its numbers from the parameters."""
+    def listed(self, numbers: Mapping[str, Tensor] | None = None) -> list[Stage]:
+        """Return the stages in order, by the present numbers or by others."""
+        number = self.numbers() if numbers is None else numbers
         white_level = self.camera.white_level
         steps: list[Stage] = [
-            Affine("black_level", stage.subtract_black_level, self.black_level, white_level),
+            Affine("black_level", stage.subtract_black_level, number["black_level"], white_level),
             Affine("demosaic", bilinear, self.camera.cfa, reach=1),
-            Affine("white_balance", stage.balance_white, self.white_balance),
-            Affine("colour_matrix", stage.apply_colour_matrix, self.colour_matrix),
-            Affine("sharpening", _correlate_luma, self.sharpening_kernel, reach=1),
-            Affine("denoising", _correlate_luma, self.blur_kernel, reach=2),
+            Affine("white_balance", stage.balance_white, number["white_balance"]),
+            Affine("colour_matrix", stage.apply_colour_matrix, number["colour_matrix"]),
+            Affine("sharpening", _correlate_luma, number["sharpening_kernel"], reach=1),
+            Affine("denoising", _correlate_luma, number["blur_kernel"], reach=2),
             Pointwise("clip", stage.clip),
-            Pointwise("gamma", stage.gamma_correct, self.gamma),
+            Pointwise("gamma", stage.gamma_correct, number["gamma"]),
         ]
-        if self.additive is not None:
-            steps.append(Stage("additive", torch.add, self.additive))
+        if "additive" in number:
+            steps.append(Stage("additive", torch.add, number["additive"]))
         return steps
 
     @in_full_precision
@@ -123,11 +286,18 @@ class ParametrizedISP(Pipeline):
         Raises:
             ValueError: wrong shape or dtype, odd height or width, a black level not below white.
         """
-        affine = [step for step in self.listed() if isinstance(step, Affine)]
+        return self.develop(raw, self.numbers())
+
+    def develop(self, raw: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+        """Develop as `forward` by some other `numbers` instead of the own; differentiable in them."""
         # Measured anew each time, so that gradients pass through the weights to the parameters.
-        weight, bias = measure_affine(partial(run, affine), _REACH, self.colour_matrix)
-        image = develop_with_parameters(raw, _REACH, _develop, weight, bias, self.gamma)
-        return image if self.additive is None else image + self.additive
+        image = develop_with_parameters(raw, _REACH, _develop, *self._measured(numbers))
+        return image + numbers["additive"] if "additive" in numbers else image
+
+    def _measured(self, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weight and bias of the convolution that all up to the clip is, and gamma."""
+        affine = [step for step in self.listed(numbers) if isinstance(step, Affine)]
+        return *measure_affine(partial(run, affine), _REACH, self._start), numbers["gamma"]
 
     def physical_bounds(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the widest box that still is a camera: see `project_`.
@@ -135,8 +305,8 @@ class ParametrizedISP(Pipeline):
         Levels from 0 to just below white, gains of the camera's sign and of magnitude 0.05 to 20, matrix
         entries within 10, kernel entries within 25, gamma 0.2 to 5. The additive layer is not bounded.
         """
-        highest_black = self.camera.white_level - _LEAST_RANGE
-        sign = torch.tensor(self.camera.white_balance).sign().to(self.white_balance)
+        highest_black = self.camera.white_level - _LEAST_RANGE * self.camera.span
+        sign = torch.tensor(self.camera.white_balance).sign().to(self._start)
         smallest, largest = 0.05 * sign, 20.0 * sign
         limits = {
             "black_level": (0.0, highest_black),
@@ -151,21 +321,20 @@ class ParametrizedISP(Pipeline):
     def tolerance_bounds(self, fraction: float = 0.1) -> dict[str, tuple[Tensor, Tensor]]:
         """Return a box around the camera's values: what another device of the kind may differ by.
 
-        Levels may be off by ``fraction`` of a hundredth of the range below white, gains, matrix entries
-        and gamma by ``fraction`` of their own value (matrix: of each row's largest), kernel entries by
-        ``fraction`` of the kernel's largest.
+        Levels may be off by ``fraction`` of a hundredth of the range, gains, matrix entries and gamma by
+        ``fraction`` of their own value (matrix: of each row's largest), kernel entries by ``fraction`` of
+        the kernel's largest.
 
         Raises:
             ValueError: a fraction outside (0, 1).
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
-        fresh = ParametrizedISP(self.camera).to(self.colour_matrix)
+        fresh = {name: value.to(self._start) for name, value in _numbers_of(self.camera).items()}
         box = {}
-        for name, value in fresh.named_parameters():
-            value = value.detach()
+        for name, value in fresh.items():
             reach = fraction * {
-                "black_level": torch.full_like(value, 0.01 * self.camera.white_level),
+                "black_level": torch.full_like(value, 0.01 * self.camera.span),
                 "colour_matrix": value.abs().amax(-1, keepdim=True),
                 "sharpening_kernel": value.abs().max(),
                 "blur_kernel": value.abs().max(),
@@ -174,36 +343,72 @@ class ParametrizedISP(Pipeline):
         return box
 
     def _spread(self, name: str, *ends: float | Tensor) -> tuple[Tensor, Tensor]:
-        like = self.get_parameter(name).detach()
+        like = self.steps[name].detach()
         low, high = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in ends)
         return low.expand_as(like).clone(), high.expand_as(like).clone()
 
     @torch.no_grad()
-    def project_(self, box: Box | None = None) -> ParametrizedISP:
-        """Bring the parameters back into a box, kernels to unit sum; call it after each step.
+    def project_(self, box: Box) -> ParametrizedISP:
+        """Bring numbers back into a narrower box than the `physical_bounds`, which none can leave.
 
-        Kernels are moved by the same amount everywhere, the least change that restores their sum; that
-        comes after the box, which a kernel's entry may then leave by as much.
+        Numbers inside it stay to the bit. Kernels keep their sum, rows of the matrix white; an entry of
+        theirs may leave the box by as much as that takes.
 
         Args:
-            box: bounds by name of parameter; `physical_bounds` if none is given.
+            box: bounds by name.
 
         Returns:
             Itself.
 
         Raises:
-            ValueError: a name that is no parameter.
+            ValueError: a name that is no number.
         """
-        box = self.physical_bounds() if box is None else box
-        known = dict(self.named_parameters())
-        if unknown := set(box) - set(known):
-            raise ValueError(f"no parameters {sorted(unknown)}; choose from {', '.join(known)}")
-        for name, (low, high) in box.items():
-            known[name].clamp_(low, high)
-        for name in set(_KERNELS) & set(box):
-            kernel = known[name]
-            kernel.add_((1 - kernel.sum()) / kernel.numel())
+        numbers = self.numbers()
+        if unknown := set(box) - set(numbers):
+            raise ValueError(f"no numbers {sorted(unknown)}; choose from {', '.join(numbers)}")
+        wanted = {**numbers, **{name: numbers[name].clamp(*ends) for name, ends in box.items()}}
+        if self.additive is not None:
+            self.additive.copy_(wanted["additive"])
+        now, wanted = (_flat([n[name] for name in _NUMBERS]) for n in (numbers, wanted))
+        moves = torch.where(self._is_factor, (wanted / self._start).log(), wanted - self._start)
+        room = torch.where(moves < 0, self._below, self._above)
+        steps = room * torch.atanh((moves / room).clamp(-0.999999, 0.999999)) / self._unit
+        steps = torch.where(wanted == now, _flat(self.steps), steps)
+        for step, part in zip(self.steps.values(), self._parted(steps), strict=True):
+            step.copy_(part.view(step.shape))
         return self
+
+    def search_(self, names: Sequence[str]) -> ParametrizedISP:
+        """Have gradients asked for these numbers' steps only."""
+        for name in self.numbers():
+            part = self.additive if name == "additive" else self.steps[name]
+            part.requires_grad_(name in names)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *others: Any, **more: Any
+    ) -> None:
+        """Take physical numbers, as folders hold them; or steps and where they began, as checkpoints do."""
+        names = [name for name in _NUMBERS if prefix + name in state_dict]
+        if names:
+            self.set_(**{name: state_dict.pop(prefix + name) for name in names})
+            own = {n: v for n, v in self.state_dict(prefix=prefix).items() if n not in state_dict}
+            state_dict.update(own if len(names) == len(_NUMBERS) else {})
+        super()._load_from_state_dict(state_dict, prefix, *others, **more)
+
+
+def _numbers_of(camera: Camera) -> dict[str, Tensor]:
+    """Return the numbers of a pipeline that nothing was learned by."""
+    blur = torch.tensor(gaussian_kernel(0.5), dtype=torch.float64)
+    blur = torch.outer(blur, blur).tolist()
+    colours = camera.black_level, camera.white_balance, camera.colour_matrix
+    values = (*colours, stage.SHARPENING_KERNEL, blur, 2.2)
+    return {name: torch.tensor(value) for name, value in zip(_NUMBERS, values, strict=True)}
+
+
+def _flat(numbers: Mapping[str, Tensor] | Iterable[Tensor]) -> Tensor:
+    numbers = numbers.values() if isinstance(numbers, (Mapping, nn.ParameterDict)) else numbers
+    return torch.cat([number.reshape(-1) for number in numbers])
 
 
 def _correlate_luma(image: Tensor, kernel: Tensor) -> Tensor:

@@ -102,7 +102,9 @@ def save_module(module: nn.Module, description: Mapping[str, Any], path: Path) -
     """Write a description as JSON to ``path`` and the weights beside it; return their folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Clones: tied weights, which safetensors refuses, become equal ones.
-    weights = {n: v.detach().cpu().contiguous().clone() for n, v in module.state_dict().items()}
+    # What is learned in other units is kept in physical ones.
+    state = getattr(module, "numbers", module.state_dict)()
+    weights = {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
     with atomic_path(path.with_name(WEIGHTS)) as partial:
         save_file(weights, partial)
     with atomic_path(path) as partial:

@@ -46,7 +46,8 @@ class Adversary:
     - *distance* is `image_distance` between the image and that of a frozen copy of the initial ISP: the
       mean squared difference, or one minus the SSIM.
 
-    After each step the parameters are projected back into their bounds (`ParametrizedISP.project_`).
+    What is searched are steps of a `ParametrizedISP`, none of which leaves its bounds; a narrower tolerance
+    is kept by projection after each step.
 
     Args:
         weight: of the distance; 0 leaves the search free.
@@ -54,7 +55,7 @@ class Adversary:
         parameters: names of `PARAMETERS`, or "all" for all that the ISP has.
         confidence: how far beyond the decision an answer is pushed, in logits.
         tolerance: bounds as a fraction of the camera's values (`ParametrizedISP.tolerance_bounds`); None
-            for all that still is a camera (`ParametrizedISP.physical_bounds`).
+            for all that still is a camera.
 
     Raises:
         ValueError: a name that does not exist, or a weight or confidence below 0.
@@ -86,7 +87,7 @@ class Adversary:
         Raises:
             ValueError: an additive layer is asked for and the ISP has none.
         """
-        there = [name for name, _ in isp.named_parameters()]
+        there = list(isp.numbers())
         if "all" in self.parameters:
             return there
         names = [PARAMETERS[name] for name in dict.fromkeys(self.parameters)]
@@ -117,9 +118,7 @@ class Adversary:
     def reference(self, isp: ParametrizedISP) -> ParametrizedISP:
         """Return a copy of ``isp`` to measure from; have only the chosen parameters ask for gradients."""
         reference = copy.deepcopy(isp)
-        chosen = self.searched(isp)
-        for name, parameter in isp.named_parameters():
-            parameter.requires_grad_(name in chosen)
+        isp.search_(self.searched(isp))
         return reference
 
     def distances(self, image: Tensor, reference: Tensor) -> Tensor:
@@ -149,7 +148,7 @@ class Adversary:
 
     @torch.no_grad()
     def project_(self, isp: ParametrizedISP) -> None:
-        """Bring the chosen parameters back into their bounds, in place; the others stay to the bit."""
-        free = self.tolerance is None
-        bounds = isp.physical_bounds() if free else isp.tolerance_bounds(self.tolerance)
-        isp.project_({name: bounds[name] for name in self.searched(isp) if name in bounds})
+        """Bring the chosen parameters back into the tolerance, in place; the others stay to the bit."""
+        if self.tolerance is not None:
+            bounds = isp.tolerance_bounds(self.tolerance)
+            isp.project_({name: bounds[name] for name in self.searched(isp) if name in bounds})

@@ -151,6 +151,7 @@ class FoldTrainer:
             "epochs": options.epochs,
             "batch_size": options.batch_size,
             "lr": options.lr,
+            "processor_lr": options.processor_lr,
             "weight_decay": options.weight_decay,
             "num_workers": options.num_workers,
             "augmentation": options.augmentation,

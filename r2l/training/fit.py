@@ -29,10 +29,12 @@ from r2l.progress import progress_bar, quiet_lightning
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import make_augment
 from r2l.training.checkpoints import Keeper, Shuffled, check_settings, read_last
-from r2l.training.module import RawToLogits
+from r2l.training.module import RawToLogits, frames_of
 from r2l.training.seeding import seeded
 from r2l.training.tasks import Loss
 
+# A learned processor measures its units on at most so many.
+_CALIBRATION_FRAMES = 16
 Model = nn.Module | Callable[[], nn.Module]
 
 
@@ -99,6 +101,7 @@ def fit(
     epochs: int = 10,
     batch_size: int = 32,
     lr: float = 1e-3,
+    processor_lr: float = 1.0,
     weight_decay: float = 1e-4,
     loss: Loss | None = None,
     seed: int = 0,
@@ -145,6 +148,7 @@ def fit(
         epochs: passes over the data.
         batch_size: images a step (on each device).
         lr: peak learning rate, see `RawToLogits`.
+        processor_lr: factor on it for the processor. A `ParametrizedISP` is calibrated on the data first.
         weight_decay: of AdamW.
         loss: see `RawToLogits`.
         seed: of initial weights, order of the images, augmentation and dropout, 0 or more.
@@ -192,12 +196,14 @@ def fit(
             lr,
             weight_decay,
             task=task,
+            processor_lr=processor_lr,
             augment=make_augment(augmentation),
             output_norm=copy.deepcopy(output_norm),
             freeze_processor=freeze_processor,
             freeze_model=freeze_model,
             adversary=adversary,
         )
+        _calibrate(module, data)
         # A model that was evaluated before comes in eval mode, in which Lightning would leave it.
         module.train()
         shuffled = _shuffled(data, batch_size, num_workers, seed)
@@ -220,6 +226,14 @@ def fit(
     module.history = pd.DataFrame(counter.rows).rename_axis("epoch")
     module.trainer = None  # it holds on to the data
     return module.cpu().eval()
+
+
+def _calibrate(module: RawToLogits, data: Dataset) -> None:
+    """Have a processor that is to learn measure its units on some of the frames, where it does so."""
+    calibrate = getattr(module.processor, "calibrate", None)
+    if calibrate and "processor" not in module.frozen:
+        some = range(0, len(data), -(-len(data) // _CALIBRATION_FRAMES))
+        calibrate(torch.stack([frames_of(data[row]) for row in some]))
 
 
 def _shuffled(data: Dataset, batch_size: int, num_workers: int, seed: int) -> Shuffled:
@@ -267,7 +281,7 @@ def _settings(
     return {
         "task": module.task.name,
         "loss": _plain(module.loss),
-        "lr": module.lr,
+        "lr": [module.lr, module.processor_lr],
         "weight_decay": module.weight_decay,
         "output_norm": _plain(module.norm),
         "trained": [name for name, p in module.named_parameters() if p.requires_grad],

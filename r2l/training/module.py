@@ -33,6 +33,7 @@ class RawToLogits(L.LightningModule):
         loss: of outputs and targets, averaged over the batch unless called with ``reduction="none"``; by
             default cross-entropy, mean squared error, or binary cross-entropy and Dice, as the task is.
         lr: peak learning rate of AdamW; one cycle of warming up and cosine decay.
+        processor_lr: factor on it for the processor.
         weight_decay: of AdamW; an adversary has none.
         task: "classification", "regression" or "segmentation", see `r2l.training.tasks`.
         augment: applied to developed images (and masks) in training, see `r2l.training.augment`.
@@ -63,6 +64,7 @@ class RawToLogits(L.LightningModule):
         *,
         task: str = "classification",
         augment: Augment | None = None,
+        processor_lr: float = 1.0,
         output_norm: str | nn.BatchNorm2d = "none",
         freeze_processor: bool = False,
         freeze_model: bool = False,
@@ -75,7 +77,7 @@ class RawToLogits(L.LightningModule):
         self.norm = output_norm if given else choose("output_norm", output_norm, OUTPUT_NORMS)(3)
         self.model = model
         self.loss = loss or self.task.loss
-        self.lr = lr
+        self.lr, self.processor_lr = lr, processor_lr
         self.weight_decay = weight_decay
         self.augment = augment
         self.adversary = adversary
@@ -212,13 +214,23 @@ class RawToLogits(L.LightningModule):
         Raises:
             ValueError: nothing does.
         """
-        weights = [p for p in self.parameters() if p.requires_grad]
-        if not weights:
+        processor = [p for p in self.processor.parameters() if p.requires_grad]
+        own = set(map(id, processor))
+        weights = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+        rates = [self.lr, self.lr * self.processor_lr]
+        groups = [
+            {"params": params, "lr": lr}
+            for params, lr in zip((weights, processor), rates, strict=True)
+            if params
+        ]
+        if not groups:
             raise ValueError("nothing to train: processor and task model are frozen")
         decay = self.weight_decay if self.adversary is None else 0.0
-        optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, [group["lr"] for group in groups], total_steps=steps
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

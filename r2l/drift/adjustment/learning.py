@@ -196,33 +196,18 @@ def compare_processing(
 
 
 class _Recorder(Callback):
-    """Keeps an ISP's parameters of each epoch, the initial ones first, and keeps it a camera.
-
-    After each step the parameters are brought back into the ISP's physical bounds (`project_`), so that a
-    learned pipeline stays one that could be built: no gamma below 0.2, no level above white, filters that
-    leave a flat field as it is.
-    """
+    """Keeps an ISP's numbers of each epoch, the initial ones first."""
 
     def __init__(self) -> None:
         self.states: list[_State] = []
 
     def _keep(self, module: RawToLogits) -> None:
-        state = module.processor.state_dict()
+        state = getattr(module.processor, "numbers", module.processor.state_dict)()
         self.states.append({name: value.detach().cpu().clone() for name, value in state.items()})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the initial parameters."""
         self._keep(pl_module)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_rest: object
-    ) -> None:
-        """Bring a learned ISP back into its bounds."""
-        processor = pl_module.processor
-        if isinstance(processor, ParametrizedISP) and any(
-            p.requires_grad for p in processor.parameters()
-        ):
-            processor.project_()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the parameters of an epoch."""

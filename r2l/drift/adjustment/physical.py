@@ -121,10 +121,8 @@ class PhysicalAdjustment(nn.Module):
         if not isinstance(self.processor, ParametrizedISP):
             return copy.deepcopy(self).requires_grad_(False)
         isp = copy.deepcopy(self.processor)
-        isp.black_level.copy_(self.black())
-        isp.white_balance.mul_(self.gains())
-        isp.gamma.mul_(torch.exp2(self.gamma))
-        return isp
+        gains, gamma = isp.white_balance * self.gains(), isp.gamma * torch.exp2(self.gamma)
+        return isp.set_(black_level=self.black(), white_balance=gains, gamma=gamma)
 
     def settings(self) -> dict[str, float]:
         """Return the five numbers by name, in the units above."""
@@ -134,7 +132,7 @@ class PhysicalAdjustment(nn.Module):
 def describe_isp(isp: ParametrizedISP) -> dict[str, float]:
     """Return what an ISP's parameters mean, in physical terms.
 
-    ``black level`` in percent of full scale (mean of the tile); ``exposure`` in stops against the camera's
+    ``black level`` in percent of the range (mean of the tile); ``exposure`` in stops against the camera's
     calibration (gain of green); ``red / green`` and ``blue / green``: ratios of gains; ``gamma``;
     ``colour contrast``: how far the matrix takes colours apart, the mean of its rows' norms;
     ``luma noise gain``: factor by which sharpening and blur together multiply white noise of luma;
@@ -148,7 +146,7 @@ def describe_isp(isp: ParametrizedISP) -> dict[str, float]:
             padding=2,
         )
         return {
-            "black level (%)": 100 * float(isp.black_level.mean()),
+            "black level (%)": 100 * float(isp.black_level.mean()) / isp.camera.span,
             "exposure (stops)": float((gains[1] / isp.camera.white_balance[1]).abs().log2()),
             "red / green": float(gains[0] / gains[1]),
             "blue / green": float(gains[2] / gains[1]),

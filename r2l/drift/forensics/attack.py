@@ -163,7 +163,7 @@ def penalised_attack(
         adversary: weight, distance and parameters, and the bounds in which they stay physical.
         epochs: passes over the frames.
         batch_size: frames a step.
-        lr: of Adam, in the parameters' own units.
+        lr: of Adam, in the steps of a `ParametrizedISP`, calibrated on the frames.
         fraction: the tolerance in whose units the result tells how far it went; it bounds nothing.
         seed: of the order of the frames.
         progress: whether to show a bar.
@@ -174,14 +174,14 @@ def penalised_attack(
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"nothing to search: {epochs} epochs of batches of {batch_size}")
     isp = _parametrized(model, isp)
-    moved = copy.deepcopy(isp).to(frames.raw.device)
+    moved = copy.deepcopy(isp).to(frames.raw.device).calibrate(frames.raw)
     space = ParameterSpace(moved, adversary.searched(isp), fraction)
     search = Search("penalised gradient", Evaluator(model, frames), space, epochs + 1, progress)
     reference = adversary.reference(moved).requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in moved.parameters() if p.requires_grad], lr)
     rng = np.random.default_rng(seed)
     for epoch in range(epochs + 1):
-        point = space.point(dict(moved.named_parameters()))
+        point = space.point(moved.numbers())
         search.add(point, search.evaluator.margin(moved))
         order = rng.permutation(len(frames)) if epoch < epochs else []
         for start in range(0, len(order), batch_size):

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from r2l.camera import Camera
 from r2l.isp.adjustable import AdjustableISP, settings_of
@@ -66,7 +65,7 @@ class ParameterSpace(SearchSpace):
         fraction: float = 0.1,
     ) -> None:
         self.isp = copy.deepcopy(isp).requires_grad_(False)
-        present = {name: value.detach() for name, value in self.isp.named_parameters()}
+        present = {name: value.detach() for name, value in self.isp.numbers().items()}
         names = _selected("parameters", parameters, present, present)
         self.names = tuple(name for name in present if name in names)
         self.centre = {name: present[name].clone() for name in self.names}
@@ -114,15 +113,12 @@ class ParameterSpace(SearchSpace):
 
     def develop(self, raw: Tensor, point: Tensor) -> Tensor:
         """Develop ``raw`` (B, 1, H, W) at ``point`` (d,): (B, 3, H, W), display; differentiable."""
-        return functional_call(self.isp, self.values(point), (raw,))
+        return self.isp.develop(raw, self.isp.numbers() | self.values(point))
 
     def pipeline(self, point: np.ndarray) -> ParametrizedISP:
         """Return the pipeline at ``point`` (d,), a new module."""
-        isp = copy.deepcopy(self.isp)
         # In double, so that the centre comes back to the bit.
-        for name, value in self.values(torch.as_tensor(point)).items():
-            isp.get_parameter(name).copy_(value)
-        return isp
+        return copy.deepcopy(self.isp).set_(**self.values(torch.as_tensor(point)))
 
     def reference(self) -> ParametrizedISP:
         """Return the pipeline at the centre: as it is, were its kernels' sums not quite 1."""
