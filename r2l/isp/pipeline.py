@@ -173,9 +173,7 @@ def _mixed(steps: tuple[Stage, ...]) -> list[list[float]]:
     return _apart(run(steps, basis)).reshape(3, 4).T.tolist()
 
 
-def in_full_precision(
-    develop: Callable[[Any, Tensor], _Result],
-) -> Callable[[Any, Tensor], _Result]:
+def in_full_precision(develop: Callable[..., _Result]) -> Callable[..., _Result]:
     """Let ``develop(what, raw)`` compute in float32 or better: whatever autocast says, and if raw is half."""
 
     @wraps(develop)

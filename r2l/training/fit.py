@@ -281,7 +281,8 @@ def _settings(
     return {
         "task": module.task.name,
         "loss": _plain(module.loss),
-        "lr": [module.lr, module.processor_lr],
+        "lr": module.lr,
+        "processor_lr": module.processor_lr,
         "weight_decay": module.weight_decay,
         "output_norm": _plain(module.norm),
         "trained": [name for name, p in module.named_parameters() if p.requires_grad],
