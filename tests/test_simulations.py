@@ -262,7 +262,7 @@ def _table():
         wrong, silent = miss_ratio(drops)
         case = f"drops {drops[1]} by {drops[0]}: said and wrong ({silent:.2f} undefined)"
         yield "ratio", case, 0.05, wrong, 1000
-    for n_groups, searches in ((30, (3, 3)), (80, (3, 3)), (200, (3, 3)), (200, (1, 5))):
+    for n_groups, searches in ((30, (3, 3)), (80, (3, 3)), (200, (3, 3)), (200, (5, 1))):
         case = f"{n_groups} groups, {searches[1]} and {searches[0]} searches, no attack"
         yield "beats random", case, 0.05, beat_chance(n_groups, searches), 400
     for name, sizes in SIZES.items():

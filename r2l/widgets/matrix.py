@@ -34,7 +34,7 @@ def _score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         answers: what `r2l.drift.predict_matrix` returned; seeds are averaged.
     """
     paired = paired_scores(answers, ["train", "test"])
-    scores = paired.numerators.sum(axis=0) / paired.denominators.sum(axis=0)
+    scores = paired.numerators.sum(axis=(0, 1)) / paired.denominators.sum(axis=(0, 1))
     wide = pd.Series(scores, paired.cells).unstack()
     wide = wide.loc[answers["train"].unique(), answers["test"].unique()]
     return wide, paired.metric
