@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -51,6 +52,24 @@ class R2LError(Exception):
     def __str__(self) -> str:
         what, why, remedy = self.args
         return f"{what}: {why}.\n{remedy}."
+
+
+class MissingExtraError(R2LError, ImportError):
+    """A library is not installed that an extra of the package brings; says which extra."""
+
+
+def need_extra(extra: str, *modules: str) -> None:
+    """Raise unless modules are installed that ``pip install 'r2l[EXTRA]'`` brings.
+
+    >>> need_extra("train", "json")
+
+    Raises:
+        MissingExtraError: which are not.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        why = f"not installed ({', '.join(missing)}); plain r2l is ISPs, raw files and data sets"
+        raise MissingExtraError(f"r2l[{extra}]", why, f"pip install 'r2l[{extra}]'")
 
 
 @overload

@@ -5,6 +5,7 @@ the versions can be had together, only a build can tell: the workflow does one.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,18 @@ ROOT = Path(__file__).parents[1]
 BINDER = ROOT / "binder"
 # The CPU build has its own name in conda-forge.
 CONDA_NAMES = {"pytorch-cpu": "torch"}
+
+
+def requirements(*extras: str) -> list[str]:
+    """What the project asks for, with extras and the extras that these name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    asked, queue = list(project["dependencies"]), list(extras)
+    while queue:
+        for one in project["optional-dependencies"][queue.pop()]:
+            own = re.fullmatch(r"r2l\[(.*)\]", one)
+            queue += own[1].split(",") if own else []
+            asked += [] if own else [one]
+    return list(dict.fromkeys(asked))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +53,7 @@ def test_binder_asks_for_the_versions_of_the_project(project, environment):
     (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
     python = next(d for d in conda if d.startswith("python="))
     asked = dict(split(d) for d in [*conda, *pip] if d not in ("pip", python))
-    extra = project["optional-dependencies"]["explorer"]
-    assert asked == dict(map(split, [*project["dependencies"], *extra]))
+    assert asked == dict(map(split, requirements("all", "explorer")))
 
     lowest = project["requires-python"].removeprefix(">=")
     version = python.removeprefix("python=")

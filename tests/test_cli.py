@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -75,12 +76,26 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 def run_program(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-m", "r2l.cli", *map(str, arguments)],
+        [sys.executable, "-m", "r2l", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
         **options,
     )
+
+
+def test_it_tells_its_version():
+    assert CliRunner().invoke(app, ["--version"]).output == f"r2l {version('r2l')}\n"
+
+
+def test_what_the_data_sets_are_is_told_without_torch():
+    code = "import sys, runpy; sys.argv[1:] = ['data', 'info']\n"
+    code += "try: runpy.run_module('r2l', run_name='__main__')\n"
+    code += "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Raw-Drone: " in done.stdout
+    assert "r2l.datasets.verify" in done.stderr.split()
+    assert not {"torch", "sklearn", "scipy", "pandas"} & set(done.stderr.split())
 
 
 # --- as a program ---------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def no_leftovers(root):
 
 def r2l(*arguments, **options):
     """Start `r2l` as a program."""
-    command = [sys.executable, "-m", "r2l.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "r2l", *map(str, arguments)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )

@@ -346,7 +346,7 @@ def test_a_store_that_does_not_exist_is_not_made(tmp_path):
 def test_the_page_opens_and_ctrl_c_ends_it(store, tracked):
     port = free_port()
     options = ["--store", store, "--port", str(port), "--no-browser"]
-    command = [sys.executable, "-m", "r2l.cli", "lab", *options]
+    command = [sys.executable, "-m", "r2l", "lab", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         line = io.TextIOWrapper(process.stdout).readline()
         assert f"http://127.0.0.1:{port}" in line

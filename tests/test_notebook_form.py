@@ -98,7 +98,7 @@ def test_it_runs_on_colab(notebook):
     cell = notebook.code[1]["source"]
     for part in (
         'if "google.colab" in sys.modules:',
-        f"%pip install --quiet git+https://github.com/{REPOSITORY}",
+        f"%pip install --quiet 'r2l[notebooks] @ git+https://github.com/{REPOSITORY}'",
         "from google.colab import output",
         "output.enable_custom_widget_manager()",
     ):

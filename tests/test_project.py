@@ -15,6 +15,7 @@ import yaml
 import r2l
 from r2l.camera import Camera
 from r2l.sweep import read_sweep
+from tests.test_binder import requirements
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "r2l"
@@ -40,13 +41,51 @@ def test_conda_and_pip_ask_for_the_same_versions():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
     conda = bounds([d for d in conda if isinstance(d, str) and d != "pip"])
     assert conda.pop("python") == project["requires-python"]
-    assert conda == bounds(project["dependencies"])
+    assert conda == bounds(requirements("all"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "module", "statement"),
+    [
+        ("train", "lightning", "import r2l.training"),
+        ("train", "torchvision", "import r2l; r2l.fit"),
+        ("train", "mlflow", "import r2l.drift.forensics"),
+        ("train", "matplotlib", "import r2l.viz"),
+        ("notebooks", "ipywidgets", "import r2l.widgets"),
+        ("sweep", "distributed", "from r2l.sweep import read_sweep"),
+    ],
+)
+def test_a_missing_extra_is_named(extra, module, statement):
+    """As where only ``pip install r2l`` was run: the finder says that there is no such module."""
+    code = f"""
+import importlib.util, r2l.files
+there = importlib.util.find_spec
+r2l.files.find_spec = lambda name: None if name == {module!r} else there(name)
+try:
+    {statement}
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"r2l[{extra}]: not installed ({module})" in done.stdout, done.stderr
+    assert f"pip install 'r2l[{extra}]'" in done.stdout
+
+
+def test_the_base_imports_nothing_of_the_extras():
+    """What ISPs, raw files and data sets import at their top is in what plain r2l installs."""
+    code = "import sys, r2l, r2l.cli, r2l.learn, r2l.sensor; from r2l.datasets import views, folder, verify"
+    code += "\n[getattr(r2l, n) for n, home in r2l._HOME_OF.items() if home.split('.')[1] not in "
+    code += "('training', 'drift')]\nprint(*{m.split('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    more = {"lightning", "mlflow", "torchvision", "torchmetrics", "segmentation_models_pytorch"}
+    more |= {"matplotlib", "cma", "b2sdk", "dask", "distributed", "ipywidgets", "papermill", "yaml"}
+    assert {"torch", "sklearn", "rawpy"} <= loaded
+    assert not loaded & more
 
 
 def test_every_import_is_a_dependency():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    named = set(bounds(project["dependencies"]))
-    named |= set(bounds(project["optional-dependencies"]["bench"]))
+    named = set(bounds(requirements("all", "bench")))
     packages = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python-headless"}
     packages |= {"skimage": "scikit-image", "colour_demosaicing": "colour-demosaicing"}
     packages |= {"yaml": "pyyaml"}

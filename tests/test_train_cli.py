@@ -64,7 +64,7 @@ def train(*arguments):
 @pytest.mark.parametrize("name", LINES)
 def test_the_published_lines_run_as_they_stand(published, tmp_path, name):
     own = {"R2L_DATA": published / "data", "TORCH_HOME": published / "torch"}
-    own |= {"OMP_NUM_THREADS": "1", "R2L": f"{sys.executable} -m r2l.cli"}
+    own |= {"OMP_NUM_THREADS": "1", "R2L": f"{sys.executable} -m r2l"}
     environment = {k: v for k, v in os.environ.items() if k not in ("processor_uri", "R2L_CACHE")}
     environment.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run(
@@ -175,7 +175,7 @@ def _no_network(host, *rest, **options):
 def test_help_comes_quickly_in_groups_and_names_every_option():
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "r2l.cli", "train", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "r2l", "train", "--help"],
         capture_output=True,
         text=True,
         timeout=60,

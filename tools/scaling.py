@@ -32,7 +32,7 @@ def seconds(workers: int) -> tuple[float, float]:
     """Return the seconds of a sweep of 24 runs: of the whole command, and of the runs alone."""
     with tempfile.TemporaryDirectory(prefix="r2l-") as folder:
         Path(folder, "grid.yaml").write_text(GRID, "utf-8")
-        line = [sys.executable, "-m", "r2l.cli", "sweep", "grid.yaml", "--threads", "1"]
+        line = [sys.executable, "-m", "r2l", "sweep", "grid.yaml", "--threads", "1"]
         start = time.perf_counter()
         subprocess.run(
             [*line, "--workers", str(workers)],

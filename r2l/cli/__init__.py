@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -30,8 +32,19 @@ app = typer.Typer(
 )
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"r2l {version('r2l')}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell it, and end."),
+    ] = False,
+) -> None:
     """From raw sensor data to logits: controlled dataset drift with camera pipelines."""
     # It logs each oddity of a damaged file, where one message says what is wrong.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)

@@ -93,7 +93,11 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="The GIF.  [default: STAGE.gif]", show_default=False
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The GIF.  [default: STAGE.gif]",
+            show_default=False,
         ),
     ] = None,
     curves: Annotated[

@@ -51,7 +51,9 @@ def sweep(
     cluster: Annotated[Path | None, _own(metavar="FILE", help=_CLUSTER)] = None,
     wait: Annotated[float, typer.Option(help=_WAIT)] = 600.0,
     deaths: Annotated[int, typer.Option(min=1, help=_DEATHS)] = 3,
-    folder: Annotated[Path, typer.Option("--folder", "-o", help=_FOLDER)] = Path("runs/sweeps"),
+    folder: Annotated[Path, typer.Option("--output", "-o", "--folder", help=_FOLDER)] = Path(
+        "runs/sweeps"
+    ),
     store: Annotated[str | None, _own("--tracking_uri", metavar="URI", help=_STORE)] = None,
     parameter: Annotated[
         list[str] | None, _own("--parameter", "-p", metavar="NAME=VALUE", help=_PARAMETER)

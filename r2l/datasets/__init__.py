@@ -1,23 +1,23 @@
 """Data sets of raw frames; `RawDataset` is what they have in common.
 
-The data sets themselves are imported when they are first used: who has frames in memory needs none.
+What reads them is imported when it is first used: to say what there is takes no torch.
 """
 
 from importlib import import_module
 from typing import Any
 
-from r2l.datasets.base import RawDataset
-from r2l.datasets.frames import Frames
 from r2l.datasets.info import INFO
 from r2l.datasets.layout import DatasetError, DatasetNotFoundError
-from r2l.datasets.views import develop_views
 
 _HOMES = {
+    "Frames": "frames",
+    "RawDataset": "base",
     "RawDrone": "raw_drone",
     "RawFolder": "folder",
     "RawMicroscopy": "raw_microscopy",
     "SyntheticDrone": "twins.synthetic",
     "SyntheticMicroscopy": "twins.synthetic",
+    "develop_views": "views",
 }
 
 

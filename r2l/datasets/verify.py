@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -14,14 +15,12 @@ from r2l.datasets import layout
 from r2l.datasets.fetch.archive import crc32
 from r2l.datasets.fetch.manifest import Manifest
 from r2l.datasets.info import DRONE_PHOTOS, INFO, SetInfo
-from r2l.datasets.labels import HEADERLESS, labelled_files
 from r2l.datasets.layout import DatasetError, images_in
-from r2l.datasets.pixels import read_mask_values, read_steps
-from r2l.datasets.published import PublishedDataset
-from r2l.datasets.raw_drone import RawDrone
-from r2l.datasets.raw_microscopy import RawMicroscopy
 from r2l.files import R2LError
-from r2l.rawfile import RawLayout, read_raw
+
+if TYPE_CHECKING:
+    from r2l.datasets.published import PublishedDataset
+    from r2l.rawfile import RawLayout
 
 # Of one kind, such as classes, that a line names.
 _MOST = 30
@@ -76,6 +75,10 @@ def verify(
     Raises:
         DatasetNotFoundError: there is nothing of it.
     """
+    # Load torch, which `describe` does without.
+    from r2l.datasets.raw_drone import RawDrone
+    from r2l.datasets.raw_microscopy import RawMicroscopy
+
     root = layout.data_root(root)
     manifest = Manifest.read(root)
     folders = _raw_folders(kind, root)
@@ -124,6 +127,11 @@ def verify_folder(
     Raises:
         DatasetNotFoundError, DatasetError: as `labelled_files`.
     """
+    # Here, since `describe` has to answer at once.
+    from r2l.datasets.labels import HEADERLESS, labelled_files
+    from r2l.datasets.pixels import read_mask_values
+    from r2l.rawfile import read_raw
+
     table, *problems = labelled_files(root, labels, masks)
     wrong = [_line(error) for error in (*problems[0], *problems[1])]
     sizes, cameras = Counter(), Counter()
@@ -161,6 +169,8 @@ def _line(error: R2LError) -> str:
 
 def _damaged(data: PublishedDataset, progress: bool) -> Iterator[str]:
     """Decode all images, past the cache; yield a line for each that fails."""
+    from r2l.datasets.pixels import read_steps
+
     shape = None
     for path in tqdm(data.files, desc="verify", unit="image", disable=not progress):
         try:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from r2l.camera import BLUE, GREEN, RED, Camera
+from r2l.files import need_extra
 from r2l.isp.demosaic import half_size
 from r2l.isp.filters import pad
 from r2l.isp.functional import subtract_black_level
@@ -40,6 +41,7 @@ class NeuralISP(Pipeline):
     """
 
     def __init__(self, camera: Camera, encoder: str = "resnet34", depth: int = 3) -> None:
+        need_extra("train", "segmentation_models_pytorch")
         import segmentation_models_pytorch as smp  # takes seconds: only for those who use it
 
         super().__init__()

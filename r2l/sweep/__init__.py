@@ -6,6 +6,10 @@ tables, and a page (`r2l.sweep.report`) with the matrix. What a job is known by 
 parameters and of the code, so that nothing that is finished is done again.
 """
 
+from r2l.files import need_extra
+
+need_extra("sweep", "dask", "distributed", "jinja2", "rich", "yaml")
+
 from r2l.sweep.driver import run_sweep
 from r2l.sweep.engine import ClusterError, open_engine
 from r2l.sweep.jobs import Job, read_sweep

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from r2l.files import R2LError
+from r2l.files import R2LError, need_extra
 
 # Grids need three or four.
 _DEEPEST = 30
@@ -98,6 +98,7 @@ def find_notebook(path: Path, name: str) -> Path:
 
 def defaults(notebook: Path) -> dict[str, Any]:
     """Return the parameters of a notebook with their values."""
+    need_extra("notebooks", "papermill", "jupyterlab")
     import papermill
 
     parameters = papermill.inspect_notebook(str(notebook))

@@ -1,5 +1,13 @@
 """Training and evaluation: task models, the loop, scores, splits; `tracking` keeps records."""
 
+from r2l.files import need_extra
+
+need_extra(
+    "train",
+    *("cma", "lightning", "mlflow", "pytorch_msssim", "segmentation_models_pytorch"),
+    *("torchmetrics", "torchvision"),
+)
+
 from r2l.datasets.splits import Fold, group_folds
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import AUGMENTATIONS

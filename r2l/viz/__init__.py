@@ -4,6 +4,10 @@ In a notebook a figure shows itself as the last expression of a cell (after ``%m
 ``figure.savefig("name.png")`` writes it.
 """
 
+from r2l.files import need_extra
+
+need_extra("train", "matplotlib")
+
 from r2l.viz.curves import plot_corruptions, plot_curves, plot_learning_curves, plot_scans
 from r2l.viz.intervals import (
     plot_adaptations,

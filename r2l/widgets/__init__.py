@@ -1,5 +1,9 @@
 """ipywidgets over functions that are tested without them."""
 
+from r2l.files import need_extra
+
+need_extra("notebooks", "ipywidgets")
+
 from r2l.widgets.camera import camera_explorer
 from r2l.widgets.figures import landscape_explorer, learning_explorer
 from r2l.widgets.lab import lab_explorer

@@ -140,7 +140,7 @@ class Fetch(Work):
         self.server = server
 
     def command(self, folder):
-        return ["-m", "r2l.cli", "data", "fetch", "microscopy", "--root", str(folder)]
+        return ["-m", "r2l", "data", "fetch", "microscopy", "--root", str(folder)]
 
     def variables(self, folder):
         return {"R2L_ZENODO_API": self.server.api}
@@ -260,7 +260,7 @@ class Training(Work):
         (folder / "tmp").mkdir()
 
     def command(self, folder):
-        return ["-m", "r2l.cli", "train", *self.options.split()]
+        return ["-m", "r2l", "train", *self.options.split()]
 
     def variables(self, folder):
         return {"TMPDIR": str(folder / "tmp")}

@@ -60,7 +60,7 @@ def environment(**more):
 
 
 def command(place, *more):
-    return [sys.executable, "-m", "r2l.cli", "sweep", str(place / "grid.yaml"), *more]
+    return [sys.executable, "-m", "r2l", "sweep", str(place / "grid.yaml"), *more]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from r2l.datasets.fetch.manifest import NAME, Manifest
 from r2l.datasets.fetch.transfer import RemoteFile
 from r2l.datasets.info import BAD_STEM, INFO, LABEL_FILE
 from r2l.datasets.layout import data_root, images_in, pair_masks, read_labels, scale_folder
-from r2l.files import R2LError, choose
+from r2l.files import R2LError, choose, need_extra
 
 _DOWNLOADS = "downloads"
 _OTHER_ARCHIVES = frozenset({".gz", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"})
@@ -120,6 +120,7 @@ def _locked(root: Path) -> Iterator[Manifest]:
 
 
 def _from_b2(into: Destination) -> list[str]:
+    need_extra("b2", "b2sdk")
     from r2l.datasets.fetch.b2 import get_b2_bucket, sync  # slow to import
 
     bucket, root, archives = get_b2_bucket(), into.root, into.manifest.archives
