@@ -335,3 +335,43 @@ def test_reports_and_attacks_take_the_models_own_processor_unless_told_otherwise
     assert attack.pipeline().gamma.item() == pytest.approx(1.7)
     with pytest.raises(ValueError, match="give isp=ParametrizedISP"):
         bounded_attack(static, frames, steps=1)
+
+
+# --- r2l lab runs, r2l lab compare ----------------------------------------------------------------
+
+
+def test_runs_are_listed_and_compared_with_data_and_scores(trained, tmp_path):
+    place, run = trained
+    kept = ["--folder", tmp_path, "--tracking_uri", f"sqlite:///{place}/mlflow.db"]
+    data = ["--dataset", "RawFolder", "--root", place / "photos", "--run_name", "other"]
+    said = r2l_command(
+        "train", *data, *TRAIN, *kept, "--seed", 5, "--test_pipelines", "bi,s,ga me,u,me"
+    )
+    store = ["--store", place / "mlflow.db"]
+    records = Records(f"sqlite:///{place}/mlflow.db")
+    listed = r2l_command("lab", "runs", *store)
+    folder = next(tmp_path.glob("r2l/other-*-1"))
+    mean = pd.read_csv(folder / "scores.csv")["accuracy"].mean()
+    line = next(line for line in listed.splitlines() if " other " in line)
+    assert "RawFolder" in line
+    assert f"{mean:.4f}".rstrip("0") in line
+    # The table under the test pipelines, and its metrics.
+    tested = pd.concat([pd.read_csv(folder / f"fold_{n}" / "tested.csv") for n in (0, 1)])
+    accuracy = tested.groupby("test")["correct"].mean()
+    metrics = records.call("get_run", records.find("other")).data.metrics
+    assert "under the test pipelines" in said
+    assert metrics["test.me_u_me.accuracy"] == pytest.approx(accuracy["me,u,me"])
+    first = records.find("other")
+    second = next(r.info.run_id for r in records.all() if r.data.tags.get("r2l.folder") == str(run))
+    told = r2l_command("lab", "compare", first, second, *store)
+    answers = [
+        pd.concat([pd.read_csv(f / f"fold_{n}" / "predictions.csv") for n in (0, 1)])
+        for f in (folder, run)
+    ]
+    rights = [table.set_index("name")["correct"].astype(float) for table in answers]
+    difference = (rights[0] - rights[1]).mean()
+    assert "accuracy of 18 images in" in told
+    assert f"difference: {difference:+.3f} (" in told
+    assert f"{first}: {rights[0].mean():.3f} (" in told
+    same = r2l_command("lab", "compare", first, first, *store)
+    assert "difference: +0.000" in same

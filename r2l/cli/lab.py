@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 lab = typer.Typer(
     invoke_without_command=True,
@@ -51,12 +54,83 @@ def page(
 
 @lab.command()
 def runs(context: typer.Context, store: _Store = None) -> None:
-    """List the runs, the newest first."""
+    """List the runs, the newest first, with their data and scores (of several folds the mean)."""
     from r2l.training.tracking import Records
 
     table = Records(store or context.obj).table()
-    shown = ["run_id", "experiment", "name", "status", "start"]
-    print(table[shown].to_string(index=False) if len(table) else "no runs yet")
+    print(_listed(table).to_string(index=False) if len(table) else "no runs yet")
+
+
+def _listed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return runs with what people look for: names, status, data set, and the final scores of each."""
+    final = {n: n.removeprefix("final.") for n in table if str(n).startswith("final.")}
+    scores = table[list(final)]
+    means = scores.groupby(table["parent"].where(table["parent"] != "")).mean()
+    # A run above its folds has no scores of its own, but those of the last one.
+    of_folds = means.reindex(table["run_id"]).set_axis(table.index)
+    scores = of_folds.combine_first(scores).rename(columns=final)
+    scores = scores.drop(columns="images", errors="ignore").dropna(axis=1, how="all")
+    shown = ["run_id", "experiment", "name", "status", "start", "dataset"]
+    return table[shown].fillna("").join(scores.round(4).astype(object).where(scores.notna(), ""))
+
+
+@lab.command()
+def compare(
+    context: typer.Context,
+    first: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's id or name.", show_default=False)
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="RUN", help="What it is compared to.", show_default=False)
+    ],
+    store: _Store = None,
+) -> None:
+    """Compare two runs image by image, on those that both answered: scores, difference, interval."""
+    import numpy as np
+    import pandas as pd
+
+    from r2l.drift.paired import paired_scores
+    from r2l.drift.statistics import few_groups_text, interval_text
+
+    tables = [_answers(run, store or context.obj) for run in (first, second)]
+    truths = [
+        t.set_index("name").filter(regex="^(label|target)").groupby("name").first() for t in tables
+    ]
+    both = truths[0].index.intersection(truths[1].index)
+    if both.empty or not truths[0].loc[both].equals(truths[1].loc[both]):
+        raise ValueError(
+            f"{first} and {second} answered no image both, or to other labels: nothing to compare"
+        )
+    # Their names may be equal, as those of two runs of one command line are.
+    answers = pd.concat(
+        [table[table["name"].isin(both)].assign(run=n) for n, table in enumerate(tables)]
+    )
+    value = "absolute_error" if "absolute_error" in answers else None
+    paired = paired_scores(answers.assign(image=answers["name"]), "run", value)
+    scores = paired.jackknife(0.95)
+    print(f"{paired.metric} of {len(both)} images in {len(np.unique(paired.groups))} groups")
+    for name, score, low, high in zip((first, second), *scores.shares()[:3], strict=True):
+        print(f"{name}: {interval_text(score, low, high, '.3f')}")
+    told = scores.interval(lambda s: s[..., :1] - s[..., 1:])
+    difference, low, high, p = (float(part[0]) for part in told)
+    print(f"difference: {interval_text(difference, low, high)}, p = {p:.3g}")
+    if few := few_groups_text(scores.effective_groups):
+        print(few)
+
+
+def _answers(run: str, store: str | None) -> pd.DataFrame:
+    """Return the answers of a run to its validation images, of an adversarial one those after the search."""
+    import pandas as pd
+
+    from r2l.training.tracking import Records, resolve
+
+    run_id = Records(store).find(run)
+    table = pd.read_csv(resolve(f"runs:/{run_id}/predictions.csv", store))
+    if "processing" in table:
+        table = table[table["processing"] == "adversarial"]
+    if "target" in table:
+        table["absolute_error"] = (table["prediction"] - table["target"]).abs()
+    return table
 
 
 @lab.command()

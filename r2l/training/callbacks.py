@@ -57,7 +57,7 @@ class StageTracker(Callback):
         gradients/demosaic/epoch_003.png   grey is 0, white and black are plus and minus the PNG's ``scale``
         tensors/epoch_003.npz              stages/demosaic, gradients/demosaic, ...: (n, C, H, W) float32
         differences/epoch_003.png          image minus original image of an adversarial search, drawn likewise
-        predictions/epoch_003.csv          one row an image
+        predictions/epoch_003.csv          one row an image, with its number in the data set
 
     Training does not notice: everything runs in eval mode, in which batch normalisation keeps its
     statistics; parameters' gradients and the global random generators stay as they were, and each module
@@ -101,6 +101,7 @@ class StageTracker(Callback):
         self.tensors, self.predictions, self.differences = tensors, predictions, differences
         with seeded(0):  # for transforms that draw
             items = [data[i] for i in range(min(n_images, len(data)))]
+        self.numbers = [item.get("meta", {}).get("image", i) for i, item in enumerate(items)]
         self.batch = default_collate([{k: v for k, v in i.items() if k != "meta"} for i in items])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -148,7 +149,7 @@ class StageTracker(Callback):
             batch = {**batch, "raw": self.processor(batch["raw"])}
         answers = module.predict_step(batch)
         table = {name: answers[name].cpu().numpy() for name in answers if name != "meta"}
-        return pd.DataFrame(table).rename_axis("image").reset_index()
+        return pd.DataFrame({"image": self.numbers, **table})
 
 
 def _save_strip(images: Tensor, path: Path, signed: bool = False) -> None:

@@ -15,6 +15,7 @@ from r2l.datasets import Frames
 from r2l.datasets.splits import Fold
 from r2l.files import atomic_path
 from r2l.options import Options, resolve_options
+from r2l.training import metrics
 from r2l.training.components import open_components
 from r2l.training.crossval import FoldTrainer
 from r2l.training.data import make_folds, open_data
@@ -174,6 +175,11 @@ def _conclude(
     with atomic_path(folder.path / "scores.csv") as partial:
         scores.to_csv(partial, index=False)
     under = pd.concat(tested, ignore_index=True) if tested else None
+    if under is not None:
+        table = metrics.scores(under, len(data.classes) or None, by="test")
+        run.table(table, "tested_scores.csv", index=True)
+        for code, row in table.drop(columns="images").iterrows():
+            run.metrics({f"test.{code}.{name}": value for name, value in row.items()})
     return Outcome(run.run_id, folder.path, scores, predictions, under)
 
 
@@ -182,6 +188,9 @@ def _closing(options: Options, data: Frames, folder: RunFolder, outcome: Outcome
     yield "\n" + summarise_folds(outcome.scores).to_string(index=False, **layout) + "\n"
     if data.task == "classification" and not options.adv_training:
         yield per_class(outcome.predictions, data.classes).to_string(**layout) + "\n"
+    if outcome.tested is not None:
+        table = metrics.scores(outcome.tested, len(data.classes) or None, by="test")
+        yield "under the test pipelines:\n" + table.to_string(**layout) + "\n"
     if options.splits == "published" and options.n_splits > 1:
         yield "the splits overlap and share groups, as published: the scores are too good"
     yield f"run {outcome.run_id} in {store_address(options.tracking_uri)}; folder {outcome.folder}"
@@ -192,3 +201,4 @@ def _closing(options: Options, data: Frames, folder: RunFolder, outcome: Outcome
             # What lies between the two comes with both only.
             again = f"--state_dict_uri runs:/{record} --output_norm {options.output_norm}"
         yield f"fold {number} again: {again} --n_splits {options.n_splits} --fold {number}"
+        yield f"fold {number} in use: r2l predict runs:/{record} PHOTOS -o answers.csv"

@@ -48,7 +48,7 @@ class Records:
         yield from self._pages("search_runs", list(self._experiments()), order_by=order)
 
     def table(self) -> pd.DataFrame:
-        """Return one row a run, the newest first: names, parent, status, start, last metrics."""
+        """Return one row a run, the newest first: names, parent, status, start, data set, last metrics."""
         names = self._experiments()
         rows = [
             {
@@ -58,6 +58,7 @@ class Records:
                 "parent": run.data.tags.get(PARENT, ""),
                 "status": run.info.status,
                 "start": pd.Timestamp(run.info.start_time, unit="ms"),
+                "dataset": run.data.params.get("dataset", ""),
                 **run.data.metrics,
             }
             for run in self.all()
