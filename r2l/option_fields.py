@@ -216,7 +216,9 @@ class Declared:
         metavar="PIPELINES",
     )
 
-    log_model: bool = _kept(True, "Processor and task model, in the run.")
+    log_model: bool = _kept(
+        True, "Processor and task model, in the run; those of the best epoch too, in best."
+    )
     save_locally: bool = _kept(False, "Processor and task model, in --folder.")
     track_processing: bool = _kept(False, "Images after each stage.")
     track_processing_gradients: bool = _kept(False, "Gradients at each stage.")

@@ -18,8 +18,12 @@ from r2l.datasets import RawFolder, SyntheticDrone, SyntheticMicroscopy
 from r2l.drift.forensics import ToleranceReport, bounded_attack, tolerance_report
 from r2l.isp import StaticISP, load_isp, save_isp
 from r2l.isp.saving import SavedModuleError
+from r2l.options import Options
 from r2l.rawfile import RawFrame, read_raw, write_dng
+from r2l.training import callbacks as callbacks_module
+from r2l.training import crossval
 from r2l.training import experiment as experiment_module
+from r2l.training.checkpoints import Keeper
 from r2l.training.loading import FrameError, SavedModel
 from r2l.training.saving import About, load_model, load_norm, save_model
 from r2l.training.tracking import Records, track
@@ -375,3 +379,66 @@ def test_runs_are_listed_and_compared_with_data_and_scores(trained, tmp_path):
     assert f"{first}: {rights[0].mean():.3f} (" in told
     same = r2l_command("lab", "compare", first, first, *store)
     assert "difference: +0.000" in same
+
+
+# --- the best epoch -------------------------------------------------------------------------------
+
+
+class _Power(Exception):
+    pass
+
+
+@pytest.mark.parametrize("cut", ["", "in training", "after it"])
+def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
+    monkeypatch.chdir(tmp_path)
+    original, answers = callbacks_module.epoch_numbers, crossval.FoldTrainer._answers
+
+    def numbers(trainer):
+        # Validation as it suits the test: the second epoch is the best.
+        known = {0: 3.0, 1: 1.0, 2: 2.0}
+        begins = cut == "in training" and not (tmp_path / "cut").exists()
+        if begins and trainer.current_epoch == 2:
+            (tmp_path / "cut").touch()
+            raise _Power
+        return original(trainer) | {"val_loss": known[trainer.current_epoch]}
+
+    def late(*arguments):
+        if cut == "after it" and not (tmp_path / "cut").exists():
+            (tmp_path / "cut").touch()
+            raise _Power
+        return answers(*arguments)
+
+    states = []
+    monkeypatch.setattr(callbacks_module, "epoch_numbers", numbers)
+    monkeypatch.setattr(crossval.FoldTrainer, "_answers", late)
+    save = Keeper.on_train_epoch_end
+
+    def look(self, trainer, module):
+        states.append({k: v.clone() for k, v in module.state_dict().items()})
+        save(self, trainer, module)
+
+    monkeypatch.setattr(Keeper, "on_train_epoch_end", look)
+    options = Options(
+        **{"dataset": "SyntheticMicroscopy", "n_images": 12, "image_size": 32, "lr": 1e-2},
+        **{"classifier_network": "SmallResNet", "epochs": 3, "accelerator": "cpu"},
+        save_locally=True,
+    )
+    quiet = {"say": lambda line: None, "progress": False}
+    if cut:
+        with pytest.raises(_Power):
+            experiment_module.experiment(options, **quiet)
+    outcome = experiment_module.experiment(options, **quiet)
+    fold = outcome.folder / "fold_0"
+    best, last = r2l.load(fold / "best"), r2l.load(fold)
+    assert len(states) == 3
+    assert equal_states(best.model, states[1])
+    assert equal_states(last.model, states[2])
+    assert not equal_states(last.model, states[1])
+    record = outcome.run_id
+    (child,) = Records().children(record).values()
+    assert equal_states(r2l.load(f"runs:/{child}/best").model, states[1])
+
+
+def equal_states(model, state):
+    own = model.state_dict()
+    return all(torch.equal(own[name], state[f"model.{name}"]) for name in own)

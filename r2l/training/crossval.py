@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from r2l.isp.saving import can_be_saved
 from r2l.isp.static import pipeline_code
 from r2l.options import Options
 from r2l.training.adversarial import Adversary
-from r2l.training.callbacks import MetricTracker, StageTracker
+from r2l.training.callbacks import BestEpoch, MetricTracker, StageTracker
 from r2l.training.components import UNKNOWN, Components, build_model
 from r2l.training.fit import Model
 from r2l.training.folds import image_batches, train_fold
@@ -82,9 +83,15 @@ class FoldTrainer:
         else:
             data = self.images if self.fixed else self.data
             model, description = self._model(fold, data)
-            callbacks = self._callbacks(fold, record)
+            best = BestEpoch()
+            callbacks = [best, *self._callbacks(fold, record)]
             trained = self._train(data, fold, seed, folder / "checkpoint", model, callbacks)
             table = self._answers(trained, data, fold)
+            if best.epoch is not None and best.epoch < self.options.epochs - 1:
+                # Beside the last, whose answers count: this one was chosen by the validation images.
+                earlier = copy.deepcopy(trained)
+                earlier.load_state_dict(best.weights)
+                self._keep(earlier, description, record, folder / "best")
         table = table.assign(fold=number)
         self._keep(trained, description, record, folder)
         record.predictions(table)
@@ -232,20 +239,19 @@ class FoldTrainer:
             processor = self.components.processor
         kept = can_be_saved(processor)
         has_norm = isinstance(trained.norm, nn.BatchNorm2d)
-        data = self.data
-        about = About(
-            data.task, tuple(data.classes), data.camera, data.shape, self.options.own_colours
-        )
+        options, data = self.options, self.data
+        about = About(data.task, tuple(data.classes), data.camera, data.shape, options.own_colours)
         description = {**description, **about.to_dict()}
-        if self.options.save_locally:
+        if options.save_locally:
             if kept:
                 save_isp(processor, folder / "processor")
             save_model(description, trained.model, folder / "model")
             if has_norm:
                 save_norm(trained.norm, folder)
-        if self.options.log_model:
+        if options.log_model:
+            at = "best/" if folder.name == "best" else ""
             if kept:
-                record.model(processor, "processor")
-            record.model(trained.model, "model", description=description)
+                record.model(processor, f"{at}processor")
+            record.model(trained.model, f"{at}model", description=description)
             if has_norm:
-                record.tensors(trained.norm.state_dict(), NORM)
+                record.tensors(trained.norm.state_dict(), f"{at}{NORM}")

@@ -271,7 +271,9 @@ def _resume(
         kept = None if counter.rows else read_last(folder)
     if kept is not None:
         module.load_state_dict(kept[1]["state_dict"])
-        counter.load_state_dict(kept[1]["callbacks"][counter.state_key])
+        for callback in options["callbacks"]:
+            if callback.state_key in kept[1]["callbacks"]:
+                callback.load_state_dict(kept[1]["callbacks"][callback.state_key])
 
 
 def _settings(
