@@ -10,6 +10,9 @@ PORT ?= 8866
 BENCH ?= ^(batch of 8|frame of 2 MP).* / (?!r2l compiled)
 # What `make experiments` runs.
 EXPERIMENTS ?= $(sort $(wildcard notebooks/experiments/*paper_*.yaml))
+# What was tested is installed; empty for the newest.
+LOCK ?= constraints.txt
+
 # Two processes where pytest-xdist is there; asked when a recipe runs, since it may be installed by then.
 TWO = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo '-n 2')
 TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
@@ -18,7 +21,7 @@ TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index experiments help
+.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index experiments lock help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -99,20 +102,27 @@ lint: .venv/test  ## format and lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# uv installs in half the time: the one that is there, else one in .venv.
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("r2l needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	command -v uv > /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
-.venv/base: .venv/bin/python pyproject.toml
+INSTALL = $(or $(shell command -v uv),$(BIN)/uv) pip install --quiet --python $(BIN)/python $(addprefix --constraint ,$(LOCK)) --editable
+
+.venv/base: .venv/bin/python pyproject.toml $(LOCK)
 	@echo "installing r2l and what it needs into .venv (some minutes, about 6 GB on Linux)"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) '.[all]'
 	@touch $@
 
-.venv/explorer: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[explorer]'
+.venv/explorer: .venv/bin/python pyproject.toml $(LOCK)
+	$(INSTALL) '.[explorer]'
 	@touch $@ .venv/base
 
-.venv/test: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+.venv/test: .venv/bin/python pyproject.toml $(LOCK)
+	$(INSTALL) '.[test]'
 	@touch $@ .venv/base .venv/explorer
+
+lock:  ## write constraints.txt anew: the newest versions of everything, for every platform
+	uv pip compile --universal --upgrade --python-version 3.11 --extra test --no-header --no-annotate \
+	  --no-emit-index-url --quiet --output-file constraints.txt pyproject.toml

@@ -136,3 +136,27 @@ def test_nothing_private_is_committed():
 def test_the_camera_that_the_readme_describes_is_one():
     block = re.search(r"```json\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
     assert Camera.from_dict(json.loads(block)).white_level == 4095 / 65535
+
+
+def test_the_locked_versions_are_within_the_bounds_and_complete():
+    """``make`` installs what constraints.txt says; a line is a name, a version and for whom."""
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    locked = [Requirement(line) for line in lines]
+    assert not [r for r in locked if r.url or [s.operator for s in r.specifier] != ["=="]]
+    versions: dict[str, list[str]] = {}
+    for requirement in locked:
+        (pin,) = requirement.specifier
+        versions.setdefault(requirement.name, []).append(pin.version)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [
+        *project["dependencies"],
+        *(d for name in ("all", "train", "sweep", "notebooks", "test") for d in extras[name]),
+    ]
+    for requirement in map(Requirement, asked):
+        if requirement.name == "r2l":
+            continue
+        assert versions[requirement.name], requirement
+        assert all(v in requirement.specifier for v in versions[requirement.name]), requirement
