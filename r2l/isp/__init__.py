@@ -10,14 +10,18 @@ from r2l.isp.grammar import (
     name_pipelines,
     open_pipeline,
 )
-from r2l.isp.neural import HalfSizeRGB, NeuralISP
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import StageGradient, stage_gradients
 from r2l.isp.saving import load_isp, save_isp
 from r2l.isp.static import PIPELINES, EngineISP, StaticISP, Variant
 
-# Imported when first used; the second needs what reads files.
-_LATE = {"LearnedISP": "r2l.isp.learned", "learn_pipeline": "r2l.learn"}
+# Imported when first used; the last needs what reads files.
+_LATE = {
+    "HalfSizeRGB": "r2l.isp.neural",
+    "LearnedISP": "r2l.isp.learned",
+    "NeuralISP": "r2l.isp.neural",
+    "learn_pipeline": "r2l.learn",
+}
 
 
 def __getattr__(name: str) -> Any:

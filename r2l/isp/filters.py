@@ -114,3 +114,13 @@ def median3x3(x: Tensor, border: Border | None = "mirror") -> Tensor:
         _median3(mid[..., left], mid[..., centre], mid[..., right]),
         torch.minimum(torch.minimum(high[..., left], high[..., centre]), high[..., right]),
     )
+
+
+def split_margin(image: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    """Return an image without its margin, and whole again, put together from both.
+
+    So that a gradient with respect to what lies inside the frame can be taken on the way.
+    """
+    inside = crop(image, margin)
+    frame = F.pad(torch.ones_like(inside), (margin,) * 4)
+    return inside, F.pad(inside, (margin,) * 4) + image * (1 - frame)

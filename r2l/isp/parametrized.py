@@ -15,20 +15,17 @@ from r2l.camera import Camera
 from r2l.files import choose
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import bilinear
-from r2l.isp.filters import correlate, crop, gaussian_kernel, pad
+from r2l.isp.filters import correlate, pad, split_margin
 from r2l.isp.fused import apply_affine, develop_with_parameters, measure_affine
 from r2l.isp.pipeline import Affine, Pipeline, Pointwise, Stage, in_full_precision, run
 from r2l.isp.saving import saved_with
+from r2l.isp.steps import NUMBERS, Steps, numbers_of
 
 #: A lower and an upper bound for each value of a parameter, by the parameter's name.
 Box = Mapping[str, tuple[Tensor, Tensor]]
 
 # Demosaic 1, sharpening 1, blur 2; even, as strips want it.
 _REACH = 4
-_KERNELS = ("sharpening_kernel", "blur_kernel")
-# What changes by factors, and so keeps its sign.
-_FACTORS = ("white_balance", "gamma")
-_NUMBERS = ("black_level", "white_balance", "colour_matrix", *_KERNELS, "gamma")
 # A level so near to white, as a part of the range, leaves almost nothing to divide by.
 _LEAST_RANGE = 0.05
 # What a step of one changes a picture by, root mean square, display units.
@@ -88,28 +85,19 @@ class ParametrizedISP(Pipeline):
     def __init__(self, camera: Camera, additive_shape: Iterable[int] | None = None) -> None:
         super().__init__()
         self.camera = camera
-        initial = _numbers_of(camera)
-        # Pairs, since it would sort a dict.
-        zeros = [(name, nn.Parameter(torch.zeros_like(value))) for name, value in initial.items()]
-        self.steps = nn.ParameterDict(zeros)
-        start = _flat(initial)
-        self.register_buffer("_start", start)
-        for name in ("_unit", "_below", "_above"):
-            self.register_buffer(name, torch.ones_like(start))
-        self.register_buffer("_kept", self._constraints(), persistent=False)
-        factors = [torch.full_like(initial[n], float(n in _FACTORS)) for n in _NUMBERS]
-        self.register_buffer("_is_factor", _flat(factors) > 0, persistent=False)
+        # A negative gain, as the published microscope's, has a negative part in white.
+        self.steps = Steps(numbers_of(camera), torch.tensor(camera.white_balance).sign())
         self.additive_shape = None if additive_shape is None else tuple(additive_shape)
         layer = None if additive_shape is None else torch.zeros(self.additive_shape)
         self.register_parameter("additive", None if layer is None else nn.Parameter(layer))
-        self._begin_at(initial)
+        self._begin_at(self.numbers())
         if camera not in _UNITS:
             self._measure_units(self._nominal())
-            _UNITS[camera] = self._unit.clone()
-        self._unit.copy_(_UNITS[camera])
+            _UNITS[camera] = self.steps.unit.clone()
+        self.steps.unit.copy_(_UNITS[camera])
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _NUMBERS:
+        if name not in NUMBERS:
             return super().__getattr__(name)
         # Where no gradient is wanted, what is handed out can't be written to, which would change nothing.
         with torch.inference_mode(not torch.is_grad_enabled()):
@@ -117,35 +105,8 @@ class ParametrizedISP(Pipeline):
 
     def numbers(self) -> dict[str, Tensor]:
         """Return the present numbers by name, in physical units; differentiable in the steps."""
-        numbers = self._moved(self._unit * _flat(self.steps))
+        numbers = self.steps.numbers()
         return numbers if self.additive is None else numbers | {"additive": self.additive}
-
-    def _moved(self, moves: Tensor) -> dict[str, Tensor]:
-        """Return the numbers at some distance (n,) from the start, before bounds and constraints."""
-        room = torch.where(moves < 0, self._below, self._above)
-        # No product of matrices, which autocast would cut short.
-        moves = (self._kept * (room * torch.tanh(moves / room))).sum(1)
-        values = torch.where(self._is_factor, self._start * moves.exp(), self._start + moves)
-        return {
-            name: part.view(self.steps[name].shape)
-            for name, part in zip(_NUMBERS, self._parted(values), strict=True)
-        }
-
-    def _parted(self, values: Tensor) -> tuple[Tensor, ...]:
-        return values.split([step.numel() for step in self.steps.values()])
-
-    def _constraints(self) -> Tensor:
-        """Return the projection (n, n) of moves to those that keep white white, and the kernels' sums."""
-        # A negative gain, as the published microscope's, has a negative part in white.
-        white = torch.tensor(self.camera.white_balance).sign()
-        blocks = []
-        for name, step in self.steps.items():
-            n = step.numel()
-            if name == "colour_matrix":
-                blocks += [torch.eye(3) - torch.outer(white, white) / 3] * 3
-            else:
-                blocks.append(torch.eye(n) - (torch.full((n, n), 1 / n) if name in _KERNELS else 0))
-        return torch.block_diag(*blocks)
 
     def _nominal(self) -> Tensor:
         """Return a mosaic of the camera whose tiles have random colours (1, 1, 16, 16)."""
@@ -175,25 +136,9 @@ class ParametrizedISP(Pipeline):
         self._begin_at(present)
         return self
 
-    @torch.no_grad()
-    def _begin_at(self, numbers: Mapping[str, Tensor], top: Tensor | None = None) -> None:
-        """Have steps begin at these numbers, with room to `physical_bounds`, black levels to ``top``."""
-        for step in self.steps.values():
-            step.zero_()
-        start = self._start.copy_(_flat([numbers[name] for name in _NUMBERS]))
-        low, high = (_flat(ends) for ends in zip(*self.physical_bounds().values(), strict=True))
-        ends = torch.stack([low, high]).abs()
-        factors = torch.stack([start.abs() / ends.amin(0), ends.amax(0) / start.abs()])
-        room = torch.stack([start - low, high - start])
-        room = torch.where(self._is_factor, factors.log(), room).clamp(max=100.0)
-        # What was loaded may lie at a bound or beyond.
-        below, above = room.maximum(0.01 * room.sum(0).abs())
-        if top is not None:
-            above[:4] = top - start[:4]
-        # A level of nearly zero needs room below it too.
-        below[:4] = torch.maximum(below[:4], 0.1 * above[:4])
-        self._below.copy_(below)
-        self._above.copy_(above)
+    def _begin_at(self, numbers: Mapping[str, Tensor], **tops: Tensor) -> None:
+        """Have steps begin at these numbers, with room to `physical_bounds`, or to other tops."""
+        self.steps.begin_at(numbers, self.physical_bounds(), **tops)
 
     @torch.no_grad()
     def calibrate(self, raw: Tensor) -> ParametrizedISP:
@@ -209,14 +154,14 @@ class ParametrizedISP(Pipeline):
         stage.check_mosaic(raw)
         rows = torch.linspace(0, len(raw) - 1, min(len(raw), _TILES)).round().long()
         height, width = (max(n - _TILE, 0) // 4 * 2 for n in raw.shape[-2:])
-        tile = raw[rows, :, height : height + _TILE, width : width + _TILE].to(self._start)
-        sites = F.pixel_unshuffle(raw.to(self._start), 2).transpose(0, 1).flatten(1)
+        tile = raw[rows, :, height : height + _TILE, width : width + _TILE].to(self.steps.start)
+        sites = F.pixel_unshuffle(raw.to(self.steps.start), 2).transpose(0, 1).flatten(1)
         black = self.numbers()["black_level"]
         spread = (sites - black[:, None]).abs().mean(1)
         top = torch.maximum(
             sites.mean(1), black + 0.1 * spread + 1e-3 * self.camera.span * (spread == 0)
         )
-        self._begin_at(self.numbers(), top)
+        self._begin_at(self.numbers(), black_level=top)
         self._measure_units(tile)
         return self
 
@@ -227,8 +172,8 @@ class ParametrizedISP(Pipeline):
             copy.deepcopy(self).double(),
             pad(raw.double(), *[(_REACH, _REACH)] * 2, "mirror"),
         )
-        distances = _SHARE * torch.minimum(exact._below, exact._above)
-        weight, bias, gamma = exact._measured(exact._moved(0 * distances))
+        distances = _SHARE * torch.minimum(exact.steps.below, exact.steps.above)
+        weight, bias, gamma = exact._measured(exact.steps.moved(0 * distances))
         linear = apply_affine(raw, weight, bias)
         with torch.enable_grad():
             image = stage.gamma_correct(linear.requires_grad_(), gamma)
@@ -236,12 +181,12 @@ class ParametrizedISP(Pipeline):
         by_gamma = -torch.special.xlogy(image, image).detach() / gamma
         changes = []
         for move in torch.diag(distances):
-            w, b, g = exact._measured(exact._moved(move))
+            w, b, g = exact._measured(exact.steps.moved(move))
             change = slope * apply_affine(raw, w - weight, b - bias) + by_gamma * (g - gamma)
             changes.append(change.square().mean().sqrt())
         changes = torch.stack(changes)
         if changes.any():
-            self._unit.copy_(_STEP * distances / changes.clamp(min=1e-3 * changes.max()))
+            self.steps.unit.copy_(_STEP * distances / changes.clamp(min=1e-3 * changes.max()))
 
     def extra_repr(self) -> str:
         """Say whose camera it started from."""
@@ -273,7 +218,7 @@ class ParametrizedISP(Pipeline):
         out = {"raw": raw}
         for step in self.listed():
             if isinstance(step, Affine):
-                image, whole = _split_margin(step(whole), _REACH)
+                image, whole = split_margin(step(whole), _REACH)
             else:
                 image = step(image)
             out[step.name] = image
@@ -297,7 +242,7 @@ class ParametrizedISP(Pipeline):
     def _measured(self, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return weight and bias of the convolution that all up to the clip is, and gamma."""
         affine = [step for step in self.listed(numbers) if isinstance(step, Affine)]
-        return *measure_affine(partial(run, affine), _REACH, self._start), numbers["gamma"]
+        return *measure_affine(partial(run, affine), _REACH, self.steps.start), numbers["gamma"]
 
     def physical_bounds(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the widest box that still is a camera: see `project_`.
@@ -306,7 +251,7 @@ class ParametrizedISP(Pipeline):
         entries within 10, kernel entries within 25, gamma 0.2 to 5. The additive layer is not bounded.
         """
         highest_black = self.camera.white_level - _LEAST_RANGE * self.camera.span
-        sign = torch.tensor(self.camera.white_balance).sign().to(self._start)
+        sign = torch.tensor(self.camera.white_balance).sign().to(self.steps.start)
         smallest, largest = 0.05 * sign, 20.0 * sign
         limits = {
             "black_level": (0.0, highest_black),
@@ -330,7 +275,9 @@ class ParametrizedISP(Pipeline):
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
-        fresh = {name: value.to(self._start) for name, value in _numbers_of(self.camera).items()}
+        fresh = {
+            name: value.to(self.steps.start) for name, value in numbers_of(self.camera).items()
+        }
         box = {}
         for name, value in fresh.items():
             reach = fraction * {
@@ -364,18 +311,12 @@ class ParametrizedISP(Pipeline):
             ValueError: a name that is no number.
         """
         numbers = self.numbers()
-        if unknown := set(box) - set(numbers):
-            raise ValueError(f"no numbers {sorted(unknown)}; choose from {', '.join(numbers)}")
+        for name in box:
+            choose("number", name, numbers)
         wanted = {**numbers, **{name: numbers[name].clamp(*ends) for name, ends in box.items()}}
         if self.additive is not None:
             self.additive.copy_(wanted["additive"])
-        now, wanted = (_flat([n[name] for name in _NUMBERS]) for n in (numbers, wanted))
-        moves = torch.where(self._is_factor, (wanted / self._start).log(), wanted - self._start)
-        room = torch.where(moves < 0, self._below, self._above)
-        steps = room * torch.atanh((moves / room).clamp(-0.999999, 0.999999)) / self._unit
-        steps = torch.where(wanted == now, _flat(self.steps), steps)
-        for step, part in zip(self.steps.values(), self._parted(steps), strict=True):
-            step.copy_(part.view(step.shape))
+        self.steps.move_to(wanted)
         return self
 
     def search_(self, names: Sequence[str]) -> ParametrizedISP:
@@ -389,26 +330,12 @@ class ParametrizedISP(Pipeline):
         self, state_dict: dict[str, Any], prefix: str, *others: Any, **more: Any
     ) -> None:
         """Take physical numbers, as folders hold them; or steps and where they began, as checkpoints do."""
-        names = [name for name in _NUMBERS if prefix + name in state_dict]
+        names = [name for name in NUMBERS if prefix + name in state_dict]
         if names:
             self.set_(**{name: state_dict.pop(prefix + name) for name in names})
             own = {n: v for n, v in self.state_dict(prefix=prefix).items() if n not in state_dict}
-            state_dict.update(own if len(names) == len(_NUMBERS) else {})
+            state_dict.update(own if len(names) == len(NUMBERS) else {})
         super()._load_from_state_dict(state_dict, prefix, *others, **more)
-
-
-def _numbers_of(camera: Camera) -> dict[str, Tensor]:
-    """Return the numbers of a pipeline that nothing was learned by."""
-    blur = torch.tensor(gaussian_kernel(0.5), dtype=torch.float64)
-    blur = torch.outer(blur, blur).tolist()
-    colours = camera.black_level, camera.white_balance, camera.colour_matrix
-    values = (*colours, stage.SHARPENING_KERNEL, blur, 2.2)
-    return {name: torch.tensor(value) for name, value in zip(_NUMBERS, values, strict=True)}
-
-
-def _flat(numbers: Mapping[str, Tensor] | Iterable[Tensor]) -> Tensor:
-    numbers = numbers.values() if isinstance(numbers, (Mapping, nn.ParameterDict)) else numbers
-    return torch.cat([number.reshape(-1) for number in numbers])
 
 
 def _correlate_luma(image: Tensor, kernel: Tensor) -> Tensor:
@@ -420,13 +347,3 @@ def _develop(
 ) -> list[Tensor]:
     # The convolution takes off whole tiles, here exactly the reach.
     return [stage.gamma_correct(apply_affine(mosaic, weight, bias), gamma, places[0])]
-
-
-def _split_margin(image: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-    """Return an image without its margin, and whole again, put together from both.
-
-    So that a gradient with respect to what lies inside the frame can be taken on the way.
-    """
-    inside = crop(image, margin)
-    frame = F.pad(torch.ones_like(inside), (margin,) * 4)
-    return inside, F.pad(inside, (margin,) * 4) + image * (1 - frame)

@@ -21,7 +21,11 @@ DESCRIPTION, WEIGHTS = "isp.json", "weights.safetensors"
 #: Each kind of ISP by its name, and the arguments besides the camera that make it again.
 _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {}
 # Kinds in modules that are not imported with the others, by name, since few need them.
-_LATE = {"LearnedISP": "r2l.isp.learned"}
+_LATE = {
+    "HalfSizeRGB": "r2l.isp.neural",
+    "LearnedISP": "r2l.isp.learned",
+    "NeuralISP": "r2l.isp.neural",
+}
 # What reading JSON and weights, and making a module of them, fails in if they are damaged.
 _FAILURES = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError),
