@@ -377,9 +377,7 @@ def test_they_are_saved_and_loaded(tmp_path, spec):
 
 
 def test_what_a_displayed_pipeline_learned_is_saved_with_it(tmp_path):
-    raw, base = natural(DRONE), ParametrizedISP(DRONE)
-    with torch.no_grad():
-        base.gamma.fill_(1.7)
+    raw, base = natural(DRONE), ParametrizedISP(DRONE).set_(gamma=1.7)
     isp = Displayed(DRONE, base, "tone:filmic")
     again = load_isp(save_isp(isp, tmp_path))
     assert torch.equal(again(raw), isp(raw))

@@ -505,9 +505,9 @@ def test_a_description_lies_beside_the_file(tmp_path):
 def test_frames_without_a_header_on_the_command_line_and_in_a_folder(tmp_path):
     camera, photos = tmp_path / "camera.json", tmp_path / "photos"
     camera.write_text(json.dumps(SENSOR.to_dict()))
-    for name in ("a", "b"):
+    for name, frame in {"a": steps(), "b": steps()[::-1]}.items():
         (photos / name).mkdir(parents=True)
-        (photos / name / "1.raw").write_bytes(pack(steps(), "mono12p"))
+        (photos / name / "1.raw").write_bytes(pack(frame, "mono12p"))
     write(photos / "a" / "2.dng")
     sizes = ["--width", "64", "--height", "48", "--bits", "12", "--packing", "mono12p"]
     command = ["develop", str(photos / "a" / "1.raw"), "--camera", str(camera), "-o", str(tmp_path)]
@@ -523,8 +523,8 @@ def test_frames_without_a_header_on_the_command_line_and_in_a_folder(tmp_path):
 
     data = RawFolder(photos, camera=SENSOR, layout=RawLayout(64, 48, 12, "mono12p"))
     assert [len(data), data.classes] == [3, ("a", "b")]
-    np.testing.assert_array_equal(data[0]["raw"], data[2]["raw"])
-    np.testing.assert_array_equal(np.round(data[0]["raw"][0] * FULL), steps())
+    for number, frame in {0: steps(), 2: steps()[::-1]}.items():
+        np.testing.assert_array_equal(np.round(data[number]["raw"][0] * FULL), frame)
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,10 @@ class About:
         """
         described = {k: v for k, v in description.items() if k in cls.__dataclass_fields__}
         number = description["arguments"].get("n_classes", 0)
-        about = cls(
-            **{
-                "task": _TASK_OF.get(description["maker"], "classification"),
-                "classes": tuple(map(str, range(number))),
-                **described,
-            }
-        )
+        if "classes" not in described:  # asked first: a description may claim any number of them
+            described["classes"] = tuple(map(str, range(number)))
+        task = _TASK_OF.get(description["maker"], "classification")
+        about = cls(**{"task": task, **described})
         choose("task", about.task, TASKS)
         names, camera, shape = about.classes, about.camera, about.shape
         wrong = names and number not in (0, len(names))
