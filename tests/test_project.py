@@ -160,3 +160,14 @@ def test_the_locked_versions_are_within_the_bounds_and_complete():
             continue
         assert versions[requirement.name], requirement
         assert all(v in requirement.specifier for v in versions[requirement.name]), requirement
+
+
+def test_your_own_page_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "your_own.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == page.count("\n## ")
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/your_own.md", "exec"), names)
+    assert names["answers"]["train"].nunique() == 3
