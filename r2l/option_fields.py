@@ -212,7 +212,8 @@ class Declared:
     test_pipelines: str | None = _tests(
         None,
         "Ask each trained model also under these pipelines, such as 'bi,s,ga libraw:ahd "
-        "me,u,me+jpeg:75', or under all twelve (all): a row of the train x test matrix.",
+        "me,u,me+jpeg:75', or under all twelve (all; as published, all@paper): a row of the "
+        "train x test matrix.",
         metavar="PIPELINES",
     )
 

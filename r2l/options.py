@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from itertools import chain
 from pkgutil import resolve_name
@@ -57,10 +57,15 @@ class Options(Declared):
 
     @property
     def tested_codes(self) -> tuple[str, ...]:
-        """The pipelines in ``test_pipelines``, which separates them by spaces; "all" is all twelve."""
+        """The pipelines in ``test_pipelines``, by spaces; "all" is all twelve, "all@paper" as published."""
         published = resolve_name("r2l.isp:PIPELINES")
-        words = ((published if w == "all" else (w,)) for w in (self.test_pipelines or "").split())
-        return tuple(dict.fromkeys(chain.from_iterable(words)))
+
+        def meant(word: str) -> Iterable[str]:
+            name, at, variant = word.partition("@")
+            return (f"{code}{at}{variant}" for code in published) if name == "all" else (word,)
+
+        words = (self.test_pipelines or "").split()
+        return tuple(dict.fromkeys(chain.from_iterable(map(meant, words))))
 
     @property
     def known_task(self) -> str:

@@ -549,3 +549,10 @@ def test_a_run_with_a_network_of_ones_own_is_kept_and_taken_up_again(here):
     assert len(experiment(Options(**trusted), say=lambda line: None).predictions)
     with pytest.raises(ValueError, match="--classifier_network: unknown classifier"):
         Options(classifier_network="resnet_18")
+
+
+def test_all_twelve_as_published_are_named_in_one_word():
+    tested = Options(test_pipelines="all@paper libraw:ahd bi,s,ga@paper").tested_codes
+    assert tested == (*(f"{code}@paper" for code in PIPELINES), "libraw:ahd")
+    with pytest.raises(ValueError, match="corrected, paper, camera"):
+        Options(test_pipelines="all@best")
