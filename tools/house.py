@@ -17,8 +17,8 @@ from pathlib import Path
 from tools.places import NOTEBOOKS, ROOT
 
 #: By the measure's name (see `measures`): what may not be passed, and what is aimed at. Where the two differ,
-#: the package is on its way: a bound is what was measured last, lowered when it has become smaller, and raised
-#: only together with a capability that is worth its lines.
+#: the package is on its way: a bound is what was measured last, lowered when it has become smaller, raised
+#: only with a capability that is worth its lines.
 BOUNDS = {
     "lines of r2l": (27_900, 18_000),
     "files of r2l": (160, 110),
