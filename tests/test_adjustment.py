@@ -92,18 +92,20 @@ def with_processor(trained, processor):
 
 
 def test_frozen_stays_frozen_to_the_bit_and_learned_moves(learning, domain):
-    initial = domain.processor.state_dict()
+    initial = domain.processor.numbers()
     for (name, arm, _seed, _fold), states in learning.states.items():
         assert len(states) == 3, name
         assert not changed(initial, states[0])
         assert bool(changed(initial, states[-1])) == (arm == "learned")
-    assert not changed(initial, learning.initial["base"].state_dict())
+    assert not changed(initial, learning.initial["base"].numbers())
 
 
 def test_learned_isp_stays_a_camera(learning):
     for state in (states[-1] for states in learning.states.values()):
         assert state["sharpening_kernel"].sum() == pytest.approx(1, abs=1e-5)
-        assert (state["black_level"] >= 0).all()
+        # A level of nearly nothing has a tenth of its room above it below it too.
+        assert (state["black_level"] > -0.1 * learning.initial["base"].camera.white_level).all()
+        assert 0.2 <= state["gamma"] <= 5
 
 
 def test_arms_share_folds_and_answers_are_complete(learning):
@@ -382,8 +384,7 @@ def test_isp_adjustment_recovers_a_known_change(
 ):
     """A sensor whose gains are off by 20 %, or by half: the settings found are those that undo it."""
     isp = copy.deepcopy(trained.processor)
-    with torch.no_grad():
-        isp.white_balance.mul_(torch.tensor(change))
+    isp.set_(white_balance=isp.white_balance.detach() * torch.tensor(change))
     off = with_processor(trained, isp)
     options = {"statistics": statistics, "steps": 40, "batch_size": 45}
     adapted = adapt("isp_alignment", off, frames, **options)

@@ -51,8 +51,9 @@ class ParametrizedISP(Pipeline):
     any number changes a picture by the same root mean square, 0.1. `calibrate` measures that on frames, as
     training does; before, it holds for random colours. Gains and gamma change by factors, rows of the matrix
     keep white white (the gains are there to change it), kernels keep their sum, and no step, however
-    large, leaves `physical_bounds`, or lifts the black level above the mean of the frames it was
-    calibrated on. So one learning rate fits all, whatever container the levels are written in.
+    large, leaves `physical_bounds` (but a black level of nearly zero has a tenth of its room above it below
+    it too), or lifts the black level above the mean of the frames it was calibrated on. So one learning
+    rate fits all, whatever container the levels are written in.
 
     The frame goes on beyond its edge as its mirror image, before anything else; kernels that have lost
     their symmetry see that continuation too.
