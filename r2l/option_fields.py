@@ -123,7 +123,11 @@ class Declared:
     fold: int | None = _splits(None, "Only this fold of --n_splits.  [default: all, one by one]")
 
     epochs: int = _training(5, "Passes over the training images.", least=1)
-    lr: float = _training(1e-5, "Peak learning rate of AdamW, one cycle.")
+    lr: float | None = _training(
+        None,
+        "Peak learning rate of AdamW, one cycle.  [default: 1e-5 for a task model that was trained "
+        "before, 1e-3 from scratch]",
+    )
     batch_size: int = _training(32, "Images a step.", least=1)
     weight_decay: float = _training(1e-4, "Of AdamW.", least=0)
     augmentation: str = _training(

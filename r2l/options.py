@@ -247,6 +247,10 @@ def resolve_options(options: Options) -> tuple[Options, list[str]]:
         follow(reason, processing_mode="parametrized", **fixed)
     if options.pipeline:
         follow("a pipeline is given", processing_mode="static")
+    if options.lr is None:
+        before = options.classifier_uri or options.classifier_pretrained or options.state_dict_uri
+        kind = "trained before" if before else "from scratch"
+        follow(f"no learning rate given, and a task model {kind}", lr=1e-5 if before else 1e-3)
     if "additive_layer" in options.adversarial_parameters and options.adv_training:
         follow("the additive layer is attacked", adv_noise_layer=True)
     details = ("track_processing_gradients", "track_save_tensors", "track_every_epoch")

@@ -13,7 +13,7 @@ import torchvision
 from typer.testing import CliRunner
 
 from r2l.cli import app
-from r2l.options import FIELDS
+from r2l.options import FIELDS, resolve_options
 from r2l.training import experiment as experiment_module
 from r2l.training.module import RawToLogits
 from r2l.training.tracking import Records
@@ -215,3 +215,11 @@ def test_a_test_run_is_short_and_ctrl_c_ends_in_one_line(tmp_path, monkeypatch):
     assert records.call("get_run", records.find("R")).info.status == "FINISHED"
     again = train(*words)
     assert "going on" not in again.stdout, "a finished run is repeated"
+
+
+def test_a_learning_rate_that_is_not_given_fits_the_weights(monkeypatch):
+    for words, rate in (((), 1e-3), (("--classifier_pretrained",), 1e-5), (("--lr", "0.1"), 0.1)):
+        options, lines = resolve_options(parsed(monkeypatch, *words))
+        assert options.lr == rate
+        told = [line for line in lines if "no learning rate given" in line]
+        assert len(told) == (not words or words[0] != "--lr"), lines

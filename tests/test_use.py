@@ -25,6 +25,7 @@ from r2l.training import crossval
 from r2l.training import experiment as experiment_module
 from r2l.training.checkpoints import Keeper
 from r2l.training.loading import FrameError, SavedModel
+from r2l.training.predict import Trained, predict, predict_matrix
 from r2l.training.saving import About, load_model, load_norm, save_model
 from r2l.training.tracking import Records, track
 
@@ -442,3 +443,16 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
 def equal_states(model, state):
     own = model.state_dict()
     return all(torch.equal(own[name], state[f"model.{name}"]) for name in own)
+
+
+def test_a_matrix_has_a_models_own_processor_where_it_is_named(trained):
+    place, run = trained
+    model, data = r2l.load(run / "fold_0"), RawFolder(place / "photos")
+    everything = Trained(model, "own", np.arange(len(data)), 0, 0)
+    pipelines = {"own": model.processor, "ma,u,me": "ma,u,me"}
+    frames = model.take(r2l.Frames.of(data))
+    table = predict_matrix([everything], frames, pipelines, progress=False)
+    alone = predict(model, {"all": frames}, by="frames")
+    own = table[table["test"] == "own"]
+    np.testing.assert_allclose(own["p_true"], alone["p_true"], atol=1e-5)
+    assert not np.allclose(table[table["test"] == "ma,u,me"]["p_true"], alone["p_true"], atol=1e-3)

@@ -214,11 +214,9 @@ class FoldTrainer:
         name = options.pipeline or self.components.mode
         if isinstance(isp, StaticISP) and not options.pipeline:
             name = pipeline_code(isp.demosaic, isp.sharpening, isp.denoising)
-        module = RawToLogits(trained.model, task=self.data.task).eval()
-        module.norm = trained.norm
         # The other images are another fold's, and need not be developed.
         frames = self.data.take(fold.test)
-        model = Trained(module, name, np.arange(len(frames)), options.seed, number)
+        model = Trained(trained, name, np.arange(len(frames)), options.seed, number)
         isps = open_pipelines(
             options.tested_codes,
             frames.camera,

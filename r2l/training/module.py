@@ -117,6 +117,12 @@ class RawToLogits(L.LightningModule):
             images = F.interpolate(images, frames.shape[-2:], mode="bilinear")
         return images
 
+    def without_processor(self) -> RawToLogits:
+        """Return what stands behind the processor, norm and task model: itself, for developed images."""
+        behind = RawToLogits(self.model, loss=self.loss, task=self.task.name)
+        behind.norm = self.norm
+        return behind.train(self.training)
+
     def forward(self, frames: Tensor) -> Tensor:
         """Return logits of raw frames (B, 1, H, W), or of images (B, 3, H, W) if no processor."""
         return self.model(self.norm(self.develop(frames)))

@@ -270,7 +270,9 @@ def predict_matrix(
     slices of what was developed, so that little is done but ask the models.
 
     Args:
-        models: what `r2l.drift.train_models` returned, or `Trained` made by hand.
+        models: what `r2l.drift.train_models` returned, or `Trained` made by hand. A processor of their own
+            (`r2l.load`) is left out, since each of ``pipelines`` stands in for it; to have it among them,
+            name it there: ``{"own": model.processor, ...}``.
         data: raw frames, or views of them (which then must hold all ``pipelines``).
         pipelines: in the order of the matrix, see `develop_all`.
         variant: of the codes, "corrected", "paper" or "camera"; not used with views.
@@ -292,11 +294,12 @@ def predict_matrix(
     parts = []
     with progress_bar(total=len(models), desc="testing", disable=not progress) as bar:
         for trained in models:
-            with on_device(trained.module, device) as there:
+            module = trained.module.without_processor()
+            with on_device(module, device) as there:
                 for name, view in views.items():
                     cell = {"train": trained.code, "test": name}
                     cell |= {"seed": trained.seed, "fold": trained.fold}
-                    answers = predict_columns(trained.module, view, trained.test, batch_size, there)
+                    answers = predict_columns(module, view, trained.test, batch_size, there)
                     parts.append((cell, answers))
             bar.update()
     return answer_table(parts)
