@@ -194,8 +194,9 @@ def test_what_follows_from_an_option_is_done_and_told(given, followed, line):
     assert changed.items() >= followed.items()
 
 
-def test_nothing_follows_from_the_defaults_and_resolving_twice_changes_nothing():
-    assert resolve_options(Options()) == (Options(), [])
+def test_only_a_rate_follows_from_the_defaults_and_resolving_twice_changes_nothing():
+    told = ["no learning rate given, and a task model from scratch: --lr 0.001"]
+    assert resolve_options(Options()) == (Options(lr=0.001), told)
     settled, _ = resolve_options(Options(adv_training=True, test_run=True, processor_uri=""))
     assert resolve_options(settled) == (settled, [])
 
