@@ -125,7 +125,9 @@ def _answers(run: str, store: str | None) -> pd.DataFrame:
     from r2l.training.tracking import Records, resolve
 
     run_id = Records(store).find(run)
-    table = pd.read_csv(resolve(f"runs:/{run_id}/predictions.csv", store))
+    table = pd.read_csv(
+        resolve(f"runs:/{run_id}/predictions.csv", store), float_precision="round_trip"
+    )
     if "processing" in table:
         table = table[table["processing"] == "adversarial"]
     if "target" in table:

@@ -139,7 +139,9 @@ def _matrices(outcomes: list[Outcome]) -> Iterator[_Matrix]:
     for name, runs in groups.items():
         short = dict.fromkeys(_pipeline_of(run) for run in runs if not run.is_finished)
         tables = [
-            pd.read_csv(run.folder / TESTED) for run in runs if _pipeline_of(run) not in short
+            pd.read_csv(run.folder / TESTED, float_precision="round_trip")
+            for run in runs
+            if _pipeline_of(run) not in short
         ]
         if not tables:
             continue

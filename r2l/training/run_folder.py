@@ -89,7 +89,7 @@ class RunFolder:
         with atomic_path(path) as partial:
             predictions.to_csv(partial, index=False)
         _drop_checkpoints(path.parent)
-        return pd.read_csv(path)
+        return pd.read_csv(path, float_precision="round_trip")
 
     def tidy(self) -> None:
         """Remove what a process that was killed had still to remove: it is of no use any more."""
@@ -141,7 +141,7 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
 
 
 def _table(path: Path) -> pd.DataFrame | None:
-    return pd.read_csv(path) if path.exists() else None
+    return pd.read_csv(path, float_precision="round_trip") if path.exists() else None
 
 
 def _drop_checkpoints(fold: Path) -> None:
