@@ -81,7 +81,7 @@ scaling: .venv/test  ## a sweep of 24 runs with one worker and with two
 	$(BIN)/python -m tools.scaling
 
 lab: .venv/base  ## open JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 explorer: .venv/explorer  ## serve a notebook as a page without code: make explorer NOTEBOOK=03_drift_synthesis
 	@echo "http://$(IP):$(PORT)/ shows $(NOTEBOOK) once its cells have run; Ctrl-C ends it"
