@@ -106,21 +106,25 @@ lint: .venv/test  ## format and lint
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("r2l needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	command -v uv > /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	command -v uv > /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
 
-INSTALL = $(or $(shell command -v uv),$(BIN)/uv) pip install --quiet --python $(BIN)/python $(addprefix --constraint ,$(LOCK)) --editable
+UV = $(or $(shell command -v uv),$(BIN)/uv)
+# Some networks know pip's index only, and not in these versions.
+install = $(UV) pip install --quiet --python $(BIN)/python $(addprefix --constraint ,$(LOCK)) --editable '.[$(1)]' \
+	  || { echo "uv could not: pip installs the newest versions that it finds"; \
+	       $(BIN)/python -m pip install --quiet --editable '.[$(1)]'; }
 
 .venv/base: .venv/bin/python pyproject.toml $(LOCK)
 	@echo "installing r2l and what it needs into .venv (some minutes, about 6 GB on Linux)"
-	$(INSTALL) '.[all]'
+	$(call install,all)
 	@touch $@
 
 .venv/explorer: .venv/bin/python pyproject.toml $(LOCK)
-	$(INSTALL) '.[explorer]'
+	$(call install,explorer)
 	@touch $@ .venv/base
 
 .venv/test: .venv/bin/python pyproject.toml $(LOCK)
-	$(INSTALL) '.[test]'
+	$(call install,test)
 	@touch $@ .venv/base .venv/explorer
 
 lock:  ## write constraints.txt anew: the newest versions of everything, for every platform
