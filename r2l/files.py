@@ -20,6 +20,7 @@ from urllib.request import url2pathname
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 T = TypeVar("T")
 
@@ -130,6 +131,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def csv_text(table: pd.DataFrame, index: bool = False) -> str:
+    """Return a table as CSV, with every digit.
+
+    Libraries of colour set numpy's print options for the whole process, and pandas prints by those: twelve
+    digits of sixteen.
+    """
+    import numpy as np
+
+    with np.printoptions(legacy=False):
+        return str(table.to_csv(index=index))
+
+
+def write_csv(table: pd.DataFrame, path: Path, index: bool = False) -> None:
+    """Write a table, whole or not at all; `read_csv` gives the same numbers."""
+    with atomic_path(path) as partial:
+        partial.write_text(csv_text(table, index), "utf-8", newline="")
+
+
+def read_csv(path: str | Path) -> pd.DataFrame:
+    """Read a table with every digit of its numbers."""
+    import pandas as pd
+
+    # Since 3.1 pandas has one reader of numbers, an exact one, and warns of the choice.
+    exact = tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1)
+    return pd.read_csv(path, float_precision=None if exact else "round_trip")
 
 
 def local_path(address: str | Path) -> Path:

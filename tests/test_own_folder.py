@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import torch
@@ -22,7 +23,7 @@ from r2l.camera import DRONE
 from r2l.cli import app
 from r2l.datasets import DatasetError, Frames, RawFolder, SyntheticMicroscopy
 from r2l.datasets.verify import verify_folder
-from r2l.files import R2LError, local_path
+from r2l.files import R2LError, local_path, read_csv, write_csv
 from r2l.isp import StaticISP
 from r2l.options import Options
 from r2l.rawfile import RawFileError, write_dng
@@ -224,6 +225,14 @@ def test_measurements_keep_their_digits(photos, unit):
     expected = r2_score(answers["target"], answers["prediction"])
     assert outcome.scores["r2"].item() == pytest.approx(expected)
     assert expected < 0.99
+
+
+def test_a_table_keeps_its_digits_whatever_numpy_prints_with(tmp_path):
+    # Libraries of colour set these options where they are imported.
+    table = pd.DataFrame({"a": [2.5e-30 * (1 + 2**-52), float("nan"), 1 / 3], "b": ["x", "y", "ü"]})
+    with np.printoptions(legacy="1.13"):
+        write_csv(table, tmp_path / "table.csv")
+        pd.testing.assert_frame_equal(read_csv(tmp_path / "table.csv"), table, check_exact=True)
 
 
 def test_steps_of_a_regression_do_not_depend_on_its_unit(photos):

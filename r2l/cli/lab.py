@@ -120,14 +120,11 @@ def compare(
 
 def _answers(run: str, store: str | None) -> pd.DataFrame:
     """Return the answers of a run to its validation images, of an adversarial one those after the search."""
-    import pandas as pd
-
+    from r2l.files import read_csv
     from r2l.training.tracking import Records, resolve
 
     run_id = Records(store).find(run)
-    table = pd.read_csv(
-        resolve(f"runs:/{run_id}/predictions.csv", store), float_precision="round_trip"
-    )
+    table = read_csv(resolve(f"runs:/{run_id}/predictions.csv", store))
     if "processing" in table:
         table = table[table["processing"] == "adversarial"]
     if "target" in table:
@@ -145,10 +142,11 @@ def sql(
     ] = False,
 ) -> None:
     """Ask the local store in SQL; it can't be changed by that."""
+    from r2l.files import csv_text
     from r2l.training.export import query
 
     table = query(statement, store or context.obj)
-    text = table.to_csv(index=False) if csv else table.to_string(index=False)
+    text = csv_text(table) if csv else table.to_string(index=False)
     print(text.removesuffix("\n"))
 
 

@@ -33,7 +33,7 @@ def learn_pipeline(
     report.txt, scores.csv and a figure. Judged are blocks that were not fitted, beside the twelve published
     pipelines.
     """
-    from r2l.files import atomic_path
+    from r2l.files import atomic_path, write_csv
     from r2l.isp import save_isp
     from r2l.isp.saving import DESCRIPTION
     from r2l.learn import learn_pipeline as learn
@@ -46,8 +46,7 @@ def learn_pipeline(
     report = learned.report()
     with atomic_path(output / "report.txt") as partial:
         partial.write_text(report + "\n", "utf-8")
-    with atomic_path(output / "scores.csv") as partial:
-        learned.scores.to_csv(partial, index_label="pipeline")
+    write_csv(learned.scores.rename_axis("pipeline"), output / "scores.csv", index=True)
     with atomic_path(output / "learned.png") as partial:
         plot_learned(learned).savefig(partial, format="png", dpi=150)
     print(f"{report}\n{output}")

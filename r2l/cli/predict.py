@@ -309,14 +309,13 @@ def _cells(answer: Any) -> dict[str, Any]:
 def _write_table(rows: list[dict[str, Any]] | pd.DataFrame, path: Path) -> None:
     import pandas as pd
 
-    from r2l.files import atomic_path
+    from r2l.files import write_csv
 
     table = pd.DataFrame(rows)
     # In full, but no longer than they are: a model's numbers are of single precision.
     numbers = table.select_dtypes("float64").columns
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial:
-        table.astype(dict.fromkeys(numbers, "float32")).to_csv(partial, index=False)
+    write_csv(table.astype(dict.fromkeys(numbers, "float32")), path)
 
 
 def _write_mask(mask: np.ndarray, path: Path) -> None:

@@ -20,7 +20,7 @@ from dask.utils import format_bytes, format_time
 from jinja2 import Environment
 
 from r2l.drift.matrix import MatrixSummary, summarise
-from r2l.files import atomic_path
+from r2l.files import atomic_path, csv_text, read_csv
 from r2l.isp.static import pipeline_code
 from r2l.sweep.jobs import Sweep
 from r2l.sweep.work import ERROR, LOG, PREDICTIONS, SCORES, Outcome
@@ -73,7 +73,7 @@ def write_report(
         summary=summary,
         runs=[_row(run, folder) for run in outcomes],
     )
-    texts = {name: table.to_csv(index=False) for name, table in tables.items()}
+    texts = {name: csv_text(table) for name, table in tables.items()}
     for name, text in {**texts, "report.html": page}.items():
         with atomic_path(folder / name) as part:
             part.write_text(text, "utf-8")
@@ -138,11 +138,7 @@ def _matrices(outcomes: list[Outcome]) -> Iterator[_Matrix]:
             groups.setdefault(name, []).append(run)
     for name, runs in groups.items():
         short = dict.fromkeys(_pipeline_of(run) for run in runs if not run.is_finished)
-        tables = [
-            pd.read_csv(run.folder / TESTED, float_precision="round_trip")
-            for run in runs
-            if _pipeline_of(run) not in short
-        ]
+        tables = [read_csv(run.folder / TESTED) for run in runs if _pipeline_of(run) not in short]
         if not tables:
             continue
         table = pd.concat(tables, ignore_index=True)

@@ -18,7 +18,7 @@ from typing import Literal
 
 from filelock import FileLock
 
-from r2l.files import atomic_path
+from r2l.files import atomic_path, write_csv
 from r2l.sweep.jobs import RESULT, Job
 from r2l.sweep.notebook import run as run_notebook
 from r2l.training.run_folder import TESTED, code_version
@@ -180,8 +180,7 @@ def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, flo
     tables = {PREDICTIONS: outcome.predictions, TESTED: outcome.tested, SCORES: outcome.scores}
     for name, table in tables.items():
         if table is not None:
-            with atomic_path(folder / name) as part:
-                table.to_csv(part, index=False)
+            write_csv(table, folder / name)
     means = outcome.scores.drop(columns=["fold", "processing"], errors="ignore").mean()
     return outcome.run_id, {name: float(value) for name, value in means.items()}
 

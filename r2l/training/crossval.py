@@ -16,7 +16,7 @@ from torch import nn
 
 from r2l.datasets import Frames, develop_views
 from r2l.datasets.splits import Fold
-from r2l.files import atomic_path
+from r2l.files import write_csv
 from r2l.isp import StaticISP, save_isp
 from r2l.isp.grammar import open_pipelines
 from r2l.isp.saving import can_be_saved
@@ -224,8 +224,7 @@ class FoldTrainer:
         )
         table = predict_matrix([model], frames, isps, batch_size=options.batch_size, progress=False)
         table = self._named(table.assign(image=fold.test[table["image"]]))
-        with atomic_path(folder / TESTED) as partial:
-            table.to_csv(partial, index=False)
+        write_csv(table, folder / TESTED)
         record.table(table, TESTED)
 
     def _keep(

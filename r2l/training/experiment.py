@@ -13,7 +13,7 @@ import pandas as pd
 
 from r2l.datasets import Frames
 from r2l.datasets.splits import Fold
-from r2l.files import atomic_path
+from r2l.files import write_csv
 from r2l.options import Options, resolve_options
 from r2l.training import metrics
 from r2l.training.components import open_components
@@ -172,8 +172,7 @@ def _conclude(
     run.table(scores, "scores.csv")
     run.table(summarise_folds(scores), "summary.csv")
     run.predictions(predictions)
-    with atomic_path(folder.path / "scores.csv") as partial:
-        scores.to_csv(partial, index=False)
+    write_csv(scores, folder.path / "scores.csv")
     under = pd.concat(tested, ignore_index=True) if tested else None
     if under is not None:
         table = metrics.scores(under, len(data.classes) or None, by="test")

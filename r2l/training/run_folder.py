@@ -16,7 +16,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 import r2l
-from r2l.files import atomic_path
+from r2l.files import atomic_path, read_csv, write_csv
 from r2l.options import Options
 
 _NOTE = "run.json"
@@ -86,10 +86,9 @@ class RunFolder:
             The answers as they are kept, so that they are the same whether the run was interrupted or not.
         """
         path = self.fold(number) / "predictions.csv"
-        with atomic_path(path) as partial:
-            predictions.to_csv(partial, index=False)
+        write_csv(predictions, path)
         _drop_checkpoints(path.parent)
-        return pd.read_csv(path, float_precision="round_trip")
+        return read_csv(path)
 
     def tidy(self) -> None:
         """Remove what a process that was killed had still to remove: it is of no use any more."""
@@ -141,7 +140,7 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
 
 
 def _table(path: Path) -> pd.DataFrame | None:
-    return pd.read_csv(path, float_precision="round_trip") if path.exists() else None
+    return read_csv(path) if path.exists() else None
 
 
 def _drop_checkpoints(fold: Path) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from r2l.camera import Camera
-from r2l.files import to_uint8
+from r2l.files import csv_text, to_uint8
 from r2l.isp.saving import save_isp
 from r2l.training.saving import save_model
 from r2l.training.tracking.outage import KEPT_FOLDER, Sender
@@ -75,7 +75,7 @@ class Run:
 
     def table(self, table: pd.DataFrame, name: str, index: bool = False) -> None:
         """Write a table as the artefact ``name`` ("cells.csv"), with its index if asked."""
-        self._send("log_text", table.to_csv(index=index), name)
+        self._send("log_text", csv_text(table, index), name)
 
     def predictions(self, table: pd.DataFrame, name: str = "predictions.csv") -> None:
         """Write what `predict` returns, one row a sample, as the artefact ``name``."""
