@@ -21,7 +21,7 @@ TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index experiments lock help
+.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index solutions experiments lock help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -94,6 +94,9 @@ notebooks: .venv/test  ## run every notebook at its defaults and keep the output
 
 index: .venv/test  ## bring the index in notebooks/README.md up to date
 	$(BIN)/python -m tools.index
+
+solutions: .venv/test  ## the lessons with their answers filled in, for teachers: into solutions/
+	$(BIN)/python -m tools.solutions
 
 experiments: .venv/base  ## run the full experiments, notebooks/experiments/*paper_*.yaml: hours, a GPU, the real data
 	$(BIN)/r2l sweep $(EXPERIMENTS)

@@ -8,10 +8,12 @@ import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
+import nbformat
 import pytest
 
 from tools.index import row
 from tools.places import NOTEBOOKS, ROOT
+from tools.solutions import exercises, solved, tags
 
 PATHS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 SKELETON = ("What you need", "Parameters", "What you saw", "Try it", "Next")
@@ -110,10 +112,16 @@ def test_it_runs_on_colab(notebook):
 
 
 def test_it_is_of_a_length_that_people_read(notebook):
-    assert len(notebook.code) <= 20
+    own = {"exercise", "solution"}  # short, and the reader's; the answers are folded
+    assert sum(not own & tags(cell) for cell in notebook.code) <= 20
     for cell in notebook.code:
         assert len(cell["source"].splitlines()) <= 25, cell["source"][:200]
-    words = re.sub(r"\(https?:[^)]*\)", "", notebook.prose).split()
+    read = "\n\n".join(
+        c["source"]
+        for c in notebook.cells
+        if c["cell_type"] == "markdown" and "solution" not in tags(c)
+    )
+    words = re.sub(r"\(https?:[^)]*\)", "", read).split()
     assert 600 <= len(words) <= 2000
     assert 100 * 1024 < notebook.path.stat().st_size < 600 * 1024, "with outputs, and not too many"
 
@@ -143,6 +151,30 @@ def test_exercises_have_folded_answers(notebook):
     )
     assert len(asked) >= 2
     assert len(asked) == len(folded)
+
+
+def test_exercises_are_checked_and_solved_apart(notebook):
+    numbers = re.findall(r"^(\d+)\. ", notebook.prose[notebook.prose.index("## Try it") :], re.M)
+    asked, answered = exercises(notebook.cells).values()
+    if not asked:
+        pytest.skip("no checks yet")
+    lesson = notebook.path.stem[:2]
+    assert {f"{lesson}.{n}" for n in numbers} <= asked == answered
+    for cell in notebook.code:
+        if "solution" in tags(cell):
+            assert cell["metadata"]["jupyter"]["source_hidden"], "folded"
+    sources = [c["source"] for c in notebook.code if "exercise" in tags(c)]
+    assert any(s.startswith("guess = None") for s in sources), "a guess before the main figure,"
+    assert any("print(compare(guess, " in s for s in sources), "and beside the result after it"
+
+
+def test_solutions_take_the_exercises_places(notebook):
+    filled = solved(nbformat.read(notebook.path, as_version=4))
+    nbformat.validate(filled)
+    _, answered = exercises(notebook.cells).values()
+    asked, still = exercises(filled.cells).values()
+    assert (asked, still) == (set(), answered)
+    assert not any("source_hidden" in c.metadata.get("jupyter", {}) for c in filled.cells)
 
 
 def test_figures_have_alternative_text(notebook):

@@ -25,6 +25,24 @@ TINY = {
 STEMS = [path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))]
 
 
+# A lesson's own checks, asked in its own kernel; that the right answers pass its solution cells assert.
+WRONG_ANSWERS = """
+from r2l import exercises
+
+for _name, _exercise in exercises._EXERCISES.items():
+    if isinstance(_exercise.right, str):
+        _wrong = [*(value for value, _ in _exercise.hints), "none of them"]
+    elif _exercise.through:
+        _wrong = [lambda *a, **k: 1e6, lambda *a, **k: 1 / 0]
+    else:
+        _wrong = [3 * _exercise.right + 1, -2 * abs(_exercise.right) - 1, "many"]
+    for _answer in _wrong:
+        _verdict = exercises.check(_name, _answer)
+        assert _verdict.right is False and len(str(_verdict)) > 20, (_name, _answer, _verdict)
+    assert len(_wrong) >= 2 and exercises.check(_name, None).right is None
+"""
+
+
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
     """Return a function that runs a notebook at its tiny parameters, once, and says where it lies."""
@@ -34,7 +52,12 @@ def tiny_run(tmp_path_factory):
         if stem not in done:
             folder = tmp_path_factory.mktemp(stem)
             tiny = TINY[stem]
-            done[stem] = run(tiny.notebook, tiny.parameters, folder, cwd=folder, progress=False)
+            notebook = nbformat.read(tiny.notebook, as_version=4)
+            notebook.cells.append(nbformat.v4.new_code_cell(WRONG_ANSWERS))
+            (folder / "asked").mkdir()
+            asked = folder / "asked" / tiny.notebook.name
+            nbformat.write(notebook, asked)
+            done[stem] = run(asked, tiny.parameters, folder, cwd=folder, progress=False)
         return done[stem]
 
     return run_once

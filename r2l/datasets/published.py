@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -94,6 +94,14 @@ class PublishedDataset(RawDataset):
         )
         self.names = np.array(names)[self.rows]
         self.labels, self.groups = labels[self.rows], groups[self.rows]
+
+    @classmethod
+    def if_present(cls, **arguments: Any) -> Self | None:
+        """Return all of the set, or None where it has not been fetched; arguments as for the class."""
+        try:
+            return cls(**{"split": "all", **arguments})
+        except DatasetNotFoundError:
+            return None
 
     @abstractmethod
     def _list(self, strict: bool) -> tuple[Sequence[str], Sequence[int], Sequence[int]]:
