@@ -31,7 +31,8 @@ from r2l.drift.forensics import (
 )
 from r2l.drift.forensics.evaluator import _margins, _scores
 from r2l.drift.forensics.random_baseline import _compare_scores
-from r2l.isp import PIPELINES, ParametrizedISP, StaticISP
+from r2l.isp import PIPELINES, LearnedISP, ParametrizedISP, StaticISP
+from r2l.isp.learned import control_points
 from r2l.rawfile.dng_writer import standard_form
 from r2l.training import RawToLogits, make_classifier, predict, seeded
 from r2l.training.adversarial import Adversary
@@ -490,3 +491,79 @@ def test_scores_do_not_depend_on_how_frames_are_cut(noisy, monkeypatch):
     whole = asked.scores(isp)
     monkeypatch.setattr("r2l.datasets.frames._STEP_PIXELS", 16 * 16 * 5)
     assert asked.scores(isp) == pytest.approx(whole, abs=1e-5)
+
+
+# --- pipelines learned from a camera --------------------------------------------------------------
+
+
+def learned_isp(camera=DRONE):
+    """A pipeline whose every number is unlike the start's; its sharpening kernel's sum is not one."""
+    isp = LearnedISP(camera, "malvar2004")
+    with torch.no_grad():
+        isp.white_balance.mul_(torch.tensor([1.1, 1.0, 0.9]))
+        isp.tone_curve.mul_(torch.linspace(1.4, 0.6, 34))
+        isp.sharpening_kernel[2, 2] += 0.4
+        isp.sharpening_kernel[1, 2] -= 0.3
+    return isp
+
+
+def test_a_learned_pipeline_is_searched_within_its_bounds_and_its_curve_rises():
+    isp, raw = learned_isp(), 0.3 * torch.rand(2, 1, 16, 16)
+    space = ParameterSpace(isp, "all", 0.2)
+    assert torch.equal(space.reference()(raw), isp(raw))
+    rng = np.random.default_rng(0)
+    for point in rng.choice([-1.0, 1.0], (4, len(space.coordinates))):
+        moved = space.pipeline(point)
+        assert (control_points(moved.tone_curve).diff(dim=-1) > 0).all()
+        kept = moved.sharpening_kernel.sum() - isp.sharpening_kernel.sum()
+        assert abs(kept) < 1e-5
+        for name, (low, high) in isp.physical_bounds().items():
+            value = getattr(moved, name)
+            assert ((low <= value) & (value <= high)).all(), name
+        assert not torch.allclose(moved(raw), isp(raw), atol=1e-3)
+    for name, (low, high) in isp.tolerance_bounds(0.2).items():
+        assert ((low <= getattr(isp, name)) & (getattr(isp, name) <= high)).all()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        isp.tolerance_bounds(1)
+
+
+def test_its_gradient_is_that_of_differences():
+    isp, raw = learned_isp().double(), 0.3 * torch.rand(1, 1, 8, 8, dtype=torch.float64)
+    space = ParameterSpace(isp, ["white_balance", "tone_curve", "blur_kernel"], 0.1)
+    point = torch.rand(len(space.coordinates), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p: space.develop(raw, p).sum(), point, atol=1e-4)
+
+
+def test_a_learned_pipeline_is_attacked_as_any_other():
+    frames, isp = flat_frames(np.linspace(0.25, 0.35, 24)), LearnedISP(PLAIN)
+    threshold = isp(frames.raw).mean().item()
+    names = ("white_balance", "tone_curve")
+    table, attacks = attack_parameters(
+        Bright(threshold - 0.02), frames, frames, isp, names, steps=4, progress=False
+    )
+    assert (table["attack"] <= table["random"] + 1e-9).all()
+    assert (table["attack"] < table["unchanged"]).all()
+    # The worst for a model that asks for light is known: all gains as low as they may be.
+    lowest, _ = isp.tolerance_bounds(0.1)["white_balance"]
+    torch.testing.assert_close(attacks["white_balance"].pipeline().white_balance.data, lowest)
+    with pytest.raises(ValueError, match="no parameters of that kind"):
+        penalised_attack(Bright(0.5), frames, isp, Adversary(0.1))
+
+
+@pytest.mark.parametrize("camera", [DRONE, MICROSCOPE], ids=["drone", "microscope"])
+def test_a_learned_pipeline_is_turned_by_the_settings_of_others(camera):
+    isp = learned_isp(camera)
+    raw = torch.tensor(camera.black_level).mean() + 0.3 * camera.span * torch.rand(2, 1, 16, 16)
+    untouched = AdjustableISP(isp)
+    torch.testing.assert_close(untouched(raw), isp(raw), rtol=0, atol=2e-5)
+    gains = settings_of(isp)["red_gain"].value
+    redder = AdjustableISP(isp, red_gain=1.2 * gains)
+    with torch.no_grad():
+        isp.white_balance[0] *= 1.2
+    torch.testing.assert_close(redder(raw), isp(raw), rtol=0, atol=2e-5)
+    for name, setting in settings_of(isp).items():
+        assert not torch.allclose(
+            AdjustableISP(untouched, **{name: setting.high})(raw), untouched(raw), atol=1e-4
+        ), name
+    plain = AdjustableISP(LearnedISP(camera), gamma=1.8)(raw)
+    torch.testing.assert_close(plain, LearnedISP(camera)(raw) ** (2.2 / 1.8), rtol=0, atol=0.02)

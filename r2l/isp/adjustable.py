@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from r2l.camera import Camera
 from r2l.isp import functional as stage
 from r2l.isp.filters import Border, blur, correlate, crop, gaussian_kernel
 from r2l.isp.grammar import PipelineLike, open_pipeline
+from r2l.isp.learned import LearnedISP
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import Affine, Luma, Pipeline, Pointwise, Stage
 from r2l.isp.settings import Setting, level_names, luma_rows, settings_for
@@ -31,6 +34,7 @@ class _Base:
     blur: float
     gamma: float
     balance_first: bool = False
+    learned: LearnedISP | None = None
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -44,10 +48,13 @@ def _base_of(pipeline: PipelineLike, camera: Camera | None) -> _Base:
         return isp.base
     if isinstance(isp, ParametrizedISP) and isp.additive is None:
         return _base_of_parametrized(isp)
+    if isinstance(isp, LearnedISP):
+        return _base_of_learned(isp)
     if not isinstance(isp, StaticISP) or isp.variant == "paper":
         raise ValueError(
             f"{type(isp).__name__} has no settings to turn; give a code such as 'bi,s,ga', a "
-            "StaticISP of the variant corrected or camera, or a ParametrizedISP without additive layer"
+            "StaticISP of the variant corrected or camera, a LearnedISP, or a ParametrizedISP without "
+            "additive layer"
         )
     steps = {step.name: step for step in isp.listed()}
     gaussian = isp.denoising == "gaussian_denoising"
@@ -64,19 +71,42 @@ def _base_of(pipeline: PipelineLike, camera: Camera | None) -> _Base:
 
 
 def _base_of_parametrized(isp: ParametrizedISP) -> _Base:
-    numbers = {name: value.detach().double().tolist() for name, value in isp.numbers().items()}
+    numbers, camera = _in_numbers(isp)
     sharpening, blurring = (
         tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel")
     )
-    calibration = {n: numbers[n] for n in ("black_level", "white_balance", "colour_matrix")}
     return _Base(
         name="parametrized",
-        camera=replace(isp.camera, **calibration),
+        camera=camera,
         demosaic=demosaicing("bilinear", isp.camera.cfa),
         sharpening=Luma("sharpening", correlate, sharpening, reach=1),
         denoising=(Luma("denoising", correlate, blurring, reach=2),),
         blur=0.0,
         gamma=numbers["gamma"],
+    )
+
+
+def _in_numbers(isp: ParametrizedISP | LearnedISP) -> tuple[dict[str, list], Camera]:
+    """Return what a pipeline has learned, and the camera of which that is the calibration."""
+    numbers = {name: value.detach().double().tolist() for name, value in isp.numbers().items()}
+    calibration = {n: numbers[n] for n in ("black_level", "white_balance", "colour_matrix")}
+    return numbers, replace(isp.camera, **calibration)
+
+
+def _base_of_learned(isp: LearnedISP) -> _Base:
+    numbers, camera = _in_numbers(isp)
+    kernel = tuple(map(tuple, numbers["sharpening_kernel"]))
+    isp = copy.deepcopy(isp).requires_grad_(False)
+    steps = {step.name: step for step in isp.listed()}
+    return _Base(
+        name=f"learned, {isp.demosaic}",
+        camera=camera,
+        demosaic=steps["demosaic"],
+        sharpening=Luma("sharpening", correlate, kernel, reach=len(kernel) // 2),
+        denoising=(steps["denoising"],),
+        blur=0.0,
+        gamma=StaticISP.gamma,
+        learned=isp,
     )
 
 
@@ -92,7 +122,8 @@ class AdjustableISP(Pipeline):
 
     Args:
         pipeline: what `open_pipeline` takes, if it is a `StaticISP` not of the variant paper, a
-            `ParametrizedISP` without additive layer, or an `AdjustableISP`.
+            `ParametrizedISP` without additive layer, a `LearnedISP` (blur is then of its display image,
+            and gamma what leads to its tone curve), or an `AdjustableISP`.
         camera: layout and calibration; not used where ``pipeline`` is a module and has its own.
         matrix_mix: 0 leaves camera colours as they are, 1 applies the camera's matrix, between mixes. No
             setting, since cameras don't differ by it.
@@ -135,8 +166,15 @@ class AdjustableISP(Pipeline):
     def listed(self) -> list[Stage]:
         """Return the stages in order."""
         camera, gain = self.camera, 2.0 ** self.values["exposure"]
+        levels = Affine("black_level", _exposed, camera.black_level, camera.white_level, gain)
+        if (learned := self.base.learned) is not None:
+            calibration = {
+                n: torch.tensor(getattr(camera, n)) for n in ("white_balance", "colour_matrix")
+            }
+            _, *steps = learned.listed(learned.numbers() | calibration, self.values["gamma"])
+            return [levels, *steps[:-3], self._sharpening(), *self._denoising(), steps[-1]]
         return [
-            Affine("black_level", _exposed, camera.black_level, camera.white_level, gain),
+            levels,
             *colour_stages(camera, self.base.demosaic, self.base.balance_first),
             self._sharpening(),
             *self._denoising(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,9 +13,10 @@ from r2l.files import choose
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC
 from r2l.isp.filters import correlate
-from r2l.isp.pipeline import Pipeline, Stage
+from r2l.isp.pipeline import Pipeline, Stage, run
 from r2l.isp.saving import saved_with
-from r2l.isp.static import demosaicing
+from r2l.isp.static import StaticISP, demosaicing
+from r2l.isp.steps import physical_box, tolerance_box
 
 #: Pieces of a tone curve, and the side of its kernels in pixels.
 SPANS, KERNEL = 32, 5
@@ -75,21 +78,67 @@ class LearnedISP(Pipeline):
         """Say whose pipeline it is."""
         return f"{self.demosaic}, {self.camera.name}"
 
-    def listed(self) -> list[Stage]:
-        """Return the stages in order; each reads its numbers from the parameters."""
-        cfa, gains = self.camera.cfa, self.white_balance
-        levels = self.black_level, self.camera.white_level
+    def numbers(self) -> dict[str, Tensor]:
+        """Return the parameters by name."""
+        return dict(self.named_parameters())
+
+    @torch.no_grad()
+    def set_(self, **numbers: Tensor) -> LearnedISP:
+        """Write parameters by name, in place; returns itself.
+
+        Raises:
+            ValueError: a name that is no parameter.
+        """
+        for name, value in numbers.items():
+            choose("parameter", name, self.numbers()).copy_(value)
+        return self
+
+    def physical_bounds(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the widest box that still is a camera, see `r2l.isp.steps.physical_box`."""
+        return physical_box(self.camera, _detached(self.numbers()))
+
+    def tolerance_bounds(self, fraction: float = 0.1) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return a box around the present values, see `r2l.isp.steps.tolerance_box`.
+
+        Each step of the tone curve, and its value at black, may be off by ``fraction`` of itself.
+
+        Raises:
+            ValueError: a fraction outside (0, 1).
+        """
+        numbers = _detached(self.numbers())
+        # Where the curve is flat the parameter is far below the step.
+        steps = control_points(numbers["tone_curve"]).diff(dim=-1)
+        reach = fraction * torch.cat([numbers["tone_curve"][:, :1].abs(), steps], -1)
+        box = tolerance_box(self.camera, numbers, fraction)
+        return box | {"tone_curve": (numbers["tone_curve"] - reach, numbers["tone_curve"] + reach)}
+
+    def develop(self, raw: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+        """Develop ``raw`` (B, 1, H, W) by some other `numbers` instead of the own; differentiable in them."""
+        return run(self.listed(numbers), raw)
+
+    def listed(
+        self, numbers: Mapping[str, Tensor] | None = None, gamma: float = StaticISP.gamma
+    ) -> list[Stage]:
+        """Return the stages in order, by the parameters or by other numbers; ``gamma`` leads to the curve."""
+        number = self.numbers() if numbers is None else numbers
+        cfa, gains = self.camera.cfa, number["white_balance"]
+        levels = number["black_level"], self.camera.white_level
+        points = control_points(number["tone_curve"])
         return [
             Stage("black_level", stage.subtract_black_level, *levels),
             Stage("white_balance", stage.balance_mosaic, gains, cfa),
             Stage("highlights", torch.minimum, gains.abs().min()),
             demosaicing(self.demosaic, cfa),
-            Stage("colour_matrix", stage.apply_colour_matrix, self.colour_matrix),
-            Stage("tone_curve", apply_tone_curve, control_points(self.tone_curve)),
-            Stage("sharpening", _filter_luma, self.sharpening_kernel),
-            Stage("denoising", _filter_chroma, self.blur_kernel),
+            Stage("colour_matrix", stage.apply_colour_matrix, number["colour_matrix"]),
+            Stage("tone_curve", apply_tone_curve, points, gamma),
+            Stage("sharpening", _filter_luma, number["sharpening_kernel"]),
+            Stage("denoising", _filter_chroma, number["blur_kernel"]),
             Stage("clip", stage.clip),
         ]
+
+
+def _detached(numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in numbers.items()}
 
 
 def to_steps(points: Tensor) -> Tensor:
@@ -114,9 +163,9 @@ def spline_weights(u: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     return first.long(), ((1 - t) ** 2 / 2, 0.5 + t * (1 - t), t**2 / 2)
 
 
-def apply_tone_curve(image: Tensor, points: Tensor) -> Tensor:
+def apply_tone_curve(image: Tensor, points: Tensor, gamma: float = 2.2) -> Tensor:
     """Map linear (B, 3, H, W) to display by a curve a channel, given its control points (3, n)."""
-    first, weights = spline_weights(stage.gamma_correct(image))
+    first, weights = spline_weights(stage.gamma_correct(image, gamma))
     channel = torch.arange(3, device=image.device).reshape(3, 1, 1) * points.shape[-1]
     values = points.to(image).reshape(-1)
     parts = [values[first + (channel + k)] * weight for k, weight in enumerate(weights)]

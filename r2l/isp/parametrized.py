@@ -19,15 +19,10 @@ from r2l.isp.filters import correlate, pad, split_margin
 from r2l.isp.fused import apply_affine, develop_with_parameters, measure_affine
 from r2l.isp.pipeline import Affine, Pipeline, Pointwise, Stage, in_full_precision, run
 from r2l.isp.saving import saved_with
-from r2l.isp.steps import NUMBERS, Steps, numbers_of
-
-#: A lower and an upper bound for each value of a parameter, by the parameter's name.
-Box = Mapping[str, tuple[Tensor, Tensor]]
+from r2l.isp.steps import NUMBERS, Box, Steps, numbers_of, physical_box, tolerance_box
 
 # Demosaic 1, sharpening 1, blur 2; even, as strips want it.
 _REACH = 4
-# A level so near to white, as a part of the range, leaves almost nothing to divide by.
-_LEAST_RANGE = 0.05
 # What a step of one changes a picture by, root mean square, display units.
 _STEP = 0.1
 # Side and number of the tiles, and step as a part of the room, that units are measured by.
@@ -246,54 +241,20 @@ class ParametrizedISP(Pipeline):
         return *measure_affine(partial(run, affine), _REACH, self.steps.start), numbers["gamma"]
 
     def physical_bounds(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the widest box that still is a camera: see `project_`.
+        """Return the widest box that still is a camera: see `project_` and `r2l.isp.steps.physical_box`.
 
-        Levels from 0 to just below white, gains of the camera's sign and of magnitude 0.05 to 20, matrix
-        entries within 10, kernel entries within 25, gamma 0.2 to 5. The additive layer is not bounded.
+        The additive layer is not bounded.
         """
-        highest_black = self.camera.white_level - _LEAST_RANGE * self.camera.span
-        sign = torch.tensor(self.camera.white_balance).sign().to(self.steps.start)
-        smallest, largest = 0.05 * sign, 20.0 * sign
-        limits = {
-            "black_level": (0.0, highest_black),
-            "white_balance": (torch.minimum(smallest, largest), torch.maximum(smallest, largest)),
-            "colour_matrix": (-10.0, 10.0),
-            "sharpening_kernel": (-25.0, 25.0),
-            "blur_kernel": (-25.0, 25.0),
-            "gamma": (0.2, 5.0),
-        }
-        return {name: self._spread(name, *ends) for name, ends in limits.items()}
+        return physical_box(self.camera, {n: step.detach() for n, step in self.steps.items()})
 
     def tolerance_bounds(self, fraction: float = 0.1) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return a box around the camera's values: what another device of the kind may differ by.
-
-        Levels may be off by ``fraction`` of a hundredth of the range, gains, matrix entries and gamma by
-        ``fraction`` of their own value (matrix: of each row's largest), kernel entries by ``fraction`` of
-        the kernel's largest.
+        """Return a box around the camera's values, see `r2l.isp.steps.tolerance_box`.
 
         Raises:
             ValueError: a fraction outside (0, 1).
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
-        fresh = {
-            name: value.to(self.steps.start) for name, value in numbers_of(self.camera).items()
-        }
-        box = {}
-        for name, value in fresh.items():
-            reach = fraction * {
-                "black_level": torch.full_like(value, 0.01 * self.camera.span),
-                "colour_matrix": value.abs().amax(-1, keepdim=True),
-                "sharpening_kernel": value.abs().max(),
-                "blur_kernel": value.abs().max(),
-            }.get(name, value.abs())
-            box[name] = (value - reach, value + reach)
-        return box
-
-    def _spread(self, name: str, *ends: float | Tensor) -> tuple[Tensor, Tensor]:
-        like = self.steps[name].detach()
-        low, high = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in ends)
-        return low.expand_as(like).clone(), high.expand_as(like).clone()
+        fresh = {n: value.to(self.steps.start) for n, value in numbers_of(self.camera).items()}
+        return tolerance_box(self.camera, fresh, fraction)
 
     @torch.no_grad()
     def project_(self, box: Box) -> ParametrizedISP:

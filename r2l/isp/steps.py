@@ -16,6 +16,11 @@ _KERNELS = ("sharpening_kernel", "blur_kernel")
 NUMBERS = ("black_level", "white_balance", "colour_matrix", *_KERNELS, "gamma")
 # What changes by factors, and so keeps its sign.
 _FACTORS = ("white_balance", "gamma")
+# A level so near to white, as a part of the range, leaves almost nothing to divide by.
+_LEAST_RANGE = 0.05
+
+#: A lower and an upper bound for each value of a parameter, by the parameter's name.
+Box = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def numbers_of(camera: Camera) -> dict[str, Tensor]:
@@ -25,6 +30,56 @@ def numbers_of(camera: Camera) -> dict[str, Tensor]:
     colours = camera.black_level, camera.white_balance, camera.colour_matrix
     values = (*colours, SHARPENING_KERNEL, blur, 2.2)
     return {name: torch.tensor(value) for name, value in zip(NUMBERS, values, strict=True)}
+
+
+def physical_box(camera: Camera, numbers: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the widest box that still is a camera, for those of a pipeline's numbers that it bounds.
+
+    Levels from 0 to just below white, gains of the camera's sign and of magnitude 0.05 to 20, matrix entries
+    within 10, kernel entries within 25, gamma 0.2 to 5; of a tone curve the value at black within 1 and steps
+    up to 1, display units.
+    """
+    sign = torch.tensor(camera.white_balance).sign()
+    gains = torch.stack([0.05 * sign, 20.0 * sign])
+    ends = {
+        "black_level": (0.0, camera.white_level - _LEAST_RANGE * camera.span),
+        "white_balance": (gains.amin(0), gains.amax(0)),
+        "colour_matrix": (-10.0, 10.0),
+        "sharpening_kernel": (-25.0, 25.0),
+        "blur_kernel": (-25.0, 25.0),
+        "gamma": (0.2, 5.0),
+        "tone_curve": (-1.0, 1.0),
+    }
+    return {
+        name: tuple(torch.zeros_like(value) + torch.as_tensor(end).to(value) for end in ends[name])
+        for name, value in numbers.items()
+        if name in ends
+    }
+
+
+def tolerance_box(
+    camera: Camera, numbers: Mapping[str, Tensor], fraction: float
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return a box around numbers: what another device of the kind may differ by.
+
+    Levels may be off by ``fraction`` of a hundredth of the range, matrix entries by ``fraction`` of the
+    row's largest, kernel entries of the kernel's largest, all else by ``fraction`` of its own value.
+
+    Raises:
+        ValueError: a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
+    box = {}
+    for name, value in numbers.items():
+        reach = fraction * {
+            "black_level": torch.full_like(value, 0.01 * camera.span),
+            "colour_matrix": value.abs().amax(-1, keepdim=True),
+            "sharpening_kernel": value.abs().max(),
+            "blur_kernel": value.abs().max(),
+        }.get(name, value.abs())
+        box[name] = (value - reach, value + reach)
+    return box
 
 
 class Steps(nn.ParameterDict):

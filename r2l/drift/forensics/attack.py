@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torch import nn
 
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.evaluator import Evaluator, own_processor
-from r2l.drift.forensics.search_space import ParameterSpace, SearchSpace
+from r2l.drift.forensics.search_space import ParameterSpace, Searchable, SearchSpace
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
 from r2l.training.adversarial import Adversary
@@ -90,7 +91,7 @@ class Search:
 def bounded_attack(
     model: nn.Module,
     frames: Frames,
-    isp: ParametrizedISP | None = None,
+    isp: Searchable | None = None,
     *,
     parameters: str | Sequence[str] = "all",
     fraction: float = 0.1,
@@ -123,7 +124,7 @@ def bounded_attack(
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"nothing to search: {steps} steps, {restarts} starts")
-    isp = _parametrized(model, isp)
+    isp = _searchable(model, isp)
     space = ParameterSpace(copy.deepcopy(isp).to(frames.raw.device), parameters, fraction)
     search = Search(
         "projected gradient", Evaluator(model, frames), space, steps * restarts, progress
@@ -173,7 +174,7 @@ def penalised_attack(
     """
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"nothing to search: {epochs} epochs of batches of {batch_size}")
-    isp = _parametrized(model, isp)
+    isp = _searchable(model, isp, ParametrizedISP)
     moved = copy.deepcopy(isp).to(frames.raw.device).calibrate(frames.raw)
     space = ParameterSpace(moved, adversary.searched(isp), fraction)
     search = Search("penalised gradient", Evaluator(model, frames), space, epochs + 1, progress)
@@ -196,11 +197,11 @@ def penalised_attack(
     return search.attack()
 
 
-def _parametrized(model: nn.Module, isp: ParametrizedISP | None) -> ParametrizedISP:
+def _searchable(model: nn.Module, isp: Any, kinds: Any = Searchable) -> Any:
     isp = own_processor(model, isp)
-    if isinstance(isp, ParametrizedISP):
+    if isinstance(isp, kinds):
         return isp
     raise ValueError(
-        f"no gradients to search by: {isp} has no parameters; give isp=ParametrizedISP(frames.camera), "
-        "or take static_attack"
+        f"no gradients to search by: {isp} has no parameters of that kind; give "
+        "isp=ParametrizedISP(frames.camera), or take static_attack"
     )

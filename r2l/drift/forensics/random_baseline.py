@@ -13,6 +13,7 @@ from r2l.datasets.frames import Frames
 from r2l.drift.forensics.attack import Attack, bounded_attack
 from r2l.drift.forensics.black_box import random_points, random_search
 from r2l.drift.forensics.evaluator import Evaluator
+from r2l.drift.forensics.search_space import Searchable
 from r2l.drift.statistics import (
     crossed_means,
     crossed_ratios,
@@ -21,7 +22,6 @@ from r2l.drift.statistics import (
     holm,
     interval_text,
 )
-from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
 
 _ROWS = ("unchanged", "random, typical", "random, worst of as many", "attack")
@@ -155,7 +155,7 @@ def attack_parameters(
     model: nn.Module,
     frames: Frames,
     fresh: Frames,
-    isp: ParametrizedISP,
+    isp: Searchable,
     parameters: Sequence[str] = ("all",),
     *,
     fraction: float = 0.1,
@@ -173,7 +173,7 @@ def attack_parameters(
         model, frames, isp, fraction, steps, restarts, seed: of the searches, see `bounded_attack`.
         searches: how many on either side, of as many seeds.
         fresh, metric: of the judgement, see `compare_to_random`.
-        parameters: names of `ParametrizedISP`, or "all", one search each.
+        parameters: names of the ISP's, or "all", one search each.
         level: confidence of the intervals.
         progress: whether to show a bar.
 

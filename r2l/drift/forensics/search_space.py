@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from r2l.camera import Camera
 from r2l.isp.adjustable import AdjustableISP, settings_of
+from r2l.isp.learned import LearnedISP
 from r2l.isp.parametrized import ParametrizedISP
+
+#: Pipelines whose numbers have bounds, and whose gradients pass to them.
+Searchable = ParametrizedISP | LearnedISP
 
 # Reach of the additive layer, in display units, at 100 % tolerance.
 _ADDITIVE_REACH = 0.1
@@ -43,7 +47,7 @@ class SearchSpace:
 
 
 class ParameterSpace(SearchSpace):
-    """Parameters of a `ParametrizedISP` around their present values; gradients pass.
+    """Parameters of a `ParametrizedISP` or `LearnedISP` around their present values; gradients pass.
 
     Args:
         isp: the pipeline at the centre; it stays as it is.
@@ -51,7 +55,7 @@ class ParameterSpace(SearchSpace):
         fraction: of tolerance, see `ParametrizedISP.tolerance_bounds`, whose half width is taken around
             the present values. An additive layer may reach ``fraction`` of a tenth of the range.
 
-    Kernels keep unit sum: the same is taken off all entries, which may then leave the box by as much.
+    Kernels keep their sum: the same is taken off all entries, which may then leave the box by as much.
     Beyond the box (where a search without bounds may go) values stop at the `physical_bounds`.
 
     Raises:
@@ -60,7 +64,7 @@ class ParameterSpace(SearchSpace):
 
     def __init__(
         self,
-        isp: ParametrizedISP,
+        isp: Searchable,
         parameters: str | Sequence[str] = "all",
         fraction: float = 0.1,
     ) -> None:
@@ -100,7 +104,7 @@ class ParameterSpace(SearchSpace):
             if name in self.limits:
                 value = value.clamp(*self.limits[name])
             if name in _KERNELS:
-                value = value + (1 - value.sum()) / value.numel()
+                value = value + (centre.sum() - value.sum()) / value.numel()
             values[name] = value
         return values
 
@@ -115,14 +119,10 @@ class ParameterSpace(SearchSpace):
         """Develop ``raw`` (B, 1, H, W) at ``point`` (d,): (B, 3, H, W), display; differentiable."""
         return self.isp.develop(raw, self.isp.numbers() | self.values(point))
 
-    def pipeline(self, point: np.ndarray) -> ParametrizedISP:
+    def pipeline(self, point: np.ndarray) -> Searchable:
         """Return the pipeline at ``point`` (d,), a new module."""
         # In double, so that the centre comes back to the bit.
         return copy.deepcopy(self.isp).set_(**self.values(torch.as_tensor(point)))
-
-    def reference(self) -> ParametrizedISP:
-        """Return the pipeline at the centre: as it is, were its kernels' sums not quite 1."""
-        return copy.deepcopy(self.isp)
 
 
 class SettingSpace(SearchSpace):
