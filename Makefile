@@ -21,7 +21,7 @@ TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index solutions experiments lock help
+.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index solutions experiments site lock help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -98,6 +98,10 @@ index: .venv/test  ## bring the index in notebooks/README.md up to date
 solutions: .venv/test  ## the lessons with their answers filled in, for teachers: into solutions/
 	$(BIN)/python -m tools.solutions
 
+site: .venv/docs  ## the lessons, the command line and the docstrings as pages: build/site/index.html
+	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -b html -c docs -d build/doctrees . build/site
+	@echo "$(CURDIR)/build/site/index.html"
+
 experiments: .venv/base  ## run the full experiments, notebooks/experiments/*paper_*.yaml: hours, a GPU, the real data
 	$(BIN)/r2l sweep $(EXPERIMENTS)
 
@@ -126,9 +130,13 @@ install = $(UV) pip install --quiet --python $(BIN)/python $(addprefix --constra
 	$(call install,explorer)
 	@touch $@ .venv/base
 
+.venv/docs: .venv/bin/python pyproject.toml $(LOCK)
+	$(call install,docs)
+	@touch $@ .venv/base
+
 .venv/test: .venv/bin/python pyproject.toml $(LOCK)
 	$(call install,test)
-	@touch $@ .venv/base .venv/explorer
+	@touch $@ .venv/base .venv/explorer .venv/docs
 
 lock:  ## write constraints.txt anew: the newest versions of everything, for every platform
 	uv pip compile --universal --upgrade --python-version 3.11 --extra test --no-header --no-annotate \
