@@ -146,7 +146,7 @@ def check(name: str, answer: Any) -> Verdict:
 
     if exercise.through:
         try:
-            answer_value = exercise.through(asked)
+            answer_value = exercise.through(asked if callable(answer) else answer)
         except Exception as error:  # whatever a reader's function may raise
             if unanswered:
                 return nothing
