@@ -44,7 +44,8 @@ def compare_adaptations(
         test_on: frames that they are tested on; of other groups.
         methods: of `METHODS`.
         statistics, generalist: see `adapt`.
-        **settings: further arguments of `adapt` (``steps``, ``batch_size``, ``seed``).
+        **settings: further arguments of `adapt` (``steps``, ``batch_size``, ``seed``); ``steps`` may be given
+            by method.
 
     Returns:
         One row for each target, method and image: ``target``, ``method``, what `predict` tells, and of
@@ -58,7 +59,7 @@ def compare_adaptations(
     adapt_on, test_on = np.asarray(adapt_on), np.asarray(test_on)
     check_domains([*targets.values()])
     settings |= {"statistics": statistics, "generalist": generalist}
-    tables = []
+    steps, tables = settings.get("steps"), []
     for name, target in targets.items():
         groups = target.frames.groups
         if shared := set(groups[adapt_on]) & set(groups[test_on]):
@@ -68,7 +69,8 @@ def compare_adaptations(
         moved = copy.deepcopy(trained)
         moved.processor = copy.deepcopy(target.processor)
         for method in methods:
-            adapted = adapt(method, moved, target.frames.subset(adapt_on), **settings)
+            own = settings | ({"steps": steps[method]} if isinstance(steps, Mapping) else {})
+            adapted = adapt(method, moved, target.frames.subset(adapt_on), **own)
             table = predict(adapted, {name: target.frames.subset(test_on)}, by="target")
             record = {key: adapted.adaptation[key] for key in ("steps", "seconds")}
             for key, value in adapted.adaptation.get("settings", {}).items():

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from r2l.drift.adjustment.objectives import (
     SourceStatistics,
     alignment,
     batch_norms,
-    entropy,
+    entropies,
     forward_features,
 )
 from r2l.drift.adjustment.physical import PACE, PhysicalAdjustment
+from r2l.drift.adjustment.self_training import SELF_TRAINING, descend, learning_only
 from r2l.files import choose
 from r2l.training import RawToLogits, seeded
 
@@ -33,18 +33,27 @@ METHODS = {
     "none": "nothing is changed",
     "bn_statistics": "batch normalisations measure mean and variance anew, without labels",
     "tent": "batch normalisations anew, and their affine parameters to lower entropy, without labels",
+    "eata": "as tent, by reliable answers that are not all alike, held near the source's parameters",
+    "sar": "as tent, by reliable answers, where entropy is flat; starts anew after a collapse",
+    "cotta": "all weights of the task model follow a slower teacher, some are restored, without labels",
     "isp": "five physical numbers of the ISP, by entropy and alignment, without labels",
     "isp_entropy": "as isp, by entropy alone",
     "isp_alignment": "as isp, by alignment alone",
+    "isp_labels": "as isp, by the task's own loss, with labels",
     "fine_tune": "all weights of the task model, with labels",
     "all_pipelines": "another model, trained on all twelve pipelines; nothing is adapted",
 }
 #: Methods that see the labels of the target.
-LABELLED = ("fine_tune",)
+LABELLED = ("fine_tune", "isp_labels")
 #: Peak learning rates of Adam; that of the ISP is in stops a step.
-_RATES = {"tent": 1e-3, "fine_tune": 1e-3, "isp": 0.2}
-#: Weights of entropy and alignment for the methods that adjust the ISP.
-_WEIGHTS = {"isp": (0.1, 1.0), "isp_entropy": (1.0, 0.0), "isp_alignment": (0.0, 1.0)}
+_RATES = dict.fromkeys((*SELF_TRAINING, "fine_tune"), 1e-3) | {"isp": 0.2}
+#: Weights of what they lower for the methods that adjust the ISP.
+_WEIGHTS = {
+    "isp": {"entropy": 0.1, "alignment": 1.0},
+    "isp_entropy": {"entropy": 1.0},
+    "isp_alignment": {"alignment": 1.0},
+    "isp_labels": {"task": 1.0},
+}
 # Adam's memories for the ISP, shorter than usual: the first gradients are many times the later ones, which
 # could not correct an overshoot while the first are remembered.
 _BETAS = (0.7, 0.9)
@@ -62,6 +71,7 @@ def adapt(
     steps: int = 40,
     batch_size: int = 32,
     lr: float | None = None,
+    reset_below: float | None = None,
     seed: int = 0,
 ) -> RawToLogits:
     """Return a copy of ``trained`` that is adapted to the target; what was given stays as it was.
@@ -73,38 +83,45 @@ def adapt(
     - ``tent``: only scales and shifts of batch normalisation, by entropy, with the statistics of the batch
       (Wang et al., ICLR 2021). Since it is tested on other images than it adapts to, the statistics are
       measured anew at the end and kept, instead of being those of each test batch.
+    - ``eata``, ``sar``, ``cotta``: see `r2l.drift.adjustment.self_training`; ``eata`` holds on to the
+      source by its ``statistics`` if they are given.
     - ``isp``, ``isp_entropy``, ``isp_alignment``: `PhysicalAdjustment`, the task model held fast in eval
       mode; minimises entropy plus `alignment` to the source statistics. The result's processor is a
-      `ParametrizedISP` if it was one.
+      `ParametrizedISP` if it was one. ``isp_labels``: by the task's loss instead.
     - ``fine_tune``: the task model by its own loss, in train mode, the ISP held fast.
     - ``all_pipelines``: ``generalist`` behind the target's ISP.
 
     Args:
         method: one of `METHODS`.
         trained: task model, with the ISP of the *target* as its processor.
-        target: frames of the target, items with ``raw``; only ``fine_tune`` looks at their labels.
+        target: frames of the target, items with ``raw``; only `LABELLED` methods look at their labels.
         statistics: what `source_statistics` returned; for ``isp`` and ``isp_alignment``.
         generalist: what `train_on_pipelines` returned; for ``all_pipelines``.
         steps: gradient steps.
         batch_size: images a step, drawn without replacement until none is left, then again.
         lr: peak learning rate of Adam, which falls to 0 along a cosine; by default `_RATES`.
+        reset_below: loss (nats, moving average) below which what is learned without labels starts anew, so
+            that one answer to everything is not where it ends; by default only ``sar`` does, below 0.2.
         seed: of the order of the images; equal seeds give equal results, and equal batches to all methods.
 
     Returns:
         A module in eval mode with the attribute ``adaptation``: dict of ``method``, ``steps`` (taken),
-        ``seconds``, ``losses`` (one a step), and for the ISP its five ``settings``.
+        ``seconds``, ``losses`` (one a step; NaN where no answer was reliable), ``resets``, and for the ISP
+        its five ``settings``.
 
     Raises:
         ValueError: an unknown method, no frames, or something that the method needs is not given.
     """
     choose("method", method, METHODS)
-    if len(target) == 0 or steps < 1 or batch_size < 2:
+    if len(target) == 0 or steps < 1 or batch_size < 1:
         raise ValueError(
             f"nothing to adapt to: {len(target)} frames, {steps} steps of {batch_size} images"
         )
     begin = time.perf_counter()
     module = copy.deepcopy(trained).eval()
-    record: dict[str, Any] = {"method": method, "steps": 0, "losses": []}
+    record: dict[str, Any] = {"method": method, "losses": []}
+    unguarded = reset_below is None or method in LABELLED
+    guard = {} if unguarded else {"reset_below": reset_below}
     with seeded(seed):
         batches = _batches(target, batch_size, steps, seed)
         if method == "all_pipelines":
@@ -113,14 +130,17 @@ def adapt(
             module.model, module.norm = copy.deepcopy((generalist.model, generalist.norm))
         elif method == "bn_statistics":
             _measure_statistics(module, target)
-        elif method == "tent":
-            record["losses"] = _tent(module, batches, lr or _RATES["tent"])
+        elif method in SELF_TRAINING:
+            learn = SELF_TRAINING[method]
+            record |= learn(module, batches, lr or _RATES[method], source=statistics, **guard)
             _measure_statistics(module, target)
         elif method == "fine_tune":
-            record["losses"] = _fine_tune(module, batches, lr or _RATES["fine_tune"])
+            record |= _fine_tune(module, batches, lr or _RATES["fine_tune"])
         elif method in _WEIGHTS:
-            found = _adjust_isp(module, batches, lr or _RATES["isp"], _WEIGHTS[method], statistics)
-            record["losses"], record["settings"] = found
+            weights = _WEIGHTS[method]
+            record |= _adjust_isp(
+                module, batches, lr or _RATES["isp"], weights, statistics, **guard
+            )
     record["steps"] = len(record["losses"])
     record["seconds"] = time.perf_counter() - begin
     module.adaptation = record
@@ -133,30 +153,6 @@ def _batches(data: Dataset, size: int, steps: int, seed: int) -> Iterator[dict[s
     loader = DataLoader(data, min(size, len(data)), shuffle=True, drop_last=True, generator=order)
     endless = chain.from_iterable(repeat(loader))
     return islice(endless, steps)
-
-
-def _descend(
-    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
-    batches: Iterator[dict[str, Any]],
-    loss_of: Callable[[dict[str, Any]], Tensor],
-    lr: float,
-    after: Callable[[], object] = lambda: None,
-    betas: tuple[float, float] = (0.9, 0.999),
-) -> list[float]:
-    """Take one step of Adam a batch, the learning rate falling to 0 along a cosine; return the losses."""
-    batches = list(batches)
-    optimizer = torch.optim.Adam(list(parameters), lr, betas=betas)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
-    losses = []
-    for batch in batches:
-        optimizer.zero_grad()
-        loss = loss_of(batch)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        after()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 @torch.no_grad()
@@ -177,57 +173,41 @@ def _measure_statistics(module: RawToLogits, target: Dataset) -> None:
         norm.eval()
 
 
-def _tent(module: RawToLogits, batches: Iterator[dict[str, Any]], lr: float) -> list[float]:
-    norms = batch_norms(module).values()
-    affine = [p for norm in norms for p in (norm.weight, norm.bias) if p is not None]
-    for norm in norms:
-        norm.train()  # the statistics of the batch
-    with _learning_only(module, affine):
-        return _descend(affine, batches, lambda batch: entropy(module(batch["raw"])), lr)
-
-
-def _fine_tune(module: RawToLogits, batches: Iterator[dict[str, Any]], lr: float) -> list[float]:
+def _fine_tune(module: RawToLogits, batches: Iterator[dict[str, Any]], lr: float) -> dict[str, Any]:
     def loss_of(batch: dict[str, Any]) -> Tensor:
         return module.loss(module(batch["raw"]), module.task.targets(batch))
 
     weights = [*module.model.train().parameters()]
-    with _learning_only(module, weights):
-        return _descend(weights, batches, loss_of, lr)
+    with learning_only(module, weights):
+        return descend(weights, batches, loss_of, lr)
 
 
 def _adjust_isp(
     module: RawToLogits,
     batches: Iterator[dict[str, Any]],
     lr: float,
-    weights: tuple[float, float],
+    weights: Mapping[str, float],
     statistics: SourceStatistics | None,
-) -> tuple[list[float], dict[str, float]]:
-    if weights[1] and statistics is None:
+    **options: Any,
+) -> dict[str, Any]:
+    if "alignment" in weights and statistics is None:
         raise ValueError("alignment needs statistics, see source_statistics")
     adjustment = PhysicalAdjustment(module.processor)
     numbers = {name: adjustment.get_parameter(name) for name in PACE}
 
     def loss_of(batch: dict[str, Any]) -> Tensor:
         logits, features = forward_features(module, batch["raw"])
-        loss = weights[0] * entropy(logits)
-        return loss + weights[1] * alignment(features, statistics) if weights[1] else loss
+        parts = {
+            "entropy": lambda: entropies(logits).mean(),
+            "alignment": lambda: alignment(features, statistics),
+            "task": lambda: module.loss(logits, module.task.targets(batch)),
+        }
+        return sum(weight * parts[name]() for name, weight in weights.items())
 
     groups = [{"params": [numbers[name]], "lr": lr * pace} for name, pace in PACE.items()]
-    with _learning_only(module, numbers.values()):
+    options |= {"after": adjustment.project_, "betas": _BETAS}
+    with learning_only(module, numbers.values()):
         module.processor = adjustment
-        losses = _descend(groups, batches, loss_of, lr, adjustment.project_, _BETAS)
+        record = descend(groups, batches, loss_of, lr, **options)
         module.processor = adjustment.baked()
-    return losses, adjustment.settings()
-
-
-@contextmanager
-def _learning_only(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let only these parameters ask for gradients; at the end each asks as it did before."""
-    asked = {name: p.requires_grad for name, p in module.named_parameters()}
-    module.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    yield
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(asked.get(name, False))
-        parameter.grad = None
+    return record | {"settings": adjustment.settings()}

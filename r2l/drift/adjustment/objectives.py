@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,6 +16,8 @@ from r2l.training import RawToLogits
 
 # Name of the developed image among the statistics.
 _IMAGE = "image"
+# Images that the Fisher information is measured on, one by one.
+_FISHER_IMAGES = 64
 # A variance below this share of the layer's mean variance is taken as this share: dead channels.
 _LEAST_SHARE = 1e-3
 
@@ -27,10 +30,13 @@ class SourceStatistics:
         layers: by name, mean and variance (C,) of each channel over images and pixels: of the developed
             image (``"image"``) and of the inputs of the batch normalisations behind the ISP.
         images: how many images they were measured on.
+        fisher: of the parameters of batch normalisation, by name: how much the answers depend on each, the
+            mean square of the slope of the likeliest answer's log-probability.
     """
 
     layers: Mapping[str, tuple[Tensor, Tensor]]
     images: int
+    fisher: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def _layers(trained: RawToLogits, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
@@ -50,6 +56,12 @@ def batch_norms(trained: RawToLogits) -> dict[str, nn.Module]:
     if not norms:
         raise ValueError(f"{type(trained.model).__name__} has no batch normalisation to adapt")
     return norms
+
+
+def affine_parameters(trained: RawToLogits) -> dict[str, nn.Parameter]:
+    """Return scales and shifts of the batch normalisations behind the ISP, by name."""
+    norms = batch_norms(trained).items()
+    return {f"{name}.{part}": p for name, norm in norms for part, p in norm.named_parameters()}
 
 
 def _watched(trained: RawToLogits) -> dict[str, nn.Module]:
@@ -114,24 +126,57 @@ def source_statistics(
             sums[0] += flat.sum(1)
             sums[1] += flat.square().sum(1)
             counts[name] = counts.get(name, 0) + flat.shape[1]
+    fisher = _fisher_information(trained, data)
     trained.train(was_training)
     layers = {}
     for name, (first, second) in totals.items():
         mean = first / counts[name]
         variance = (second / counts[name] - mean.square()).clamp_min(0)
         layers[name] = (mean.float(), variance.float())
-    return SourceStatistics(layers, len(data))
+    return SourceStatistics(layers, len(data), fisher)
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Return the mean Shannon entropy (nats) of the answers to logits (B, C, ...).
+@torch.enable_grad()
+def _fisher_information(trained: RawToLogits, data: Dataset) -> dict[str, Tensor]:
+    """Measure `SourceStatistics.fisher` on images spread over the data; source: EATA, see `eata`."""
+    if not _layers(trained, _BatchNorm):
+        return {}
+    affine = affine_parameters(trained)
+    asked = [p.requires_grad for p in affine.values()]
+    totals = {name: torch.zeros_like(p.detach()) for name, p in affine.items()}
+    rows = torch.linspace(0, len(data) - 1, min(len(data), _FISHER_IMAGES)).round().long()
+    for parameter in affine.values():
+        parameter.requires_grad_(True)
+    for row in rows.tolist():
+        logits = of_classes(trained(data[row]["raw"][None]))
+        loss = F.cross_entropy(logits, logits.argmax(1))
+        for total, slope in zip(
+            totals.values(), torch.autograd.grad(loss, [*affine.values()]), strict=True
+        ):
+            total += slope.square() / len(rows)
+    for parameter, before in zip(affine.values(), asked, strict=True):
+        parameter.requires_grad_(before)
+    return totals
 
-    One channel is taken as the logit of one class against none. Source: Wang et al., "Tent: Fully
-    test-time adaptation by entropy minimization", ICLR 2021, eq. 1.
+
+def of_classes(logits: Tensor) -> Tensor:
+    """Return logits (B, C, ...) of two classes or more: one channel is that of one class against none."""
+    return logits if logits.shape[1] > 1 else torch.cat([logits, torch.zeros_like(logits)], dim=1)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the probabilities (B, C) of logits (B, C, ...), means over the pixels where there are some."""
+    shares = of_classes(logits).softmax(1)
+    return shares.flatten(2).mean(2) if shares.ndim > 2 else shares
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Return the Shannon entropy (nats) of each of the answers (B,) to logits (B, C, ...), mean over pixels.
+
+    Source: Wang et al., "Tent: Fully test-time adaptation by entropy minimization", ICLR 2021, eq. 1.
     """
-    if logits.shape[1] == 1:
-        logits = torch.cat([logits, torch.zeros_like(logits)], dim=1)
-    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    logits = of_classes(logits)
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).reshape(len(logits), -1).mean(1)
 
 
 def alignment(features: Mapping[str, Tensor], source: SourceStatistics) -> Tensor:

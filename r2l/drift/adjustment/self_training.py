@@ -1,0 +1,254 @@
+"""Adapting a network by its own answers: entropy of all, of the reliable ones, or a slower teacher's word.
+
+The methods of test-time adaptation as published, but for what makes them comparable here: all take Adam's
+steps on the same batches, and at the end the statistics of batch normalisation are measured anew and kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from r2l.drift.adjustment.objectives import (
+    SourceStatistics,
+    affine_parameters,
+    batch_norms,
+    entropies,
+    of_classes,
+    probabilities,
+)
+from r2l.training import RawToLogits
+from r2l.training.augment import make_augment
+
+# Answers of less than this part of the largest entropy are reliable; EATA and SAR.
+_RELIABLE = 0.4
+# EATA: most likeness (cosine) to the mean answer, as published for ten classes; weight of what keeps the
+# network near its start.
+_REDUNDANT, _FISHER = 0.4, 2000.0
+# SAR: how far away the sharper loss is looked for, and the mean loss (nats) below which it has collapsed.
+_RADIUS, COLLAPSED = 0.05, 0.2
+# CoTTA, as published for ten classes: surer than this the network needs no second look; looks that a teacher
+# takes else; part of the weights that go back to the source at each step; longest memory of the teacher.
+_SURE, _LOOKS, _RESTORED, _MEMORY = 0.92, 8, 0.01, 0.999
+
+_Batch = dict[str, Any]
+
+
+def descend(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    batches: Iterator[_Batch],
+    loss_of: Callable[[_Batch], Tensor | None],
+    lr: float,
+    *,
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    reset_below: float = -math.inf,
+) -> dict[str, Any]:
+    """Take one step of Adam a batch, the learning rate falling to 0 along a cosine.
+
+    Args:
+        parameters: as an optimizer takes them.
+        batches: what ``loss_of`` gets, one after the other.
+        loss_of: a loss, or None where there is nothing to learn from: then no step is taken.
+        lr: where the learning rate starts.
+        before, after: called before and after each step.
+        betas: of Adam.
+        reset_below: where the losses' moving average (nine parts old) falls below it, the parameters go
+            back to where they were at first: no entropy at all is that of one answer to everything.
+
+    Returns:
+        ``losses``, one a batch (NaN: no step), and the number of ``resets``.
+    """
+    batches = list(batches)
+    optimizer = torch.optim.Adam(list(parameters), lr, betas=betas)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
+    learned = [p for group in optimizer.param_groups for p in group["params"]]
+    start = [p.detach().clone() for p in learned]
+    losses, resets, mean = [], 0, None
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = loss_of(batch)
+        losses.append(math.nan if loss is None else float(loss.detach()))
+        if loss is not None:
+            loss.backward()
+            before()
+            optimizer.step()
+            after()
+            mean = losses[-1] if mean is None else 0.9 * mean + 0.1 * losses[-1]
+        schedule.step()
+        if mean is not None and mean < reset_below:
+            _copy(start, learned)
+            optimizer.state.clear()
+            resets, mean = resets + 1, None
+    return {"losses": losses, "resets": resets}
+
+
+@torch.no_grad()
+def _copy(values: Iterable[Tensor], into: Iterable[Tensor]) -> None:
+    for value, parameter in zip(values, into, strict=True):
+        parameter.copy_(value)
+
+
+@contextmanager
+def learning_only(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let only these parameters ask for gradients; at the end each asks as it did before."""
+    asked = {name: p.requires_grad for name, p in module.named_parameters()}
+    module.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    yield
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(asked.get(name, False))
+        parameter.grad = None
+
+
+def _by_entropy(
+    module: RawToLogits, loss_of: Callable[[Tensor], Tensor | None], batches: Iterator[_Batch],
+    lr: float, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Learn scales and shifts of batch normalisation, with the statistics of the batch, by raw frames."""
+    for norm in batch_norms(module).values():
+        norm.train()
+    affine = [*affine_parameters(module).values()]
+    with learning_only(module, affine):
+        return descend(affine, batches, lambda batch: loss_of(batch["raw"]), lr, **options)
+
+
+def tent(module: RawToLogits, *step: Any, source: object = None, **options: Any) -> dict[str, Any]:
+    """Lower the entropy of all answers (Wang et al., ICLR 2021)."""
+    return _by_entropy(module, lambda raw: entropies(module(raw)).mean(), *step, **options)
+
+
+def _most(logits: Tensor) -> float:
+    """Entropy (nats) below which an answer is reliable."""
+    return _RELIABLE * math.log(max(2, logits.shape[1]))
+
+
+def eata(
+    module: RawToLogits, *step: Any, source: SourceStatistics | None = None, **options: Any
+) -> dict[str, Any]:
+    """Lower the entropy of answers that are reliable and unlike the mean one, near the source's weights.
+
+    Source: Niu et al., "Efficient test-time model adaptation without forgetting", ICML 2022. Without
+    ``source`` nothing holds the weights (the authors' ETA).
+    """
+    affine = affine_parameters(module)
+    start = {name: p.detach().clone() for name, p in affine.items()}
+    mean: list[Tensor] = []
+
+    def loss_of(raw: Tensor) -> Tensor | None:
+        logits = module(raw)
+        entropy, answers = entropies(logits), probabilities(logits).detach()
+        chosen = entropy < _most(logits)
+        if mean:
+            chosen &= F.cosine_similarity(answers, mean[0][None]).abs() < _REDUNDANT
+        if not chosen.any():
+            return None
+        new = answers[chosen].mean(0)
+        mean[:] = [0.9 * mean[0] + 0.1 * new if mean else new]
+        entropy = entropy[chosen]
+        loss = (entropy * (_most(logits) - entropy.detach()).exp()).mean()
+        fisher = {} if source is None else source.fisher
+        kept = [(fisher[n] * (affine[n] - start[n]).square()).sum() for n in fisher]
+        return loss + _FISHER * sum(kept)
+
+    return _by_entropy(module, loss_of, *step, **options)
+
+
+def sar(
+    module: RawToLogits, *step: Any, source: object = None, reset_below: float = COLLAPSED
+) -> dict[str, Any]:
+    """Lower the entropy of reliable answers where it is flat, and start anew after a collapse.
+
+    Source: Niu et al., "Towards stable test-time adaptation in dynamic wild world", ICLR 2023.
+    """
+    affine = [*affine_parameters(module).values()]
+    start: list[Tensor] = []
+
+    def reliable(raw: Tensor) -> Tensor | None:
+        logits = module(raw)
+        entropy = entropies(logits)
+        entropy = entropy[entropy < _most(logits)]
+        return entropy.mean() if len(entropy) else None
+
+    def loss_of(raw: Tensor) -> Tensor | None:
+        if (first := reliable(raw)) is None:
+            return None
+        slopes = torch.autograd.grad(first, affine)
+        length = torch.stack([slope.norm() for slope in slopes]).norm() + 1e-12
+        start[:] = [p.detach().clone() for p in affine]
+        _copy([p + _RADIUS * s / length for p, s in zip(start, slopes, strict=True)], affine)
+        if (second := reliable(raw)) is None:
+            _copy(start, affine)
+        return second
+
+    options = {"before": lambda: _copy(start, affine), "reset_below": reset_below}
+    return _by_entropy(module, loss_of, *step, **options)
+
+
+def cotta(
+    module: RawToLogits, batches: Iterator[_Batch], lr: float, *, source: object = None,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Follow a teacher, the mean of the weights so far, that looks again where the source is not sure.
+
+    All weights of the task model learn, some go back to the source's at each step, and the teacher is what
+    stays. Its memory is as long as the steps at most: the published .999 would stand still in forty.
+    Source: Wang et al., "Continual test-time domain adaptation", CVPR 2022.
+    """
+    batches = list(batches)
+    memory = min(_MEMORY, 1 - 1 / max(2, len(batches)))
+    for norm in batch_norms(module).values():
+        norm.train()
+    anchor, teacher = copy.deepcopy(module), copy.deepcopy(module)
+    weights, kept, slow = ([*m.model.parameters()] for m in (module, anchor, teacher))
+
+    def answers(network: RawToLogits, image: Tensor) -> Tensor:
+        return network.model(network.norm(image))
+
+    @torch.no_grad()
+    def taught(image: Tensor) -> Tensor:
+        target = of_classes(answers(teacher, image)).softmax(1)
+        if probabilities(answers(anchor, image)).amax(1).mean() >= _SURE:
+            return target
+        # Masks would have to be turned back; they are looked at in other colours only.
+        look = make_augment("strong") if target.ndim == 2 else _recoloured
+        looks = [of_classes(answers(teacher, look(image, None)[0])) for _ in range(_LOOKS)]
+        return torch.stack([logits.softmax(1) for logits in looks]).mean(0)
+
+    def loss_of(batch: _Batch) -> Tensor:
+        with torch.no_grad():
+            image = module.develop(batch["raw"])
+        logits = of_classes(answers(module, image))
+        return -(taught(image) * logits.log_softmax(1)).sum(1).mean()
+
+    @torch.no_grad()
+    def after() -> None:
+        for weight, old, mean in zip(weights, kept, slow, strict=True):
+            mean.lerp_(weight, 1 - memory)
+            restored = torch.rand(weight.shape).to(weight.device) < _RESTORED
+            weight.copy_(torch.where(restored, old, weight))
+
+    with learning_only(module, weights):
+        record = descend(weights, iter(batches), loss_of, lr, after=after, **options)
+    _copy(slow, weights)
+    return record
+
+
+def _recoloured(images: Tensor, _masks: None) -> tuple[Tensor, None]:
+    return v2.ColorJitter(0.2, 0.2, 0.2)(images), None
+
+
+#: They adapt a module in place: by batches, a learning rate, ``source`` (statistics), options of `descend`.
+SELF_TRAINING: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "tent": tent, "eata": eata, "sar": sar, "cotta": cotta,
+}  # fmt: skip
