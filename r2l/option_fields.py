@@ -107,6 +107,9 @@ class Declared:
     skip_broken: bool = _data(
         False, "RawFolder: leave out files that can't be read; the record counts them."
     )
+    lens_corrections: bool = _data(
+        False, "RawFolder: apply bad pixels, gain maps and vignetting that DNGs carry."
+    )
     n_images: int | None = _data(
         None, "Twins: how many.  [default: as many as the real set has]", least=1
     )

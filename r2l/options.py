@@ -20,7 +20,7 @@ from r2l.option_fields import TASK_OF, Declared
 
 #: Options for one kind of data set only.
 _FOLDER_ONLY = ("labels", "masks", "camera", "layout", "crop", "foreground")
-_FOLDER_ONLY += ("own_colours", "skip_broken")
+_FOLDER_ONLY += ("own_colours", "skip_broken", "lens_corrections")
 _PATHS = ("folder", "root", "labels", "masks", "camera", "layout")
 _PATHS += ("processor_uri", "classifier_uri", "state_dict_uri")
 _TWIN_ONLY = ("n_images", "image_size")

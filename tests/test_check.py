@@ -58,7 +58,7 @@ def test_a_dng_of_the_camera_is_inside(report, tmp_path, cfa):
     result = check("--tolerances", report, "--camera", path)
     assert result.exit_code == 0, result.output
     # One of 1,024 sites is hot.
-    assert "not compared: defective pixels 0.098%, row noise 0.000%" in result.output
+    assert "measured in this photo: defective pixels 0.098%, row noise 0.000%" in result.output
 
 
 def test_another_camera_is_outside_and_is_told_where(report, tmp_path):

@@ -1,6 +1,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy, develop_vi
 from r2l.datasets.splits import Fold
 from r2l.drift import ShiftDetector, sensor_table, summarise, train_models
 from r2l.drift.adjustment.domains import Domain, RandomPipeline
+from r2l.drift.forensics import tolerance_report
 from r2l.files import R2LError
 from r2l.isp import (
     PIPELINES,
@@ -40,18 +42,22 @@ from r2l.isp.grammar import check_pipeline, linear_stages, open_pipelines
 from r2l.isp.learned import LearnedISP
 from r2l.isp.static import ENGINES
 from r2l.options import Options, resolve_options
-from r2l.rawfile import read_raw, write_dng
+from r2l.rawfile import RawFrame, read_raw, write_dng
 from r2l.sweep.jobs import read_sweep
 from r2l.training.experiment import experiment
 from r2l.training.predict import predict_matrix
 from r2l.viz.pictures import plot_gradients, plot_samples, plot_stages
+from r2l.widgets.camera import camera_explorer
+from tests.test_forensics import Blind, flat_frames
 from tests.test_static import as_tensor, natural_mosaic
+from tests.test_widgets import controls, pages, pictures
 
 ENGINE_NAMES = [f"{program}:{m}" for program, methods in ENGINES.items() for m in methods]
 DISPLAY = (
     *("jpeg:75", "resize:0.5", "tone:srgb", "tone:filmic", "tone:contrast"),
     *("quantise:8", "chroma_blur:1.5", "vignette"),
 )
+MOSAIC = ("defects:0.05", "shading:0.3", "lines:5")
 DIFFERENTIABLE = [d for d in DISPLAY if not d.startswith(("jpeg", "quantise"))]
 
 
@@ -90,15 +96,19 @@ def plain(raw, camera):
 @given(
     st.sampled_from([*PIPELINES, "bi,s,fft", *ENGINE_NAMES]),
     st.sampled_from(["", "@paper", "@camera", "@corrected"]),
+    st.lists(st.sampled_from(MOSAIC), max_size=2),
     st.lists(st.sampled_from(DISPLAY), max_size=3),
     st.sampled_from(["", " "]),
 )
-def test_every_well_formed_name_is_taken_apart_and_means_its_parts(base, variant, after, space):
+def test_every_well_formed_name_is_taken_apart_and_means_its_parts(
+    base, variant, before, after, space
+):
     variant = "" if ":" in base else variant
-    text = f"{space}+{space}".join([base + variant, *after])
+    text = f"{space}+{space}".join([*before, base + variant, *after])
     assert check_pipeline(text) == text
     isp = open_pipeline(text, DRONE)
-    if after:
+    if before or after:
+        assert [step.name for step in isp.before] == [m.partition(":")[0] for m in before]
         assert [step.name for step in isp.after] == [d.partition(":")[0] for d in after]
         isp = isp.base
     if ":" in base:
@@ -137,6 +147,11 @@ def test_any_other_text_is_an_error_in_words(text):
         ("ma,s,ga+tone:velvia", "choose from srgb, filmic, contrast"),
         ("bilinear", "libraw:ahd.*opencv:ea.*save_isp.*module:function.*jpeg"),
         ("libraw:ahd@paper", "choose from linear"),
+        ("defects:0.1+", "only prepares a mosaic.*ma,s,ga"),
+        ("lines", "only prepares a mosaic"),
+        ("lines:2.5+ma,s,ga", "whole number from 3 to 255"),
+        ("defects:2+libraw:ahd", "number from 0 to 1"),
+        ("shading:1+ma,s,ga", "number from 0 to 0.95"),
     ],
 )
 def test_an_unknown_part_is_told_what_there_is(text, words):
@@ -338,6 +353,7 @@ def test_no_base_develops_twice(monkeypatch):
         "libraw:ahd+jpeg:75+resize:0.5",
         "ma,s,ga",
         "ma,s,ga+jpeg",
+        "defects:0.1+ma,s,ga",
     ]
     views = develop_all(raw, DRONE, names)
     assert calls == [("libraw", "ahd")]
@@ -350,6 +366,45 @@ def test_no_base_develops_twice(monkeypatch):
     assert frames.images["libraw:ahd+jpeg:75+resize:0.5"].shape == (3, 3, 16, 16)
     opened = open_pipelines(names, DRONE)
     assert opened["libraw:ahd+jpeg:75"].base is opened["libraw:ahd"]
+
+
+def test_no_pipeline_of_a_matrix_develops_an_image_twice():
+    """Ten columns, of which eight are developed and two are their JPEGs; two models look at each."""
+    seen = dict.fromkeys(("own", "other", "third"), 0)
+
+    def counted(name, isp):
+        def develop(raw):
+            seen[name] += len(raw)
+            return isp(raw)
+
+        return develop
+
+    data = SyntheticMicroscopy(12, size=32)
+    own = {name: counted(name, open_pipeline("bi,s,ga", data.camera)) for name in seen}
+    engines_used = (
+        "libraw:ahd",
+        "libraw:ppg",
+        "opencv:ea",
+        "libraw:ahd+jpeg:75",
+        "opencv:ea+jpeg:75",
+    )
+    names = {**own, **{n: n for n in (*engines_used, "ma,s,ga", "me,u,me@camera")}}
+    images = dict.fromkeys(("libraw", "opencv"), 0)
+    original = engines.demosaic_by
+
+    def engine(mosaic, program, *rest):
+        images[program] += len(mosaic)
+        return original(mosaic, program, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "demosaic_by", engine)
+        views = develop_views(data, names, batch_size=5, progress=False)
+        models = train_models(views, ["ma,s,ga", "own"], n_splits=2, epochs=1, progress=False)
+        answers = predict_matrix(models, views, names, progress=False)
+        summarise(answers).matrix()
+    assert len(names) == 10
+    assert seen == {"own": 12, "other": 12, "third": 12}
+    assert images == {"libraw": 2 * 12, "opencv": 12}
 
 
 def test_masks_meet_images_of_their_size():
@@ -393,7 +448,12 @@ def test_what_a_displayed_pipeline_learned_is_saved_with_it(tmp_path):
 # Everywhere a pipeline is named
 
 OWN = "def look(raw):\n    return raw.expand(-1, 3, -1, -1).sqrt()\n"
-NAMES = ("libraw:ppg", "ma,s,ga@camera", "bi,s,ga+resize:0.5+jpeg:75", "opencv:ea+tone:filmic")
+NAMES = (
+    "libraw:ppg",
+    "defects:0.05+lines:5+ma,s,ga@camera",
+    "bi,s,ga+resize:0.5+jpeg:75",
+    "opencv:ea+tone:filmic",
+)
 
 
 @pytest.fixture
@@ -465,6 +525,76 @@ def test_the_command_line_takes_them(here):
         done = CliRunner().invoke(app, ["develop", "photo.dng", "-p", wrong])
         assert done.exit_code == 2
         assert "choose from" in done.output
+
+
+PARTS = (
+    *(*PIPELINES, *(f"bi,s,ga@{v}" for v in ("paper", "corrected", "camera")), "bi,s,fft"),
+    *(*ENGINE_NAMES, *(f"bi,s,ga+{d}" for d in DISPLAY), *(f"{m}+bi,s,ga" for m in MOSAIC)),
+    *("saved", "own_look:look", "lines:5+saved+jpeg", "defects+own_look:look+vignette"),
+)
+
+
+def at_options(name, frames, frame):
+    assert Options(test_pipelines=name).tested_codes == (name,)
+
+
+def at_training(name, frames, frame):
+    job = resolve_options(Options(pipeline=name))[0]
+    assert job.pipeline == name or (job.pipeline is None and name in PIPELINES)
+
+
+def at_a_sweep(name, frames, frame):
+    text = json.dumps({"train": {"dataset": "SyntheticMicroscopy"}, "grid": {"pipeline": [name]}})
+    Path("sweep.yaml").write_text(text)
+    (job,) = read_sweep(Path("sweep.yaml")).jobs
+    at_training(job.options().pipeline or name, frames, frame)
+
+
+def at_a_matrix(name, frames, frame):
+    images = develop_views(frames, [name], progress=False).images[name]
+    assert images.shape[:2] == (2, 3)
+
+
+def at_a_figure(name, frames, frame):
+    isp = open_pipeline(name, frames.camera)
+    last = list(isp.stages(frame.tensor()).values())[-1]
+    assert torch.equal(last, isp(frame.tensor())) or torch.allclose(
+        last, isp(frame.tensor()), atol=1e-4
+    )
+
+
+def at_a_domain(name, frames, frame):
+    mean, _ = Domain(frames, name).statistics(np.arange(2))
+    assert len(mean) == 3
+
+
+def at_a_widget(name, frames, frame):
+    box = camera_explorer({"frame": frame}, any_report(), uploads=False)
+    menu = controls(box)["pipeline"]
+    menu.value = name
+    ((alt, picture),) = pictures(box)
+    assert name in alt
+    menu.value = "ma,s,ga+velvia"
+    assert "choose from jpeg" in pages(box)
+    assert pictures(box) == [(alt, picture)]
+
+
+@lru_cache
+def any_report():
+    return tolerance_report(
+        Blind(), flat_frames([0.3] * 2, MICROSCOPE), settings=["gamma"], points=3, progress=False
+    )
+
+
+PLACES = (at_options, at_training, at_a_sweep, at_a_matrix, at_a_figure, at_a_domain, at_a_widget)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_each_part_is_taken_at_each_place(here, place):
+    frames = Frames.of(SyntheticMicroscopy(2, size=32), progress=False)
+    frame = RawFrame(frames.raw[0, 0].numpy(), MICROSCOPE)
+    for name in PARTS:
+        place(name, frames, frame)
 
 
 def test_options_and_sweeps_take_them(here):

@@ -15,10 +15,13 @@ from typer.testing import CliRunner
 
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.cli import app
+from r2l.datasets import RawFolder
 from r2l.drift.sensor_drift import drift_sensor
-from r2l.isp.preparation import correct_defects, measure_defects
-from r2l.rawfile import RawFileError, RawFileWarning, read_raw
-from r2l.sensor import DRONE_NOISE, apply_levels, falloff
+from r2l.isp.preparation import correct_defects, correct_lines, correct_shading, measure_defects
+from r2l.options import Options
+from r2l.rawfile import RawFileError, RawFileWarning, RawLayout, read_raw
+from r2l.sensor import DRONE_NOISE, add_line_noise, apply_levels, falloff
+from r2l.training.data import open_data
 from tests.reference import noise_variance
 from tests.test_raw_kinds import BLACK, FULL, LIGHT, WHITE, linear, steps, tiles, write
 
@@ -240,6 +243,32 @@ def test_any_flipped_byte_is_read_or_refused(tmp_path, seed):
 
 
 @pytest.mark.filterwarnings("ignore::r2l.rawfile.RawFileWarning")
+def test_a_folder_applies_them_and_other_files_say_that_they_have_none(tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "cats").mkdir(parents=True)
+    path = photos / "cats" / "a.dng"
+    write(path, tags=[opcode_tag(3, opcode_list(gain_map([[1.5]], planes=3)))])
+    plain, cache = read_raw(path), tmp_path / "cache"
+    for asked in (False, True, False):
+        data = RawFolder(photos, lens_corrections=asked, cache=cache)
+        raw = read_raw(path, lens_corrections=asked).mosaic
+        np.testing.assert_array_equal(data[0]["raw"][0], raw)
+        assert (asked is True) == (raw.mean() > 1.1 * plain.mosaic.mean())
+    options = Options(dataset="RawFolder", root=str(photos), lens_corrections=True)
+    trained = open_data(options)[0]["raw"][0]
+    np.testing.assert_array_equal(trained, read_raw(path, lens_corrections=True).mosaic)
+    with pytest.raises(ValueError, match="lens_corrections"):
+        Options(dataset="SyntheticDrone", lens_corrections=True)
+    np.save(tmp_path / "a.npy", plain.mosaic)
+    Image.fromarray(np.uint16(plain.mosaic * 65535)).save(tmp_path / "a.png")
+    (tmp_path / "a.bin").write_bytes(np.uint16(plain.mosaic * 65535).tobytes())
+    layout = RawLayout(plain.mosaic.shape[1], plain.mosaic.shape[0], 16)
+    for name, kind in (("a.npy", None), ("a.png", None), ("a.bin", layout)):
+        with pytest.warns(RawFileWarning, match="not applied, only those of DNGs"):
+            read_raw(tmp_path / name, DRONE, kind, lens_corrections=True)
+
+
+@pytest.mark.filterwarnings("ignore::r2l.rawfile.RawFileWarning")
 def test_on_the_command_line(tmp_path):
     values = (tiles(BLACK) + 200).astype(np.uint16)
     values[20, 31] = 4000
@@ -357,3 +386,38 @@ def test_what_a_sensor_was_given_is_measured():
         assert measured[other.pop()] < 0.001
     hot = measure_defects(drift_sensor(raw, DRONE, "hot_pixels", 3), DRONE, 0.2)
     assert hot["defective pixels"] == pytest.approx(0.005, rel=0.2)
+
+
+# --- corrected before a pipeline -------------------------------------------------------------------
+
+
+def test_lines_are_taken_off_and_the_scene_stays():
+    rng = np.random.default_rng(0)
+    y, x = torch.meshgrid(*(torch.linspace(0, 1, 96),) * 2, indexing="ij")
+    light = 0.3 + 0.2 * x * y + 0.2 * ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.05)
+    light = light + 0.002 * torch.from_numpy(rng.standard_normal((96, 96))).float()
+    clean = apply_levels(light[None, None], DRONE)
+    noisy = add_line_noise(add_line_noise(light, 0.02, -2, rng), 0.02, -1, rng)
+    noisy = apply_levels(noisy[None, None].float(), DRONE)
+    fixed = correct_lines(noisy)
+    told = measure_defects(fixed, DRONE)
+    assert measure_defects(noisy, DRONE)["row noise"] > 0.015
+    assert max(told["row noise"], told["column noise"]) < 0.003
+    assert (fixed - clean).std() < 0.4 * (noisy - clean).std()
+    assert (correct_lines(clean) - clean).abs().max() < 0.02 * DRONE.span
+    torch.testing.assert_close(fixed.mean(), noisy.mean(), rtol=0, atol=2e-3)
+    small = clean[..., :16, :16].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda raw: correct_lines(raw, 3), small)
+    for lines in (4, 99):
+        with pytest.raises(ValueError, match="odd number that fits"):
+            correct_lines(clean, lines)
+
+
+def test_shading_is_undone():
+    light = torch.full((1, 1, 32, 48), 0.25)
+    shaded = apply_levels(light * falloff(light, 0.6), MICROSCOPE)
+    fixed = correct_shading(shaded, MICROSCOPE, 0.6)
+    torch.testing.assert_close(fixed, apply_levels(light, MICROSCOPE), rtol=0, atol=1e-5)
+    assert correct_shading(apply_levels(4 * light, DRONE), DRONE, 0.6).max() <= DRONE.white_level
+    given = shaded[..., :4, :6].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda raw: correct_shading(raw, MICROSCOPE, 0.6), given)

@@ -206,6 +206,30 @@ def test_any_pipeline_can_be_scanned():
         assert table.loc["exposure", "low"] == pytest.approx(exact, abs=0.02)
 
 
+def test_a_sensors_defects_have_tolerances_and_a_measured_one_is_judged_by_them():
+    """Hot pixels brighten: a dark frame that may gain so much light stands so many of them."""
+    frames = flat_frames([0.2] * 120, UNIT_GAINS, side=64, truth=0)
+    isp = AdjustableISP("bi,s,ga", UNIT_GAINS, sharpening=0.0, blur=0.0, gamma=1.0)
+    limit = 0.2 + 0.02 * 0.8
+    found = tolerance_report(
+        Bright(limit),
+        frames,
+        isp,
+        settings=["defective_pixels", "row_noise"],
+        refine=8,
+        progress=False,
+    )
+    high = found.table.loc["defective_pixels", "high"]
+    assert high == pytest.approx(0.02, rel=0.2)
+    assert found.table.loc["defective_pixels", ["low", "safe_low"]].to_list() == [0, 0]
+    for share, verdict in ((0.3 * high, "inside"), (2 * high, "outside")):
+        checked = found.check(UNIT_GAINS, {"defective pixels": share, "row noise": 0.0})
+        assert checked["verdict"].to_list() == [verdict, "inside"]
+    assert found.check(UNIT_GAINS)["verdict"].to_list() == ["unknown", "unknown"]
+    verified = verify_tolerances(found, Bright(limit), frames, isp)
+    assert verified["holds"].all()
+
+
 # --- written down ---------------------------------------------------------------------------------
 
 

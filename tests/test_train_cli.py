@@ -125,7 +125,11 @@ def test_flags_stand_alone_or_take_a_value(monkeypatch, words, value):
 def test_every_flag_takes_a_value_and_the_last_counts(monkeypatch):
     flags = [name for name, option in FIELDS.items() if isinstance(option.default, bool)]
     # Those that another option has to go with.
-    harmless = [n for n in flags if n not in {"freeze_classifier", "own_colours", "skip_broken"}]
+    harmless = [
+        n
+        for n in flags
+        if n not in {"freeze_classifier", "own_colours", "skip_broken", "lens_corrections"}
+    ]
     for value in (True, False):
         words = [w for n in harmless for w in (f"--{n}", str(value))]
         options = parsed(monkeypatch, *words, "--epochs", "7", "--epochs", "3")

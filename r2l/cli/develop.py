@@ -191,8 +191,8 @@ def check(
 ) -> None:
     """Say for each setting whether cameras lie inside the tolerances of a model.
 
-    Compared are the numbers that frames are developed with, one at a time: levels, gains, colour. What a raw
-    file shows of its sensor's defects is measured beside them: of these tolerances say nothing.
+    Compared are the numbers that frames are developed with, one at a time: levels, gains, colour; and what a
+    raw file shows of its sensor's defects, if the report has tolerances of them.
     Exit status: 0 all inside, 1 some outside, 2 an error.
     """
     from r2l.drift.forensics.tolerance_report import ToleranceReport, as_text
@@ -209,14 +209,14 @@ def check(
     def check_one(name: str) -> None:
         is_photo = Path(name).suffix.lower() not in ("", ".json")
         frame = read_raw(name) if is_photo else None
-        checked = report.check(frame.camera if frame else load_camera(name))
+        defects = measure_defects(frame.tensor(), frame.camera) if frame else {}
+        checked = report.check(frame.camera if frame else load_camera(name), defects)
         outside.extend(checked.index[checked["verdict"] == "outside"])
         text = as_text(checked).rename_axis(None).to_string()
         print(f"\n{name}: {report.verdict(checked)}\n{text}")
         if frame:
-            defects = measure_defects(frame.tensor(), frame.camera)
             told = ", ".join(f"{what} {share:.3%}" for what, share in defects.items())
-            print(f"measured in this photo, not compared: {told} of the range")
+            print(f"measured in this photo: {told} of the range")
 
     for_each(check_one, camera)
     if outside:

@@ -106,7 +106,8 @@ def predict(
     def lined_up(path: Path) -> Tensor | None:
         try:
             with told(path):
-                frame = read_raw(path, given, described)
+                lens = asked.about.lens_corrections
+                frame = read_raw(path, given, described, lens_corrections=lens)
                 return asked.line_up(frame, crop=crop, any_camera=any_camera)
         except typer.Exit:
             failed.append(path)

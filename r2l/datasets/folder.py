@@ -61,6 +61,7 @@ class RawFolder(RawDataset):
             them what the file's own would do with the file.
         skip_broken: `Frames.of` leaves out frames that can't be read; else they are an error.
         foreground: values of the masks that are the object; by default all above 0.
+        lens_corrections: apply what DNGs carry to correct lens and sensor, see `r2l.rawfile.read_raw`.
 
     Raises:
         DatasetNotFoundError: no folder, or no raw file in it.
@@ -91,6 +92,7 @@ class RawFolder(RawDataset):
         own_colours: bool = False,
         skip_broken: bool = False,
         foreground: Sequence[int] | None = None,
+        lens_corrections: bool = False,
     ) -> None:
         if labels is not None and masks is not None:
             raise ValueError("give labels or masks, not both")
@@ -100,6 +102,7 @@ class RawFolder(RawDataset):
             raise ValueError(f"crop is {crop}, expected an even number of pixels")
         self.root, self.crop, self.transform = local_path(root), crop, transform
         self.skip_broken, self._own_colours, self._foreground = skip_broken, own_colours, foreground
+        self._lens_corrections = lens_corrections
         self._cache = None if cache is None else local_path(cache)
         self._has_masks, self._is_binary = masks is not None, classes is None
         source, drawn = (None if path is None else local_path(path) for path in (labels, masks))
@@ -148,7 +151,7 @@ class RawFolder(RawDataset):
         path = self.paths[index]
         # Among frames without a header there may be others.
         layout = self._layout if path.suffix.lower() in HEADERLESS else None
-        return read_raw(path, self._given, layout)
+        return read_raw(path, self._given, layout, lens_corrections=self._lens_corrections)
 
     def read(self, index: int) -> Item:
         """Return the mosaic, in line with ``camera``, and its label or mask.
@@ -169,6 +172,7 @@ class RawFolder(RawDataset):
         sources = [self.paths[index], *([self._masks[index]] if self._has_masks else [])]
         settings = [self.camera.to_dict(), self._given is None, self.crop, self.classes]
         settings += [repr(self._layout), self._own_colours, self._foreground]
+        settings += ["lens corrections"] * self._lens_corrections
         name, rows = f"{what}_{self.paths[index].name}", lambda: [self._load(what, index)]
         return cached_array(self._cache, name, sources, 1, rows, settings)[0]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from r2l.isp.demosaic import half_size
 from r2l.isp.grammar import (
-    Displayed,
     develop_all,
     name_pipelines,
     open_pipeline,
@@ -17,6 +16,7 @@ from r2l.isp.static import PIPELINES, EngineISP, StaticISP, Variant
 
 # Imported when first used; the last needs what reads files.
 _LATE = {
+    "Displayed": "r2l.isp.display",
     "HalfSizeRGB": "r2l.isp.neural",
     "LearnedISP": "r2l.isp.learned",
     "NeuralISP": "r2l.isp.neural",

@@ -1,28 +1,32 @@
-"""Display stages: what cameras and programs still do to a developed picture.
+"""Stages around a pipeline: mosaic stages before it, display stages, what cameras do to a developed picture.
 
-Each takes (B, 3, H, W), display domain, [0, 1], and returns the like; all but resize keep the size. Gradients
-pass through every one: those of JPEG and quantisation straight through, as if nothing had been rounded, since
-the true ones are zero almost everywhere (Bengio et al., "Estimating or propagating gradients through
-stochastic neurons", 2013). What a picture means in light is its value to the power 2.2, as `gamma_correct`
-made it.
+A display stage takes (B, 3, H, W), display domain, [0, 1], and returns the like; all but resize keep the
+size. Gradients pass through every one: those of JPEG and quantisation straight through, as if nothing had
+been rounded, since the true ones are zero almost everywhere (Bengio et al., "Estimating or propagating
+gradients through stochastic neurons", 2013). What a picture means in light is its value to the power 2.2,
+as `gamma_correct` made it.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from r2l.camera import Camera
 from r2l.files import choose, to_uint8
 from r2l.isp import functional as stage
 from r2l.isp.filters import blur
-from r2l.isp.pipeline import Stage
+from r2l.isp.pipeline import Stage, run
+from r2l.isp.preparation import correct_defects, correct_lines, correct_shading
+from r2l.isp.saving import saved_with
+from r2l.isp.static import MOSAIC
 from r2l.sensor import falloff
 
 _GAMMA = 2.2
@@ -45,10 +49,12 @@ def _straight_through(image: Tensor, rounded: Tensor) -> Tensor:
 
 
 def _jpeg(image: Tensor, quality: int) -> Tensor:
+    """Write as JPEG and read; the gradient passes straight through, as if nothing had been coded."""
     return _straight_through(image, jpeg_coded(image, quality))
 
 
 def _quantise(image: Tensor, bits: int) -> Tensor:
+    """Round to so many bits; the gradient passes straight through."""
     steps = 2**bits - 1
     return _straight_through(image, (image.detach() * steps).round() / steps)
 
@@ -98,7 +104,7 @@ def _vignette(image: Tensor, lost: float) -> Tensor:
 
 
 class _Kind(NamedTuple):
-    """A display stage: its function, what its number may be, and the number if none is given."""
+    """A stage by name: its function, what its number may be, and the number if none is given."""
 
     function: Callable[[Tensor, Any], Tensor]
     read: Callable[[str], Any]
@@ -107,13 +113,20 @@ class _Kind(NamedTuple):
     default: str = ""
 
 
-_KINDS = {
+_DISPLAY = {
     "jpeg": _Kind(_jpeg, int, 1, 100, "75"),
     "resize": _Kind(_resize, float, 1 / 64, 8),
     "tone": _Kind(_tone, lambda name: choose("tone", name, list(_CURVES))),
     "quantise": _Kind(_quantise, int, 1, 16, "8"),
     "chroma_blur": _Kind(_chroma_blur, float, 0.1, 100, "1.5"),
     "vignette": _Kind(_vignette, float, 0, 0.95, "0.5"),
+}
+
+
+_MOSAIC = {
+    "defects": _Kind(correct_defects, float, 0, 1, "0.1"),
+    "shading": _Kind(correct_shading, float, 0, 0.95, "0.5"),
+    "lines": _Kind(lambda raw, _camera, lines: correct_lines(raw, lines), int, 3, 255, "15"),
 }
 
 
@@ -126,18 +139,91 @@ def display_stage(text: str) -> Stage:
     Raises:
         ValueError: no such stage, tone or number; lists those that exist, or says which numbers do.
     """
+    name, function, value = _read_stage("display stage", text, _DISPLAY)
+    return Stage(name, function, value)
+
+
+def mosaic_stage(text: str, camera: Camera) -> Stage:
+    """Return the stage, mosaic to mosaic, that ``name`` or ``name:number`` names; see `open_pipeline`.
+
+    >>> from r2l.camera import DRONE
+    >>> mosaic_stage("defects:0.2", DRONE)(torch.rand(1, 1, 8, 12)).shape
+    torch.Size([1, 1, 8, 12])
+
+    Raises:
+        ValueError: no such stage or number; lists those that exist, or says which numbers do.
+    """
+    name, function, value = _read_stage("mosaic stage", text, _MOSAIC)
+    return Stage(name, function, camera, value)
+
+
+def _read_stage(
+    what: str, text: str, kinds: Mapping[str, _Kind]
+) -> tuple[str, Callable[..., Tensor], Any]:
+    """Return name, function and number of ``name`` or ``name:number``, one of ``kinds``.
+
+    Raises:
+        ValueError: no such stage or number; lists those that exist, or says which numbers do.
+    """
     name, _, number = (part.strip() for part in text.partition(":"))
-    kind = choose("display stage", name, _KINDS)
+    kind = choose(what, name, kinds)
     number = number or kind.default
     if not kind.high:
-        return Stage(name, kind.function, kind.read(number))
+        return name, kind.function, kind.read(number)
     try:
         value = kind.read(number)
         if not kind.low <= value <= kind.high:
             raise ValueError
     except ValueError:
-        what = "a whole number" if kind.read is int else "a number"
+        number = "a whole number" if kind.read is int else "a number"
         raise ValueError(
-            f"display stage {text!r}: expected {name}:N, N {what} from {kind.low:g} to {kind.high:g}"
+            f"{what} {text!r}: expected {name}:N, N {number} from {kind.low:g} to {kind.high:g}"
         ) from None
-    return Stage(name, kind.function, value)
+    return name, kind.function, value
+
+
+@saved_with("base", "steps")
+class Displayed(nn.Module):
+    """A pipeline, mosaic stages before it, display stages after it: raw (B, 1, H, W) to display (B, 3, H, W).
+
+    >>> from r2l.camera import DRONE
+    >>> from r2l.isp.static import StaticISP
+    >>> isp = Displayed(DRONE, StaticISP.from_code("bi,s,ga", DRONE), "resize:0.5+jpeg:75")
+    >>> list(isp.stages(torch.rand(1, 1, 16, 16)))[-3:], isp(torch.rand(1, 1, 16, 16)).shape
+    (['gamma', 'resize', 'jpeg'], torch.Size([1, 3, 8, 8]))
+
+    Args:
+        camera: of the frames.
+        base: any pipeline.
+        steps: mosaic and display stages, joined by "+"; see `open_pipeline`.
+
+    Raises:
+        ValueError: a stage that does not exist; lists those that do.
+    """
+
+    def __init__(self, camera: Camera, base: nn.Module, steps: str) -> None:
+        super().__init__()
+        self.camera, self.base, self.steps = camera, base, steps
+        texts = [(text, text.partition(":")[0].strip() in MOSAIC) for text in steps.split("+")]
+        self.before = [mosaic_stage(text, camera) for text, is_mosaic in texts if is_mosaic]
+        self.after = [display_stage(text) for text, is_mosaic in texts if not is_mosaic]
+
+    def extra_repr(self) -> str:
+        """Say what comes before and after."""
+        return self.steps
+
+    def stages(self, raw: Tensor) -> dict[str, Tensor]:
+        """Return what each stage makes of ``raw``, in order, the base's first."""
+        shown = getattr(self.base, "stages", lambda raw: {"raw": raw, "display": self.base(raw)})
+        out = {"raw": raw}
+        for step in self.before:
+            raw = out[step.name] = step(raw)
+        out |= {name: image for name, image in shown(raw).items() if name != "raw"}
+        image = list(out.values())[-1]
+        for step in self.after:
+            image = out[step.name] = step(image)
+        return out
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H', W'), display domain."""
+        return run(self.after, self.base(run(self.before, raw)))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.files import choose, load_named
 from r2l.isp import functional as stage
-from r2l.isp.pipeline import Pipeline, develop_together, run
-from r2l.isp.saving import DESCRIPTION, load_isp, saved_with
-from r2l.isp.static import ENGINES, PIPELINES, EngineISP, StaticISP, Variant, parse_code
+from r2l.isp.pipeline import Pipeline, Stage, develop_together, run
+from r2l.isp.saving import DESCRIPTION, load_isp
+from r2l.isp.static import ENGINES, MOSAIC, PIPELINES, EngineISP, StaticISP, Variant, parse_code
 
 #: What names a pipeline: a text of the grammar, a saved ISP's folder, a module or function, raw to display.
 PipelineLike = str | Path | nn.Module | Callable[[Tensor], Tensor]
@@ -23,50 +23,6 @@ PipelineLike = str | Path | nn.Module | Callable[[Tensor], Tensor]
 Pipelines = Sequence[str | Path] | Mapping[str, PipelineLike]
 
 _ADDRESSES = ("runs:/", "models:/")
-
-
-@saved_with("base", "steps")
-class Displayed(nn.Module):
-    """A pipeline and the display stages after it: raw (B, 1, H, W) to display (B, 3, H, W).
-
-    >>> from r2l.camera import DRONE
-    >>> import torch
-    >>> isp = Displayed(DRONE, StaticISP.from_code("bi,s,ga", DRONE), "resize:0.5+jpeg:75")
-    >>> list(isp.stages(torch.rand(1, 1, 16, 16)))[-3:], isp(torch.rand(1, 1, 16, 16)).shape
-    (['gamma', 'resize', 'jpeg'], torch.Size([1, 3, 8, 8]))
-
-    Args:
-        camera: of the frames.
-        base: any pipeline.
-        steps: display stages, joined by "+"; see `open_pipeline`.
-
-    Raises:
-        ValueError: a stage that does not exist; lists those that do.
-    """
-
-    def __init__(self, camera: Camera, base: nn.Module, steps: str) -> None:
-        from r2l.isp.display import display_stage
-
-        super().__init__()
-        self.camera, self.base, self.steps = camera, base, steps
-        self.after = [display_stage(text) for text in steps.split("+")]
-
-    def extra_repr(self) -> str:
-        """Say what comes after."""
-        return self.steps
-
-    def stages(self, raw: Tensor) -> dict[str, Tensor]:
-        """Return what each stage makes of ``raw``, in order, the base's first."""
-        shown = getattr(self.base, "stages", lambda raw: {"raw": raw, "display": self.base(raw)})
-        out = dict(shown(raw))
-        image = list(out.values())[-1]
-        for step in self.after:
-            image = out[step.name] = step(image)
-        return out
-
-    def forward(self, raw: Tensor) -> Tensor:
-        """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H', W'), display domain."""
-        return run(self.after, self.base(raw))
 
 
 def linear_stages(names: Iterable[str]) -> list[str]:
@@ -97,11 +53,16 @@ class _Function(nn.Module):
 
 
 class _Name(NamedTuple):
-    """A text of the grammar, taken apart: base, its variant if it names one, display stages or ''."""
+    """A text of the grammar: base, its variant if it names one, stages after it and before, or ''."""
 
     base: str
     variant: str
     steps: str
+    before: str = ""
+
+
+def _is_mosaic(text: str) -> bool:
+    return text.partition("+")[0].partition(":")[0].strip() in MOSAIC
 
 
 def _parsed(text: str) -> _Name:
@@ -111,15 +72,29 @@ def _parsed(text: str) -> _Name:
         ValueError: one does not; lists those that do.
     """
     # A folder's name may hold any of the signs.
-    base, plus, steps = (text, "", "") if _is_saved(text) else text.strip().partition("+")
+    rest, texts = text.strip(), []
+    while _is_mosaic(rest) and "+" in rest and not _is_saved(rest):
+        head, _, rest = rest.partition("+")
+        texts.append(head.strip())
+    if texts or rest in MOSAIC:
+        from r2l.isp.display import mosaic_stage
+
+        for step in texts:
+            mosaic_stage(step, None)
+        if not rest or rest in MOSAIC:
+            raise ValueError(
+                f"{text!r} only prepares a mosaic: behind it goes a pipeline, as +ma,s,ga"
+            )
+    base, plus, steps = (rest, "", "") if _is_saved(rest) else rest.partition("+")
     base, variant, program = base.strip(), "", base.partition(":")[0].strip()
     if plus:
         from r2l.isp.display import display_stage
 
         for step in steps.split("+"):
             display_stage(step)
+    before = "+".join(texts)
     if _is_saved(base) or base.startswith(_ADDRESSES):
-        return _Name(base, "", steps)
+        return _Name(base, "", steps, before)
     if "," in base:
         base, at, variant = (part.strip() for part in base.partition("@"))
         if at:
@@ -134,9 +109,10 @@ def _parsed(text: str) -> _Name:
             f"({' '.join(f'{e}:{m}' for e, methods in ENGINES.items() for m in methods)}); "
             "the folder that save_isp wrote an ISP to or its address runs:/...; module:function of your own, "
             "in Python also a module or function, from raw (B, 1, H, W) to display (B, 3, H, W); and behind "
-            "any of them display stages, such as +jpeg:75"
+            f"any of them display stages, such as +jpeg:75, before it mosaic stages ({', '.join(MOSAIC)}), "
+            "such as defects:0.1+ma,s,ga"
         )
-    return _Name(base, variant, steps)
+    return _Name(base, variant, steps, before)
 
 
 def check_pipeline(text: str) -> str:
@@ -220,6 +196,14 @@ def open_pipeline(
     ``+vignette:0.5``         the corners lose so much of their light
     ========================  =======================================================================
 
+    Before any of them, mosaic stages, in order: ``defects:0.1+lines+ma,s,ga+jpeg:75``.
+
+    ========================  =======================================================================
+    ``defects:0.1+``          hot and dead pixels, by that threshold: `r2l.isp.preparation.correct_defects`
+    ``shading:0.5+``          the light that corners lost, given back: `correct_shading`
+    ``lines:15+``             offsets of rows and columns, beside so many lines: `correct_lines`
+    ========================  =======================================================================
+
     >>> import torch
     >>> from r2l.camera import DRONE
     >>> open_pipeline("ma,s,ga", DRONE)
@@ -251,7 +235,7 @@ def open_pipelines(
     variant: Variant = "corrected",
     fetch: Callable[[str], str | Path] | None = None,
 ) -> dict[str, nn.Module]:
-    """Return `open_pipeline` of each by name; those that differ in display stages only share their base.
+    """Return `open_pipeline` of each by name; those that differ in the stages around it share their base.
 
     Raises:
         ValueError: as `open_pipeline` and `name_pipelines`.
@@ -268,10 +252,15 @@ def open_pipelines(
                 _parsed(repr(spec))
             return _Function(spec)
         name = _parsed(spec)
-        key = name._replace(steps="")
+        key = name._replace(steps="", before="")
         if key not in bases:
             bases[key] = _open_base(name, camera, variant, fetch)
-        return Displayed(camera, bases[key], name.steps) if name.steps else bases[key]
+        steps = "+".join(filter(None, (name.before, name.steps)))
+        if not steps:
+            return bases[key]
+        from r2l.isp.display import Displayed  # what few need is not imported with the rest
+
+        return Displayed(camera, bases[key], steps)
 
     return {name: opened(spec) for name, spec in name_pipelines(pipelines).items()}
 
@@ -320,11 +309,18 @@ def develop_all(
     stage.check_mosaic(raw)
     isps = open_pipelines(pipelines, camera, variant)
     parts = {
-        name: (isp.base, isp.after) if isinstance(isp, Displayed) else (isp, [])
+        name: (
+            tuple(getattr(isp, "before", ())),
+            getattr(isp, "base", isp),
+            getattr(isp, "after", ()),
+        )
         for name, isp in isps.items()
     }
-    bases = list(dict.fromkeys(base for base, _ in parts.values()))
-    quick = [base for base in bases if isinstance(base, Pipeline) and base.quick]
-    views = dict(zip(quick, develop_together(quick, raw), strict=True))
-    views |= {base: base(raw) for base in bases if base not in views}
-    return {name: run(steps, views[base]) for name, (base, steps) in parts.items()}
+    views: dict[tuple[tuple[Stage, ...], nn.Module], Tensor] = {}
+    for before in dict.fromkeys(before for before, *_ in parts.values()):
+        bases = list(dict.fromkeys(base for first, base, _ in parts.values() if first == before))
+        quick = [base for base in bases if isinstance(base, Pipeline) and base.quick]
+        mosaic = run(before, raw)
+        done = dict(zip(quick, develop_together(quick, mosaic), strict=True))
+        views |= {(before, b): done[b] if b in done else b(mosaic) for b in bases}
+    return {name: run(after, views[before, base]) for name, (before, base, after) in parts.items()}

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from r2l.camera import Camera
 from r2l.isp.functional import check_mosaic, per_site
+from r2l.sensor import falloff
 
 
 def clip_highlights(raw: Tensor, camera: Camera) -> Tensor:
@@ -42,7 +43,7 @@ def correct_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> Tens
     """Replace hot and dead pixels by the median of their eight neighbours of the same colour.
 
     Defective counts a site that lies above all eight, or below all, by more than ``threshold``. It is no
-    stage of the published pipelines; put it before one: ``lambda raw: isp(correct_defects(raw, camera))``.
+    stage of the published pipelines; put it before one: ``open_pipeline("defects:0.1+ma,s,ga", camera)``.
 
     >>> from r2l.camera import DRONE
     >>> raw = torch.full((1, 1, 8, 8), 0.2)
@@ -78,6 +79,59 @@ def correct_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> Tens
     fixed = planes.clone()
     fixed[bad] = torch.stack([values[bad] for values in around]).sort(dim=0).values[3:5].mean(dim=0)
     return F.pixel_shuffle(fixed, 2)
+
+
+def correct_shading(raw: Tensor, camera: Camera, lost: float = 0.5) -> Tensor:
+    """Give the light back that a lens takes from the corners: what `r2l.sensor.falloff` leaves, undone.
+
+    >>> from r2l.camera import DRONE
+    >>> raw = torch.full((1, 1, 8, 8), 0.2)
+    >>> corrected = correct_shading(raw, DRONE, 0.5) - 0.0625
+    >>> round(float(corrected[0, 0, 0, 0] / (raw - 0.0625)[0, 0, 0, 0]), 2)
+    2.0
+
+    Args:
+        raw: (B, 1, H, W), raw domain.
+        camera: whose levels; what is lifted beyond white is clipped there.
+        lost: of the light in the corners, below 1.
+
+    Returns:
+        (B, 1, H, W), raw domain.
+    """
+    check_mosaic(raw)
+    black = per_site(camera.black_level, raw)
+    white = raw.clamp_min(camera.white_level)  # what was beyond it stays
+    return torch.minimum(black + (raw - black) / falloff(raw, lost), white)
+
+
+def correct_lines(raw: Tensor, lines: int = 15) -> Tensor:
+    """Take off fixed pattern noise: offsets of single rows and columns against the lines around them.
+
+    An offset is the median of a line's differences to the line before of its colour, summed up, less the mean
+    of that over so many lines; so edges that are not as long as the frame stay, and slow shading too.
+
+    Args:
+        raw: (B, 1, H, W), raw domain.
+        lines: of one colour, odd; more take off more of the noise, and more of the scene.
+
+    Returns:
+        (B, 1, H, W), raw domain.
+
+    Raises:
+        ValueError: no mosaic, an even number of lines, or a frame with fewer.
+    """
+    check_mosaic(raw)
+    if lines % 2 == 0 or min(raw.shape[-2:]) < lines + 1:
+        raise ValueError(
+            f"{lines} lines of {raw.shape[-2]}x{raw.shape[-1]} pixels: expected an odd number that fits"
+        )
+    planes = F.pixel_unshuffle(raw, 2)
+    for across in (-1, -2):
+        steps = planes.diff(dim=-3 - across).median(dim=across).values
+        level = F.pad(steps.cumsum(-1), (1, 0))
+        around = F.pad(level, (lines // 2,) * 2, mode="reflect")
+        planes = planes - (level - F.avg_pool1d(around, lines, 1)).unsqueeze(across)
+    return F.pixel_shuffle(planes, 2)
 
 
 def measure_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> dict[str, float]:

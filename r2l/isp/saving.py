@@ -22,6 +22,7 @@ DESCRIPTION, WEIGHTS = "isp.json", "weights.safetensors"
 _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {}
 # Kinds in modules that are not imported with the others, by name, since few need them.
 _LATE = {
+    "Displayed": "r2l.isp.display",
     "HalfSizeRGB": "r2l.isp.neural",
     "LearnedISP": "r2l.isp.learned",
     "NeuralISP": "r2l.isp.neural",

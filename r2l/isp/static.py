@@ -196,6 +196,9 @@ class StaticISP(Pipeline):
         ]
 
 
+#: Stages before a pipeline, from mosaic to mosaic: see `r2l.isp.preparation`.
+MOSAIC = ("defects", "shading", "lines")
+
 #: Programs that demosaic, and their methods.
 ENGINES = {
     "libraw": ("linear", "ppg", "ahd", "dcb", "dht", "vng"),

@@ -99,7 +99,8 @@ def read_raw(
 
     Warns:
         RawFileWarning: levels that can't be those of the pixels; once a camera. With
-            ``lens_corrections``: a file that carries none, or others than these, such as of distortion.
+            ``lens_corrections``: a file that carries none, or others than these, such as of distortion
+            (WarpRectilinear), which are named; any file that is no DNG.
     """
     path = Path(path)
     result = read_frame(path, camera, layout, frame, allow_damaged, lens_corrections)
@@ -133,6 +134,10 @@ def _read(
     allow_damaged: bool,
     lens_corrections: bool,
 ) -> RawFrame:
+    in_tiff = layout is None and not head.startswith((_PNG, _NPY, _JPEG))
+    facts = dng.tiff_facts(path) if in_tiff else None
+    if lens_corrections and not (facts and facts.is_dng):
+        opcodes.warn_of(path, "not applied, only those of DNGs are read")
     if layout is not None:
         return _read_headerless(path, layout, camera)
     for kind, magic in (("PNG", _PNG), ("NPY", _NPY)):
@@ -140,7 +145,6 @@ def _read(
             return _read_raster(path, kind, camera)
     if head.startswith(_JPEG):
         raise RawFileError(path, "a JPEG picture, already developed", USE_BAYER)
-    facts = dng.tiff_facts(path)
     # Most cameras' formats are TIFF inside, so the name decides, unless the tags tell of a mosaic.
     has_mosaic = facts is not None and (facts.is_dng or facts.has_mosaic)
     if path.suffix.lower() in (".tif", ".tiff") and not has_mosaic:
@@ -149,8 +153,6 @@ def _read(
         raise RawFileError(path, "headerless: no raw format begins like this", _DESCRIBE)
     if facts is not None and facts.is_dng:
         return _read_dng(facts, camera, frame, allow_damaged, lens_corrections)
-    if lens_corrections:
-        opcodes.warn_of(path, "only those of DNGs are read")
     return _read_camera_file(path, facts, camera, allow_damaged)
 
 

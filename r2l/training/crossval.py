@@ -237,7 +237,8 @@ class FoldTrainer:
         kept = can_be_saved(processor)
         has_norm = isinstance(trained.norm, nn.BatchNorm2d)
         options, data = self.options, self.data
-        about = About(data.task, tuple(data.classes), data.camera, data.shape, options.own_colours)
+        how = options.own_colours, options.lens_corrections
+        about = About(data.task, tuple(data.classes), data.camera, data.shape, *how)
         description = {**description, **about.to_dict()}
         if options.save_locally:
             if kept:

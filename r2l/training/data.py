@@ -93,6 +93,7 @@ def _open(options: Options) -> RawDataset:
             own_colours=options.own_colours,
             skip_broken=options.skip_broken,
             foreground=values or None,
+            lens_corrections=options.lens_corrections,
         )
     task = options.known_task
     if name == "Microscopy":

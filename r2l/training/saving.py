@@ -41,6 +41,7 @@ class About:
         camera: whose levels and layout its frames had; None of a model saved without.
         shape: height and width of those frames, likewise.
         own_colours: whether each frame was brought to that camera's white balance.
+        lens_corrections: whether those that DNGs carry were applied.
     """
 
     task: str
@@ -48,6 +49,7 @@ class About:
     camera: Camera | None = None
     shape: tuple[int, int] | None = None
     own_colours: bool = False
+    lens_corrections: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON types, for a description; `of` is the way back."""

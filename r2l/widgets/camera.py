@@ -136,7 +136,7 @@ def camera_explorer(
         frames: what can be developed, by name. Of large ones the middle is taken.
         report: what a model tolerates.
         uploads: whether readers may add raw files of their own.
-        pipelines: the menu, see `r2l.isp.open_pipeline`.
+        pipelines: the menu, see `r2l.isp.open_pipeline`; readers may type others of its texts.
 
     Raises:
         ValueError: no frames, or a pipeline that does not exist.
@@ -145,7 +145,15 @@ def camera_explorer(
     name = frame_menu(frames, **style)
     named = name_pipelines(pipelines)
     first = "bi,s,ga" if "bi,s,ga" in named else next(iter(named))
-    code = widgets.Dropdown(options=list(named), value=first, description="pipeline", **style)
+    code = widgets.Combobox(
+        options=list(named),
+        value=first,
+        description="pipeline",
+        placeholder="ma,s,ga+jpeg:75",
+        tooltip="one of the list, or any other, as r2l.isp.open_pipeline names them; then Enter",
+        continuous_update=False,
+        **style,
+    )
     foreign = f"those of {report.camera.name}"
     numbers = widgets.Dropdown(options=[_OWN, foreign], description="numbers", **style)
     picture, table, note = (widgets.HTML() for _ in range(3))
@@ -157,7 +165,12 @@ def camera_explorer(
         camera = frame.camera
         if numbers.value == foreign:
             camera = on_layout_of(report.camera, camera)
-        image = open_pipeline(named[code.value], camera)(middle_tile(frame.mosaic, _SIDE))
+        try:
+            isp = open_pipeline(named.get(code.value, code.value), camera)
+            image = isp(middle_tile(frame.mosaic, _SIDE))
+        except ValueError as error:
+            note.value = html.escape(str(error))
+            return
         alt = f"{name.value}, pipeline {code.value}, numbers: {numbers.value}"
         pixels = to_uint8(image[0].permute(1, 2, 0).numpy())
         picture.value = picture_html(pixels, alt, _PICTURE)

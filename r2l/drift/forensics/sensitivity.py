@@ -8,18 +8,46 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
+from r2l.camera import Camera
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.evaluator import Evaluator, own_processor
+from r2l.drift.forensics.evaluator import Develop, Evaluator, own_processor
 from r2l.drift.statistics import crossed_means, crossed_ratios
 from r2l.files import choose
 from r2l.isp.adjustable import AdjustableISP, settings_of
 from r2l.isp.settings import Setting
 from r2l.progress import progress_bar
+from r2l.sensor import add_defects, add_line_noise, saturate
 
 #: What a fall may be above the accepted drop: forgives the order of adding.
 SLACK = 1e-9
+
+
+#: What a sensor may be worse by; named as `r2l.isp.preparation.measure_defects` calls it, with "_" for " ".
+SENSOR_SETTINGS = {
+    name: Setting(name, name.replace("_", " "), unit, 0.0, 0.0, 0.05, 0.01)
+    for name, unit in (
+        ("defective_pixels", "of the sites"),
+        ("row_noise", "of the range"),
+        ("column_noise", "of the range"),
+    )
+}
+
+
+def _worsened(raw: Tensor, camera: Camera, seed: int = 0, **values: float) -> Tensor:
+    """Return raw frames (B, 1, H, W) of a sensor that is worse by `SENSOR_SETTINGS`, the same for all frames.
+
+    ``defective_pixels`` are hot. More of them are those of fewer and others besides.
+    """
+    for name, value in values.items():
+        rng = np.random.default_rng((seed, list(SENSOR_SETTINGS).index(name)))
+        if name == "defective_pixels":
+            raw = add_defects(raw, value, camera.white_level, rng)
+        else:
+            axis = -2 if name == "row_noise" else -1
+            raw = saturate(add_line_noise(raw, value * camera.span, axis, rng), camera)
+    return raw
 
 
 class Prober:
@@ -30,6 +58,9 @@ class Prober:
         pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`; by default the
             model's own processor, or "bi,s,ga" if it has none.
         level: of the bands and safe intervals, over groups.
+
+    Attributes:
+        settings: those of the pipeline, see `settings_of`, and `SENSOR_SETTINGS`.
     """
 
     def __init__(
@@ -43,12 +74,14 @@ class Prober:
     ) -> None:
         self.evaluator, self.level = Evaluator(model, frames, metric), level
         self.base = AdjustableISP(own_processor(model, pipeline), frames.camera)
-        self.settings = settings_of(self.base)
+        self.settings = settings_of(self.base) | SENSOR_SETTINGS
         self._remembered: dict[tuple[tuple[str, float], ...], np.ndarray] = {}
 
-    def pipeline(self, **values: float) -> AdjustableISP:
+    def pipeline(self, **values: float) -> Develop:
         """Return the pipeline under these settings, the others unchanged."""
-        return AdjustableISP(self.base, **values)
+        sensor = {name: values.pop(name) for name in SENSOR_SETTINGS if name in values}
+        isp, camera = AdjustableISP(self.base, **values), self.evaluator.frames.camera
+        return (lambda raw: isp(_worsened(raw, camera, **sensor))) if sensor else isp
 
     def scores(self, **values: float) -> np.ndarray:
         """Return the score (N,) of each frame under these settings; asked twice, remembered."""

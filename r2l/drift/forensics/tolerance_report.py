@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,11 +105,15 @@ class ToleranceReport:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}: damaged tolerance report ({error!r})") from None
 
-    def check(self, camera: Camera) -> pd.DataFrame:
+    def check(self, camera: Camera, measured: Mapping[str, float] | None = None) -> pd.DataFrame:
         """Say for each setting whether a camera's value lies in the safe interval.
 
         What is compared are the numbers that a camera's frames are developed with, one at a time; not its
         optics, its noise, or its colour filters.
+
+        Args:
+            camera: that is to be judged.
+            measured: of its sensor, what `r2l.isp.preparation.measure_defects` found in a frame.
 
         Returns:
             One row a setting: ``value`` of the camera (nan where it tells none, as of sharpening),
@@ -119,6 +123,7 @@ class ToleranceReport:
             ValueError: a camera whose colours can't be compared.
         """
         told = camera_settings(camera, self.camera)
+        told |= {name.replace(" ", "_"): value for name, value in (measured or {}).items()}
         table = self.table[["unit", "safe_low", "safe_high"]].copy()
         table.insert(0, "value", [told.get(name, np.nan) for name in table.index])
         # Forgives the rounding of a DNG's tags, which matters more where the range is small.
@@ -182,7 +187,8 @@ def tolerance_report(
 
     Args:
         model, frames, pipeline, metric, level: as in `Prober`; frames it was not trained on.
-        settings: names, see `settings_of`; all unless given.
+        settings: names, see `settings_of`, and `SENSOR_SETTINGS` (a worse sensor: defective pixels, row and
+            column noise); all unless given.
         drop: the allowed fall of the metric.
         points: values a scan.
         refine: how often the step at an edge is halved.
