@@ -11,7 +11,14 @@ from r2l.drift.forensics.black_box import random_points, random_search, static_a
 from r2l.drift.forensics.evaluator import METRICS, Evaluator, task_model
 from r2l.drift.forensics.random_baseline import Comparison, attack_parameters, compare_to_random
 from r2l.drift.forensics.search_space import ParameterSpace, SettingSpace
-from r2l.drift.forensics.sensitivity import Landscape, Prober, Scan, landscape, scan
+from r2l.drift.forensics.sensitivity import (
+    SENSOR_SETTINGS,
+    Landscape,
+    Prober,
+    Scan,
+    landscape,
+    scan,
+)
 from r2l.drift.forensics.tolerance_report import (
     ToleranceReport,
     tolerance_report,
