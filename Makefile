@@ -7,7 +7,7 @@ NOTEBOOK ?= 02_differentiable_processing
 IP ?= 127.0.0.1
 PORT ?= 8866
 # What of the benchmark goes into the README: a regular expression on "group / contender".
-BENCH ?= ^(batch of 8|frame of 2 MP).* / (?!r2l compiled)
+BENCH ?= ^(GPU|epoch of Small|(batch of 8|frame of 2 MP).* / (?!r2l compiled))
 # What `make experiments` runs.
 EXPERIMENTS ?= $(sort $(wildcard notebooks/experiments/*paper_*.yaml))
 # What was tested is installed; empty for the newest.

@@ -36,6 +36,20 @@ def gradient_call(isp: nn.Module, raw: Tensor, gradient: Tensor) -> Call:
     return call
 
 
+def graph_call(call: Call) -> Call:
+    """Return a call that replays what ``call`` did on the GPU, as one CUDA graph."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):  # what is made at first use is no part of it
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def copy_call(device: str, floats: int) -> Call:
     """Return a call that copies ``floats`` numbers to memory that was touched before."""
     source, target = (torch.ones(floats, device=device) for _ in range(2))

@@ -18,6 +18,7 @@ from benchmarks.calls import (
     copy_call,
     forward_call,
     gradient_call,
+    graph_call,
 )
 from benchmarks.epochs import EpochWorkload, epoch_contenders
 from benchmarks.evaluation import MatrixWorkload, matrix_contenders
@@ -74,6 +75,13 @@ def _compiling(setup: Callable[[], Call]) -> Call:
     return call
 
 
+def _graphed(setup: Callable[[], Call]) -> Call:
+    try:
+        return graph_call(setup())
+    except RuntimeError as error:
+        raise SkippedError(f"no CUDA graph of it ({str(error).splitlines()[0]})") from error
+
+
 def _copy(work: Workload, floats: int) -> Contender:
     pixels = 2 * 4 * floats / BYTES_A_PIXEL  # Each number is read and written.
     amount = work.amount * pixels / work.pixels
@@ -106,6 +114,10 @@ def _r2l(work: Workload, compile_too: bool) -> list[Contender]:
         for mode, setup in (("forward", forward), ("forward + backward", gradient)):
             peers = {"x published": f"published parametrized, {mode}"}
             lines.append((f"{way} parametrized, {mode}", partial(setup, wrap), peers))
+    if work.device != "cpu":
+        for name, setup, peers in lines[: len(CODES) + 2]:  # the eager ones
+            name = name.replace("r2l", "r2l CUDA graph", 1)
+            lines.append((name, partial(_graphed, setup), peers))
     if not work.lengthy:
         peers = {"x recipe": "recipe, twelve views", f"x {DEAREST}": f"r2l {DEAREST}"}
         lines.append(("r2l develop_all, twelve views", partial(_develop_all_call, work), peers))
@@ -152,14 +164,19 @@ def _libraries(work: Workload) -> list[Contender]:
         for name in ("bilinear", "Malvar2004", "Menon2007"):
             title = f"colour-demosaicing {name}, demosaic alone"
             lines.append((title, partial(colour_demosaicing_call, work, name)))
-    lines.append(("kornia raw_to_rgb, demosaic alone", partial(kornia_call, work)))
     lines.append(("OpenCV bilinear uint16, demosaic alone", partial(opencv_call, work)))
     if work.shape[0] == 1:
         for name in ("LINEAR", "PPG", "AHD"):
             lines.append((f"LibRaw {name}", partial(libraw_call, work, name)))
             title = f"LibRaw {name}, opening the file included"
             lines.append((title, partial(libraw_call, work, name, opening=True)))
-    return [Contender(work.name, name, work.amount, setup) for name, setup in lines]
+    return [_kornia(work), *(Contender(work.name, n, work.amount, setup) for n, setup in lines)]
+
+
+def _kornia(work: Workload) -> Contender:
+    clock = wall_clock if work.device == "cpu" else cuda_clock
+    name = "kornia raw_to_rgb, demosaic alone"
+    return Contender(work.name, name, work.amount, partial(kornia_call, work), clock=clock)
 
 
 def contenders(work: Workload, quick: bool = False) -> list[Contender]:
@@ -168,5 +185,5 @@ def contenders(work: Workload, quick: bool = False) -> list[Contender]:
         return of_its_own(work)
     floats = _COPIED_FLOATS // 32 if quick else _COPIED_FLOATS
     shared = [*_r2l(work, compile_too=not (work.lengthy or quick)), *_published(work)]
-    others = _libraries(work) if work.device == "cpu" else []
+    others = _libraries(work) if work.device == "cpu" else [_kornia(work)]
     return [*shared, *others, _copy(work, floats)]

@@ -1,4 +1,4 @@
-"""What processing adds to training: an epoch on raw frames beside one on images that are ready."""
+"""What processing, and `fit` itself, add to training: epochs beside one on images that are ready."""
 
 from __future__ import annotations
 
@@ -18,11 +18,22 @@ from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
 
 READY, STATIC = "images that are ready", "bi,s,ga"
+BARE = "a bare loop of torch, images that are ready"
 _CLASSES = 9
 
 
 class EpochWorkload(Workload):
-    """Frames to be trained on by ResNet18, ``batch_size`` at a time; speed counts images a second."""
+    """Frames to be trained on, ``batch_size`` at a time; speed counts images a second.
+
+    Args:
+        count: how many frames.
+        side: of each, in pixels.
+        batch_size: frames a step.
+        rounds: as of `Workload`.
+        device: "cpu" or "cuda".
+        network: what is trained.
+        precision: of Lightning's trainer, such as "bf16-mixed".
+    """
 
     def __init__(
         self,
@@ -31,11 +42,14 @@ class EpochWorkload(Workload):
         batch_size: int,
         rounds: int = 0,
         device: str = "cpu",
+        network: str = "ResNet18",
+        precision: str = "32-true",
     ) -> None:
         where = "" if device == "cpu" else "GPU, "
-        name = f"{where}epoch of ResNet18, {count} x {side} x {side}, batches of {batch_size}"
+        name = f"{where}epoch of {network}, {count} x {side} x {side}, batches of {batch_size}"
+        name += "" if precision == "32-true" else f", {precision}"
         super().__init__(name, count, side, side, rounds, lengthy=True, device=device)
-        self.batch_size = batch_size
+        self.batch_size, self.network, self.precision = batch_size, network, precision
 
     @property
     def unit(self) -> str:
@@ -81,7 +95,7 @@ def _train(work: EpochWorkload, data: Frames, processor: nn.Module | None = None
     """Train for an epoch and return its seconds."""
     watch = _Stopwatch()
     fit(
-        partial(make_classifier, "ResNet18", _CLASSES),
+        partial(make_classifier, work.network, _CLASSES),
         data,
         processor=processor,
         epochs=1,
@@ -89,8 +103,28 @@ def _train(work: EpochWorkload, data: Frames, processor: nn.Module | None = None
         progress=False,
         callbacks=[watch],
         accelerator="cpu" if work.device == "cpu" else "gpu",
+        precision=work.precision,
     )
     return watch.seconds
+
+
+def _train_bare(work: EpochWorkload, data: Frames) -> float:
+    """Do the same by the least that trains, and return its seconds."""
+    model = make_classifier(work.network, _CLASSES)
+    model = model.to(work.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    reduced = work.precision == "bf16-mixed"
+    _wait()
+    start = time.perf_counter()
+    for rows in torch.randperm(len(data)).split(work.batch_size):
+        batch = {name: part.to(work.device) for name, part in data.batch(rows).items()}
+        with torch.autocast(work.device, torch.bfloat16, enabled=reduced):
+            loss = nn.functional.cross_entropy(model(batch["image"]), batch["label"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    _wait()
+    return time.perf_counter() - start
 
 
 def own_clock(call: Callable[[], float], times: int) -> float:
@@ -103,6 +137,9 @@ def epoch_contenders(work: EpochWorkload) -> list[Contender]:
 
     def ready() -> Callable[[], float]:
         return partial(_train, work, ready_images(work.frames()))
+
+    def bare() -> Callable[[], float]:
+        return partial(_train_bare, work, ready_images(work.frames()))
 
     def static() -> Callable[[], float]:
         isp, frames = StaticISP.from_code(STATIC, work.camera), work.frames()
@@ -120,6 +157,7 @@ def epoch_contenders(work: EpochWorkload) -> list[Contender]:
 
     lines = (
         (READY, ready),
+        (BARE, bare),
         (f"r2l {STATIC}, developed once, that included", static),
         ("r2l parametrized, trained too", parametrized),
     )
@@ -140,7 +178,11 @@ def epoch_workloads(quick: bool) -> list[EpochWorkload]:
     """Return the epochs that `make bench` measures; ``quick`` makes them small."""
     if quick:
         return [EpochWorkload(4, 64, 2, rounds=1)]
-    works = [EpochWorkload(32, 256, 8, rounds=3)]
+    works = [
+        EpochWorkload(32, 256, 8, rounds=3),
+        EpochWorkload(640, 64, 32, rounds=7, network="SmallResNet"),
+    ]
     if torch.cuda.is_available():
         works.append(EpochWorkload(512, 256, 64, rounds=5, device="cuda"))
+        works.append(EpochWorkload(2048, 256, 256, rounds=5, device="cuda", precision="bf16-mixed"))
     return works

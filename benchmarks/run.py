@@ -61,6 +61,8 @@ def run(
         )
 
     notes: list[str] = []
+    if not torch.cuda.is_available():
+        notes.append("GPU: left out, since torch finds no CUDA device.")
     seconds: dict[tuple[str, str], list[float]] = {}
     machine = environment()
     for work, group in groups:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import benchmarks.contenders
 from benchmarks import report, run
 from benchmarks.__main__ import app
 from benchmarks.contenders import CODES, contenders
+from benchmarks.epochs import EpochWorkload, epoch_contenders
 from benchmarks.libraries import kornia_call, libraw_call, opencv_call, recipe_call
 from benchmarks.published import PublishedParametrizedISP
 from benchmarks.timing import Contender, SkippedError, interleave, summarise, wall_clock
@@ -173,6 +175,31 @@ def test_names_are_unique_and_peers_exist():
         missing = {peer for c in group for peer in c.against.values()} - set(names)
         allowed = {"published parametrized, forward + backward"} if lengthy else set()
         assert missing == allowed
+
+
+def test_the_rows_of_a_gpu_run_without_one(monkeypatch):
+    # "cpu:0" is not "cpu": its rows are a GPU's. What only a GPU has is left out of them.
+    monkeypatch.setattr(benchmarks.contenders, "cuda_clock", wall_clock)
+    monkeypatch.setattr(benchmarks.contenders, "graph_call", lambda call: call)
+    monkeypatch.setattr(benchmarks.contenders, "compiled", lambda isp: isp)
+    made = Workload("GPU, small", 2, 32, 32, device="cpu:0")
+    found = run.run(rounds=1, quick=False, workloads=[made], only="GPU, small").speeds
+    for way in ("r2l", "r2l compiled", "r2l CUDA graph"):
+        for what in (*CODES, "parametrized, forward", "parametrized, forward + backward"):
+            assert (found["contender"] == f"{way} {what}").sum() == 1
+    assert found["contender"].str.startswith("kornia").any()
+    assert found["share of copy"].notna().sum() >= 24
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_run_without_a_gpu_says_so():
+    assert "no CUDA device" in run.run(quick=True, rounds=1, only="0.05 MP / r2l bi,s,ga").text()
+
+
+@pytest.mark.slow
+def test_an_epoch_in_bfloat16_runs_too():
+    work = EpochWorkload(4, 32, 2, network="SmallResNet", precision="bf16-mixed")
+    assert all(c.clock(c.setup(), 1) > 0 for c in epoch_contenders(work))
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -117,4 +117,6 @@ def standard_workloads(quick: bool) -> list[Workload]:
     if torch.cuda.is_available():
         batch = 8 if quick else 64
         cpu.append(Workload(f"GPU, batch of {batch} x 256 x 256", batch, 256, 256, device="cuda"))
+        if not quick:
+            cpu.append(Workload("GPU, frame of 5 MP", 1, 1920, 2560, device="cuda"))
     return cpu

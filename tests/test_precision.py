@@ -5,10 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from r2l.camera import DRONE
 from r2l.datasets import SyntheticMicroscopy
-from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, develop_all
+from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, develop_all, open_pipeline
 from r2l.isp.adjustable import AdjustableISP
 from r2l.isp.functional import gamma_correct
 from r2l.isp.packing import pack, unpack
@@ -204,3 +205,34 @@ def test_a_training_in_another_precision_answers(precision):
     assert np.isfinite(module.history["train_loss"]).all()
     moved = (module.processor.sharpening_kernel - isp.sharpening_kernel).abs()
     assert 0 < moved.max() < 0.1
+
+
+class _NothingCopied(TorchFunctionMode):
+    """Fails where numbers go to another device: a CUDA graph can't hold that, and a GPU waits for it."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type != "cpu":
+            assert all(a.device == result.device for a in args if isinstance(a, torch.Tensor))
+            if function in (torch.tensor, torch.as_tensor):
+                assert isinstance(args[0], torch.Tensor)
+        return result
+
+
+@pytest.mark.parametrize("code", ["bi,s,ga", "ma,u,me", "me,s,ga", "me,u,me@camera", "learned"])
+def test_nothing_is_copied_to_a_gpu_once_it_is_warm(code, monkeypatch):
+    """On the device "meta", which computes no values and needs no GPU, but knows no autocast."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    isp = ParametrizedISP(DRONE) if code == "learned" else open_pipeline(code, DRONE)
+    isp, raw = isp.to("meta"), torch.empty(2, 1, 32, 32, device="meta")
+    with torch.set_grad_enabled(code == "learned"):
+        isp(raw)
+        with _NothingCopied():
+            assert isp(raw).shape == (2, 3, 32, 32)
+
+
+def test_the_check_for_copies_sees_one():
+    with _NothingCopied(), pytest.raises(AssertionError):
+        torch.as_tensor([1.0, 2.0], device="meta")
+    with _NothingCopied(), pytest.raises(AssertionError):
+        torch.ones(2).to("meta")

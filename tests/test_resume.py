@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(interrupted, undisturb
 def test_a_flipped_bit_is_noticed(interrupted):
     last = interrupted / "last.ckpt"
     content = bytearray(last.read_bytes())
-    weights = torch.load(last, weights_only=True)["state_dict"]["model.network.0.weight"]
+    weights = torch.load(last, weights_only=True)["state_dict"]["model.network.1.weight"]
     content[content.index(weights.numpy().tobytes()) + 5] ^= 1
     last.write_bytes(content)
     with pytest.warns(UserWarning, match="damaged"):

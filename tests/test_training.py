@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from r2l import progress
 from r2l.camera import MICROSCOPE
+from r2l.datasets import Frames, SyntheticMicroscopy
 from r2l.files import R2LError
-from r2l.isp import HalfSizeRGB
+from r2l.isp import HalfSizeRGB, StaticISP
 from r2l.training import (
     CLASSIFIERS,
     SEGMENTERS,
@@ -697,3 +698,25 @@ def test_pretrained_encoders_come_from_the_cache(tmp_path, monkeypatch):
     kept.write_bytes(b"half")
     with pytest.raises(pretrained.PretrainedWeightsError, match="can't be had"):
         make_segmenter("unet", "resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize("developed", [False, True])
+def test_batches_cut_out_of_memory_train_as_single_items_do(developed):
+    frames = Frames.of(SyntheticMicroscopy(12, size=32), progress=False)
+    isp = StaticISP(frames.camera)
+    data = frames.seen_as(isp(frames.raw)) if developed else frames
+    settings = {"processor": None if developed else isp, "epochs": 2, "batch_size": 5}
+    one, other = (
+        fit(
+            lambda: make_classifier("SmallResNet", 9),
+            train,
+            validation=train,
+            progress=False,
+            **settings,
+        )
+        for train in (data, Subset(data, range(12)))
+    )
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, other.state_dict()[name]), name
+        assert weight.is_contiguous()
+    assert one.history.equals(other.history)

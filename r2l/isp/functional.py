@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -67,9 +68,26 @@ def check_image(image: Tensor) -> None:
         raise ValueError(f"image is {given}, expected a float tensor (B, 3, H, W)")
 
 
+def _on_device(values: float | Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """Return a tensor, or plain numbers, in dtype and on the device of ``like``; not to be changed in place.
+
+    Numbers are brought to a GPU once: it would wait for each copy, and a CUDA graph can't hold one.
+    """
+    if isinstance(values, Tensor) or torch.compiler.is_compiling() or like.device.type == "cpu":
+        return torch.as_tensor(values, dtype=like.dtype, device=like.device)
+    plain = values if isinstance(values, (int, float)) else tuple(values)
+    return _brought(plain, like.dtype, like.device)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must serve those who want gradients
+def _brought(values: float | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def per_site(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """Spread four values, one a position of the 2x2 tile, over a mosaic: (1, 1, H, W) as ``like``."""
-    tile = torch.as_tensor(values, dtype=like.dtype, device=like.device).reshape(1, 1, 2, 2)
+    tile = _on_device(values, like).reshape(1, 1, 2, 2)
     return tile.repeat(1, 1, like.shape[-2] // 2, like.shape[-1] // 2)
 
 
@@ -92,7 +110,7 @@ def subtract_black_level(
     """
     check_mosaic(raw)
     levels = torch.as_tensor(black_level, dtype=raw.dtype)
-    black = levels.to(raw.device)
+    black = _on_device(black_level, raw)
     if black.numel() != 4:
         raise ValueError(
             f"black_level has {black.numel()} values, expected 4, one a position of the tile"
@@ -112,9 +130,7 @@ def subtract_black_level(
 def balance_white(image: Tensor, gains: Sequence[float] | Tensor) -> Tensor:
     """Multiply R, G and B of a linear image (B, 3, H, W) by three gains."""
     check_image(image)
-    return image * torch.as_tensor(gains, dtype=image.dtype, device=image.device).reshape(
-        1, 3, 1, 1
-    )
+    return image * _on_device(gains, image).reshape(1, 3, 1, 1)
 
 
 def balance_mosaic(mosaic: Tensor, gains: Sequence[float] | Tensor, cfa: CFA) -> Tensor:
@@ -124,8 +140,8 @@ def balance_mosaic(mosaic: Tensor, gains: Sequence[float] | Tensor, cfa: CFA) ->
     alike but for slow changes, which they are only once white is white. A negative gain's sign is no
     balance; see `signed_columns`.
     """
-    gains = torch.as_tensor(gains, dtype=mosaic.dtype, device=mosaic.device).abs()
-    return mosaic * per_site(gains[list(cfa.value)], mosaic)
+    sites = [abs(gains[colour]) for colour in cfa.value]
+    return mosaic * per_site(torch.stack(sites) if isinstance(gains, Tensor) else sites, mosaic)
 
 
 def signed_columns(
@@ -300,5 +316,5 @@ def gamma_correct(image: Tensor, gamma: float | Tensor = 2.2, out: Tensor | None
     """
     if out is None and image.dtype in HALF:
         return gamma_correct(image.float(), gamma).to(image.dtype)
-    gamma = torch.as_tensor(gamma, dtype=image.dtype, device=image.device).reshape(())
+    gamma = _on_device(gamma, image).reshape(())
     return _Gamma.apply(image, gamma) if out is None else _power(image, 1.0 / gamma, out)

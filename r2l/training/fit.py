@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +207,11 @@ def fit(
         _calibrate(module, data)
         # A model that was evaluated before comes in eval mode, in which Lightning would leave it.
         module.train()
+        _lay_out(module.model, torch.channels_last)
         shuffled = _shuffled(data, batch_size, num_workers, seed)
         ordered = None
         if validation is not None:
-            ordered = DataLoader(validation, batch_size, num_workers=num_workers)
+            ordered = _loader(DataLoader, validation, batch_size, num_workers=num_workers)
         options = {
             "max_epochs": epochs,
             "check_val_every_n_epoch": validate_every,
@@ -225,6 +227,7 @@ def fit(
             _resume(module, shuffled, ordered, counter, Path(checkpoint), settings, options)
     module.history = pd.DataFrame(counter.rows).rename_axis("epoch")
     module.trainer = None  # it holds on to the data
+    _lay_out(module.model, torch.contiguous_format)
     return module.cpu().eval()
 
 
@@ -237,7 +240,8 @@ def _calibrate(module: RawToLogits, data: Dataset) -> None:
 
 
 def _shuffled(data: Dataset, batch_size: int, num_workers: int, seed: int) -> Shuffled:
-    return Shuffled(
+    return _loader(
+        Shuffled,
         data,
         batch_size,
         shuffle=True,
@@ -246,6 +250,26 @@ def _shuffled(data: Dataset, batch_size: int, num_workers: int, seed: int) -> Sh
         # A last batch of one image has no variance for batch normalisation to divide by.
         drop_last=len(data) > batch_size and len(data) % batch_size == 1,
     )
+
+
+def _loader(kind: type[DataLoader], data: Dataset, batch_size: int, **options: Any) -> DataLoader:
+    """Return a loader; of `Frames` it cuts batches out of memory, without the ``meta`` of single items."""
+    if isinstance(data, Frames):
+        options["collate_fn"] = partial(_batch, data)
+        data = range(len(data))
+    return kind(data, batch_size, **options)
+
+
+def _batch(data: Frames, rows: list[int]) -> dict[str, Tensor]:
+    return data.batch(torch.tensor(rows))
+
+
+@torch.no_grad()
+def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Order the weights of convolutions; channels last saves a CPU a quarter of a small network's step."""
+    for weight in model.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.contiguous(memory_format=memory_format)
 
 
 def _resume(

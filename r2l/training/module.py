@@ -232,7 +232,8 @@ class RawToLogits(L.LightningModule):
         if not groups:
             raise ValueError("nothing to train: processor and task model are frozen")
         decay = self.weight_decay if self.adversary is None else 0.0
-        optimizer = torch.optim.AdamW(groups, weight_decay=decay)
+        # All weights at once, on a CPU too, where it is not the default.
+        optimizer = torch.optim.AdamW(groups, weight_decay=decay, foreach=True)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, [group["lr"] for group in groups], total_steps=steps
