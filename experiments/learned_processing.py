@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from r2l.camera import DRONE
 from r2l.datasets import Frames, SyntheticMicroscopy
-from r2l.drift.adjustment import (
-    Domain,
-    compare_processing,
-)
+from r2l.datasets.splits import Fold, group_folds
+from r2l.drift.adjustment import Domain, compare_adaptations, compare_processing, source_statistics
+from r2l.drift.adjustment.self_training import SELF_TRAINING
 from r2l.drift.random_effects import paired_summary
 from r2l.isp import ParametrizedISP
 from r2l.training import fit, make_classifier
@@ -203,6 +202,44 @@ def containers() -> None:
             f"{name}: moved {moved:.2g}, between containers {bits:.2g}, between seeds {seeds:.2g}"
         )
     print(wide["loss"].unstack().round(4).to_string(), flush=True)
+
+
+def adaptation() -> None:
+    """Test-time methods at equal steps and at equal time, by batches of one and of many."""
+    base, dim = twin(), twin(0.25)
+    isp = ParametrizedISP(base.camera)
+    gains = isp.white_balance.detach() * torch.tensor([1.2, 1.0, 0.8])
+    off = copy.deepcopy(isp).set_(white_balance=gains)
+    source = Domain(base, isp)
+    targets = {"no change": source, "white balance": Domain(base, off), "dim": Domain(dim, isp)}
+    methods = ["none", "bn_statistics", *SELF_TRAINING, "isp_alignment"]
+    trained, tables = [], []
+    for seed in SEEDS:
+        folds = [f.test for f in group_folds(base.labels, base.groups, 3, seed)]
+        for number, fold in enumerate(folds):
+            rest = [folds[(number + 1) % 3], folds[(number + 2) % 3]]
+            options = {"epochs": 12, "batch_size": 32, "lr": 0.003, "freeze_processor": True}
+            model = source.train("SmallResNet", Fold(rest[1], fold), 10 * seed + number, **options)
+            statistics = source_statistics(model, base.subset(rest[1]))
+            trained.append((seed, number, model, rest[0], fold, statistics))
+    for batch_size in (32, 1):
+        steps: dict[str, int] | int = 40
+        for budget in ("steps", "time"):
+            answers = []
+            for seed, number, model, adapt_on, fold, statistics in trained:
+                table = compare_adaptations(
+                    model, targets, adapt_on, fold, methods=methods, statistics=statistics,
+                    steps=steps, batch_size=batch_size,
+                )  # fmt: skip
+                answers.append(table.assign(seed=seed, fold=number))
+            part = pd.concat(answers)
+            tables.append(part.assign(batch=batch_size, equal=budget))
+            report(f"adaptation_{batch_size}_{budget}", part, "target", "method", "bn_statistics")
+            seconds = part.groupby("method")["seconds"].median()
+            taken = part.groupby("method")[["seconds", "steps"]].mean().round(2)
+            print(taken.T.to_string(), flush=True)
+            # What TENT takes for its forty steps is what each gets.
+            steps = {m: max(1, round(40 * seconds["tent"] / seconds[m])) for m in methods}
 
 
 def numbers_of_start(data: Frames) -> pd.Series:

@@ -70,11 +70,13 @@ def descend(
     """
     batches = list(batches)
     optimizer = torch.optim.Adam(list(parameters), lr, betas=betas)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
+    rates = [group["lr"] for group in optimizer.param_groups]
     learned = [p for group in optimizer.param_groups for p in group["params"]]
     start = [p.detach().clone() for p in learned]
     losses, resets, mean = [], 0, None
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 + math.cos(math.pi * number / len(batches))) / 2
         optimizer.zero_grad()
         loss = loss_of(batch)
         losses.append(math.nan if loss is None else float(loss.detach()))
@@ -84,7 +86,6 @@ def descend(
             optimizer.step()
             after()
             mean = losses[-1] if mean is None else 0.9 * mean + 0.1 * losses[-1]
-        schedule.step()
         if mean is not None and mean < reset_below:
             _copy(start, learned)
             optimizer.state.clear()
