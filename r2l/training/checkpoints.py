@@ -8,9 +8,11 @@ nor the states of the generators.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -19,9 +21,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from r2l.training.seeding import global_states, set_global_states
+from r2l.datasets.frames import Frames
+from r2l.training.module import RawToLogits
+from r2l.training.seeding import global_states, seeded, set_global_states
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _PARTS = {"state_dict", "epoch", "callbacks", "generators", "settings"}
@@ -146,3 +150,53 @@ def check_settings(
             f"{folder} holds a run with other settings: {'; '.join(differing)}. Give another folder, "
             "remove this one to start afresh, or take its settings to go on"
         )
+
+
+def settings_of(
+    module: RawToLogits, data: Dataset, validation: Dataset | None, trainer: dict[str, Any]
+) -> dict[str, Any]:
+    """Return as plain values what tells one run in a folder from another; see `check_settings`."""
+    return {
+        "task": module.task.name,
+        "loss": _plain(module.loss),
+        "lr": module.lr,
+        "processor_lr": module.processor_lr,
+        "weight_decay": module.weight_decay,
+        "output_norm": _plain(module.norm),
+        "trained": [name for name, p in module.named_parameters() if p.requires_grad],
+        "adversary": None if module.adversary is None else asdict(module.adversary),
+        "initial weights": _digest(module.state_dict()),
+        "data": _sampled(data),
+        "validation": None if validation is None else _sampled(validation),
+        "trainer": {name: _plain(value) for name, value in sorted(trainer.items())},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """What of a setting can be compared from one run to the next: its value, or its name."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _sampled(data: Dataset) -> str:
+    """Say how many items there are, and what they hold: of other sets than `Frames`, three of them."""
+    frames, rows = (data.dataset, data.indices) if isinstance(data, Subset) else (data, None)
+    if isinstance(frames, Frames):
+        return f"{len(data)} items, {frames.fingerprint(rows)}"
+    parts = {}
+    # Transforms of items may draw: what is trained must not depend on whether this was called.
+    with seeded(0):
+        for index in sorted({0, len(data) // 2, len(data) - 1} & set(range(len(data)))):
+            item = data[index]
+            parts |= {f"{index} {k}": torch.as_tensor(v) for k, v in item.items() if k != "meta"}
+    return f"{len(data)} items, {_digest(parts)}"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

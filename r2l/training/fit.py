@@ -7,13 +7,11 @@ whose items are ``dict(raw or image; label, target or mask; meta)``; for ``meta`
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,13 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from r2l.datasets.frames import Frames
 from r2l.progress import progress_bar, quiet_lightning
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import make_augment
-from r2l.training.checkpoints import Keeper, Shuffled, check_settings, read_last
+from r2l.training.checkpoints import Keeper, Shuffled, check_settings, read_last, settings_of
 from r2l.training.module import RawToLogits, frames_of
 from r2l.training.seeding import seeded
 from r2l.training.tasks import Loss
@@ -223,7 +221,7 @@ def fit(
         else:
             settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
             settings |= {"augmentation": augmentation, "validate_every": validate_every}
-            settings |= _settings(module, data, validation, trainer)
+            settings |= settings_of(module, data, validation, trainer)
             _resume(module, shuffled, ordered, counter, Path(checkpoint), settings, options)
     module.history = pd.DataFrame(counter.rows).rename_axis("epoch")
     module.trainer = None  # it holds on to the data
@@ -300,33 +298,6 @@ def _resume(
                 callback.load_state_dict(kept[1]["callbacks"][callback.state_key])
 
 
-def _settings(
-    module: RawToLogits, data: Dataset, validation: Dataset | None, trainer: dict[str, Any]
-) -> dict[str, Any]:
-    """Return as plain values what tells one run in a folder from another."""
-    return {
-        "task": module.task.name,
-        "loss": _plain(module.loss),
-        "lr": module.lr,
-        "processor_lr": module.processor_lr,
-        "weight_decay": module.weight_decay,
-        "output_norm": _plain(module.norm),
-        "trained": [name for name, p in module.named_parameters() if p.requires_grad],
-        "adversary": None if module.adversary is None else asdict(module.adversary),
-        "initial weights": _digest(module.state_dict()),
-        "data": _sampled(data),
-        "validation": None if validation is None else _sampled(validation),
-        "trainer": {name: _plain(value) for name, value in sorted(trainer.items())},
-    }
-
-
-def _plain(value: Any) -> Any:
-    """What of a setting can be compared from one run to the next: its value, or its name."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    return getattr(value, "__qualname__", type(value).__qualname__)
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Let Ctrl-C through, and keep it working: Lightning makes it an exit and ignores all later ones."""
@@ -341,26 +312,3 @@ def _interruptible() -> Iterator[None]:
     finally:
         if handler is not None:
             signal.signal(signal.SIGINT, handler)
-
-
-def _sampled(data: Dataset) -> str:
-    """Say how many items there are, and what they hold: of other sets than `Frames`, three of them."""
-    frames, rows = (data.dataset, data.indices) if isinstance(data, Subset) else (data, None)
-    if isinstance(frames, Frames):
-        return f"{len(data)} items, {frames.fingerprint(rows)}"
-    parts = {}
-    # Transforms of items may draw: what is trained must not depend on whether this was called.
-    with seeded(0):
-        for index in sorted({0, len(data) // 2, len(data) - 1} & set(range(len(data)))):
-            item = data[index]
-            parts |= {f"{index} {k}": torch.as_tensor(v) for k, v in item.items() if k != "meta"}
-    return f"{len(data)} items, {_digest(parts)}"
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
