@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -10,18 +11,49 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from r2l.cli.errors import for_each
+from r2l.cli.train import with_options
 
 if TYPE_CHECKING:
     import torch
-
-    from r2l.rawfile import RawLayout
 
 
 _EXIT_OUTSIDE = 1
 
 
 def _headerless(text: str) -> Any:
-    return typer.Option(help=f"Without a header: {text}", show_default=False)
+    return typer.Option(
+        help=f"Without a header: {text}", rich_help_panel="Data", show_default=False
+    )
+
+
+def headerless_layout(
+    width: Annotated[int | None, _headerless("pixels in a row.")] = None,
+    height: Annotated[int | None, _headerless("rows.")] = None,
+    bits: Annotated[int | None, _headerless("bits of a pixel.")] = None,
+    packing: Annotated[
+        str,
+        _headerless(
+            "u8, u16le, u16be, u16le_left, u16be_left, mipi10, mipi12, mipi14, mono12p, mono12packed."
+        ),
+    ] = "u16le",
+    cfa: Annotated[str | None, _headerless("RGGB, BGGR, GRBG or GBRG.")] = None,
+    offset: Annotated[int, _headerless("bytes before the first pixel.")] = 0,
+    stride: Annotated[int | None, _headerless("bytes from one row to the next.")] = None,
+) -> Any:
+    """Return the `RawLayout` that the options of a command describe; None if they say nothing."""
+    sizes = {"--width": width, "--height": height, "--bits": bits}
+    missing = [name for name, value in sizes.items() if value is None]
+    if len(missing) == len(sizes):
+        return None
+    if missing:
+        raise ValueError(f"a frame without a header also needs {' and '.join(missing)}")
+    from r2l.rawfile import RawLayout
+
+    return RawLayout(width, height, bits, packing, cfa, offset, stride)
+
+
+#: Its options, for `with_options`.
+HEADERLESS = inspect.signature(headerless_layout, eval_str=True).parameters
 
 
 def develop(
@@ -108,18 +140,7 @@ def develop(
             "than this share of the range, such as 0.1.",
         ),
     ] = None,
-    width: Annotated[int | None, _headerless("pixels in a row.")] = None,
-    height: Annotated[int | None, _headerless("rows.")] = None,
-    bits: Annotated[int | None, _headerless("bits of a pixel.")] = None,
-    packing: Annotated[
-        str,
-        _headerless(
-            "u8, u16le, u16be, u16le_left, u16be_left, mipi10, mipi12, mipi14, mono12p, mono12packed."
-        ),
-    ] = "u16le",
-    cfa: Annotated[str | None, _headerless("RGGB, BGGR, GRBG or GBRG.")] = None,
-    offset: Annotated[int, _headerless("bytes before the first pixel.")] = 0,
-    stride: Annotated[int | None, _headerless("bytes from one row to the next.")] = None,
+    **headerless: Any,
 ) -> None:
     """Develop raw files to 8-bit PNG pictures.
 
@@ -135,7 +156,7 @@ def develop(
     from r2l.rawfile.frame import look_at_picture
 
     # What is wrong for all photos is noticed before the first one is read.
-    layout = _layout(width, height, bits, packing, cfa, offset, stride)
+    layout = headerless_layout(**headerless)
     given = load_camera(camera) if camera else None
     check_pipeline(pipeline)
     choose("variant", variant, get_args(Variant))
@@ -171,6 +192,9 @@ def develop(
             _write_png(stage_folder / f"{number:02d}_{name}.png", shown)
 
     for_each(develop_one, photos, targets)
+
+
+with_options(develop, (), HEADERLESS)
 
 
 def check(
@@ -257,21 +281,6 @@ def show(
     with atomic_path(output) as partial:
         partial.write_text(text + "\n", "utf-8")
     print(output)
-
-
-def _layout(
-    width: int | None, height: int | None, bits: int | None, packing: str, *others: Any
-) -> RawLayout | None:
-    """Return what the options say of a headerless frame; None if they say nothing."""
-    from r2l.rawfile import RawLayout
-
-    sizes = {"--width": width, "--height": height, "--bits": bits}
-    missing = [name for name, value in sizes.items() if value is None]
-    if len(missing) == len(sizes):
-        return None
-    if missing:
-        raise ValueError(f"a frame without a header also needs {' and '.join(missing)}")
-    return RawLayout(width, height, bits, packing, *others)
 
 
 def _targets(photos: list[Path], output: Path | None, code: str) -> list[Path]:

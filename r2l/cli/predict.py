@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from r2l.cli.develop import HEADERLESS, headerless_layout
 from r2l.cli.errors import EXIT_ERROR, told
 from r2l.cli.train import with_options
 from r2l.option_fields import TASK_OF
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from r2l.datasets import Frames
+    from r2l.rawfile import RawLayout
     from r2l.training.loading import SavedModel
 
 _GROUPS = ("Data", "Splits")
@@ -80,43 +82,46 @@ def predict(
         bool,
         typer.Option("--any_camera", help="Take other cameras' frames, in the model's colours."),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="Store of the runs and models.", show_default=False)
-    ] = None,
     trusted: _Trusted = None,
     force: _Force = False,
+    **given: Any,
 ) -> None:
     """Ask a saved model about raw files: the probability of each class by name, or numbers, or masks.
 
-    The CSV has a row a file: file, prediction and, for classes, p_NAME of each. A mask is a PNG, 255 where
-    the object is. Another layout and other levels than those of the model's camera are lined up; frames of
-    another camera are refused. A file that fails is reported and skipped, and the exit status is 2.
+    The CSV has a row a file: file, prediction and, for classes, p_NAME of each. A mask is a PNG: 255 where
+    the object is or, of more classes than two, their numbers. Another layout and other levels than those of
+    the model's camera are lined up; frames of another camera are refused. A file that fails is reported and
+    skipped, and the exit status is 2.
     """
+    from r2l.datasets.labels import HEADERLESS as UNDESCRIBED
     from r2l.rawfile import RawLayout, load_camera, read_raw
     from r2l.training.loading import load
+    from r2l.training.predict import device_of
 
-    files = _files(photos)
-    given = load_camera(camera) if camera else None
-    described = RawLayout.from_file(layout) if layout else None
-    asked = load(model, tracking_uri, trusted or ())
+    layout = _layout(given) or (RawLayout.from_file(layout) if layout else None)
+    options = Options(**given)
+    files, known = _files(photos), load_camera(camera) if camera else None
+    asked = load(model, options.tracking_uri, trusted or ()).to(device_of(options.accelerator))
     targets = _targets(files, output, asked.task.name == "segmentation", force)
     failed: list[Path] = []
 
     def lined_up(path: Path) -> Tensor | None:
         try:
             with told(path):
+                # Among frames without a header there may be others.
+                described = layout if path.suffix.lower() in UNDESCRIBED else None
                 lens = asked.about.lens_corrections
-                frame = read_raw(path, given, described, lens_corrections=lens)
+                frame = read_raw(path, known, described, lens_corrections=lens)
                 return asked.line_up(frame, crop=crop, any_camera=any_camera)
         except typer.Exit:
             failed.append(path)
             return None
 
     rows = []
-    for path, answer in _answered(asked, files, lined_up, batch_size):
+    for path, answer in _answered(asked, files, lined_up, options.batch_size):
         if targets:
-            _write_mask(answer, targets[path])
+            several = len(asked.classes) > 2
+            _write_mask(answer if several else answer * 255, targets[path])
         else:
             rows.append({"file": str(path), **_cells(answer)})
     if rows:
@@ -184,13 +189,15 @@ def tolerances(
     Give images that it was not trained on: those of its data set that --fold validates (see evaluate), say.
     """
     from r2l.drift.forensics import tolerance_report
+    from r2l.training.predict import device_of
 
     options = _options(data, given)
     _check_free(output, force)
     asked, frames, indices = _open(model, options, trusted)
     metric = metric or ("iou" if asked.task.name == "segmentation" else "accuracy")
     about = {"drop": drop, "metric": metric, "points": points, "name": model}
-    report = tolerance_report(asked, frames.take(indices), pipeline, **about)
+    frames = frames.take(indices).to(device_of(options.accelerator))
+    report = tolerance_report(asked, frames, pipeline, **about)
     report.save(output)
     print(f"{report.metric} {report.score:.3f}, allowed to fall by {drop:g}")
     shown = report.table[["label", "value", "safe_low", "safe_high", "unit"]]
@@ -198,12 +205,20 @@ def tolerances(
     print(f"\n{output}: r2l check --tolerances {output} --camera CAMERA")
 
 
+with_options(predict, ("batch_size", "accelerator", "tracking_uri"), HEADERLESS)
 for _command in (evaluate, tolerances):
-    with_options(_command, _ASKING)
+    with_options(_command, _ASKING, HEADERLESS)
+
+
+def _layout(given: dict[str, Any]) -> RawLayout | None:
+    """Take out of the options what they say of frames without a header."""
+    return headerless_layout(**{name: given.pop(name) for name in HEADERLESS})
 
 
 def _options(data: str | None, given: dict[str, Any]) -> Options:
     """Return the options, with what a positional argument says of the data."""
+    if layout := _layout(given):
+        given["layout"] = layout.to_json()
     if data is not None:
         is_name = data in TASK_OF
         given |= {"dataset": data} if is_name else {"dataset": "RawFolder", "root": data}
@@ -325,4 +340,4 @@ def _write_mask(mask: np.ndarray, path: Path) -> None:
     from r2l.files import atomic_path
 
     with atomic_path(path) as partial:
-        Image.fromarray(mask * 255).save(partial, format="PNG")
+        Image.fromarray(mask).save(partial, format="PNG")

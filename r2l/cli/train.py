@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field
 from typing import Annotated, Any, get_type_hints
 
@@ -112,8 +112,12 @@ def _parameter(option: Field, kind: Any) -> inspect.Parameter:
     )
 
 
-def with_options(command: Callable[..., None], names: Iterable[str] = FIELDS) -> None:
-    """Let a command take these of the `Options`, which are read from there, in the place of ``**given``."""
+def with_options(
+    command: Callable[..., None],
+    names: Iterable[str] = FIELDS,
+    more: Mapping[str, inspect.Parameter] | None = None,
+) -> None:
+    """Let a command take these of the `Options`, and ``more`` by name, in the place of its ``**given``."""
     kinds, own = get_type_hints(Options), get_type_hints(command, include_extras=True)
     parameters = [
         p.replace(annotation=own[name], kind=inspect.Parameter.KEYWORD_ONLY)
@@ -121,6 +125,7 @@ def with_options(command: Callable[..., None], names: Iterable[str] = FIELDS) ->
         if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     parameters += [_parameter(FIELDS[name], kinds[name]) for name in names]
+    parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (more or {}).values()]
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
 

@@ -155,9 +155,13 @@ class RawLayout:
         mask = 2**self.bits - 1
         return mask << 16 - self.bits if self.packing.endswith("_left") else mask
 
+    def to_json(self) -> str:
+        """Return it as `from_file` reads it."""
+        return json.dumps(vars(self) | {"cfa": self.cfa and self.cfa.name})
+
     @classmethod
     def from_file(cls, path: str | Path) -> RawLayout:
-        """Return the layout that a JSON file describes, with the attributes as keys.
+        """Return the layout that a JSON file describes, or such JSON itself; the attributes are keys.
 
         Raises:
             ValueError: no such description; says what is wrong with it.
@@ -165,7 +169,8 @@ class RawLayout:
         """
         names = [field.name for field in fields(cls)]
         try:
-            values: Any = json.loads(Path(path).read_text("utf-8"))
+            is_text = str(path).lstrip().startswith("{")
+            values: Any = json.loads(path if is_text else Path(path).read_text("utf-8"))
             if not isinstance(values, dict) or set(values) - set(names):
                 raise ValueError(f"expected the keys {', '.join(names)}")
             return cls(**values)

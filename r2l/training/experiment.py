@@ -20,6 +20,7 @@ from r2l.training.components import open_components
 from r2l.training.crossval import FoldTrainer
 from r2l.training.data import make_folds, open_data
 from r2l.training.metrics import describe_scores, fold_scores, per_class, summarise_folds
+from r2l.training.predict import device_of
 from r2l.training.run_folder import RunFolder, run_folder
 from r2l.training.tracking import Run, TrackingError, open_client, store_address, track
 
@@ -62,13 +63,13 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         KeyboardInterrupt: the record is marked as killed, the checkpoint stays.
     """
     options, lines = resolve_options(options)
+    device_of(options.accelerator)  # noticed now, and not after the work
     data = open_data(options, progress)
     folds = make_folds(data, options)
     numbers = range(len(folds)) if options.fold is None else [options.fold]
     for line in (*lines, *_about(data, folds, options)):
         say(line)
-    # Noticed now, and not after the work.
-    open_client(options.tracking_uri)
+    open_client(options.tracking_uri)  # likewise
     components = open_components(options, data, say)
     with (
         run_folder(options, data.fingerprint()) as folder,

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -107,14 +109,25 @@ def _underneath(data: Dataset | DataLoader) -> tuple[Dataset, np.ndarray]:
     return below, indices[list(data.indices)]
 
 
+def device_of(accelerator: str) -> torch.device:
+    """Return the device that one of Lightning's names stands for, such as auto, cpu or gpu.
+
+    Raises:
+        ValueError: no such name, or none here; says which there are.
+    """
+    try:
+        # Not as one of a cluster's tasks: it would be counted.
+        return Fabric(accelerator=accelerator, devices=1, plugins=LightningEnvironment()).device
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(f"--accelerator {accelerator}: {error}") from None
+
+
 def _device_of(trainer: Mapping[str, Any]) -> torch.device | None:
     """Return where Lightning would ask; None where that is its own business."""
-    name = trainer.get("accelerator", "auto")
-    if set(trainer) - {"accelerator"} or (name == "auto" and torch.backends.mps.is_available()):
-        return None
-    if torch.cuda.is_available() and name in ("auto", "gpu", "cuda"):
-        return torch.device("cuda")
-    return torch.device("cpu") if name in ("auto", "cpu") else None
+    device = (
+        None if set(trainer) - {"accelerator"} else device_of(**{"accelerator": "auto", **trainer})
+    )
+    return device if device is None or device.type in ("cpu", "cuda") else None
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def attack_parameters(
     model: nn.Module,
     frames: Frames,
     fresh: Frames,
-    isp: Searchable,
+    isp: Searchable | None = None,
     parameters: Sequence[str] = ("all",),
     *,
     fraction: float = 0.1,
@@ -170,7 +170,8 @@ def attack_parameters(
     """Attack by all parameters together or by each alone, several times, beside random ones of their size.
 
     Args:
-        model, frames, isp, fraction, steps, restarts, seed: of the searches, see `bounded_attack`.
+        model, frames, isp, fraction, steps, restarts, seed: of the searches, see `bounded_attack`; without
+            ``isp`` they start at the model's own processor.
         searches: how many on either side, of as many seeds.
         fresh, metric: of the judgement, see `compare_to_random`.
         parameters: names of the ISP's, or "all", one search each.
