@@ -103,6 +103,12 @@ class Declared:
         "RawFolder: values of the masks that are the object, as 2,3.  [default: all above 0]",
         metavar="VALUES",
     )
+    classes: str | None = _data(
+        None,
+        "RawFolder: names of the values in the masks from 0 on, as background,road,car; or of the labels, in "
+        "their order.",
+        metavar="NAMES",
+    )
     own_colours: bool = _data(False, "RawFolder: each file's own white balance.")
     skip_broken: bool = _data(
         False, "RawFolder: leave out files that can't be read; the record counts them."
@@ -152,6 +158,12 @@ class Declared:
         None,
         "Any fixed pipeline: ma,s,ga@camera, libraw:ahd, ma,s,ga+jpeg:75, the folder or runs:/... "
         "of a saved one, module:function of your own. In the place of --processing_mode and sp_.",
+    )
+    variant: str = _processor(
+        "corrected",
+        "Of static processing and of the codes in --pipeline and --test_pipelines: corrected, paper (as "
+        "published) or camera (white balance first); ma,s,ga@paper is one code of it.",
+        choices=("corrected", "paper", "camera"),
     )
     processor_uri: str | None = _processor(
         None, "A saved processor: runs:/..., models:/..., a folder. Empty: made afresh."

@@ -20,7 +20,7 @@ from r2l.option_fields import TASK_OF, Declared
 
 #: Options for one kind of data set only.
 _FOLDER_ONLY = ("labels", "masks", "camera", "layout", "crop", "foreground")
-_FOLDER_ONLY += ("own_colours", "skip_broken", "lens_corrections")
+_FOLDER_ONLY += ("classes", "own_colours", "skip_broken", "lens_corrections")
 _PATHS = ("folder", "root", "labels", "masks", "camera", "layout")
 _PATHS += ("processor_uri", "classifier_uri", "state_dict_uri")
 _TWIN_ONLY = ("n_images", "image_size")
@@ -70,7 +70,7 @@ class Options(Declared):
     @property
     def known_task(self) -> str:
         """The task, or "auto" where only the labels will tell."""
-        fixed = TASK_OF[self.dataset]
+        fixed = "segmentation" if self.masks else TASK_OF[self.dataset]
         return self.task if fixed == "auto" else fixed
 
 
@@ -145,17 +145,19 @@ def _check_data(options: Options) -> None:
         raise ValueError("--dataset RawFolder needs --root: the folder of your raw files")
     if options.own_colours and options.camera:
         raise ValueError("--own_colours are the files': leave it out, or --camera")
+    if options.foreground and options.classes:
+        raise ValueError("--foreground makes one object of the masks' values: leave out --classes")
     if options.foreground and not options.masks:
         raise ValueError("--foreground is about --masks: the folder of the masks")
     if not re.fullmatch(r"[\d, ]*", options.foreground or ""):
         raise ValueError(f"--foreground is {options.foreground}, expected whole numbers, as 2,3")
     if is_folder and options.iso != 1:
         raise ValueError("--iso is for data sets of several exposures; own files have one only")
+    if options.masks and options.task not in ("auto", "segmentation"):
+        raise ValueError(f"--task {options.task} contradicts --masks, which are for segmentation")
     if options.task not in ("auto", options.known_task):
         fixed = options.known_task
         raise ValueError(f"--task {options.task} contradicts --dataset {options.dataset} ({fixed})")
-    if options.masks and options.task not in ("auto", "segmentation"):
-        raise ValueError(f"--task {options.task} contradicts --masks, which are for segmentation")
     if options.task == "segmentation" and is_folder and not options.masks:
         raise ValueError("--task segmentation needs --masks: the folder of the masks")
 
@@ -185,6 +187,13 @@ def _check_models(options: Options) -> None:
         raise ValueError(
             "--pipeline is a fixed processor: it goes with neither --processor_uri, another one, nor "
             "--adv_training, which searches a parametrized one"
+        )
+    if options.variant != "corrected" and not (
+        options.pipeline or options.processing_mode == "static"
+    ):
+        raise ValueError(
+            f"--variant {options.variant} is one of fixed processing: add --processing_mode static, or give "
+            f"--pipeline bi,s,ga@{options.variant}"
         )
     trained = options.classifier_uri or options.state_dict_uri
     if options.classifier_uri and options.classifier_pretrained:
@@ -245,6 +254,13 @@ def resolve_options(options: Options) -> tuple[Options, list[str]]:
         reason = "adversarial training searches the processing against a fixed classifier"
         fixed = {"freeze_classifier": True, "freeze_processor": False}
         follow(reason, processing_mode="parametrized", **fixed)
+    if options.variant != FIELDS["variant"].default:
+        parts = {n: getattr(options, n) for n in ("sp_debayer", "sp_sharpening", "sp_denoising")}
+        named = options.pipeline or resolve_name("r2l.isp.static:pipeline_code")(*parts.values())
+        options = replace(options, **{name: FIELDS[name].default for name in parts})
+        named, tests = _in_variant(named, options.variant), options.test_pipelines
+        tests = tests and _in_variant(tests, options.variant)
+        follow(f"the variant {options.variant}", pipeline=named, test_pipelines=tests)
     if options.pipeline:
         follow("a pipeline is given", processing_mode="static")
     if options.lr is None:
@@ -258,6 +274,11 @@ def resolve_options(options: Options) -> tuple[Options, list[str]]:
     if asked and not options.track_processing:
         follow(f"--{asked[0]} is about tracked images", track_processing=True)
     return options, lines + _without_effect(options)
+
+
+def _in_variant(pipelines: str, variant: str) -> str:
+    """Return pipelines, by spaces, with the variant behind each code (and "all") that names none."""
+    return re.sub(r"(?<!\S)(all|\w+,\w+,\w+)(?=[\s+]|$)", rf"\1@{variant}", pipelines)
 
 
 def _without_effect(options: Options) -> list[str]:

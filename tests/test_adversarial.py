@@ -95,6 +95,9 @@ def test_aims_have_known_values_and_a_bound():
     pixels = torch.tensor([[1.0, -1.0], [-50.0, 4.0]])[None, None]
     masks = torch.tensor([[1.0, 0.0], [1.0, 0.0]])[None, None]
     assert adversary.aims("segmentation", pixels, masks).tolist() == [(1 + 1 - 2 - 2) / 4]
+    several = logits[:2].T[None, :, :, None]  # two pixels of three classes
+    labels = torch.tensor([0.0, 1.0])[None, None, :, None]
+    assert adversary.aims("segmentation", several, labels).tolist() == [(2 + 1) / 2]
     numbers = torch.tensor([[1.0], [9.0]])
     assert adversary.aims("regression", numbers, torch.zeros(2, 1)).tolist() == [-1, -2]
 

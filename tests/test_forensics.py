@@ -440,6 +440,10 @@ def test_a_model_that_ignores_the_image_is_not_attacked():
     assert not table["beats_random"].any()
     assert table["p"].to_list() == [1, 1]
     assert list(attacks) == ["all", "gamma"]
+    own = RawToLogits(Blind(), ParametrizedISP(PLAIN))
+    few = {"steps": 1, "restarts": 1, "progress": False}
+    centre = attack_parameters(own, frames, frames, parameters=["gamma"], **few)[1]["gamma"].space
+    assert centre.reference()(frames.raw).equal(own.processor(frames.raw)), "the model's own"
 
 
 def simulated(rng, effect, n_groups=30, searches=(3, 3), luck=0.03, per_group=5):

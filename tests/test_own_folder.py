@@ -170,6 +170,11 @@ def test_masks_of_several_classes_are_refused_unless_the_object_is_said(photos):
     options = Options(**SMALL, root="photos/a", masks="masks", foreground="1, 3")
     truth = open_data(options, progress=False).truth[0, 0]
     np.testing.assert_array_equal(truth, np.isin(values, (1, 3)))
+    with pytest.raises(ValueError, match="leave out --classes"):
+        replace(options, classes="a,b,c,d")
+    named = open_data(replace(options, foreground=None, classes="sky, road,car,tree"), False)
+    assert named.classes == ("sky", "road", "car", "tree")
+    np.testing.assert_array_equal(named.truth[0, 0], values)
 
 
 def test_own_colours_are_what_each_files_own_pipeline_gives(photos):
@@ -267,7 +272,7 @@ def test_a_loss_that_is_not_a_number_ends_the_training(photos):
 
 def test_a_model_of_too_few_classes_is_refused_as_documented():
     data = SyntheticMicroscopy(20, seed=0, size=32)
-    with pytest.raises(ValueError, match="2 logits, and there is a label"):
+    with pytest.raises(ValueError, match="2 classes apart, and there is a label"):
         fit(lambda: make_classifier("SmallResNet", 2), data, processor=StaticISP(data.camera),
             epochs=1, progress=False)  # fmt: skip
 

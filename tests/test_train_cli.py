@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torchvision
 from typer.testing import CliRunner
 
 from r2l.cli import app
-from r2l.options import FIELDS, resolve_options
+from r2l.options import FIELDS, Options, resolve_options
 from r2l.training import experiment as experiment_module
 from r2l.training.module import RawToLogits
 from r2l.training.tracking import Records
@@ -227,3 +228,18 @@ def test_a_learning_rate_that_is_not_given_fits_the_weights(monkeypatch):
         assert options.lr == rate
         told = [line for line in lines if "no learning rate given" in line]
         assert len(told) == (not words or words[0] != "--lr"), lines
+
+
+def test_a_variant_is_that_of_fixed_processing_or_told_by_its_suffix():
+    options = Options(dataset="SyntheticMicroscopy", processing_mode="static", variant="paper")
+    tests = "all bi,s,ga+jpeg:75 libraw:ahd ma,u,me@camera"
+    resolved, lines = resolve_options(
+        replace(options, sp_debayer="menon2007", test_pipelines=tests)
+    )
+    assert resolved.pipeline == "me,s,ga@paper"
+    wanted = "all@paper bi,s,ga@paper+jpeg:75 libraw:ahd ma,u,me@camera"
+    assert resolved.test_pipelines == wanted
+    assert "the variant paper" in lines[0]
+    assert resolve_options(resolved)[0] == resolved
+    with pytest.raises(ValueError, match="--pipeline bi,s,ga@paper"):
+        replace(options, processing_mode="parametrized")

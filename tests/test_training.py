@@ -23,6 +23,7 @@ from sklearn.metrics import (
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from r2l import progress
 from r2l.camera import MICROSCOPE
@@ -47,7 +48,7 @@ from r2l.training import (
 from r2l.training.metrics import per_class
 from r2l.training.models import describe_model, make_described
 from r2l.training.saving import load_model, save_model
-from r2l.training.tasks import _bce_dice
+from r2l.training.tasks import TASKS, _entropy_dice
 
 
 class Shades(Dataset):
@@ -384,8 +385,60 @@ def test_the_loss_of_masks_agrees_with_its_formula_image_by_image():
     entropy = -(masks * p.log() + (1 - masks) * (1 - p).log()).mean((1, 2, 3))
     dice = 1 - 2 * (p * masks).sum((1, 2, 3)) / (p + masks).sum((1, 2, 3))
     dice[2] = 0  # nothing there
-    torch.testing.assert_close(_bce_dice(logits, masks, reduction="none"), entropy + dice)
-    torch.testing.assert_close(_bce_dice(logits, masks), (entropy + dice).mean())
+    torch.testing.assert_close(_entropy_dice(logits, masks, reduction="none"), entropy + dice)
+    torch.testing.assert_close(_entropy_dice(logits, masks), (entropy + dice).mean())
+
+
+def test_the_loss_of_several_classes_is_cross_entropy_and_dice_of_those_that_are_there():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, 3, 8, 8, generator=generator, dtype=torch.float64)
+    masks = torch.randint(0, 3, (4, 1, 8, 8), generator=generator).double()
+    masks[1] = 2
+    shares, expected = logits.softmax(1).numpy(), []
+    for image, mask in zip(shares, masks[:, 0].numpy(), strict=True):
+        entropy = -np.mean([np.log(image[c][mask == c]).sum() for c in range(3)]) * 3 / 64
+        there = [c for c in range(3) if (mask == c).any()]
+        pairs = [(image[c], mask == c) for c in there]
+        dice = sum(1 - 2 * (one * other).sum() / (one.sum() + other.sum()) for one, other in pairs)
+        expected.append(entropy + dice / 3)
+    found = _entropy_dice(logits, masks, reduction="none")
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    inside = logits.clone().requires_grad_()
+    assert torch.autograd.gradcheck(partial(_entropy_dice, masks=masks), (inside,))
+
+
+def test_scores_of_several_classes_are_those_of_libraries():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randint(0, 4, (6, 1, 8, 8), generator=generator) % 3  # none of class 3
+    logits = 2 * torch.randn(6, 4, 8, 8, generator=generator) + 2 * F.one_hot(
+        masks[:, 0], 4
+    ).movedim(-1, 1)
+    logits[:, 3] = -99
+    answers = TASKS["segmentation"].answers(logits, masks.float())
+    there, found = masks.numpy().ravel(), logits.argmax(1).numpy().ravel()
+    table = pd.DataFrame({k: v.numpy() for k, v in answers.items()}).assign(pipeline="a")
+    each = jaccard_score(there, found, labels=range(3), average=None)
+    row = scores(table).loc["a"]
+    meter = MulticlassJaccardIndex(4)
+    assert row["iou"] == pytest.approx(meter(logits, masks[:, 0]).item())
+    assert row["pixel_accuracy"] == pytest.approx((there == found).mean())
+    ious = per_class(table, ["w", "x", "y", "z"])["iou"].to_numpy()
+    np.testing.assert_allclose(ious, [*each, np.nan], rtol=1e-6)
+    one = MulticlassJaccardIndex(4)
+    np.testing.assert_allclose(
+        table["iou"],
+        [one(a[None], m).item() for a, m in zip(logits, masks, strict=True)],
+        rtol=1e-5,
+    )
+
+
+def test_more_classes_than_the_model_has_are_told_and_fractions_are_no_classes():
+    module = RawToLogits(nn.Conv2d(3, 1, 1), task="segmentation")
+    images = torch.rand(2, 3, 8, 8)
+    for value, words in ((2.0, "2 classes apart.*a label 2"), (0.5, "expected numbers of classes")):
+        batch = {"image": images, "mask": torch.full((2, 8, 8), value)}
+        with pytest.raises(ValueError, match=words):
+            module.predict_step(module.on_before_batch_transfer(batch))
 
 
 def test_masks_fit_a_processor_that_halves_the_size():
@@ -490,7 +543,7 @@ def threes():
         ),
         (
             lambda: fit_once(Threshold(), threes(), task="segmentation"),
-            r"values \[0.0, 3.0\].*one class",
+            "2 classes apart.*a label 3",
         ),
         (
             lambda: fit_once(small, Shades(), output_norm="layer"),

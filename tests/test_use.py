@@ -253,6 +253,77 @@ def test_masks_are_written_as_pictures(segmenter, tmp_path):
     assert "would both be written to" in twice
 
 
+def test_frames_without_a_header_are_answered_as_their_dngs(trained, tmp_path):
+    place, run = trained
+    for path in sorted((place / "photos").rglob("*.dng")):
+        steps = np.round(read_raw(path).mosaic * 65535).astype("<u2")
+        target = tmp_path / "raws" / path.parent.name / f"{path.stem}.raw"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(steps.tobytes())
+    described = ("--camera", "microscope", "--width", 32, "--height", 32, "--bits", 16)
+    fold, answers, tables = run / "fold_0", tmp_path / "a.csv", []
+    for source, how in ((tmp_path / "raws", described), (place / "photos", ())):
+        r2l_command("predict", fold, source, "-o", answers, "-f", "--accelerator", "cpu", *how)
+        tables.append(pd.read_csv(answers).filter(regex="^p_").to_numpy())
+    np.testing.assert_allclose(*tables, atol=2e-3)
+    told = r2l_command("evaluate", fold, tmp_path / "raws", *described)
+    assert "18 images of RawFolder" in told
+    assert "also needs --bits" in r2l_command(
+        "evaluate", fold, tmp_path / "raws", *described[:-2], code=2
+    )
+    wrong = r2l_command("predict", fold, place, "-o", answers, "-f", "--accelerator", "x", code=2)
+    assert "--accelerator x" in wrong
+
+
+def test_masks_of_several_classes_are_learned_and_written_as_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:, 12:22], mask[:, 22:] = 1, 2
+        mask = np.rot90(mask, number % 4).copy()
+        light = np.array([0.1, 0.4, 0.8])[mask] + rng.normal(0, 0.02, (32, 32))
+        write_dng(tmp_path / "photos" / f"{number}.dng", np.clip(0.07 + 0.9 * light, 0, 1), DRONE)
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
+    data = ("--masks", tmp_path / "masks", "--classes", "background,road,car")
+    folder = ("--dataset", "RawFolder", "--root", tmp_path / "photos")
+    network = ("--smp_network", "unet", "--smp_encoder", "resnet18", "--processing_mode", "static")
+    kept = ("--folder", tmp_path / "runs", "--tracking_uri", f"sqlite:///{tmp_path}/mlflow.db")
+    steps = ("--epochs", 4, "--batch_size", 3, "--lr", 3e-3, "--save_locally")
+    output = r2l_command("train", *folder, *data, *network, *kept, *steps)
+    assert "segmentation, 3 classes" in output
+    assert "no effect" not in output
+    (run,) = (tmp_path / "runs").glob("r2l/run-*")
+    score = pd.read_csv(run / "scores.csv")["iou"].item()
+    records = Records(kept[-1])
+    fold = records.children(records.find("latest"))["fold 0"]
+    metered = records.call("get_run", fold).data.metrics["val_iou"]
+    assert metered == pytest.approx(score, abs=1e-5), "torchmetrics' and ours"
+    model = r2l.load(run / "fold_0")
+    assert model.classes == ("background", "road", "car")
+    told = r2l_command("evaluate", run / "fold_0", tmp_path / "photos", *data)
+    assert "road" in told
+    r2l_command("predict", run / "fold_0", tmp_path / "photos", "-o", tmp_path / "answers")
+    right = []
+    for number in range(12):
+        with Image.open(tmp_path / "answers" / f"{number}.png") as image:
+            answer = np.asarray(image)
+        with torch.inference_mode():
+            logits = model(read_raw(tmp_path / "photos" / f"{number}.dng").tensor())
+        np.testing.assert_array_equal(answer, logits[0].argmax(0))
+        right.append(answer == np.asarray(Image.open(tmp_path / "masks" / f"{number}.png")))
+    assert np.mean(right) > 0.6, "a third by chance"
+    frames = r2l.Frames.of(
+        RawFolder(
+            tmp_path / "photos", masks=tmp_path / "masks", classes=("car", "road", "background")
+        ),
+        progress=False,
+    )
+    taken = model.take(frames)
+    assert torch.equal(taken.truth, 2 - frames.truth), "by their names"
+
+
 # --- r2l evaluate, r2l tolerances -----------------------------------------------------------------
 
 

@@ -145,6 +145,7 @@ def evaluate(
     as `r2l train` makes it. Frames of another layout or other levels are lined up, of another camera refused.
     """
     from r2l.training.metrics import fold_scores, per_class
+    from r2l.training.models import n_outputs
     from r2l.training.predict import predict as ask
 
     options = _options(data, given)
@@ -155,7 +156,7 @@ def evaluate(
     layout = {"float_format": lambda value: f"{value:.4g}"}
     print(f"{len(table)} images of {options.dataset}, {asked.camera.name}\n")
     print(fold_scores(table, len(asked.classes)).to_string(index=False, **layout))
-    if asked.task.name == "classification":
+    if n_outputs(asked.task.name, len(asked.classes)) > 1:
         print(f"\n{per_class(table, asked.classes).to_string(**layout)}")
     if output:
         _write_table(table.assign(name=frames.names[table["image"]]), output)

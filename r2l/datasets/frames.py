@@ -48,7 +48,8 @@ class Frames(Dataset):
 
     Attributes:
         raw: (N, 1, H, W), raw domain; None where only developed images are kept.
-        truth: (N,) class of each frame (int), (N,) numbers (float), or (N, 1, H, W) masks of 0 and 1.
+        truth: (N,) class of each frame (int), (N,) numbers (float), or (N, 1, H, W) masks of 0 and 1
+            (of more classes: their numbers).
         groups: (N,) which share something; what folds keep on one side and intervals count.
         camera: whose they are.
         labels: (N,) what folds are stratified by; by default the classes, the highest class of a mask, or

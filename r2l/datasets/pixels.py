@@ -84,7 +84,10 @@ def object_of(values: np.ndarray, path: Path | None = None) -> np.ndarray:
         reason = (
             f"the values {', '.join(map(str, several))} look like classes, and here is one object"
         )
-        remedy = "Say which are the object: --foreground 2,3 on the command line, foreground=(2, 3)"
+        remedy = (
+            "Name the classes, from 0 on: --classes background,road,car (classes=[...]). Or say which values "
+            "are the object: --foreground 2,3 (foreground=(2, 3))"
+        )
         raise DatasetError(path, reason, remedy)
     return (values > 0).astype(np.uint8)
 

@@ -67,10 +67,14 @@ def _picture(images: Tensor) -> dict[str, Tensor]:
 
 
 def _answers(logits: Tensor) -> dict[str, Tensor]:
-    """What a model answers: log-probabilities of the classes, or of masks share and sureness."""
+    """What a model answers: log-probabilities of the classes, or of masks shares and sureness."""
     if logits.ndim == 2:
         values = logits.log_softmax(1).clamp_min(-20)
         return {f"class {i}": values[:, i] for i in range(values.shape[1])}
+    if logits.shape[1] > 1:
+        shares = logits.softmax(1).flatten(2)
+        columns = {f"share of class {i}": shares[:, i].mean(1) for i in range(shares.shape[1])}
+        return columns | {"unsure": 1 - shares.amax(1).mean(1)}
     shares = logits.flatten(1).sigmoid()
     unsure = (shares * (1 - shares)).mean(1)
     return {"foreground": shares.mean(1), "unsure": unsure, "largest": shares.amax(1)}

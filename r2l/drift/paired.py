@@ -51,10 +51,9 @@ def _score_column(results: pd.DataFrame) -> str:
     Raises:
         ValueError: neither is there.
     """
-    if set(_RATIOS["iou"]) <= set(results.columns):
-        return "iou"
-    if "correct" in results:
-        return "correct"
+    for name in ("iou", "correct"):
+        if name in results:
+            return name
     raise ValueError(f"no score among the columns {list(results.columns)}; name one by value=")
 
 
@@ -69,14 +68,15 @@ def paired_scores(
         results: one row an image and cell (and ``seed``), with ``image``, ``group``, ``by`` and ``value``.
         by: column or columns that tell the cell.
         value: "correct" or any number, better if higher, whose mean is the score; "iou", whose score is
-            the sum of ``intersection`` by the sum of ``union``; by default what `_score_column` finds.
+            the sum of ``intersection`` by the sum of ``union`` (of several classes of masks the mean of the
+            images'); by default what `_score_column` finds.
 
     Raises:
         ValueError: a cell lacks some image, there are no rows, or no such column.
     """
     value = value or _score_column(results)
     by = [by] if isinstance(by, str) else list(by)
-    parts = list(_RATIOS.get(value, (value,)))
+    parts = [value] if "intersection_0" in results else list(_RATIOS.get(value, (value,)))
     if missing := sorted({*parts, *by, "image", "group"} - set(results.columns)):
         raise ValueError(f"the answers have no column {', '.join(missing)}")
     results = results.astype(dict.fromkeys(parts, float))

@@ -22,6 +22,7 @@ from jinja2 import Environment
 from r2l.drift.matrix import MatrixSummary, summarise
 from r2l.files import atomic_path, csv_text, read_csv
 from r2l.isp.static import pipeline_code
+from r2l.options import resolve_options
 from r2l.sweep.jobs import Sweep
 from r2l.sweep.work import ERROR, LOG, PREDICTIONS, SCORES, Outcome
 from r2l.training.run_folder import TESTED
@@ -117,7 +118,7 @@ def _axes(run: Outcome, without: tuple[str, ...] = ()) -> dict[str, str]:
 
 def _pipeline_of(run: Outcome) -> str:
     """Return a training's pipeline, the code of its static one, or its processing mode."""
-    options = run.job.options()
+    options, _ = resolve_options(run.job.options())
     if options.pipeline:
         return options.pipeline
     if options.processing_mode != "static":

@@ -137,13 +137,14 @@ class Adversary:
             outputs: of the model.
             targets: labels (B,), numbers (B, n) or masks (B, 1, H, W).
         """
-        if task == "classification":
-            true = outputs.gather(1, targets[:, None])[:, 0]
-            other = outputs.scatter(1, targets[:, None], float("-inf")).amax(1)
-            return (true - other).clamp_min(-self.confidence)
-        if task == "segmentation":
+        if task == "segmentation" and outputs.shape[1] == 1:
             margins = (2 * targets - 1) * outputs
             return margins.clamp_min(-self.confidence).flatten(1).mean(1)
+        if task != "regression":
+            labels = targets.long().reshape(-1, 1, *outputs.shape[2:])
+            true = outputs.gather(1, labels)
+            other = outputs.scatter(1, labels, float("-inf")).amax(1, keepdim=True)
+            return (true - other).clamp_min(-self.confidence).flatten(1).mean(1)
         return -(outputs - targets).square().flatten(1).mean(1).clamp_max(self.confidence)
 
     @torch.no_grad()

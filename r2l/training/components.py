@@ -17,7 +17,7 @@ from r2l.datasets import Frames
 from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, load_isp, open_pipeline
 from r2l.isp.saving import can_be_saved
 from r2l.options import Options
-from r2l.training.models import describe_model, make_described
+from r2l.training.models import describe_model, make_described, n_outputs
 from r2l.training.saving import NORM, load_described, load_norm, load_state
 from r2l.training.seeding import seeded
 from r2l.training.tracking import resolve
@@ -206,7 +206,7 @@ def _check_model(model: nn.Module, processor: nn.Module, data: Frames, uri: str)
     Raises:
         ValueError: it doesn't.
     """
-    outputs = {"classification": len(data.classes)}.get(data.task, 1)
+    outputs = n_outputs(data.task, len(data.classes))
     answer = model.eval()(processor.eval()(data.raw[:1]))
     wanted = 4 if data.task == "segmentation" else 2
     if answer.ndim != wanted or answer.shape[1] != outputs:

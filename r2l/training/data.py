@@ -83,6 +83,7 @@ def _open(options: Options) -> RawDataset:
         camera = load_camera(options.camera) if options.camera else None
         layout = RawLayout.from_file(options.layout) if options.layout else None
         values = [int(value) for value in (options.foreground or "").split(",") if value.strip()]
+        names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
         return RawFolder(
             root,
             options.labels,
@@ -94,6 +95,7 @@ def _open(options: Options) -> RawDataset:
             skip_broken=options.skip_broken,
             foreground=values or None,
             lens_corrections=options.lens_corrections,
+            classes=names or None,
         )
     task = options.known_task
     if name == "Microscopy":
@@ -111,8 +113,6 @@ def _open(options: Options) -> RawDataset:
 def _task(options: Options, data: RawDataset) -> str:
     if options.known_task != "auto":
         return options.known_task
-    if options.masks:
-        return "segmentation"
     # Folders called 0 and 1 are classes; a column of numbers is a measurement.
     if not options.labels or not all(map(is_number, data.classes)):
         return "classification"

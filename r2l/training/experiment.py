@@ -20,6 +20,7 @@ from r2l.training.components import open_components
 from r2l.training.crossval import FoldTrainer
 from r2l.training.data import make_folds, open_data
 from r2l.training.metrics import describe_scores, fold_scores, per_class, summarise_folds
+from r2l.training.models import n_outputs
 from r2l.training.predict import device_of
 from r2l.training.run_folder import RunFolder, run_folder
 from r2l.training.tracking import Run, TrackingError, open_client, store_address, track
@@ -186,7 +187,8 @@ def _conclude(
 def _closing(options: Options, data: Frames, folder: RunFolder, outcome: Outcome) -> Iterator[str]:
     layout: dict[str, Any] = {"float_format": lambda v: f"{v:.4g}"}
     yield "\n" + summarise_folds(outcome.scores).to_string(index=False, **layout) + "\n"
-    if data.task == "classification" and not options.adv_training:
+    several = data.task == "classification" or n_outputs(data.task, len(data.classes)) > 1
+    if several and not options.adv_training:
         yield per_class(outcome.predictions, data.classes).to_string(**layout) + "\n"
     if outcome.tested is not None:
         table = metrics.scores(outcome.tested, len(data.classes) or None, by="test")
@@ -201,4 +203,5 @@ def _closing(options: Options, data: Frames, folder: RunFolder, outcome: Outcome
             # What lies between the two comes with both only.
             again = f"--state_dict_uri runs:/{record} --output_norm {options.output_norm}"
         yield f"fold {number} again: {again} --n_splits {options.n_splits} --fold {number}"
-        yield f"fold {number} in use: r2l predict runs:/{record} PHOTOS -o answers.csv"
+        output = "masks" if data.task == "segmentation" else "answers.csv"
+        yield f"fold {number} in use: r2l predict runs:/{record} PHOTOS -o {output}"

@@ -105,11 +105,12 @@ class SavedModel(RawToLogits):
 
         Returns:
             For each frame the probability of each class by its name; or the number, or numbers (n,); or
-            the mask (H, W), uint8, 1 where the logit is positive.
+            the mask (H, W), uint8: 1 where the logit is positive or, of several classes, their numbers.
         """
         outputs = self(raw.to(next(self.parameters()).device)).float().cpu()
         if self.task.name == "segmentation":
-            return list((outputs[:, 0] > 0).to(torch.uint8).numpy())
+            masks = outputs.argmax(1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
+            return list(masks.to(torch.uint8).numpy())
         if self.task.name == "regression":
             return [row[0].item() if len(row) == 1 else row.numpy() for row in outputs]
         return [dict(zip(self.classes, p.tolist(), strict=True)) for p in outputs.softmax(1)]
@@ -133,7 +134,10 @@ class SavedModel(RawToLogits):
         if frames.task != self.task.name:
             why = f"labels of {frames.task}, and the model answers with {self.task.name}"
             raise FrameError("the data set", why, "Give data of its own kind (see --task)")
-        if frames.task == "classification" and frames.classes != self.classes:
+        named = (
+            frames.task == "classification" or len(self.classes) > 2
+        )  # not what an object is called
+        if named and frames.classes != self.classes:
             frames = replace(frames, truth=self._renumbered(frames), classes=self.classes)
         own, has = self.camera, frames.camera
         levels = (own.cfa, own.black_level, own.white_level)
@@ -155,7 +159,7 @@ class SavedModel(RawToLogits):
                 "Name the classes as it was trained with them",
             )
         numbers = torch.tensor([self.classes.index(name) for name in frames.classes])
-        return numbers[frames.truth]
+        return numbers[frames.truth.long()].to(frames.truth.dtype)
 
 
 def load(

@@ -81,6 +81,8 @@ def scores(
     - segmentation: ``iou`` and ``dice`` of the data set (sums over all images, not means of images or
       batches; NaN if nothing is there nor found), ``empty`` (images without foreground) and
       ``false_positives_on_empty`` (pixels found in them, all together);
+    - segmentation of several classes: ``iou``, the mean of the data set's over the classes that are there
+      or were found, and ``pixel_accuracy``;
     - regression: ``mae``, ``rmse`` in units of the target, ``r2`` (1 is perfect, 0 as good as the mean;
       NaN for a single image). Several numbers an image are averaged over.
 
@@ -109,6 +111,11 @@ def scores(
 def _measure_of(table: pd.DataFrame, n_classes: int | None):  # noqa: ANN202 - table to dict of scores
     if "intersection" in table:
         return _segmentation
+    if "intersection_0" in table:
+        return lambda part: {
+            "iou": np.nanmean(_iou_of_classes(part)),
+            "pixel_accuracy": part["pixel_accuracy"].mean(),
+        }
     if any(str(name).startswith("target") for name in table):
         return _regression
     if "label" not in table:
@@ -137,6 +144,13 @@ def _segmentation(part: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def _iou_of_classes(part: pd.DataFrame) -> np.ndarray:
+    """Return the IoU of each class over all images, NaN of one that is not there and was not found."""
+    sums = (part.filter(regex=f"^{n}_").sum().to_numpy() for n in ("intersection", "union"))
+    intersection, union = sums
+    return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
+
+
 def _regression(part: pd.DataFrame) -> dict[str, float]:
     prediction, target = (
         torch.from_numpy(part.filter(regex=f"^{name}").to_numpy("float64").copy(order="C"))
@@ -155,16 +169,18 @@ def per_class(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Return recall, precision and F1 of each class, and how many images it has.
 
     Recall is the share of the images *of* a class that were answered with it; precision the share of the
-    answers with a class that were right.
+    answers with a class that were right. Of masks of several classes it is ``iou`` alone.
 
     Args:
-        table: what `predict` returns for a classification; all its rows together.
+        table: what `predict` returns for a classification, or for several classes of masks; all its rows.
         classes: names, by label.
 
     Returns:
         A frame indexed by class with ``recall``, ``precision``, ``f1`` (in [0, 1]; NaN for the recall of a
         class without images and the precision of one that was never answered) and ``images``.
     """
+    if "intersection_0" in table:
+        return pd.DataFrame({"iou": _iou_of_classes(table)}, index=pd.Index(classes, name="class"))
     numbers = range(len(classes))
     precision, recall, f1, images = precision_recall_fscore_support(
         table["label"], table["prediction"], labels=numbers, zero_division=float("nan")

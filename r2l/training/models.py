@@ -176,9 +176,10 @@ def make_segmenter(
     mean: Sequence[float] = _MEAN,
     std: Sequence[float] = _STD,
     *,
+    n_classes: int = 1,
     pretrained: bool = False,
 ) -> nn.Sequential:
-    """Return a fresh segmenter: display RGB (B, 3, H, W) in [0, 1] to one logit a pixel (B, 1, H, W).
+    """Return a fresh segmenter: display RGB (B, 3, H, W) in [0, 1] to logits (B, n_classes, H, W).
 
     Parts and seeding as `make_classifier`. Any size goes: the image is continued by its mirror image to a
     multiple of 32, and the answer cut to its size.
@@ -190,6 +191,7 @@ def make_segmenter(
         architecture: one of `SEGMENTERS`, such as "unet", "unetplusplus", "fpn", "deeplabv3plus".
         encoder: any encoder of segmentation-models-pytorch, such as "resnet18" or "resnet34".
         mean, std: as for `make_classifier`.
+        n_classes: logits a pixel: 1, positive where the object is, or one for each of several classes.
         pretrained: start from an encoder trained on ImageNet, fetched once into Hugging Face's cache.
 
     Raises:
@@ -201,7 +203,7 @@ def make_segmenter(
     architecture = choose("architecture", architecture.lower(), SEGMENTERS)
     choose("encoder", encoder, smp.encoders.get_encoder_names())
     try:
-        network = smp.create_model(architecture, encoder, encoder_weights=None, classes=1)
+        network = smp.create_model(architecture, encoder, encoder_weights=None, classes=n_classes)
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ValueError(f"{architecture} does not go with encoder {encoder}: {error}") from error
     if pretrained:
@@ -244,6 +246,8 @@ def describe_model(
             architecture, encoder = "", architecture
         parts = {"architecture": architecture, "encoder": encoder}
         arguments |= {part: value for part, value in parts.items() if value}
+        if (outputs := n_outputs(task, n_classes)) > 1:
+            arguments["n_classes"] = outputs
         return {"maker": "make_segmenter", "arguments": arguments}
     if task == "regression":
         arguments |= {"name": name, "n_targets": 1}
@@ -253,6 +257,13 @@ def describe_model(
         return {"maker": "make_regressor", "arguments": arguments}
     arguments |= {"name": name, "n_classes": n_classes}
     return {"maker": "make_classifier", "arguments": arguments}
+
+
+def n_outputs(task: str, n_classes: int) -> int:
+    """Return how many outputs, or logits a pixel, a task of so many classes needs: two of masks are one."""
+    return (
+        n_classes if task == "classification" or (task == "segmentation" and n_classes > 2) else 1
+    )
 
 
 def make_described(description: Mapping[str, Any], pretrained: bool = False) -> nn.Module:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import BinaryJaccardIndex
+from torchmetrics.classification import BinaryJaccardIndex, MulticlassJaccardIndex
 
 from r2l.files import choose
 from r2l.options import check_precision
@@ -27,7 +27,7 @@ class RawToLogits(L.LightningModule):
 
     Args:
         model: display RGB (B, 3, H, W) in [0, 1] to logits (B, n_classes), numbers (B, n_targets), or
-            one logit a pixel (B, 1, H, W).
+            one logit a pixel (B, 1, H, W), of several classes one each (B, C, H, W).
         processor: raw (B, 1, H, W) to display RGB; None where the data are developed already. It works
             in float32 whatever ``precision`` the trainer has: a black level is lost in 16 bits.
         loss: of outputs and targets, averaged over the batch unless called with ``reduction="none"``; by
@@ -83,6 +83,7 @@ class RawToLogits(L.LightningModule):
         self.adversary = adversary
         self.reference: nn.Module | None = None
         self.history = pd.DataFrame()
+        self._most = 0  # classes that the labels of a batch tell of
         if adversary is not None:
             adversary.check(self.processor, output_norm)
             self.reference = adversary.reference(self.processor)
@@ -135,18 +136,33 @@ class RawToLogits(L.LightningModule):
         """Look at labels and masks while they are on the CPU.
 
         Raises:
-            ValueError: a mask with more than two classes, or no label where one is needed.
+            ValueError: a mask with other values than numbers of classes, or no label where one is needed.
         """
-        if self.task.name == "classification":
-            self._most = int(batch[self.task.key].max()) + 1
-        if self.task.name == "segmentation":
-            values = self.task.targets(batch).unique()
-            if not torch.isin(values, torch.tensor([0.0, 1.0])).all():
-                raise ValueError(
-                    f"masks hold the values {values.tolist()[:10]}, but segmentation here is of one class: "
-                    "0 (background) and 1; say which classes are foreground by a transform of the data set"
-                )
+        if self.task.name == "regression":
+            return batch
+        targets = self.task.targets(batch)
+        if self.task.name == "segmentation" and (targets.min() < 0 or targets.frac().any()):
+            raise ValueError(
+                f"masks hold the values {targets.unique().tolist()[:10]}, expected numbers of classes: 0 "
+                "(background), 1 and so on; make them such by a transform of the data set"
+            )
+        self._most = int(targets.max()) + 1
         return batch
+
+    def _answer(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the outputs, checked: on a GPU a label beyond them would end the process.
+
+        Raises:
+            ValueError: fewer classes than the labels have.
+        """
+        outputs = self.task.check(outputs, targets)
+        logits = 2 if outputs.shape[1] == 1 else outputs.shape[1]
+        if self.task.name != "regression" and logits < self._most:
+            raise ValueError(
+                f"the model tells {logits} classes apart, and there is a label {self._most - 1}: make it for "
+                "as many as the data have, and number these from 0 on"
+            )
+        return outputs
 
     def _step(self, batch: dict[str, Any], stage: str) -> Tensor:
         frames, targets = frames_of(batch), self.task.targets(batch)
@@ -155,13 +171,7 @@ class RawToLogits(L.LightningModule):
             masked = self.task.name == "segmentation"
             seen, moved = self.augment(images, targets if masked else None)
             targets = moved if masked else targets
-        outputs = self.task.check(self.model(self.norm(seen)), targets)
-        if self.task.name == "classification" and outputs.shape[1] < self._most:
-            # On a GPU the loss would end the process.
-            raise ValueError(
-                f"the model answers with {outputs.shape[1]} logits, and there is a label {self._most - 1}: "
-                "make it for as many classes as the data have"
-            )
+        outputs = self._answer(self.model(self.norm(seen)), targets)
         loss = self.loss(outputs, targets)
         measured = {"loss": loss, **self._measure(outputs, targets, stage)}
         if self.adversary is not None:
@@ -185,8 +195,12 @@ class RawToLogits(L.LightningModule):
 
     def _measure(self, outputs: Tensor, targets: Tensor, stage: str) -> dict[str, Any]:
         if self.task.name == "segmentation":
+            if outputs.shape[1] > 1 and isinstance(self.ious["train_iou"], BinaryJaccardIndex):
+                for name in self.ious:
+                    meter = MulticlassJaccardIndex(outputs.shape[1]).to(outputs.device)
+                    self.ious[name] = meter
             meter = self.ious[f"{stage}_iou"]
-            meter.update(outputs, targets.int())
+            meter.update(outputs, targets[:, 0].int() if outputs.shape[1] > 1 else targets.int())
             return {"iou": meter}
         if self.task.name == "regression":
             return {"mae": F.l1_loss(outputs, targets)}
@@ -205,7 +219,7 @@ class RawToLogits(L.LightningModule):
     ) -> dict[str, Any]:
         """Return what is kept of each image: the answers of the task and the loss, (B,) each."""
         targets = self.task.targets(batch)
-        outputs = self.task.check(self(frames_of(batch)), targets)
+        outputs = self._answer(self(frames_of(batch)), targets)
         loss = per_image(self.loss, outputs, targets)
         return self.task.answers(outputs, targets) | {"loss": loss, "meta": batch.get("meta", {})}
 

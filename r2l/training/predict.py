@@ -69,6 +69,8 @@ def predict(
         - classification: ``label``, ``prediction``, ``correct`` (bool), ``p_true`` (probability of the
           true class, [0, 1]);
         - regression: ``target``, ``prediction``; of several numbers ``target_0``, ..., ``prediction_0``, ...;
+        - segmentation of several classes: ``iou`` (mean over those that are there or were found),
+          ``pixel_accuracy``, and pixels of each class, ``intersection_0``, ..., ``union_0``, ...;
         - segmentation (foreground where the logit is positive): ``iou`` ([0, 1]; 1 where nothing is there
           and nothing was found), ``intersection`` and ``union`` (pixels), ``empty`` (bool: the mask has no
           foreground), ``false_positives`` (pixels found that are not there), ``pixels`` (of the image).
@@ -165,20 +167,17 @@ def predict_columns(
         ``image``, ``group`` and the answers, (M,) each, as `predict` has them.
 
     Raises:
-        ValueError: no indices, or masks with more than two classes.
+        ValueError: no indices, or labels of more classes than the model has.
     """
     indices = np.asarray(indices)
     if len(indices) == 0:
         raise ValueError(f"none of {len(frames)} images to ask about")
     batches = [_rows(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
-    if frames.task == "segmentation" and frames.truth.amax() > 1:
-        for rows in batches:
-            module.on_before_batch_transfer(frames.batch(rows))
+    answers = []
     with torch.inference_mode():
-        answers = [
-            module.predict_step({k: v.to(device) for k, v in frames.batch(rows).items()})
-            for rows in batches
-        ]
+        for rows in batches:
+            batch = module.on_before_batch_transfer(frames.batch(rows))
+            answers.append(module.predict_step({k: v.to(device) for k, v in batch.items()}))
     return {"image": indices, "group": frames.groups[indices], **_joined(answers)}
 
 
