@@ -11,9 +11,11 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -57,6 +59,28 @@ class R2LError(Exception):
 
 class MissingExtraError(R2LError, ImportError):
     """A library is not installed that an extra of the package brings; says which extra."""
+
+
+def offer_late(package: str, homes: Mapping[str, Iterable[str]]) -> None:
+    """Let a package offer names, by the module that has them, which is imported when one is first used."""
+    home_of = {name: module for module, names in homes.items() for name in names}
+
+    class Package(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name not in home_of:
+                raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            value = self.__dict__[name] = getattr(import_module(home_of[name]), name)
+            return value
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # A function goes before the module of its name, which Python puts here on import.
+            if name not in home_of or not isinstance(value, ModuleType):
+                super().__setattr__(name, value)
+
+        def __dir__(self) -> list[str]:
+            return sorted({*self.__dict__, *home_of})
+
+    sys.modules[package].__class__ = Package
 
 
 def need_extra(extra: str, *modules: str) -> None:

@@ -91,7 +91,9 @@ def _check_types(options: Options) -> None:
 
 def _check_choices(options: Options) -> None:
     for name, option in FIELDS.items():
-        if choices := option.metadata.get("choices"):
+        # A default is known to be one of them: what would tell takes seconds to import.
+        choices = option.metadata.get("choices")
+        if choices and getattr(options, name) != option.default:
             known = resolve_name(choices) if isinstance(choices, str) else choices
             choose(name, getattr(options, name), tuple(known))
     parameters = resolve_name("r2l.training.adversarial:PARAMETERS")

@@ -25,8 +25,9 @@ from r2l.datasets import SyntheticMicroscopy
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
 from r2l.training.callbacks import SCALE, MetricTracker, StageTracker, _save_strip
-from r2l.training.export import animate, curves, query
+from r2l.training.export import animate, curves
 from r2l.training.tracking import Records, resolve, track
+from r2l.training.tracking.records import query
 from r2l.viz import plot_curves
 from tests.browser import free_port
 
@@ -165,6 +166,18 @@ def test_pictures_show_the_tensors(store, tracked):
     gradient = tensors["gradients/gamma"][0].transpose(1, 2, 0).clip(-scale, scale)
     np.testing.assert_allclose(drawn[:, :width], gradient, atol=0.51 / 127.5 * scale)
     assert np.abs(tensors["gradients/gamma"]).max() >= scale > 0
+
+
+def test_a_local_store_is_listed_as_mlflow_lists_it(tracked, store, monkeypatch):
+    """The list is read in SQL, within the seconds that mlflow takes to import."""
+    records = Records(store)
+    by_sql = records.table()
+    assert "client" not in vars(records), "mlflow is not asked"
+    monkeypatch.setattr("r2l.training.tracking.records.sqlite_path", lambda address: None)
+    by_mlflow = records.table()
+    assert len(by_sql) >= 3
+    assert by_sql["train_loss"].notna().any()
+    pd.testing.assert_frame_equal(by_sql, by_mlflow, check_like=True, check_dtype=False)
 
 
 def test_predictions_are_the_models_answers(store, tracked):

@@ -33,8 +33,8 @@ from r2l.sweep.engine import _environment
 from r2l.sweep.jobs import RESULT
 from r2l.sweep.report import _matrices, _scores_table, plan, write_report
 from r2l.sweep.work import Outcome, carry_out
-from r2l.training.export import query
 from r2l.training.run_folder import code_version
+from r2l.training.tracking.records import query
 from tools.places import ROOT
 
 TINY = """

@@ -143,7 +143,7 @@ def sql(
 ) -> None:
     """Ask the local store in SQL; it can't be changed by that."""
     from r2l.files import csv_text
-    from r2l.training.export import query
+    from r2l.training.tracking.records import query
 
     table = query(statement, store or context.obj)
     text = csv_text(table) if csv else table.to_string(index=False)

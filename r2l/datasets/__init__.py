@@ -3,30 +3,19 @@
 What reads them is imported when it is first used: to say what there is takes no torch.
 """
 
-from importlib import import_module
-from typing import Any
-
 from r2l.datasets.info import INFO
 from r2l.datasets.layout import DatasetError, DatasetNotFoundError
+from r2l.files import offer_late
 
-_HOMES = {
-    "Frames": "frames",
-    "RawDataset": "base",
-    "RawDrone": "raw_drone",
-    "RawFolder": "folder",
-    "RawMicroscopy": "raw_microscopy",
-    "SyntheticDrone": "twins.synthetic",
-    "SyntheticMicroscopy": "twins.synthetic",
-    "develop_views": "views",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'r2l.datasets' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"r2l.datasets.{_HOMES[name]}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+offer_late(
+    __name__,
+    {
+        "r2l.datasets.frames": ["Frames"],
+        "r2l.datasets.base": ["RawDataset"],
+        "r2l.datasets.raw_drone": ["RawDrone"],
+        "r2l.datasets.folder": ["RawFolder"],
+        "r2l.datasets.raw_microscopy": ["RawMicroscopy"],
+        "r2l.datasets.twins.synthetic": ["SyntheticDrone", "SyntheticMicroscopy"],
+        "r2l.datasets.views": ["develop_views"],
+    },
+)

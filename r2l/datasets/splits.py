@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.model_selection import ShuffleSplit, StratifiedGroupKFold, StratifiedShuffleSplit
 
 from r2l.files import choose
 
@@ -61,6 +60,8 @@ def group_folds(
         )
     if np.unique(labels, return_counts=True)[1].max() < n_splits:
         labels = np.zeros_like(labels)  # no class can be in every fold, so shares mean nothing
+    from sklearn.model_selection import StratifiedGroupKFold  # takes seconds: only to split
+
     splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # Classes with fewer images than folds are ordinary here (Raw-Microscopy: NGB has 8).
@@ -94,6 +95,8 @@ def published_resampling(
         ValueError: a class of one image where stratified, or a share outside 0 to 1.
     """
     labels = np.asarray(labels)
+    from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
+
     kind = StratifiedShuffleSplit if stratified else ShuffleSplit
     splitter = kind(n_splits=n_splits, train_size=train_share, random_state=seed)
     return [Fold(*map(np.sort, pair)) for pair in splitter.split(labels, labels)]

@@ -6,11 +6,16 @@ tables, and a page (`r2l.sweep.report`) with the matrix. What a job is known by 
 parameters and of the code, so that nothing that is finished is done again.
 """
 
-from r2l.files import need_extra
+from r2l.files import need_extra, offer_late
 
 need_extra("sweep", "dask", "distributed", "jinja2", "rich", "yaml")
 
-from r2l.sweep.driver import run_sweep
-from r2l.sweep.engine import ClusterError, open_engine
-from r2l.sweep.jobs import Job, read_sweep
-from r2l.sweep.notebook import ParameterError
+offer_late(
+    __name__,
+    {
+        "r2l.sweep.driver": ["run_sweep"],
+        "r2l.sweep.engine": ["ClusterError", "open_engine"],
+        "r2l.sweep.jobs": ["Job", "read_sweep"],
+        "r2l.sweep.notebook": ["ParameterError"],
+    },
+)

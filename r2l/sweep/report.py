@@ -12,20 +12,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from dask.utils import format_bytes, format_time
-from jinja2 import Environment
 
-from r2l.drift.matrix import MatrixSummary, summarise
 from r2l.files import atomic_path, csv_text, read_csv
 from r2l.isp.static import pipeline_code
 from r2l.options import resolve_options
 from r2l.sweep.jobs import Sweep
 from r2l.sweep.work import ERROR, LOG, PREDICTIONS, SCORES, Outcome
 from r2l.training.run_folder import TESTED
+
+if TYPE_CHECKING:
+    from r2l.drift.matrix import MatrixSummary
 
 #: Axes that a score is averaged over.
 _REPEATS = ("fold", "seed")
@@ -63,6 +64,8 @@ def write_report(
     for number, matrix in enumerate(found, 1):
         stem = "matrix" + (f"_{number}" if len(found) > 1 else "")
         tables[f"{stem}.csv"] = matrix.summary.cells
+    from jinja2 import Environment
+
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("r2l.sweep").joinpath("report.html.j2").read_text("utf-8")
     )
@@ -146,6 +149,8 @@ def _matrices(outcomes: list[Outcome]) -> Iterator[_Matrix]:
         # What is trained with learned processing has no diagonal.
         table = table[table["train"].isin(set(table["test"]))]
         if table["test"].nunique() > 1:
+            from r2l.drift.matrix import summarise  # takes seconds: not for a plan
+
             yield _Matrix(name, summarise(table), tuple(short))
 
 

@@ -1,6 +1,6 @@
 """Training and evaluation: task models, the loop, scores, splits; `tracking` keeps records."""
 
-from r2l.files import need_extra
+from r2l.files import need_extra, offer_late
 
 need_extra(
     "train",
@@ -8,21 +8,23 @@ need_extra(
     *("torchmetrics", "torchvision"),
 )
 
-from r2l.datasets.splits import Fold, group_folds
-from r2l.training.adversarial import Adversary
-from r2l.training.augment import AUGMENTATIONS
-from r2l.training.fit import fit
-from r2l.training.metrics import scores
-from r2l.training.models import (
-    SEGMENTERS,
-    channel_statistics,
-    make_classifier,
-    make_regressor,
-    make_segmenter,
-    target_statistics,
+# Records are read, and sweeps planned, without what a training needs.
+offer_late(
+    __name__,
+    {
+        "r2l.datasets.splits": ["Fold", "group_folds"],
+        "r2l.training.adversarial": ["Adversary"],
+        "r2l.training.augment": ["AUGMENTATIONS"],
+        "r2l.training.fit": ["fit"],
+        "r2l.training.metrics": ["scores"],
+        "r2l.training.models": [
+            *("SEGMENTERS", "channel_statistics", "make_classifier", "make_regressor"),
+            *("make_segmenter", "target_statistics"),
+        ],
+        "r2l.training.module": ["RawToLogits"],
+        "r2l.training.networks": ["CLASSIFIERS"],
+        "r2l.training.predict": ["predict"],
+        "r2l.training.seeding": ["seeded"],
+        "r2l.training.tasks": ["TASKS"],
+    },
 )
-from r2l.training.module import RawToLogits
-from r2l.training.networks import CLASSIFIERS
-from r2l.training.predict import predict
-from r2l.training.seeding import seeded
-from r2l.training.tasks import TASKS

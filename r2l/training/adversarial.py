@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from r2l.files import choose
 from r2l.isp import ParametrizedISP
-from r2l.training.metrics import image_distance
 
 #: The published names of what can be searched, and those of `ParametrizedISP`.
 PARAMETERS = {
@@ -123,6 +122,8 @@ class Adversary:
 
     def distances(self, image: Tensor, reference: Tensor) -> Tensor:
         """Return how far each image (B, 3, H, W) is from its reference, (B,)."""
+        from r2l.training.metrics import image_distance  # takes seconds: only for a search
+
         return image_distance(image, reference, self.distance)
 
     def objective(self, task: str, outputs: Tensor, targets: Tensor, distance: Tensor) -> Tensor:

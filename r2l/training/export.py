@@ -1,9 +1,8 @@
-"""Figures of runs, drawn from what a training has tracked; and SQL over all runs."""
+"""Figures of runs, drawn from what a training has tracked."""
 
 from __future__ import annotations
 
 import re
-import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,48 +13,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from r2l.files import atomic_path
 from r2l.training.callbacks import SCALE
-from r2l.training.tracking import Records, sqlite_path, store_address
+from r2l.training.tracking import Records
 from r2l.training.tracking.records import missing
-from r2l.training.tracking.store import check_sqlite
 
 _PICTURE = re.compile(r"\w+/([^/]+)/epoch_(\d+)\.png$")
 _GRADIENT = "gradient at "
 _CAPTION = 22  # pixels above the picture
 _LEAST_WIDTH = 480  # smaller pictures are enlarged, by whole pixels
 _COLOURS = 256
-
-
-def query(sql: str, store: str | Path | None = None) -> pd.DataFrame:
-    """Return what an SQL query finds in a SQLite store, which is opened read-only.
-
-    The tables: ``runs`` (run_uuid, name, status, start_time), ``experiments``, ``params``, ``latest_metrics``
-    (run_uuid, key, value), ``metrics`` (all steps), ``tags``.
-
-    Args:
-        sql: one statement.
-        store: see `r2l.training.tracking.store_address`.
-
-    Raises:
-        ValueError: the store is no SQLite file, or the query is wrong (names the tables).
-        TrackingError: there is no such file.
-    """
-    address = store_address(store)
-    path = sqlite_path(address)
-    if path is None:
-        raise ValueError(f"{address} is no SQLite file, so that SQL can't be asked of it")
-    check_sqlite(path)
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)
-    try:
-        cursor = connection.execute(sql)
-        if cursor.description is None:
-            raise ValueError("the statement returns nothing; write a query, such as select ...")
-        return pd.DataFrame(cursor.fetchall(), columns=[c[0] for c in cursor.description])
-    except sqlite3.Error as error:
-        raise ValueError(
-            f"{error}; the main tables are runs, experiments, params, metrics, latest_metrics, tags"
-        ) from error
-    finally:
-        connection.close()
 
 
 def curves(run: str, store: str | Path | None = None) -> dict[str, pd.DataFrame]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torchvision
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from r2l.files import load_named
 from r2l.training.pretrained import load_imagenet_weights, timm_weights
@@ -20,6 +19,8 @@ _SINGLE: dict[str, dict[str, Any]] = {
 
 
 def _halving_block(channels_in: int, channels_out: int) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock  # takes seconds: only to make a network
+
     shortcut = nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False),
         nn.BatchNorm2d(channels_out),
@@ -45,11 +46,15 @@ def _small_resnet(num_classes: int) -> nn.Module:
     )
 
 
+def _published(name: str, **options: Any) -> nn.Module:
+    import torchvision
+
+    return torchvision.models.get_model(name, **options)
+
+
 # Keys are the published names, except the last, which is ours.
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
-    "ResNet18": torchvision.models.resnet18,
-    "ResNet34": torchvision.models.resnet34,
-    "ResNet50": torchvision.models.resnet50,
+    **{name: partial(_published, name.lower()) for name in ("ResNet18", "ResNet34", "ResNet50")},
     "SmallResNet": _small_resnet,
 }
 
@@ -65,8 +70,12 @@ def check_network(name: str) -> str:
     Raises:
         ValueError: an unknown name; lists what there is, and what is spelt nearly so.
     """
+    if is_own_code(name) or (isinstance(name, str) and name in CLASSIFIERS):
+        return name
+    import torchvision
+
     theirs = torchvision.models.list_models(module=torchvision.models)
-    if is_own_code(name) or (isinstance(name, str) and name in (*CLASSIFIERS, *theirs)):
+    if isinstance(name, str) and name in theirs:
         return name
     import timm  # takes seconds: only for those who use it
 
@@ -104,6 +113,8 @@ def make_network(name: str, n_outputs: int, pretrained: bool = False) -> nn.Modu
         if not isinstance(network, nn.Module):
             raise ValueError(f"{name} made a {type(network).__name__}, expected a torch module")
         return network
+    import torchvision
+
     theirs = torchvision.models.list_models(module=torchvision.models)
     if name in CLASSIFIERS or name in theirs:
         make = CLASSIFIERS.get(name) or torchvision.models.get_model_builder(name)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from torch import nn
 
@@ -33,6 +32,8 @@ def load_imagenet_weights(network: nn.Module, name: str) -> None:
     Raises:
         PretrainedWeightsError: they are not in torch's cache and can't be fetched, or are damaged.
     """
+    import torchvision
+
     kinds = torchvision.models.get_model_weights(name.lower())
     weights = getattr(kinds, "IMAGENET1K_V1", kinds.DEFAULT)
     folder = Path(torch.hub.get_dir()) / "checkpoints"

@@ -5,8 +5,17 @@ no server is needed; ``r2l lab`` in that folder shows the runs. No global state 
 touched: runs are written through a client of their own.
 """
 
-from r2l.training.tracking.outage import upload
-from r2l.training.tracking.records import Records, resolve
-from r2l.training.tracking.run import Run, track
-from r2l.training.tracking.serve import serve
-from r2l.training.tracking.store import TrackingError, open_client, sqlite_path, store_address
+from r2l.files import offer_late
+
+offer_late(
+    __name__,
+    {
+        "r2l.training.tracking.outage": ["upload"],
+        "r2l.training.tracking.records": ["Records", "resolve"],
+        "r2l.training.tracking.run": ["Run", "track"],
+        "r2l.training.tracking.serve": ["serve"],
+        "r2l.training.tracking.store": [
+            *("TrackingError", "open_client", "sqlite_path", "store_address"),
+        ],
+    },
+)

@@ -5,22 +5,44 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import pandas as pd
 
 from r2l.files import local_path
-from r2l.training.tracking.store import TrackingError, call, find_run, open_client
+from r2l.training.tracking.store import (
+    TrackingError,
+    call,
+    check_sqlite,
+    find_run,
+    open_client,
+    sqlite_path,
+    store_address,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PARENT = "mlflow.parentRunId"
 _SHOWN = 10  # names that a message lists
 _CACHE_VARIABLE, _DEFAULT_CACHE = "R2L_CACHE", Path("runs/fetched")
 _RUN = re.compile(r"runs:/+([0-9a-f]{32})(?:/(.+?))?/?$")
+_RUNS = f"""
+select r.run_uuid run_id, r.name, e.name experiment, coalesce(t.value, '') parent, status,
+  start_time start, coalesce(p.value, '') dataset
+from runs r join experiments e using (experiment_id)
+  left join tags t on t.run_uuid = r.run_uuid and t.key = '{PARENT}'
+  left join params p on p.run_uuid = r.run_uuid and p.key = 'dataset'
+where r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active'
+order by start_time desc, r.run_uuid"""
+_METRICS = "select run_uuid run_id, key, value, is_nan from latest_metrics"
 _MODEL = re.compile(r"models:/+([^/@]+)(?:@([^/]+)|/([0-9]+))$")
 
 
@@ -35,8 +57,16 @@ class Records:
     """
 
     def __init__(self, store: str | Path | None = None) -> None:
-        self.client = open_client(store, make=False)
-        self.address = self.client.tracking_uri
+        self.address = store_address(store)
+        if path := sqlite_path(self.address):
+            check_sqlite(path)
+        else:
+            _ = self.client  # whether it answers is told at once
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """Mlflow's client of the store, which takes seconds to import."""
+        return open_client(self.address, make=False)
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of mlflow's client; errors as in `r2l.training.tracking.store.call`."""
@@ -49,6 +79,8 @@ class Records:
 
     def table(self) -> pd.DataFrame:
         """Return one row a run, the newest first: names, parent, status, start, data set, last metrics."""
+        if sqlite_path(self.address):
+            return self._table_by_sql()
         names = self._experiments()
         rows = [
             {
@@ -64,6 +96,15 @@ class Records:
             for run in self.all()
         ]
         return pd.DataFrame(rows)
+
+    def _table_by_sql(self) -> pd.DataFrame:
+        """Return the table of a SQLite store in a tenth of the time that mlflow takes."""
+        runs = query(_RUNS, self.address)
+        values = query(_METRICS, self.address)
+        values["value"] = values["value"].mask(values["is_nan"].astype(bool))
+        wide = values.pivot(index="run_id", columns="key", values="value")
+        runs["start"] = pd.to_datetime(runs["start"], unit="ms")
+        return runs.join(wide, on="run_id") if len(runs) else pd.DataFrame()
 
     def find(self, run: str) -> str:
         """Return the id of a run: by its id, by its name (the newest of that name), or "latest".
@@ -127,6 +168,39 @@ class Records:
         while page.token:
             page = self.call(method, *arguments, page_token=page.token, **options)
             yield from page
+
+
+def query(sql: str, store: str | Path | None = None) -> pd.DataFrame:
+    """Return what an SQL query finds in a SQLite store, which is opened read-only.
+
+    The tables: ``runs`` (run_uuid, name, status, start_time), ``experiments``, ``params``, ``latest_metrics``
+    (run_uuid, key, value), ``metrics`` (all steps), ``tags``.
+
+    Args:
+        sql: one statement.
+        store: see `r2l.training.tracking.store_address`.
+
+    Raises:
+        ValueError: the store is no SQLite file, or the query is wrong (names the tables).
+        TrackingError: there is no such file.
+    """
+    address = store_address(store)
+    path = sqlite_path(address)
+    if path is None:
+        raise ValueError(f"{address} is no SQLite file, so that SQL can't be asked of it")
+    check_sqlite(path)
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)
+    try:
+        cursor = connection.execute(sql)
+        if cursor.description is None:
+            raise ValueError("the statement returns nothing; write a query, such as select ...")
+        return pd.DataFrame(cursor.fetchall(), columns=[c[0] for c in cursor.description])
+    except sqlite3.Error as error:
+        raise ValueError(
+            f"{error}; the main tables are runs, experiments, params, metrics, latest_metrics, tags"
+        ) from error
+    finally:
+        connection.close()
 
 
 def missing(what: str, names: Iterable[str], none: str = "none yet") -> ValueError:
