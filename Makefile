@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
-# What `make explorer` serves, and where.
+# What `make explorer` serves, where, and to how many at a time: each takes 1 GB and more.
 NOTEBOOK ?= 02_differentiable_processing
 IP ?= 127.0.0.1
 PORT ?= 8866
+VISITORS ?= 3
 # What of the benchmark goes into the README: a regular expression on "group / contender".
 BENCH ?= ^(GPU|epoch of Small|(batch of 8|frame of 2 MP).* / (?!r2l compiled))
 # What `make experiments` runs.
@@ -21,7 +22,7 @@ TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index solutions experiments site lock help
+.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index solutions experiments site slides bundle lock help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -83,10 +84,8 @@ scaling: .venv/test  ## a sweep of 24 runs with one worker and with two
 lab: .venv/base  ## open JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
-explorer: .venv/explorer  ## serve a notebook as a page without code: make explorer NOTEBOOK=03_drift_synthesis
-	@echo "http://$(IP):$(PORT)/ shows $(NOTEBOOK) once its cells have run; Ctrl-C ends it"
-	@$(BIN)/voila notebooks/$(NOTEBOOK).ipynb --no-browser --Voila.ip=$(IP) --port=$(PORT) \
-		--MappingKernelManager.cull_idle_timeout=1200 --Voila.log_level=WARN
+explorer: .venv/explorer  ## serve a lesson's sliders as a page: make explorer NOTEBOOK=04_drift_forensics VISITORS=3
+	@$(BIN)/python -m tools.explorer $(NOTEBOOK) --ip $(IP) --port $(PORT) --visitors $(VISITORS)
 
 notebooks: .venv/test  ## run every notebook at its defaults and keep the outputs
 	$(BIN)/python tests/run_notebooks.py
@@ -101,6 +100,17 @@ solutions: .venv/test  ## the lessons with their answers filled in, for teachers
 site: .venv/docs  ## the lessons, the command line and the docstrings as pages: build/site/index.html
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -b html -c docs -d build/doctrees . build/site
 	@echo "$(CURDIR)/build/site/index.html"
+
+slides: .venv/docs  ## the lessons as slides with reveal.js beside them: build/slides/index.html
+	$(BIN)/python -m tools.slides
+
+# For the platform of the machine that makes it; Linux's PyTorch brings CUDA and makes it some GB large.
+bundle: .venv/base  ## what a room without a network needs, in one folder: build/bundle
+	rm -rf build/bundle && mkdir -p build/bundle
+	$(BIN)/python -m pip wheel --quiet --wheel-dir build/bundle/wheels $(addprefix --constraint ,$(LOCK)) '.[all,explorer]' \
+	  || $(BIN)/python -m pip wheel --quiet --wheel-dir build/bundle/wheels '.[all,explorer]'
+	cp -r notebooks docs README.md LICENSE tools/room/* build/bundle
+	@du -sh build/bundle
 
 experiments: .venv/base  ## run the full experiments, notebooks/experiments/*paper_*.yaml: hours, a GPU, the real data
 	$(BIN)/r2l sweep $(EXPERIMENTS)
