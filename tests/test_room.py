@@ -4,17 +4,17 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+from unittest.mock import Mock
 
 import nbformat
+import psutil
 import pytest
 from bs4 import BeautifulSoup
+from tornado.web import Finish
 
-from tests import browser as web
-from tools.explorer import sliders, why_full
+from tools.explorer import door, sliders, why_full
 from tools.places import NOTEBOOKS, ROOT
 
-SLIDERS = "[class*='r2l-'][class*='-explorer'] img"
 LESSONS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 
 
@@ -58,35 +58,17 @@ def test_the_room_is_full_by_visitors_and_by_memory():
     assert "memory" in why_full(0, 3, 1e9)
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(web.CHROMIUM is None, reason="no Chromium")
-def test_who_comes_too_many_waits_and_is_let_in(tmp_path):
-    address = f"http://127.0.0.1:{(port := web.free_port())}"
-    options = ["01_raw_data", "--port", str(port), "--visitors", "1"]
-    log = (tmp_path / "log").open("wb")
-    command = [sys.executable, "-m", "tools.explorer", *options]
-    server = subprocess.Popen(
-        command, cwd=ROOT, env=web.environment(tmp_path), stdout=log, stderr=log
-    )
-    try:
-        web.wait_for(f"{address}/voila/static/voila.js", server, tmp_path / "log")
-        with web.chromium() as browser:
-            page, late = browser.new_page(), browser.new_page()
-            assert page.goto(address, wait_until="commit").status == 200
-            page.wait_for_selector(SLIDERS, timeout=120_000)
-            assert "r2l" in page.title()
-            answer = late.goto(address)
-            assert (answer.status, answer.headers["retry-after"]) == (503, "20")
-            assert "room for 1" in late.inner_text("body")
-            page.close(run_before_unload=True)
-            end = time.monotonic() + 60
-            while (status := late.goto(address, wait_until="commit").status) != 200:
-                assert time.monotonic() < end, status
-                time.sleep(1)
-            late.wait_for_selector(SLIDERS, timeout=120_000)
-    finally:
-        server.terminate()
-        server.wait(20)
+def test_who_comes_too_many_reads_so_before_a_kernel_starts():
+    request = Mock()
+    request.kernel_manager.list_kernel_ids.return_value = ["one"]
+    lesson = nbformat.read(LESSONS[0], as_version=4)
+    with pytest.raises(Finish):
+        door(1)(request, lesson, ".")
+    request.set_status.assert_called_once_with(503)
+    assert "room for 1" in request.finish.call_args[0][0]
+    request.kernel_manager.list_kernel_ids.return_value = []
+    if psutil.virtual_memory().available > 2e9:
+        assert door(1)(request, lesson, ".").metadata["title"].endswith("r2l")
 
 
 def test_the_bundle_holds_what_its_installer_asks_for():

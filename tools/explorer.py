@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -86,12 +87,15 @@ def door(visitors: int) -> Callable[..., nbformat.NotebookNode]:
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description="A lesson's sliders as a page.")
-    parser.add_argument("lesson")
+    parser.add_argument(
+        "lesson", help="its name, such as 02_differentiable_processing, or a notebook's path"
+    )
     parser.add_argument("--ip", default="127.0.0.1")
     parser.add_argument("--port", default="8866")
     parser.add_argument("--visitors", type=int, default=3, help="at most so many at a time")
     asked = parser.parse_args()
-    path = NOTEBOOKS / f"{asked.lesson}.ipynb"
+    path = Path(asked.lesson)
+    path = path if path.is_file() else NOTEBOOKS / f"{asked.lesson}.ipynb"
     sliders(nbformat.read(path, as_version=4))
     config = Config()
     config.VoilaConfiguration.prelaunch_hook = door(asked.visitors)
