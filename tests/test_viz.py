@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 
 import matplotlib
 import numpy as np
@@ -243,3 +244,15 @@ def test_the_runner_finds_a_notebook_by_its_number():
     for name in ("0", "99", ""):
         with pytest.raises(SystemExit, match="01_raw_data, 02_diff"):
             find(name)
+
+
+@pytest.mark.parametrize(
+    "names", [["bi,s,ga", "libraw:ahd+jpeg:75", "libraw:dht+jpeg:75", "me,u,me"]]
+)
+def test_long_names_of_a_matrix_do_not_cover_one_another(names):
+    figure = drawn(plot_matrix(pd.DataFrame(np.eye(4), names, names)))
+    ax = figure.axes[0]
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+        assert [label.get_text().replace("\n", "") for label in labels] == names

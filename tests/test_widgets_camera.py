@@ -10,6 +10,7 @@ import torch
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.drift.forensics import tolerance_report
 from r2l.isp import PIPELINES, StaticISP
+from r2l.isp.preparation import clip_highlights
 from r2l.isp.settings import camera_settings
 from r2l.rawfile import RawFrame, write_dng
 from r2l.training.callbacks import _save_strip
@@ -64,6 +65,29 @@ def test_the_verdict_says_where(report):
     assert "? unknown" in table  # a camera tells no gamma
 
 
+def test_a_frame_shown_small_keeps_its_colours_where_they_are():
+    # A ramp stays a ramp only if each new site lies in the middle of those that it is the mean of.
+    rows, columns = np.mgrid[:90, :124].astype(np.float32)
+    small = RawFrame((rows + 2 * columns) / 400, DRONE).binned(40).mosaic
+    assert small.shape == (16, 24)  # a fifth is 18 x 24.8, less what fills no site
+    np.testing.assert_allclose(np.diff(small, axis=0), 5 / 400, rtol=1e-3)
+    np.testing.assert_allclose(np.diff(small, axis=1), 10 / 400, rtol=1e-3)
+    whole = RawFrame(rows / 90, DRONE)
+    assert whole.binned(124) is whole
+
+
+def test_verdicts_can_be_read_in_any_theme(report):
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    _, table = own._verdict_html(report, DRONE)
+    colours = re.findall(r"color: (#\w{6}); background: white", table)
+    assert len(colours) == len(report.table)
+    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in colours)
+
+
 def test_camera_explorer_at_every_value(report, frames):
     box = own.camera_explorer(frames, report, uploads=False)
     menus = controls(box)
@@ -79,7 +103,9 @@ def test_camera_explorer_at_every_value(report, frames):
                 if numbers != _OWN:
                     camera = own.on_layout_of(DRONE, camera)
                 tile = torch.tensor(frames[name].mosaic)[None, None]
-                expected = StaticISP.from_code(code, camera)(tile)[0].permute(1, 2, 0)
+                expected = StaticISP.from_code(code, camera)(clip_highlights(tile, camera))[
+                    0
+                ].permute(1, 2, 0)
                 difference = pixels(data) / 255 - expected.numpy()
                 assert abs(difference).max() <= 0.5 / 255 + 1e-5
                 seen.add(data)

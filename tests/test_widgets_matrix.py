@@ -69,7 +69,7 @@ def test_every_cell_shows_its_images(experiment):
             assert f"Above developed by {train}: " in picture.value
             assert f"Below developed by {test}: " in picture.value
             seen.add(picture.value)
-            framed = [b for b in buttons.values() if "white" not in b.layout.border_top]
+            framed = [b for b in buttons.values() if "transparent" not in b.layout.border_top]
             assert framed == [button]
     assert len(seen) == len(buttons), "each cell another page"
 

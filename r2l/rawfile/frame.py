@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,27 @@ class RawFrame:
         import torch  # slow to import, and reading files does without
 
         return torch.tensor(self.mosaic)[None, None]
+
+    def binned(self, side: int) -> RawFrame:
+        """Return the whole frame with no side above ``side``: a mosaic again, each site a mean of its colour.
+
+        An odd number of sites along both sides goes into one, from where the new site lies, so that the
+        colours stay registered. What does not fill a site is left out, at the right and at the bottom.
+
+        >>> from r2l.camera import DRONE
+        >>> RawFrame(np.zeros((300, 400), np.float32), DRONE).binned(160).mosaic.shape
+        (98, 132)
+        """
+        n = max(1, -(-max(self.mosaic.shape) // side)) | 1
+        rows, columns = (max(1, (length // 2 - n // 2) // n) for length in self.mosaic.shape)
+        if n == 1 or 3 * n > min(self.mosaic.shape):
+            return self  # small already, or too narrow to be reduced
+        small = np.empty((2 * rows, 2 * columns), np.float32)
+        for y, x in np.ndindex(2, 2):
+            plane = self.mosaic[y::2, x::2][y * (n // 2) :, x * (n // 2) :]
+            blocks = plane[: rows * n, : columns * n].reshape(rows, n, columns, n)
+            small[y::2, x::2] = blocks.mean((1, 3))
+        return replace(self, mosaic=small)
 
 
 def check_layout(path: Path, cfa: CFA, camera: Camera) -> None:

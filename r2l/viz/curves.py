@@ -116,6 +116,9 @@ def draw_arms(
 def plot_scans(report: ToleranceReport, columns: int = 4) -> Figure:
     """Draw every scan of a report; shaded where the metric stays, by the worst case, above the drop.
 
+    The band is that of the fall from the unchanged pipeline, image by image, below the score there: the one
+    that the safe interval is read from, so that shading ends where the band meets the dashed line.
+
     Raises:
         ValueError: a report without scans, such as one read from a file.
     """
@@ -137,11 +140,11 @@ def plot_scans(report: ToleranceReport, columns: int = 4) -> Figure:
 
 def _draw_scan(ax: Axes, scan: Scan, drop: float) -> None:
     table, setting = scan.table, scan.setting
-    band = table["value"], table["low"], table["high"]
+    present = table.loc[(table["value"] - setting.value).abs().idxmin(), "score"]
+    band = table["value"], present - table["fall_high"], present - table["fall_low"]
     ax.fill_between(*band, color=_BLUE, alpha=0.25, linewidth=0)
     ax.plot(table["value"], table["score"], color=_BLUE, marker=".", markersize=4, linewidth=1.2)
     ax.axvline(setting.value, color=SOFT, linewidth=0.8)
-    present = table.loc[(table["value"] - setting.value).abs().idxmin(), "score"]
     ax.axhline(present - drop, color=_ORANGE, linewidth=1, linestyle="--")
     if setting.geometric:
         ax.set_xscale("log", base=2)

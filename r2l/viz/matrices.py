@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -140,8 +141,14 @@ def _frame(ax: Axes, row: int, column: int, half: float, colour: str, width: flo
 def _name_cells(
     ax: Axes, rows: Sequence[str], columns: Sequence[str], upright: bool, size: float
 ) -> None:
-    ax.set_xticks(range(len(columns)), columns, rotation=90 if upright else 0)
-    ax.set_yticks(range(len(rows)), rows)
+    # Names such as "libraw:ahd+jpeg:75" break where their parts meet; upright where they would touch.
+    across, down = (
+        ["\n".join(re.findall(r".{1,12}(?:[+: ]|$)|.{1,12}", str(name))) for name in names]
+        for names in (columns, rows)
+    )
+    upright |= max(map(len, across)) > 8
+    ax.set_xticks(range(len(columns)), across, rotation=90 if upright else 0)
+    ax.set_yticks(range(len(rows)), down)
     ax.tick_params(length=0, labelcolor=INK, labelsize=size)
     ax.spines[:].set_visible(False)
 

@@ -20,13 +20,14 @@ from r2l.drift.forensics.tolerance_report import as_text
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, name_pipelines, open_pipeline
 from r2l.isp.grammar import Pipelines
+from r2l.isp.preparation import clip_highlights
 from r2l.isp.settings import level_names
 from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
-from r2l.widgets.live import Live, explorer, one_thread, picture_html, sized
+from r2l.widgets.live import Live, beside, explorer, one_thread, picture_html, sized, whole_factor
 
 _OWN = "the file's own"
-_PICTURE, _SIDE = 420, 256
-# Besides colour, since not everybody tells these apart.
+_PICTURE = 420
+# Besides colour, since not everybody tells these apart; on white, in dark themes too.
 _MARKS = {"inside": ("✓", "#00654a"), "outside": ("✗", "#a33c00"), "unknown": ("?", "#595959")}
 
 
@@ -69,7 +70,7 @@ def upload_to(frames: dict[str, RawFrame], menu: widgets.Dropdown, live: Live) -
         description="camera",
         tooltip="TIFF, PNG and NPY files say nothing about their camera",
     )
-    note = widgets.Label("below 10 MB; name a larger one in RAW_FILE")
+    note = widgets.Label("up to 10 MB; larger: RAW_FILE")
 
     def take(_change: object = None) -> None:
         for file in button.value:
@@ -87,7 +88,7 @@ def upload_to(frames: dict[str, RawFrame], menu: widgets.Dropdown, live: Live) -
 
     for control in (button, camera):
         control.observe(take, names="value")
-    return widgets.HBox([button, camera, note]).add_class("r2l-raw-upload")
+    return beside(button, camera, note).add_class("r2l-raw-upload")
 
 
 def on_layout_of(numbers: Camera, camera: Camera) -> Camera:
@@ -113,7 +114,8 @@ def _verdict_html(report: ToleranceReport, camera: Camera) -> tuple[str, str]:
     for name, value, tolerated, verdict in as_text(checked).itertuples():
         mark, colour = _MARKS[verdict]
         words = [html.escape(text) for text in (report.table["label"][name], value, tolerated)]
-        words.append(f'<span style="color: {colour}">{mark} {verdict}</span>')
+        style = f"color: {colour}; background: white; padding: 0 5px; white-space: nowrap"
+        words.append(f'<span style="{style}">{mark} {verdict}</span>')
         rows.append("".join(f'<td style="padding: 0 10px 0 0">{word}</td>' for word in words))
     head = "".join(
         f'<th scope="col" style="text-align: left; padding: 0 10px 0 0">{name}</th>'
@@ -132,8 +134,10 @@ def camera_explorer(
 ) -> widgets.Widget:
     """Return menus beside a developed picture and the verdict on the numbers it was developed with.
 
+    Highlights are cut before white balance (`clip_highlights`), so that what saturates is white, not pink.
+
     Args:
-        frames: what can be developed, by name. Of large ones the middle is taken.
+        frames: what can be developed, by name; large ones are shown whole, smaller (`RawFrame.binned`).
         report: what a model tolerates.
         uploads: whether readers may add raw files of their own.
         pipelines: the menu, see `r2l.isp.open_pipeline`; readers may type others of its texts.
@@ -167,22 +171,28 @@ def camera_explorer(
             camera = on_layout_of(report.camera, camera)
         try:
             isp = open_pipeline(named.get(code.value, code.value), camera)
-            image = isp(middle_tile(frame.mosaic, _SIDE))
+            small = frame.binned(_PICTURE)
+            image = isp(clip_highlights(small.tensor(), camera))
         except ValueError as error:
             note.value = html.escape(str(error))
             return
         alt = f"{name.value}, pipeline {code.value}, numbers: {numbers.value}"
         pixels = to_uint8(image[0].permute(1, 2, 0).numpy())
-        picture.value = picture_html(pixels, alt, _PICTURE)
+        picture.value = picture_html(pixels, alt, whole_factor(pixels, _PICTURE))
         own = frame.camera
         about = f"{own.name}, {own.cfa.name}, {frame.mosaic.shape[1]} x {frame.mosaic.shape[0]}"
+        if small is not frame:
+            n = max(frame.mosaic.shape) // max(small.mosaic.shape)
+            rest = np.subtract(frame.mosaic.shape, np.multiply(n, small.mosaic.shape))
+            about += f"; {n} x {n} sites of a colour shown as one"
+            about += ", without {} rows below and {} columns on the right".format(*rest)
         verdict, table.value = _verdict_html(report, own)
         note.value = f"{html.escape(about)}<br>{verdict}"
 
     live = Live(draw, note)
     live.watch(name, code, numbers)
     draw()
-    left = widgets.VBox([name, code, numbers, note, table])
-    rows = [widgets.HBox([left, picture])]
+    left = widgets.VBox([name, code, numbers, note, table], layout={"width": "460px"})
+    rows = [beside(left, picture)]
     rows += [upload_to(frames, name, live)] if uploads else []
     return explorer("camera", *rows)

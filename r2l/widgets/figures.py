@@ -15,7 +15,7 @@ from r2l.viz import plot_landscape
 from r2l.viz.curves import draw_arms
 from r2l.viz.pictures import draw_image, first_image
 from r2l.viz.style import INK, SOFT, panels, to_png
-from r2l.widgets.live import Live, explorer
+from r2l.widgets.live import Live, beside, explorer
 
 _DPI = 90
 
@@ -83,7 +83,7 @@ def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> widgets.
 
     Live(draw, note).watch(domain, epoch)
     draw()
-    return explorer("learning", widgets.HBox([domain, epoch]), picture, note)
+    return explorer("learning", beside(domain, epoch), picture, note)
 
 
 def _plot_spot(
@@ -151,4 +151,4 @@ def landscape_explorer(
     offer()
     Live(draw, note).watch(pair, *sliders)
     draw()
-    return explorer("landscape", widgets.HBox([pair, note]), widgets.HBox(sliders), picture)
+    return explorer("landscape", beside(pair, note), beside(*sliders), picture)

@@ -14,7 +14,7 @@ from r2l.training.export import pictures
 from r2l.training.tracking import Records, resolve
 from r2l.viz import plot_curves
 from r2l.viz.style import to_png
-from r2l.widgets.live import Live, explorer, picture_html, sized
+from r2l.widgets.live import Live, beside, explorer, picture_html, sized
 
 _PICTURE = 600
 
@@ -84,7 +84,7 @@ def lab_explorer(store: str | Path | None = None) -> widgets.Widget:
     what = widgets.Dropdown(description="picture", **style)
     epoch = widgets.SelectionSlider(options=[0], description="epoch", **style)
     picture, note = widgets.HTML(), widgets.HTML()
-    curves = widgets.Image(format="png", layout={"width": "400px"})
+    curves = widgets.Image(format="png", layout={"width": "400px", "max_width": "100%"})
 
     def fit(_change: object = None) -> None:
         """Offer what the run holds; keep the choices that it has too."""
@@ -118,4 +118,4 @@ def lab_explorer(store: str | Path | None = None) -> widgets.Widget:
     live.watch(run, what, epoch)
     draw()
     draw_curves()
-    return explorer("lab", widgets.HBox([run, what, epoch]), picture, note, curves)
+    return explorer("lab", beside(run, what, epoch), picture, note, curves)

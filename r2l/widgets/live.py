@@ -86,6 +86,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def beside(*parts: widgets.Widget) -> widgets.HBox:
+    """Return parts side by side; what does not fit on a narrow page goes below, and none is cut off."""
+    for part in parts:
+        part.layout.flex, part.layout.max_width = "0 0 auto", "100%"
+    return widgets.HBox(parts, layout={"flex_flow": "row wrap"})
+
+
 def explorer(name: str, *rows: widgets.Widget) -> widgets.Widget:
     """Return the rows of an explorer below one another; a page finds it by the class of its name."""
     return widgets.VBox(rows).add_class(f"r2l-{name}-explorer")
@@ -93,7 +100,16 @@ def explorer(name: str, *rows: widgets.Widget) -> widgets.Widget:
 
 def sized(label: int, whole: int) -> dict[str, dict[str, str]]:
     """Return the options of a control whose label and whole are so many pixels wide."""
-    return {"style": {"description_width": f"{label}px"}, "layout": {"width": f"{whole}px"}}
+    return {
+        "style": {"description_width": f"{label}px"},
+        "layout": {"width": f"{whole}px", "max_width": "100%"},
+    }
+
+
+def whole_factor(pixels: np.ndarray, width: int) -> int:
+    """Return how wide to show pixels (H, W, ...): enlarged by a whole factor, else there is moiré."""
+    own = pixels.shape[1]
+    return own * max(1, width // own) if own <= width else width
 
 
 def picture_html(pixels: np.ndarray, alt: str, width: int) -> str:
@@ -110,12 +126,20 @@ def picture_html(pixels: np.ndarray, alt: str, width: int) -> str:
     height = round(width * pixels.shape[0] / pixels.shape[1])
     return (
         f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" decoding="sync" '
-        f'style="image-rendering: pixelated; display: block" src="data:image/png;base64,{data}">'
+        f'style="max-width: 100%; height: auto; '
+        f'image-rendering: pixelated; display: block" src="data:image/png;base64,{data}">'
     )
 
 
 def caption_html(words: Sequence[str], width: int, style: str, columns: int | None = None) -> str:
     """Return words as they stand above or below a row of pictures, in columns of equal width."""
-    columns = f"grid-template-columns: repeat({columns or len(words)}, 1fr); width: {width}px"
+    columns = f"grid-template-columns: repeat({columns or len(words)}, 1fr)"
+    columns += f"; width: {width}px; max-width: 100%"
     spans = "".join(f"<span>{html.escape(word)}</span>" for word in words)
     return f'<div style="display: grid; {columns}; text-align: center; {style}">{spans}</div>'
+
+
+def scrolled_html(content: str, least: int = 640) -> str:
+    """Return rows of pictures that shrink to ``least`` pixels; on narrower pages they scroll."""
+    inner = f'<div style="min-width: {least}px">{content}</div>'
+    return f'<div tabindex="0" style="width: 0; min-width: 100%; overflow-x: auto">{inner}</div>'

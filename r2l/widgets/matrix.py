@@ -20,8 +20,8 @@ from r2l.drift.paired import paired_scores
 from r2l.files import to_uint8
 from r2l.viz.matrices import difference_reach, to_diagonal
 from r2l.viz.pictures import answers_in_words
-from r2l.viz.style import INK, ink
-from r2l.widgets.live import Live, caption_html, explorer, picture_html
+from r2l.viz.style import CYCLE, ink
+from r2l.widgets.live import Live, caption_html, explorer, picture_html, scrolled_html
 
 _MOST = 8  # images
 _WIDTH, _GAP = 876, 2  # pixels; of the page, and between tiles
@@ -71,7 +71,7 @@ def _changed_html(views: Frames, answers: pd.DataFrame, train: str, test: str) -
     pictures = _two_rows(*(views.images[code][images] for code, _ in rows))
     text = "font-size: 12px; line-height: 1.5"
     above, below = (caption_html(words, _WIDTH, text, _MOST) for words in (before, after))
-    return above + picture_html(pictures, alt, _WIDTH) + below
+    return scrolled_html(above + picture_html(pictures, alt, _WIDTH) + below)
 
 
 def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
@@ -93,7 +93,7 @@ def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
     def draw() -> None:
         train, test = shown[0]
         for names, cell in cells.items():
-            cell.layout.border = f"3px solid {INK}" if names == shown[0] else "3px solid white"
+            cell.layout.border = f"3px solid {CYCLE[4] if names == shown[0] else 'transparent'}"
         falls = most_changed(answers, train, test, len(views))["fall"]
         lost = int((falls > 0).sum())
         masks = views.task == "segmentation"
@@ -138,7 +138,8 @@ def _grid(scores: pd.DataFrame, cells: dict[tuple[str, str], widgets.Button]) ->
     """Lay the buttons out below the tested and beside the trained pipelines' names."""
 
     def name(text: str) -> widgets.HTML:
-        words = f'<div style="font-size: 12px; text-align: center">{html.escape(text)}</div>'
+        style = "font-size: 12px; text-align: center; overflow-wrap: anywhere"
+        words = f'<div style="{style}">{html.escape(text)}</div>'
         return widgets.HTML(words, layout={"margin": "0"})
 
     children = [name("trained \\ tested"), *(name(code) for code in scores)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import ipywidgets as widgets
@@ -15,12 +16,23 @@ from r2l.camera import Camera
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES
 from r2l.isp.adjustable import AdjustableISP, settings_of
+from r2l.isp.preparation import clip_highlights
 from r2l.rawfile import RawFrame
 from r2l.widgets.camera import frame_menu, middle_tile
-from r2l.widgets.live import Live, caption_html, explorer, one_thread, picture_html, sized
+from r2l.widgets.live import (
+    Live,
+    beside,
+    caption_html,
+    explorer,
+    one_thread,
+    picture_html,
+    scrolled_html,
+    sized,
+    whole_factor,
+)
 
 # All fits what JupyterLab leaves of a window of 1280 pixels, 840.
-_PICTURE, _STRIP, _STRIP_SIDE, _GAP = 440, 836, 101, 4
+_PICTURE, _STRIP, _STRIP_SIDE, _GAP = 512, 836, 101, 4
 # What the strip shows, and what people call it; the clip looks like what is before it.
 _EARLY = ("raw", "black_level", "demosaic", "white_balance", "colour_matrix")
 _SHOWN = {n: n.replace("_", " ") for n in (*_EARLY, "sharpening", "denoising", "gamma")}
@@ -69,6 +81,9 @@ def _turned(code: str, camera: Camera, **knobs: float) -> AdjustableISP:
 def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> widgets.Widget:
     """Return menus and sliders beside the developed picture, above the strip of its stages.
 
+    Highlights are cut before white balance, by the gains as they are turned (`clip_highlights`): what
+    saturates comes out white, not pink, as a camera shows it. The stage "raw" is shown uncut.
+
     Args:
         frames: what can be developed, by name. Of large ones the middle is taken.
         side: of what is taken, in pixels.
@@ -76,7 +91,7 @@ def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> widg
     Raises:
         ValueError: no frames.
     """
-    style = sized(120, 360)
+    style = sized(120, 316)
     frame = frame_menu(frames, **style)
     tiles = {name: middle_tile(frame.mosaic, side) for name, frame in frames.items()}
     code = widgets.Dropdown(options=PIPELINES, value="bi,s,ga", description="pipeline", **style)
@@ -108,12 +123,15 @@ def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> widg
         began = time.perf_counter()
         knobs["blur"].disabled = not code.value.endswith("ga")
         values = {name: knob.value for name, knob in knobs.items()}
-        stages = _turned(code.value, frames[frame.value].camera, **values).stages(
-            tiles[frame.value]
-        )
+        tile, camera = tiles[frame.value], frames[frame.value].camera
+        red, green, blue = camera.white_balance
+        gains = red * values["red"], green, blue * values["blue"]
+        cut = clip_highlights(tile, replace(camera, white_balance=gains))
+        stages = _turned(code.value, camera, **values).stages(cut) | {"raw": tile}
         bright = brighten.value and stage.value != "gamma"
         alt = f"{frame.value}, pipeline {code.value}, after {_SHOWN[stage.value]}"
-        picture.value = picture_html(_as_seen(stages[stage.value], bright), alt, _PICTURE)
+        pixels = _as_seen(stages[stage.value], bright)
+        picture.value = picture_html(pixels, alt, whole_factor(pixels, _PICTURE))
         row.value = _strip_html(stages, brighten.value)
         below, above = _clipped_shares(stages)
         took = 1000 * (time.perf_counter() - began)
@@ -128,9 +146,8 @@ def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> widg
     reset.on_click(set_back)
     draw()
     knobs_and_menus = [frame, code, stage, *knobs.values(), brighten, reset]
-    # Not to be squeezed by the picture where the page is narrow.
-    controls = widgets.VBox(knobs_and_menus, layout={"flex": "0 0 auto"})
-    above = widgets.HBox([controls, widgets.VBox([picture, note])])
+    controls = widgets.VBox(knobs_and_menus)
+    above = beside(controls, widgets.VBox([picture, note]))
     return explorer("processing", above, row)
 
 
@@ -163,7 +180,7 @@ def _strip_html(stages: Mapping[str, Tensor], brighten: bool) -> str:
     pixels = _strip(stages, min(_STRIP_SIDE, *stages["raw"].shape[-2:]), brighten)
     alt = f"The middle of the frame after each stage: {', '.join(names)}"
     text = f"gap: {_GAP}px; font-size: 11px; line-height: 1.4"
-    return picture_html(pixels, alt, _STRIP) + caption_html(names, _STRIP, text)
+    return scrolled_html(picture_html(pixels, alt, _STRIP) + caption_html(names, _STRIP, text))
 
 
 def _clipped_shares(stages: Mapping[str, Tensor]) -> tuple[float, float]:

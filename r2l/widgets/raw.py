@@ -15,12 +15,12 @@ from r2l.rawfile import RawFrame
 from r2l.sensor import CONTAINER_MAX
 from r2l.viz.raw import PLANE_STYLES, colour_sites, split_planes
 from r2l.widgets.camera import frame_menu, upload_to
-from r2l.widgets.live import Live, explorer, picture_html, sized
+from r2l.widgets.live import Live, beside, explorer, picture_html, sized, whole_factor
 
 _SITES, _GREY = "all sites, in their filter's colour", "all sites, grey"
 _VIEWS = (_SITES, _GREY, *PLANE_STYLES)
 _SIDES = (8, 16, 32, 64, 128, 256)
-_PICTURE, _OVERVIEW, _CHART = 480, 200, 380
+_PICTURE, _OVERVIEW, _CHART = 512, 200, 330
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _histogram_svg(frame: RawFrame, look: _Look) -> str:
         x = np.linspace(10, _CHART - 10, len(y))
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
         lines.append(f'<polyline points="{points}" {look_of_line}/>')
-        at = 14 + 90 * number
+        at = 4 + 78 * number
         legend.append(f'<line x1="{at}" x2="{at + 22}" y1="9" y2="9" {look_of_line}/>')
         mean = planes[name].mean() * CONTAINER_MAX
         legend.append(f'<text x="{at + 26}" y="13">{name}</text>')
@@ -116,6 +116,7 @@ def _histogram_svg(frame: RawFrame, look: _Look) -> str:
     label = f"Histogram of the four planes from {ends[0]} to {ends[1]} digital numbers"
     return (
         f'<svg role="img" aria-label="{label}" width="{_CHART}" height="165" font-size="11" '
+        f'style="max-width: 100%" viewBox="0 0 {_CHART} 165" '
         f'fill="currentColor">{"".join(lines)}{"".join(legend)}'
         f'<line x1="10" x2="{_CHART - 10}" y1="131" y2="131" stroke="currentColor"/>'
         f'<text x="10" y="146">{ends[0]}</text>'
@@ -135,7 +136,7 @@ def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> widget
     Raises:
         ValueError: no frames.
     """
-    frames, style = dict(frames), sized(90, 380)
+    frames, style = dict(frames), sized(90, 330)
     name = frame_menu(frames, **style)
     last: dict[str, Any] = {}  # the frame that was drawn, its range and its overview
     view = widgets.Dropdown(options=_VIEWS, description="show", **style)
@@ -159,7 +160,7 @@ def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> widget
         look = _Look(row.value, column.value, side.value, view.value, levels)
         alt = f"{name.value}: {look.side} sites from row {look.row}, column {look.column}"
         pixels = to_uint8(_paint(frame, look))
-        picture.value = picture_html(pixels, f"{alt}; {look.view}", _PICTURE)
+        picture.value = picture_html(pixels, f"{alt}; {look.view}", whole_factor(pixels, _PICTURE))
         marked = _mark(last["overview"], look, frame.mosaic.shape)
         alt = "The whole frame, with a frame around the part"
         small.value = picture_html(marked, alt, _OVERVIEW)
@@ -174,6 +175,6 @@ def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> widget
     row.value, column.value = row.max // 4 * 2, column.max // 4 * 2
     draw()
     left = widgets.VBox([name, view, side, row, column, stretch, chart, small])
-    rows = [widgets.HBox([left, widgets.VBox([picture, note])])]
+    rows = [beside(left, widgets.VBox([picture, note]))]
     rows += [upload_to(frames, name, live)] if uploads else []
     return explorer("raw", *rows)
