@@ -190,9 +190,8 @@ def _check_models(options: Options) -> None:
             "--pipeline is a fixed processor: it goes with neither --processor_uri, another one, nor "
             "--adv_training, which searches a parametrized one"
         )
-    if options.variant != "corrected" and not (
-        options.pipeline or options.processing_mode == "static"
-    ):
+    fixed = options.pipeline or options.processing_mode == "static"
+    if options.variant != "corrected" and (options.adv_training or not fixed):
         raise ValueError(
             f"--variant {options.variant} is one of fixed processing: add --processing_mode static, or give "
             f"--pipeline bi,s,ga@{options.variant}"

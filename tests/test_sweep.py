@@ -436,6 +436,16 @@ def test_the_plan_is_reckoned_from_what_is_finished(tiny, tmp_path):
     assert "time    none" in plan(done, 1, tmp_path)
 
 
+def test_the_page_says_what_was_trained(tmp_path):
+    grid = "train: {dataset: SyntheticDrone, variant: paper, epochs: 3}\n"
+    sweep = read_sweep(
+        written(tmp_path, grid + "grid: {pipeline: ['bi,s,ga', 'ma,u,me'], lr: [0.5]}\n")
+    )
+    page = write_report(sweep, read_outcomes(sweep, tmp_path), tmp_path).read_text("utf-8")
+    for told in ("SyntheticDrone", "bi,s,ga@paper; ma,u,me@paper", "3", "0.5, given", "ResNet18"):
+        assert f"<td>{told}</td>" in page
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_and_a_run_that_fails(tmp_path, swept):
     """One run cannot be, and the first worker dies at work: the others end as they do undisturbed."""

@@ -73,6 +73,7 @@ def write_report(
         sweep=sweep,
         count=Counter(run.state for run in outcomes),
         notes=notes,
+        trained=_trained(outcomes),
         matrices=[_drawn(matrix) for matrix in found],
         summary=summary,
         runs=[_row(run, folder) for run in outcomes],
@@ -127,6 +128,31 @@ def _pipeline_of(run: Outcome) -> str:
     if options.processing_mode != "static":
         return options.processing_mode
     return pipeline_code(options.sp_debayer, options.sp_sharpening, options.sp_denoising)
+
+
+def _trained(outcomes: list[Outcome]) -> dict[str, str]:
+    """Return what the trainings of a sweep were: of each option that tells it, all values that occur."""
+    told: dict[str, dict[str, None]] = {}
+    for run in outcomes:
+        if run.job.notebook is not None:
+            continue
+        options, lines = resolve_options(run.job.options())
+        masks = options.known_task == "segmentation"
+        segmenter = f"{options.smp_network}/{options.smp_encoder}"
+        values = {
+            "data set": f"{options.dataset} {options.root or ''}".strip(),
+            "task model": segmenter if masks else options.classifier_network,
+            "processing": _pipeline_of(run),
+            "epochs": options.epochs,
+            "learning rate": next(
+                (x for x in lines if "learning rate" in x), f"{options.lr:g}, given"
+            ),
+            "folds": options.n_splits,
+            "seed": options.seed,
+        }
+        for name, value in values.items():
+            told.setdefault(name, {})[str(value)] = None
+    return {name: "; ".join(values) for name, values in told.items()}
 
 
 def _matrices(outcomes: list[Outcome]) -> Iterator[_Matrix]:
