@@ -22,7 +22,7 @@ TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index solutions experiments site slides bundle lock help
+.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index answers solutions experiments site slides bundle lock help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -48,7 +48,7 @@ check: .venv/test  ## lint, floors and circles of imports, how thin the package 
 
 # One thread a process: two processes have the two cores.
 unit: .venv/test  ## the quick tests: no notebooks, no browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not slow and not notebook and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not slow and not notebook and not browser and not long"
 
 tiny: .venv/test  ## the slow tests, and each notebook through papermill at tiny parameters
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "slow or notebook"
@@ -93,6 +93,9 @@ notebooks: .venv/test  ## run every notebook at its defaults and keep the output
 
 index: .venv/test  ## bring the index in notebooks/README.md up to date
 	$(BIN)/python -m tools.index
+
+answers: .venv/test  ## the answers of the lessons that take minutes to show
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long tests/test_answers.py
 
 solutions: .venv/test  ## the lessons with their answers filled in, for teachers: into solutions/
 	$(BIN)/python -m tools.solutions
