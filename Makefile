@@ -22,7 +22,7 @@ TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test check unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index answers solutions experiments site slides bundle lock help
+.PHONY: demo test check tests unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index answers solutions experiments site slides bundle lock help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -38,7 +38,7 @@ demo: .venv/base  ## run the third notebook on embedded data; print the matrix a
 	@echo "executed notebook       $(CURDIR)/$(DEMO)/03_drift_synthesis.ipynb"
 	@echo "the same as a page      $(CURDIR)/$(DEMO)/03_drift_synthesis.html"
 
-test: check unit tiny nbval browser  ## lint, and run every test and every notebook
+test: check tests nbval browser  ## lint, and run every test and every notebook
 
 check: .venv/test  ## lint, floors and circles of imports, how thin the package is; change nothing
 	$(BIN)/ruff check .
@@ -47,6 +47,9 @@ check: .venv/test  ## lint, floors and circles of imports, how thin the package 
 	$(BIN)/python -m tools.house
 
 # One thread a process: two processes have the two cores.
+tests: .venv/test  ## `unit` and `tiny` in one go
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not browser and not long"
+
 unit: .venv/test  ## the quick tests: no notebooks, no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not slow and not notebook and not browser and not long"
 

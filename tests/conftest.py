@@ -1,8 +1,12 @@
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+
+from r2l.files import atomic_path
+from r2l.training.tracking import store
 
 
 def pytest_configure() -> None:
@@ -17,3 +21,26 @@ def sample_raws() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("R2L_SAMPLE_RAWS is not set to a folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def copied_stores(tmp_path_factory):
+    """Let this process make mlflow's tables once, and copy the file wherever a test wants a new store.
+
+    Seventy steps of a second and a half, for each of a hundred stores. What is made in processes of their own
+    is made from the ground up, as are the stores of the tests of the making.
+    """
+    template = tmp_path_factory.mktemp("store") / "mlflow.db"
+    make = store._make_aside
+
+    def copy(path: Path) -> None:
+        if set(path.name) & set("?:") or (path.exists() and path.stat().st_size):
+            return
+        with atomic_path(path) as partial:
+            partial.touch()
+            make(template)
+            shutil.copyfile(template, partial)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_make_aside", copy)
+        yield

@@ -23,6 +23,7 @@ from r2l.drift.forensics import (
     verify_tolerances,
 )
 from r2l.isp import ParametrizedISP
+from r2l.sensor import add_line_noise
 from r2l.viz import (
     plot_attack,
     plot_attacks,
@@ -228,6 +229,29 @@ def test_a_sensors_defects_have_tolerances_and_a_measured_one_is_judged_by_them(
     assert found.check(UNIT_GAINS)["verdict"].to_list() == ["unknown", "unknown"]
     verified = verify_tolerances(found, Bright(limit), frames, isp)
     assert verified["holds"].all()
+
+
+def test_what_the_reports_own_frames_show_of_defects_is_no_fault_of_a_camera(tmp_path):
+    rng = np.random.default_rng(0)
+    raw = torch.tensor(0.3 + 0.02 * rng.standard_normal((40, 1, 32, 32)), dtype=torch.float32)
+    raw = add_line_noise(raw, 0.02, -2, rng)
+    frames = Frames(raw, torch.zeros(40).long(), np.arange(40), UNIT_GAINS)
+    found = tolerance_report(
+        Bright(0.31), frames, "bi,s,ga", settings=["row_noise"], points=3, progress=False
+    )
+    found = ToleranceReport.load(found.save(tmp_path / "report.json"))
+    edge = found.table.loc["row_noise", "safe_high"]
+    own = found.defects["row noise"]
+    assert 0.02 < own < 0.06, "the most of forty small frames"
+    verdicts = [
+        found.check(UNIT_GAINS, {"row noise": noise})["verdict"].item()
+        for noise in (0.5 * own, own)
+    ]
+    assert verdicts == ["inside"] * 2
+    beyond = np.hypot(own, 1.5 * edge + 0.01)
+    checked = found.check(UNIT_GAINS, {"row noise": beyond})
+    assert checked["value"].item() == pytest.approx(1.5 * edge + 0.01)
+    assert checked["verdict"].item() == "outside"
 
 
 # --- written down ---------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from torch import nn
 
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.sensitivity import SLACK, Prober, Scan, scan, tolerated
+from r2l.drift.forensics.sensitivity import SENSOR_SETTINGS, SLACK, Prober, Scan, scan, tolerated
 from r2l.drift.statistics import few_groups_text
 from r2l.files import atomic_path
+from r2l.isp.preparation import measure_defects
 from r2l.isp.settings import camera_settings
 from r2l.progress import progress_bar
 
@@ -48,6 +49,8 @@ class ToleranceReport:
             estimate, ``safe_low`` and ``safe_high`` by the lower band, and for each of the four whether
             the edge is only that of the scan (``low_open`` ...).
         scans: by setting; empty when read from a file.
+        defects: the most that the frames themselves show of each of a sensor's defects, see
+            `r2l.isp.preparation.measure_defects`. Their tolerances are of what comes to it.
     """
 
     model: str
@@ -61,6 +64,7 @@ class ToleranceReport:
     groups: int
     table: pd.DataFrame
     scans: dict[str, Scan] = field(default_factory=dict, repr=False)
+    defects: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
         """Write the report as JSON, whole or not at all."""
@@ -72,6 +76,7 @@ class ToleranceReport:
             **{name: getattr(self, name) for name in _HEAD},
             "camera": self.camera.to_dict(),
             "settings": settings,
+            "defects": self.defects,
         }
         with atomic_path(path) as partial:
             partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
@@ -101,7 +106,8 @@ class ToleranceReport:
             camera = Camera.from_dict(content["camera"])
             rows = [_read_row(row, camera) for row in content["settings"]]
             table = pd.DataFrame(rows).set_index("name").rename_axis("setting")
-            return cls(camera=camera, table=table, **head)
+            defects = {str(k): float(v) for k, v in content.get("defects", {}).items()}
+            return cls(camera=camera, table=table, defects=defects, **head)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}: damaged tolerance report ({error!r})") from None
 
@@ -116,14 +122,17 @@ class ToleranceReport:
             measured: of its sensor, what `r2l.isp.preparation.measure_defects` found in a frame.
 
         Returns:
-            One row a setting: ``value`` of the camera (nan where it tells none, as of sharpening),
-            ``safe_low``, ``safe_high``, ``unit``, ``verdict``: "inside", "outside", or "unknown".
+            One row a setting: ``value`` of the camera (nan where it tells none, as of sharpening; of a
+            sensor's defects what goes beyond those of the own frames), ``safe_low``, ``safe_high``, ``unit``,
+            ``verdict``: "inside", "outside", or "unknown".
 
         Raises:
             ValueError: a camera whose colours can't be compared.
         """
         told = camera_settings(camera, self.camera)
-        told |= {name.replace(" ", "_"): value for name, value in (measured or {}).items()}
+        told |= {
+            name.replace(" ", "_"): self._beyond(name, v) for name, v in (measured or {}).items()
+        }
         table = self.table[["unit", "safe_low", "safe_high"]].copy()
         table.insert(0, "value", [told.get(name, np.nan) for name in table.index])
         # Forgives the rounding of a DNG's tags, which matters more where the range is small.
@@ -135,6 +144,11 @@ class ToleranceReport:
             table["value"].isna(), "unknown", np.where(inside, "inside", "outside")
         )
         return table
+
+    def _beyond(self, defect: str, measured: float) -> float:
+        """Return what comes to the defects that the report's own frames show; noises add as squares."""
+        own, power = self.defects.get(defect, 0.0), 2 if defect.endswith("noise") else 1
+        return max(0.0, measured**power - own**power) ** (1 / power)
 
     def verdict(self, checked: pd.DataFrame) -> str:
         """Return in a line what `check` found: inside, or where outside; and if groups were few."""
@@ -220,7 +234,14 @@ def tolerance_report(
         groups=len(np.unique(frames.groups)),
         table=table,
         scans=scans,
+        defects=_defects_of(frames) if set(names) & set(SENSOR_SETTINGS) else {},
     )
+
+
+def _defects_of(frames: Frames, at_most: int = 200) -> dict[str, float]:
+    chosen = np.linspace(0, len(frames) - 1, min(len(frames), at_most)).astype(int)
+    shown = [measure_defects(frames.raw[i][None], frames.camera) for i in chosen]
+    return {name: max(one[name] for one in shown) for name in shown[0]}
 
 
 def verify_tolerances(
