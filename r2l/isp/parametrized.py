@@ -142,7 +142,7 @@ class ParametrizedISP(Pipeline):
 
         A step of one in any number then changes these frames' pictures by a root mean square of 0.1 (the
         norm of the Jacobian, from differences; of tiles out of the middle of some frames), and no step
-        lifts a black level above the mean of its position, unless it was there.
+        lifts a black level by more than nine tenths of the mean signal at its position, unless it was there.
 
         Args:
             raw: (B, 1, H, W), raw domain.
@@ -154,9 +154,10 @@ class ParametrizedISP(Pipeline):
         sites = F.pixel_unshuffle(raw.to(self.steps.start), 2).transpose(0, 1).flatten(1)
         black = self.numbers()["black_level"]
         spread = (sites - black[:, None]).abs().mean(1)
-        top = torch.maximum(
-            sites.mean(1), black + 0.1 * spread + 1e-3 * self.camera.span * (spread == 0)
-        )
+        signal = sites.mean(1) - black
+        # Not all of it: the mean of these frames is not that of all.
+        least = 0.1 * spread + 1e-3 * self.camera.span * (spread == 0)
+        top = black + torch.maximum(0.9 * signal, least)
         self._begin_at(self.numbers(), black_level=top)
         self._measure_units(tile)
         return self
