@@ -321,5 +321,6 @@ def _write_png(target: Path, picture: torch.Tensor) -> None:
     values = picture[0, 0] if picture.shape[1] == 1 else picture[0].permute(1, 2, 0)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as partial:
-        Image.fromarray(to_uint8(values.numpy())).save(partial, format="PNG")
+        # Two thirds of the time of the usual level 6, for a tenth more of bytes.
+        Image.fromarray(to_uint8(values.numpy())).save(partial, format="PNG", compress_level=3)
     print(target)
