@@ -119,9 +119,7 @@ def link_words(app, doctree):
 def public(package, seen):
     """Yield the name and kind of the classes and functions of r2l that a package offers, each once."""
     module = import_module(package)
-    for name in sorted(
-        {*vars(module), *getattr(module, "_HOMES", ()), *getattr(module, "_LATE", ())}
-    ):
+    for name in dir(module):
         value = getattr(module, name)
         own = name[0] != "_" and str(getattr(value, "__module__", "")).startswith("r2l")
         if own and (isclass(value) or isfunction(value)) and value not in seen:

@@ -27,6 +27,8 @@ def sample_raws() -> Path:
 def copied_stores(tmp_path_factory):
     """Let this process make mlflow's tables once, and copy the file wherever a test wants a new store.
 
+    Gives the function that makes them, for a test of the making.
+
     Seventy steps of a second and a half, for each of a hundred stores. What is made in processes of their own
     is made from the ground up, as are the stores of the tests of the making.
     """
@@ -43,4 +45,4 @@ def copied_stores(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "_make_aside", copy)
-        yield
+        yield make
