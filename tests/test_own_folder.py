@@ -336,9 +336,11 @@ def test_verify_looks_at_masks(photos):
     Path("masks").mkdir()
     for number in range(3):
         side = 32 if number else 16
-        Image.fromarray(np.eye(side, dtype=np.uint8)).save(f"masks/a{number}_mask.png")
+        drawn = np.eye(side, dtype=np.uint8) * (number + 1)
+        Image.fromarray(drawn).save(f"masks/a{number}_mask.png")
     fine, wrong = verify_folder(photos / "a", masks=Path("masks"), progress=False)
     assert "3 of 3 images can be read" in fine
+    assert "values in masks (in how many): 0 (3), 1 (1), 2 (1), 3 (1)" in fine
     assert len(wrong) == 2
     assert "a3.dng: an image without a mask" in wrong[0]
     assert "a0_mask.png: (16, 16) pixels" in wrong[1]

@@ -134,24 +134,29 @@ def verify_folder(
 
     table, *problems = labelled_files(root, labels, masks)
     wrong = [_line(error) for error in (*problems[0], *problems[1])]
-    sizes, cameras = Counter(), Counter()
+    sizes, cameras, values = Counter(), Counter(), Counter()
     pairs = tqdm([*zip(table["path"], table["mask"], strict=True)], "verify", disable=not progress)
     for path, mask in pairs:
         try:
             frame = read_raw(path, camera, frames if path.suffix.lower() in HEADERLESS else None)
-            drawn = None if mask is None else read_mask_values(mask, "Draw it again").shape[:2]
+            drawn = None if mask is None else read_mask_values(mask, "Draw it again")
         except R2LError as error:
             wrong.append(_line(error))
             continue
-        if drawn not in (None, frame.mosaic.shape):
-            wrong.append(f"{mask}: {drawn} pixels, and {path} has {frame.mosaic.shape}")
+        if drawn is not None:
+            # Of colours the brightest: what is not black is object.
+            flat = drawn if drawn.ndim == 2 else drawn.max(-1)
+            values.update(np.unique(flat).tolist())
+            if flat.shape != frame.mosaic.shape:
+                wrong.append(f"{mask}: {flat.shape} pixels, and {path} has {frame.mosaic.shape}")
         sizes["{} x {}".format(*frame.mosaic.shape)] += 1
         gains = " ".join(f"{gain:.3g}" for gain in frame.camera.white_balance)
         cameras[f"{frame.camera.name}, {frame.camera.cfa.name}, white balance {gains}"] += 1
     fine = [f"{sizes.total()} of {len(table)} images can be read"]
     fine.append(f"sizes: {_counted(sizes)}{'; --crop makes them one' * (len(sizes) > 1)}")
     fine += [f"camera: {name} ({count})" for name, count in cameras.most_common()]
-    fine.append("masks" if masks else f"classes: {_counted(Counter(table['label']))}")
+    told = f"values in masks (in how many): {_counted(values)}"
+    fine.append(told if masks else f"classes: {_counted(Counter(table['label']))}")
     fine.append(f"groups: {table['group'].nunique()}")
     return fine, wrong
 
