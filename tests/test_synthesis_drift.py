@@ -1,11 +1,13 @@
 """The train x test matrix: pairing, isolation of folds, and what the summary makes of it."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import nn
 
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy, develop_views
@@ -452,6 +454,29 @@ def test_benchmark_corruptions_tells_three_sizes(views, models, results):
     figure.canvas.draw()
     labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
     assert len(labels) == 4
+
+
+def test_names_beside_marks_do_not_cover_one_another():
+    kinds = [f"a long name {n}" for n in range(6)]
+    rows = [
+        {
+            "scale": scale,
+            "kind": kind,
+            "severity": 1,
+            "distance": 25 + 0.1 * n,
+            "drop": 0.1 + 0.001 * n,
+        }
+        for scale in ("matched", "sensor")
+        for n, kind in enumerate(kinds)
+    ]
+    table = pd.DataFrame(rows)
+    figure = plot_corruptions(table.assign(low=table["drop"] - 0.1, high=table["drop"] + 0.4))
+    figure.canvas.draw()
+    names = [text for text in figure.axes[0].texts if text.get_text() in kinds]
+    boxes = [Text.get_window_extent(text) for text in names]
+    assert len(boxes) == 12
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
 
 
 def test_ratio_to_pipelines_is_the_known_one_and_unbounded_without_a_drop():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from r2l.datasets.frames import Frames
 from r2l.drift.adjustment import Learning
@@ -179,6 +182,7 @@ def plot_corruptions(
     figure, ((ax,),) = panels(1, 1, (8.4, 5.0))
     if summary is not None and views is not None:
         _draw_cells(ax, summary, views, distance)
+    named: list[tuple[Any, str]] = []
     for number, (scale, part) in enumerate(drops.groupby("scale", sort=False)):
         colour = CYCLE[(number + 1) % len(CYCLE)]
         bars = [part["drop"] - part["low"], part["high"] - part["drop"]]
@@ -187,7 +191,8 @@ def plot_corruptions(
         part = part.assign(distance=part["distance"].clip(upper=60)) if distance == "psnr" else part
         ax.errorbar(part["distance"], part["drop"], np.clip(bars, 0, None), label=label, **style)
         if scale in names:
-            _name_kinds(ax, part, colour)
+            furthest = part.loc[part.groupby("kind", sort=False)["severity"].idxmax()]
+            named += [(row, colour) for row in furthest.itertuples()]
     if distance == "psnr":
         # What has hardly changed stands at the edge.
         ax.set_xlim(min(60.0, ax.get_xlim()[1]), ax.get_xlim()[0])
@@ -199,6 +204,7 @@ def plot_corruptions(
     tidy(ax, 7.5)
     upright_grid(ax)
     ax.legend(frameon=False, fontsize=8, loc="upper left")
+    _name_marks(ax, named)
     return figure
 
 
@@ -212,13 +218,22 @@ def _draw_cells(ax: Axes, summary: MatrixSummary, views: Frames, distance: str) 
     ax.plot(moved, -cells["difference"], "o", label=label, linestyle="", **style)
 
 
-def _name_kinds(ax: Axes, part: pd.DataFrame, colour: str) -> None:
-    """Write each kind's name once, at its furthest mark; names move up until none covers another."""
-    furthest = part.loc[part.groupby("kind", sort=False)["severity"].idxmax()]
-    low, high = ax.get_ylim()
-    line, free = 0.025 * (high - low), -np.inf
-    for row in furthest.sort_values("drop").itertuples():
-        free = max(row.drop, free + line)
-        name = str(row.kind).replace("_", " ")
-        beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-        ax.annotate(name, (row.distance, free), fontsize=6.5, color=colour, **beside)
+def _name_marks(ax: Axes, named: list[tuple[Any, str]]) -> None:
+    """Write each mark's kind beside it; names move up, on a line, until none covers another."""
+    ax.figure.draw_without_rendering()  # From here on limits and places are those of the picture.
+    taken: list[Bbox] = []
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 7}
+    style["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.6}
+    for row, colour in sorted(named, key=lambda pair: pair[0].drop):
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+        name, at = str(row.kind).replace("_", " "), (row.distance, row.drop)
+        text = ax.annotate(name, at, xytext=(7, 0), color=colour, arrowprops=line, **style)
+        while any(_extent(text).overlaps(box) for box in taken):
+            text.xyann = (12, text.xyann[1] + 2)
+        taken.append(_extent(text))
+
+
+def _extent(text: Annotation) -> Bbox:
+    """Return where a name stands, in pixels, without its line."""
+    text.get_window_extent()  # brings its place up to date
+    return Text.get_window_extent(text).padded(1)
