@@ -7,8 +7,7 @@ The names below are imported when they are first used, so that ``import r2l`` co
 'malvar2004'
 """
 
-from importlib import import_module
-from typing import Any
+from r2l.files import offer_late
 
 #: What the top level offers, by the module that has it.
 _HOMES = {
@@ -45,14 +44,4 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'r2l' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+offer_late(__name__, _HOMES)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from r2l.files import atomic_path
 from r2l.training.tracking import store
 
 
@@ -33,16 +32,13 @@ def copied_stores(tmp_path_factory):
     is made from the ground up, as are the stores of the tests of the making.
     """
     template = tmp_path_factory.mktemp("store") / "mlflow.db"
-    make = store._make_aside
+    make = store._make_tables
 
     def copy(path: Path) -> None:
-        if set(path.name) & set("?:") or (path.exists() and path.stat().st_size):
-            return
-        with atomic_path(path) as partial:
-            partial.touch()
+        if not template.exists():
             make(template)
-            shutil.copyfile(template, partial)
+        shutil.copyfile(template, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_make_aside", copy)
+        patch.setattr(store, "_make_tables", copy)
         yield make

@@ -347,7 +347,7 @@ with track("x", store=sys.argv[1]):
 def test_a_store_whose_making_was_killed_is_made_the_next_time(
     tmp_path, copied_stores, monkeypatch
 ):
-    monkeypatch.setattr("r2l.training.tracking.store._make_aside", copied_stores)
+    monkeypatch.setattr("r2l.training.tracking.store._make_tables", copied_stores)
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     with track("x", store=tmp_path) as run:

@@ -186,8 +186,6 @@ def _make_aside(path: Path) -> None:
     Mlflow makes its tables in some seventy steps: killed between them, a process would leave a file that
     mlflow never opens again.
     """
-    from mlflow import MlflowClient
-
     # Not plain names: options of SQLite behind a "?", and ":memory:".
     if set(path.name) & set("?:") or (path.exists() and path.stat().st_size):
         return
@@ -195,7 +193,13 @@ def _make_aside(path: Path) -> None:
         left.unlink()
     with atomic_path(path) as partial:
         partial.touch()  # Where nothing can be written, mlflow would try for minutes.
-        MlflowClient(tracking_uri=f"{_SQLITE}{partial}").search_experiments(max_results=1)
+        _make_tables(partial)
+
+
+def _make_tables(path: Path) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient(tracking_uri=f"{_SQLITE}{path}").search_experiments(max_results=1)
 
 
 @contextmanager
