@@ -26,7 +26,7 @@ def run_cells(answer, folder):
         if cell["cell_type"] != "code" or cell["id"] in answer.get("skip", ()):
             continue
         lines = "".join(cell["source"]).splitlines()
-        source = "\n".join(line for line in lines if not line.lstrip().startswith("%"))
+        source = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
         exec(compile(source.replace(*answer.get("replace", ("", ""))), cell["id"], "exec"), names)
         if "parameters" in cell["metadata"].get("tags", ()):
             names |= parameters | {"OUTPUT": str(folder)} if "OUTPUT" in names else parameters

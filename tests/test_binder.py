@@ -67,7 +67,7 @@ def test_torch_comes_without_cuda(environment):
     assert any(d.startswith("torchvision") for d in conda), "pip's would bring pip's torch"
 
 
-@pytest.mark.parametrize("name", ["postBuild", "start"])
+@pytest.mark.parametrize("name", ["postBuild", "start", "colab"])
 def test_scripts_can_be_run(name):
     script = BINDER / name
     assert os.access(script, os.X_OK)
@@ -97,3 +97,30 @@ def test_repo2docker_makes_a_build_file(tmp_path):
     assert 'R2D_ENTRYPOINT="${REPO_DIR}/binder/start"' in said
     copied = said.index("COPY --chown=0:0 src/ ${REPO_DIR}/")
     assert said.index('"binder/environment.yml" &&') < copied < said.index("RUN ./binder/postBuild")
+
+
+PIP = """#!/bin/sh
+case $3 in list) cat there ;; install) cat "$6" > "asked.$(ls asked.* | wc -l)"; test -e works ;; esac
+"""
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_colab_keeps_what_it_has_and_locks_the_rest(tmp_path, fits):
+    (tmp_path / "binder").mkdir()
+    shutil.copy(BINDER / "colab", tmp_path / "binder")
+    shutil.copy(ROOT / "constraints.txt", tmp_path)
+    loaded = ["torch==2.13.0+cu124", "NumPy==2.2.6"]
+    there = [*loaded, "typing_extensions==4.1.0", "PyYAML==6.0", "-e a local package"]
+    (tmp_path / "there").write_text("\n".join(there))
+    if fits:
+        (tmp_path / "works").touch()
+    (tmp_path / "python").write_text(PIP)
+    (tmp_path / "python").chmod(0o755)
+    command = ["sh", tmp_path / "binder/colab", tmp_path / "python"]
+    assert subprocess.run(command, capture_output=True).returncode == (0 if fits else 1)
+    asked = [path.read_text().split("\n")[:-1] for path in sorted(tmp_path.glob("asked.*"))]
+    locked = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    left = {"torch", "numpy", "typing-extensions", "pyyaml"}
+    rest = [line for line in locked if line.split("==")[0] not in left]
+    assert asked == ([[*loaded, *rest]] if fits else [[*loaded, *rest], loaded])
+    assert len(rest) > 250
