@@ -14,7 +14,7 @@ from benchmarks.calls import Call
 from benchmarks.timing import Contender, cuda_clock, wall_clock
 from benchmarks.workload import Workload
 from r2l.datasets import develop_views
-from r2l.datasets.base import Item, RawDataset
+from r2l.datasets.frames import Item, RawDataset
 from r2l.drift import Trained, predict_matrix
 from r2l.isp import PIPELINES
 from r2l.training import RawToLogits, make_classifier, predict, seeded

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from r2l.camera import DRONE, Camera
 from r2l.rawfile import write_dng
-from r2l.rawfile.dng_writer import FULL_SCALE
+from r2l.rawfile.dng_tags import FULL_SCALE
 
 
 class Workload:

@@ -21,7 +21,7 @@ from r2l.datasets import Frames, SyntheticMicroscopy
 from r2l.datasets.splits import Fold, group_folds
 from r2l.drift.adjustment import Domain, compare_adaptations, compare_processing, source_statistics
 from r2l.drift.adjustment.self_training import SELF_TRAINING
-from r2l.drift.random_effects import paired_summary
+from r2l.drift.paired import paired_summary
 from r2l.isp import ParametrizedISP
 from r2l.training import fit, make_classifier
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from r2l import drift
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy, develop_views
-from r2l.drift.random_effects import paired_summary
+from r2l.drift.paired import paired_summary
 from r2l.isp import StaticISP
 from r2l.training.networks import _halving_block
 

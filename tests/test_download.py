@@ -23,9 +23,8 @@ from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.archive import ArchiveError, place_of
 from r2l.datasets.fetch.b2 import _FOLDERS, get_b2_bucket, sync
 from r2l.datasets.fetch.download import fetch
-from r2l.datasets.fetch.manifest import NAME as MANIFEST
-from r2l.datasets.fetch.manifest import Manifest
 from r2l.datasets.fetch.transfer import DownloadError, RemoteFile, files_of
+from r2l.datasets.layout import MANIFEST, Manifest
 from tests.fixtures_data import (
     KEPT,
     LABELS,

@@ -29,11 +29,11 @@ from r2l.drift.forensics import (
     settings_of,
     static_attack,
 )
-from r2l.drift.forensics.evaluator import _margins, _scores
 from r2l.drift.forensics.random_baseline import _compare_scores
+from r2l.drift.forensics.search_space import _margins, _scores
 from r2l.isp import PIPELINES, LearnedISP, ParametrizedISP, StaticISP
 from r2l.isp.learned import control_points
-from r2l.rawfile.dng_writer import standard_form
+from r2l.rawfile.dng_tags import standard_form
 from r2l.training import RawToLogits, make_classifier, predict, seeded
 from r2l.training.adversarial import Adversary
 

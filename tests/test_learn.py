@@ -18,7 +18,7 @@ from r2l.isp import StaticISP, develop_all, load_isp, save_isp, stage_gradients
 from r2l.isp.functional import gamma_correct
 from r2l.isp.learned import LearnedISP, apply_tone_curve, control_points, to_steps
 from r2l.learn import AlignmentError, align, learn_pipeline, open_picture
-from r2l.learn.scores import ciede2000, lab
+from r2l.learn.colours import ciede2000, lab
 from r2l.rawfile import RawFrame, read_raw, write_dng
 from r2l.sensor import DRONE_NOISE, record, unprocess
 

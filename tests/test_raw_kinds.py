@@ -18,7 +18,7 @@ from r2l.camera import CFA, Camera
 from r2l.cli import app
 from r2l.datasets import RawFolder
 from r2l.rawfile import RawFileError, RawFileWarning, RawLayout, read_raw
-from r2l.rawfile.colour import XYZ_FROM_SRGB, _kelvin
+from r2l.rawfile.dng_tags import XYZ_FROM_SRGB, _kelvin
 
 FULL, WHITE, BLACK = 65535, 4000, (100, 110, 120, 130)
 #: XYZ to camera colours.

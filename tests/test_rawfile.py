@@ -14,7 +14,7 @@ from PIL import Image
 from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
 from r2l.isp import StaticISP
 from r2l.rawfile import RawFileError, load_camera, read_raw, write_dng
-from r2l.rawfile.dng_writer import standard_form
+from r2l.rawfile.dng_tags import standard_form
 
 FULL = 65535
 ORIENTATION, AS_SHOT_NEUTRAL, COLOR_MATRIX, BLACK_LEVEL, WHITE_LEVEL = (

@@ -9,9 +9,8 @@ from scipy.spatial.distance import pdist
 
 from r2l.datasets import SyntheticMicroscopy, develop_views
 from r2l.drift import ShiftDetector, Trained, detection_rates
-from r2l.drift.energy_distance import energy_test
-from r2l.drift.features import image_features
 from r2l.drift.matrix import summarise
+from r2l.drift.two_sample import energy_test, image_features
 from r2l.files import R2LError
 from r2l.training import RawToLogits, make_classifier, seeded
 from r2l.viz import plot_detection_rates, plot_shift

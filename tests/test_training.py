@@ -39,8 +39,8 @@ from r2l.training import (
     make_classifier,
     make_regressor,
     make_segmenter,
+    networks,
     predict,
-    pretrained,
     scores,
     seeded,
     target_statistics,
@@ -639,7 +639,7 @@ def no_network(monkeypatch):
 @pytest.mark.usefixtures("no_network")
 def test_pretrained_weights_come_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(pretrained.PretrainedWeightsError) as error:
+    with pytest.raises(networks.PretrainedWeightsError) as error:
         make_classifier("ResNet18", 4, pretrained=True)
     for word in ("resnet18-f37072fd.pth", "https://", str(tmp_path), "leave pretrained off"):
         assert word in str(error.value)
@@ -651,10 +651,10 @@ def test_pretrained_weights_come_from_the_cache(tmp_path, monkeypatch):
     assert torch.equal(network.layer4[1].conv2.weight, known.layer4[1].conv2.weight)
     assert network.fc.out_features == 4
     torch.save({"fc.bias": torch.zeros(3)}, cached)
-    with pytest.raises(pretrained.PretrainedWeightsError, match="holds no weights of ResNet18"):
+    with pytest.raises(networks.PretrainedWeightsError, match="holds no weights of ResNet18"):
         make_classifier("ResNet18", 4, pretrained=True)
     cached.write_bytes(b"half")
-    with pytest.raises(pretrained.PretrainedWeightsError, match="Remove the file"):
+    with pytest.raises(networks.PretrainedWeightsError, match="Remove the file"):
         make_classifier("ResNet18", 4, pretrained=True)
     with pytest.raises(ValueError, match="SmallResNet has no pretrained"):
         make_classifier("SmallResNet", 4, pretrained=True)
@@ -678,7 +678,7 @@ def test_pretrained_weights_of_other_networks_leave_the_last_layer(tmp_path, mon
     for name in ("inception_v3", "own_net:tiny"):
         with pytest.raises(ValueError, match="has no pretrained weights"):
             make_classifier(name, 4, pretrained=True)
-    with pytest.raises(pretrained.PretrainedWeightsError, match=r"timm/resnet18.*HF_HOME"):
+    with pytest.raises(networks.PretrainedWeightsError, match=r"timm/resnet18.*HF_HOME"):
         make_classifier("timm:resnet18", 4, pretrained=True)
 
 
@@ -742,14 +742,14 @@ def test_pretrained_encoders_come_from_the_cache(tmp_path, monkeypatch):
 
     kept = tmp_path / "model.safetensors"
     monkeypatch.setattr(smp.encoders, "hf_hub_download", cache)
-    with pytest.raises(pretrained.PretrainedWeightsError, match=r"smp-hub/resnet18.*HF_HOME"):
+    with pytest.raises(networks.PretrainedWeightsError, match=r"smp-hub/resnet18.*HF_HOME"):
         make_segmenter("unet", "resnet18", pretrained=True)
     known = smp.encoders.get_encoder("resnet18", weights=None)
     save_file(known.state_dict(), kept)
     encoder = make_segmenter("unet", "resnet18", pretrained=True).network.network.encoder
     assert torch.equal(encoder.conv1.weight, known.conv1.weight)
     kept.write_bytes(b"half")
-    with pytest.raises(pretrained.PretrainedWeightsError, match="can't be had"):
+    with pytest.raises(networks.PretrainedWeightsError, match="can't be had"):
         make_segmenter("unet", "resnet18", pretrained=True)
 
 

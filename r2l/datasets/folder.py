@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from r2l.camera import CFA, Camera
-from r2l.datasets.base import Item, RawDataset, Transform
+from r2l.datasets.frames import Item, RawDataset, Transform
 from r2l.datasets.labels import HEADERLESS, labelled_files
 from r2l.datasets.layout import DatasetError, DatasetNotFoundError
 from r2l.datasets.pixels import cached_array, object_of, read_mask_values

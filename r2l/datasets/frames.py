@@ -1,13 +1,13 @@
-"""The labelled set in memory: raw frames, what pipelines make of them, and what is true of them.
+"""What every data set of raw frames looks like; and a labelled set in memory, with what pipelines make of it.
 
-Everything that trains models or asks them works on it: it is read once, developed once, and then a slice of
-memory.
+Everything that trains models or asks them works on the latter: read once, developed once, a slice of memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +19,66 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from r2l.camera import Camera
-from r2l.datasets.base import RawDataset
 from r2l.files import R2LError
 from r2l.progress import progress_bar
+
+Item = dict[str, Any]
+Transform = Callable[[Item], Item]
+
+
+class RawDataset(Dataset[Item], ABC):
+    """The contract. A data set of raw frames has the attributes below and makes items like these::
+
+        {"raw":   (1, H, W) float32 tensor, raw domain (black level still in it),
+         "label": int                       for classification, or
+         "mask":  (H, W) int64 tensor       for segmentation,
+         "meta":  {"group": int, "intensity": float, "camera": str}}
+
+    Attributes:
+        camera: layout and calibration of every frame.
+        classes: names; a label, or a value in a mask, is an index into them.
+        labels: (N,) int64, the label of each item, known without reading it (for segmentation: the
+            highest class in the mask), so that splits can be stratified.
+        groups: (N,) int64, which items share something that a split must not tear apart (a slide's
+            zone, a photo), known without reading.
+        intensity: exposure of the frames relative to the base exposure.
+        transform: called on each item as the last step, may be None.
+    """
+
+    camera: Camera
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    groups: np.ndarray
+    intensity: float = 1.0
+    transform: Transform | None = None
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files that the items are read from; none of sets that code makes."""
+        return []
+
+    @abstractmethod
+    def read(self, index: int) -> Item:
+        """Return the item at ``0 <= index < len(self)`` without its ``meta``."""
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return item ``index``, counted from the end if negative.
+
+        Raises:
+            IndexError: no such item.
+        """
+        index = range(len(self))[index]
+        meta = {
+            "group": int(self.groups[index]),
+            "intensity": self.intensity,
+            "camera": self.camera.name,
+        }
+        item = {**self.read(index), "meta": meta}
+        return self.transform(item) if self.transform else item
+
 
 #: Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
 MEMORY_LIMIT = 2 * 2**30
@@ -193,11 +250,7 @@ class Frames(Dataset):
         return truth.float() if self.task == "segmentation" else truth
 
     def view(self, pipeline: str) -> Frames:
-        """Return the images of one pipeline as a set of their own; copies nothing.
-
-        Raises:
-            ValueError: images of other pipelines only.
-        """
+        """Return the images of one pipeline as a set of their own; copies nothing. Errors as `require`."""
         self.require([pipeline])
         return self.seen_as(self.images[pipeline], pipeline)
 
@@ -206,11 +259,7 @@ class Frames(Dataset):
         return replace(self, raw=None, images={pipeline: images})
 
     def require(self, pipelines: Sequence[str]) -> None:
-        """Raise unless there are images of all these pipelines.
-
-        Raises:
-            ValueError: there are not; lists those that are missing, and those that are there.
-        """
+        """Raise a ValueError that lists what is missing unless there are images of all these pipelines."""
         if missing := [name for name in pipelines if name not in self.images]:
             raise ValueError(f"views lack {missing}; they hold {list(self.images)}")
 

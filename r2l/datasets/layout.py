@@ -1,4 +1,4 @@
-"""Where a copy of a published data set lies on disk, and the errors for what is missing or wrong there.
+"""The facts of the two published data sets, where a copy lies on disk, and the record of what was fetched.
 
 A copy looks like this, below the root::
 
@@ -9,18 +9,98 @@ A copy looks like this, below the root::
     drone/masks_tiles_256/PP_IIIII.png
     drone/images_full/raw_scaleNNN/*.DNG, drone/masks_full/*.png
     drone/processed_views/<pipeline>/
+    r2l_manifest.json                               what `r2l data fetch` put there: see `Manifest`
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from r2l.datasets.info import INFO, INTENSITIES
-from r2l.files import R2LError, local_path
+from r2l.files import R2LError, atomic_path, local_path
+
+RECORD = 5235536
+INTENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """What is published about one data set; `INFO` has it by what `r2l data` calls it.
+
+    Attributes:
+        title: its published name.
+        summary: content, in a sentence.
+        classes: names of the labels, or of the values in a mask.
+        class_counts: images of each class, in the order of ``classes``; None for masks.
+        images: base images. Each intensity and each processed view has as many.
+        tile: side of an image in pixels.
+        groups: what a split must not tear apart.
+        licence: SPDX name.
+        url, paper: source.
+        processed_mean, processed_std: R, G, B of developed images, *display* domain.
+        mosaic_mean, mosaic_std: at R, G, B sites, *raw* domain; None where not published.
+    """
+
+    title: str
+    summary: str
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...] | None
+    images: int
+    tile: int
+    groups: str
+    processed_mean: tuple[float, float, float]
+    processed_std: tuple[float, float, float]
+    mosaic_mean: tuple[float, float, float] | None = None
+    mosaic_std: tuple[float, float, float] | None = None
+    intensities: tuple[float, ...] = INTENSITIES
+    licence: str = "CC-BY-4.0"
+    url: str = f"https://doi.org/10.5281/zenodo.{RECORD}"
+    paper: str = (
+        'Oala et al., "Data Models for Dataset Drift Controls in Machine Learning With Optical '
+        'Images", TMLR 2023'
+    )
+
+
+INFO = {
+    "microscopy": SetInfo(
+        title="Raw-Microscopy",
+        summary="White blood cells in stained smears, bright field, 40x/0.95, one cell an image",
+        classes=("BAS", "EOS", "KSC", "LYA", "LYT", "MON", "NGB", "NGS", "UNC"),
+        class_counts=(18, 54, 163, 30, 230, 191, 8, 216, 30),
+        images=940,
+        tile=256,
+        groups="zone of a slide, from lame and zone in the file's name",
+        processed_mean=(0.91, 0.84, 0.94),
+        processed_std=(0.08, 0.12, 0.05),
+        mosaic_mean=(0.5663, 0.1401, 0.0731),
+        mosaic_std=(0.097, 0.0423, 0.008),
+    ),
+    "drone": SetInfo(
+        title="Raw-Drone",
+        summary="Tiles of 12 drone photos from 250 m, 6 cm a pixel, with masks of the cars",
+        classes=("background", "car"),
+        class_counts=None,
+        images=548,
+        tile=256,
+        groups="photo, the first number of the tile's name",
+        processed_mean=(0.35, 0.36, 0.35),
+        processed_std=(0.12, 0.11, 0.12),
+    ),
+}
+
+DRONE_PHOTOS = 12
+DRONE_TASKS = {"segmentation": ("background", "car"), "classification": ("no car", "car")}
+# A tile that cars cover by more than this share counts as "car"; one without any as "no car".
+CAR_SHARE = 0.01
+# Unusable as published.
+BAD_STEM = "Ma190c_lame3_zone13_composite_Mcropped_2"
+LABEL_FILE = "Ma190c_annotations.dat"
+
 
 _AnyPath = TypeVar("_AnyPath", bound=PurePath)
 
@@ -160,3 +240,79 @@ def view_folders(*parents: Path) -> dict[str, Path]:
                 if code := pipeline_code(name):
                     views.setdefault(code, Path(folder, name))
     return views
+
+
+MANIFEST = "r2l_manifest.json"
+# What is no manifest; the last two are numbers beyond all bounds, and nesting without end.
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
+class ManifestError(R2LError, ValueError):
+    """A record of what was fetched that is damaged."""
+
+
+@dataclass
+class Manifest:
+    """Record of a root.
+
+    Attributes:
+        files: path below the root to size and CRC-32, as the archive says.
+        archives: name of each archive that was unpacked to the source's checksum.
+        subsets: "<data set>/raw_scaleNNN" to the stems of its images, where only some were fetched.
+        unfinished: data sets whose fetching began and didn't end.
+    """
+
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    archives: dict[str, str] = field(default_factory=dict)
+    subsets: dict[str, list[str]] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, root: Path) -> Manifest:
+        """Return the record of ``root``; an empty one if nothing was fetched into it.
+
+        Raises:
+            ManifestError: the file is damaged.
+        """
+        path = root / MANIFEST
+        try:
+            values = json.loads(path.read_text("utf-8"))
+            values["files"] = {k: (int(s), int(c)) for k, (s, c) in values["files"].items()}
+            manifest = cls(**values)
+            lists = [manifest.unfinished, *manifest.subsets.values()]
+            texts = [*manifest.archives.values(), *(name for names in lists for name in names)]
+            if not all(isinstance(names, list) for names in lists):
+                raise TypeError("a list of names is none")
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("a name is no text")
+        except FileNotFoundError:
+            return cls()
+        except _DAMAGE as error:
+            remedy = "Move it away and run `r2l data fetch` again"
+            raise ManifestError(path, f"damaged ({error})", remedy) from None
+        return manifest
+
+    def write(self, root: Path) -> None:
+        """Write the record, whole or not at all."""
+        with atomic_path(root / MANIFEST) as partial:
+            partial.write_text(json.dumps(asdict(self), indent=1), "utf-8")
+
+    def files_of(self, kind: str) -> dict[str, tuple[int, int]]:
+        """Return the part of ``files`` that is of one data set."""
+        return {name: v for name, v in self.files.items() if name.startswith(f"{kind}/")}
+
+    def is_whole(self, root: Path, kind: str) -> bool:
+        """Tell whether all recorded files of a data set are there, of the recorded size."""
+        files = ((root / name, size) for name, (size, _) in self.files_of(kind).items())
+        # os.path says False to names that no system takes, as a damaged record may have them.
+        return all(os.path.isfile(path) and os.path.getsize(path) == size for path, size in files)
+
+    def begin(self, root: Path, kind: str) -> None:
+        """Write down that a whole data set is being fetched."""
+        self.unfinished = sorted({*self.unfinished, kind})
+        self.write(root)
+
+    def finish(self, kind: str) -> None:
+        """Note that all of a data set is there."""
+        self.unfinished = [name for name in self.unfinished if name != kind]
+        self.subsets = {k: v for k, v in self.subsets.items() if not k.startswith(f"{kind}/")}

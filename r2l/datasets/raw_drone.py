@@ -10,9 +10,16 @@ import numpy as np
 import torch
 
 from r2l.camera import DRONE
-from r2l.datasets.base import Item, Transform
-from r2l.datasets.info import CAR_SHARE, DRONE_TASKS, INFO
-from r2l.datasets.layout import DatasetError, by_stem, images_in, pair_masks
+from r2l.datasets.frames import Item, Transform
+from r2l.datasets.layout import (
+    CAR_SHARE,
+    DRONE_TASKS,
+    INFO,
+    DatasetError,
+    by_stem,
+    images_in,
+    pair_masks,
+)
 from r2l.datasets.pixels import decode_all, read_mask, read_steps
 from r2l.datasets.published import PublishedDataset
 from r2l.files import choose

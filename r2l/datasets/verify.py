@@ -13,9 +13,7 @@ from tqdm import tqdm
 from r2l.camera import Camera
 from r2l.datasets import layout
 from r2l.datasets.fetch.archive import crc32
-from r2l.datasets.fetch.manifest import Manifest
-from r2l.datasets.info import DRONE_PHOTOS, INFO, SetInfo
-from r2l.datasets.layout import DatasetError, images_in
+from r2l.datasets.layout import DRONE_PHOTOS, INFO, DatasetError, Manifest, SetInfo, images_in
 from r2l.files import R2LError
 
 if TYPE_CHECKING:
@@ -76,8 +74,8 @@ def verify(
         DatasetNotFoundError: there is nothing of it.
     """
     # Load torch, which `describe` does without.
+    from r2l.datasets.published import RawMicroscopy
     from r2l.datasets.raw_drone import RawDrone
-    from r2l.datasets.raw_microscopy import RawMicroscopy
 
     root = layout.data_root(root)
     manifest = Manifest.read(root)

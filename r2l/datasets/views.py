@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from r2l.datasets.base import RawDataset
-from r2l.datasets.frames import MEMORY_LIMIT, Frames, allocate
+from r2l.datasets.frames import MEMORY_LIMIT, Frames, RawDataset, allocate
 from r2l.isp import PIPELINES, develop_all, name_pipelines
 from r2l.isp.grammar import Pipelines, open_pipelines
 from r2l.progress import progress_bar

@@ -15,5 +15,5 @@ from r2l.drift.factorial import factorial_effects
 from r2l.drift.matrix import flips, published_corruptions, published_matrix, summarise
 from r2l.drift.sensor_drift import drift_sensor
 from r2l.drift.shift_detector import ShiftDetector, detection_rates
-from r2l.drift.synthesis import train_models
+from r2l.training.folds import train_models
 from r2l.training.predict import Trained, predict_matrix

@@ -26,10 +26,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from r2l.datasets.frames import Frames
-from r2l.drift.energy_distance import energy_test, least_p, thinned
-from r2l.drift.features import image_features
 from r2l.drift.matrix import MatrixSummary
 from r2l.drift.statistics import holm
+from r2l.drift.two_sample import energy_test, image_features, least_p, thinned
 from r2l.files import R2LError
 from r2l.progress import progress_bar
 from r2l.training.predict import Trained

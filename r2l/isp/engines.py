@@ -62,7 +62,7 @@ def _libraw(method: str, camera: Camera) -> _OneFrame:
     """Return LibRaw's demosaicing: nothing else that it does to a picture is left on."""
     import rawpy
 
-    from r2l.rawfile.dng_writer import encode_dng
+    from r2l.rawfile.dng_tags import encode_dng
 
     plain = {"black_level": (0.0,) * 4, "white_level": 1.0, "white_balance": (1.0,) * 3}
     plain["colour_matrix"] = signed_columns(camera.colour_matrix, camera.white_balance)

@@ -21,8 +21,7 @@ from r2l.isp.filters import correlate, crop
 from r2l.isp.learned import KERNEL, LearnedISP, apply_tone_curve, spline_weights, to_steps
 from r2l.isp.pipeline import run
 from r2l.learn.alignment import MARGIN, AlignmentError, Blocks, Pair, align, open_picture
-from r2l.learn.curves import fit_channel, fit_curve
-from r2l.learn.scores import develop_blocks, psnr, score
+from r2l.learn.colours import develop_blocks, fit_channel, fit_curve, psnr, score
 from r2l.rawfile import RawFrame, read_raw
 
 # A raw file and the picture that its camera made of it: paths, or what they hold (picture: uint8 (H, W, 3)).

@@ -6,8 +6,8 @@ from r2l.rawfile.frame import RawFileError, RawFileWarning, RawFrame
 offer_late(
     __name__,
     {
-        "r2l.rawfile.dng_writer": ["write_dng"],
-        "r2l.rawfile.headerless": ["RawLayout"],
+        "r2l.rawfile.dng_tags": ["write_dng"],
+        "r2l.rawfile.raster": ["RawLayout"],
         "r2l.rawfile.reading": ["CAMERAS", "load_camera", "read_frame", "read_raw"],
     },
 )

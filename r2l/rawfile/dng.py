@@ -18,7 +18,7 @@ import tifffile
 
 from r2l.camera import Camera
 from r2l.rawfile.dng_picture import CFA_PHOTOMETRIC, LINEAR_RAW, RawPicture
-from r2l.rawfile.dng_writer import exact_camera
+from r2l.rawfile.dng_tags import exact_camera
 from r2l.rawfile.frame import FETCH_AGAIN, USE_BAYER, RawFileError
 from r2l.rawfile.raster import check_promise
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from r2l.camera import CFA
-from r2l.rawfile.dng_writer import FULL_SCALE
+from r2l.rawfile.dng_tags import FULL_SCALE
 from r2l.rawfile.frame import FETCH_AGAIN, USE_BAYER, RawFileError
 
 CFA_PHOTOMETRIC, LINEAR_RAW = 32803, 34892

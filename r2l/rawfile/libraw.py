@@ -14,8 +14,7 @@ import numpy as np
 import rawpy
 
 from r2l.camera import CFA, Camera
-from r2l.rawfile.colour import XYZ_FROM_SRGB
-from r2l.rawfile.dng_writer import FULL_SCALE
+from r2l.rawfile.dng_tags import FULL_SCALE, XYZ_FROM_SRGB
 from r2l.rawfile.frame import FETCH_AGAIN, RawFileError, RawFrame, check_layout
 
 

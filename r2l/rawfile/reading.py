@@ -13,8 +13,7 @@ import rawpy
 
 from r2l.camera import DRONE, MICROSCOPE, Camera
 from r2l.rawfile import dng, libraw, opcodes, raster
-from r2l.rawfile.colour import colours
-from r2l.rawfile.dng_writer import same_calibration, standard_form
+from r2l.rawfile.dng_tags import colours, same_calibration, standard_form
 from r2l.rawfile.frame import (
     FETCH_AGAIN,
     USE_BAYER,
@@ -24,7 +23,7 @@ from r2l.rawfile.frame import (
     check_whole,
     look_at,
 )
-from r2l.rawfile.headerless import RawLayout, read_headerless
+from r2l.rawfile.raster import RawLayout, read_headerless
 
 CAMERAS = {"microscope": MICROSCOPE, "drone": DRONE}
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from r2l.datasets.frames import EXACT
 from r2l.files import choose
-from r2l.training.networks import make_network
-from r2l.training.pretrained import load_encoder_weights
+from r2l.training.networks import load_encoder_weights, make_network
 
 # Mean and standard deviation of ImageNet (RGB), what torchvision's ResNets are used to.
 _MEAN = (0.485, 0.456, 0.406)

@@ -20,8 +20,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from r2l.datasets.base import RawDataset
-from r2l.datasets.frames import Frames
+from r2l.datasets.frames import Frames, RawDataset
 from r2l.datasets.views import with_views
 from r2l.isp import PIPELINES, name_pipelines
 from r2l.isp.grammar import Pipelines

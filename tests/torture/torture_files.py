@@ -524,7 +524,7 @@ def _archives(folder: Path) -> list[Seed]:
 
 def _unpack(path: Path) -> None:
     from r2l.datasets.fetch.archive import Destination
-    from r2l.datasets.fetch.manifest import Manifest
+    from r2l.datasets.layout import Manifest
 
     def outside() -> set[Path]:
         return {p for p in path.parents[2].rglob("*") if path.parent not in p.parents}
@@ -544,15 +544,15 @@ def _unpack(path: Path) -> None:
 
 
 def _manifests(folder: Path) -> list[Seed]:
-    from r2l.datasets.fetch.manifest import NAME, Manifest
+    from r2l.datasets.layout import MANIFEST, Manifest
 
     files = {"microscopy/labels/a.dat": (12, 34), "drone/b": (5, 6)}
     Manifest(files, {"a.zip": "md5:0"}, {"drone/raw_scale100": ["a", "b"]}, ["drone"]).write(folder)
-    return [_seed(folder, NAME, mutate.values_json)]
+    return [_seed(folder, MANIFEST, mutate.values_json)]
 
 
 def _read_manifest(path: Path) -> None:
-    from r2l.datasets.fetch.manifest import Manifest
+    from r2l.datasets.layout import Manifest
 
     manifest = Manifest.read(path.parent)
     manifest.is_whole(path.parent, "drone")

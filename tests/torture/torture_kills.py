@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from r2l.datasets.fetch.manifest import NAME as MANIFEST
+from r2l.datasets.layout import MANIFEST
 from r2l.training.checkpoints import LAST, read_last
 from r2l.training.run_folder import _NOTE
 from r2l.training.tracking import Records

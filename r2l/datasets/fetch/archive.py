@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from r2l.datasets.fetch.manifest import Manifest
 from r2l.datasets.fetch.transfer import CHUNK, DownloadError, check_room, progress_bar, whole_file
-from r2l.datasets.info import LABEL_FILE
-from r2l.datasets.layout import pipeline_code
+from r2l.datasets.layout import LABEL_FILE, Manifest, pipeline_code
 
 _MAX_MEMBERS = 1_000_000
 _MAX_BYTES = 500 * 10**9

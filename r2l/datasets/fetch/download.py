@@ -15,10 +15,19 @@ from tqdm import tqdm
 
 from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.archive import Destination, crc32, place_of, safe_members
-from r2l.datasets.fetch.manifest import NAME, Manifest
 from r2l.datasets.fetch.transfer import RemoteFile
-from r2l.datasets.info import BAD_STEM, INFO, LABEL_FILE
-from r2l.datasets.layout import data_root, images_in, pair_masks, read_labels, scale_folder
+from r2l.datasets.layout import (
+    BAD_STEM,
+    INFO,
+    LABEL_FILE,
+    MANIFEST,
+    Manifest,
+    data_root,
+    images_in,
+    pair_masks,
+    read_labels,
+    scale_folder,
+)
 from r2l.files import R2LError, choose, need_extra
 
 _DOWNLOADS = "downloads"
@@ -105,7 +114,7 @@ def _locked(root: Path) -> Iterator[Manifest]:
     with transfer.explained(root):
         (root / _DOWNLOADS).mkdir(parents=True, exist_ok=True)
     with FileLock(root / _DOWNLOADS / ".lock"):
-        for partial in root.glob(f".{NAME}.????????.part"):  # of a process that was killed
+        for partial in root.glob(f".{MANIFEST}.????????.part"):  # of a process that was killed
             partial.unlink()
         manifest = Manifest.read(root)
         try:

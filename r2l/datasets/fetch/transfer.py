@@ -22,7 +22,7 @@ from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
 
-from r2l.datasets.info import RECORD
+from r2l.datasets.layout import RECORD
 from r2l.files import R2LError
 
 CHUNK = 1 << 16  # a break loses what came of the last chunk

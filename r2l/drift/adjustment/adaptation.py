@@ -13,7 +13,7 @@ from r2l.datasets.splits import Fold, group_folds
 from r2l.drift.adjustment.domains import Domain, RandomPipeline, check_domains
 from r2l.drift.adjustment.methods import LABELLED, METHODS, adapt
 from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
-from r2l.drift.random_effects import paired_summary
+from r2l.drift.paired import paired_summary
 from r2l.isp import PIPELINES
 from r2l.isp.grammar import Pipelines
 from r2l.progress import progress_bar

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from r2l.datasets.splits import group_folds
 from r2l.drift.adjustment.domains import Domain, check_domains
 from r2l.drift.adjustment.physical import describe_isp
-from r2l.drift.random_effects import paired_summary
+from r2l.drift.paired import paired_summary
 from r2l.isp import ParametrizedISP
 from r2l.progress import progress_bar
 from r2l.training.models import ModelFactory

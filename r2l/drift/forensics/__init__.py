@@ -6,11 +6,22 @@ which the model fails; `random_search` and `compare_to_random` say whether that 
 """
 
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.attack import Attack, bounded_attack, penalised_attack
-from r2l.drift.forensics.black_box import random_points, random_search, static_attack
-from r2l.drift.forensics.evaluator import METRICS, Evaluator, task_model
+from r2l.drift.forensics.attack import (
+    Attack,
+    bounded_attack,
+    penalised_attack,
+    random_points,
+    random_search,
+    static_attack,
+)
 from r2l.drift.forensics.random_baseline import Comparison, attack_parameters, compare_to_random
-from r2l.drift.forensics.search_space import ParameterSpace, SettingSpace
+from r2l.drift.forensics.search_space import (
+    METRICS,
+    Evaluator,
+    ParameterSpace,
+    SettingSpace,
+    task_model,
+)
 from r2l.drift.forensics.sensitivity import (
     SENSOR_SETTINGS,
     Landscape,

@@ -10,10 +10,8 @@ import pandas as pd
 from torch import nn
 
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.attack import Attack, bounded_attack
-from r2l.drift.forensics.black_box import random_points, random_search
-from r2l.drift.forensics.evaluator import Evaluator
-from r2l.drift.forensics.search_space import Searchable
+from r2l.drift.forensics.attack import Attack, bounded_attack, random_points, random_search
+from r2l.drift.forensics.search_space import Evaluator, Searchable
 from r2l.drift.statistics import (
     crossed_means,
     crossed_ratios,

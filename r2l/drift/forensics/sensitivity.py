@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
-from r2l.drift.forensics.evaluator import Develop, Evaluator, own_processor
+from r2l.drift.forensics.search_space import Develop, Evaluator, own_processor
 from r2l.drift.statistics import crossed_means, crossed_ratios
 from r2l.files import choose
 from r2l.isp.adjustable import AdjustableISP, settings_of
