@@ -4,16 +4,22 @@ The defaults are run by nbval (`make nbval`); here it is shown that parameters r
 The values stand in notebooks/experiments/tiny_*.yaml, one file a notebook.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
+from r2l.camera import CFA, DRONE
 from r2l.datasets import SyntheticMicroscopy, develop_views
 from r2l.drift import flips, predict_matrix, train_models
+from r2l.rawfile import write_dng
 from r2l.sweep import read_sweep
 from r2l.sweep.notebook import defaults, run
+from tests.fixtures_data import write_drone_tiles, write_microscopy
+from tests.test_answers import run_cells
 from tools.places import EXPERIMENTS, NOTEBOOKS
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -116,3 +122,57 @@ def test_flips_are_the_answers_that_changed(experiment):
     assert len(flips(answers, "bi,s,ga", "bi,s,ga")) == 0
     with pytest.raises(ValueError, match=r"me,u,me"):
         flips(answers, "bi,s,ga", "ma,s,ga")
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    ("notebook", "until", "sets"),
+    [
+        ("01_raw_data", "cell-26", ("microscopy", "drone")),
+        ("03_drift_synthesis", "c07", ["microscopy"]),
+    ],
+)
+def test_published_data_are_shown_where_they_lie(
+    notebook, until, sets, tmp_path, monkeypatch, capsys
+):
+    shown = {}
+    for place in ("empty", "present"):
+        (tmp_path / place).mkdir()
+        if place == "present":
+            write_microscopy(tmp_path / place)
+            write_drone_tiles(tmp_path / place)
+        monkeypatch.setenv("R2L_DATA", str(tmp_path / place))
+        parameters = {"N_IMAGES": 36, "TILE": 32, "CHECK_CLAIMS": False, "PLACE": place}
+        answer = {"notebook": notebook, "until": until, "parameters": parameters}
+        shown[place] = run_cells(answer, tmp_path), capsys.readouterr().out
+    (without, silent), (names, said) = shown["empty"], shown["present"]
+    assert without["real"] is None
+    assert "published set" not in silent
+    assert said.count("published set") == 1
+    if "drone" in sets:
+        ours, theirs = (names["tiles"][f"{whose}, tile 0"].shape for whose in ("twin", "published"))
+        assert ours == theirs == (3, 32, 32)
+        assert not any("published" in name for name in without["tiles"])
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    ("notebook", "until"), [("01_raw_data", "cell-07"), ("06_your_own_camera", "c05")]
+)
+def test_the_first_picture_is_the_readers_own(notebook, until, tmp_path):
+    rng = np.random.default_rng(0)
+    mosaic = rng.random((1200, 1600), np.float32)
+    own = write_dng(tmp_path / "own.dng", mosaic, replace(DRONE, name="Mine", cfa=CFA.GBRG))
+    parameters = {"RAW_FILE": str(own), "TILE": 64, "CHECK_CLAIMS": False}
+    answer = {"notebook": notebook, "until": until, "parameters": parameters}
+    names = run_cells(answer, tmp_path)
+    if notebook.startswith("06"):
+        assert "own.dng" in names["what"]
+        n, (rows, columns) = 5, names["small"].mosaic.shape
+        assert all(
+            whole - 3 * n < n * part <= whole for whole, part in ((1200, rows), (1600, columns))
+        )
+        assert names["picture"].shape == (1, 3, rows, columns)
+    else:
+        assert "own.dng" in next(iter(names["pictures"]))
+        assert names["camera"].name == "Mine"

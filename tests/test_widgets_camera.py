@@ -124,6 +124,26 @@ def test_a_file_can_be_added(report, frames, tmp_path):
     assert "<b>inside, in all" in pages(box)
 
 
+@pytest.mark.parametrize("shape", [(424, 420), (1000, 1500), (2000, 1002), (2748, 3664)])
+def test_a_file_of_any_size_is_shown_whole_and_says_what_it_leaves_out(
+    report, frames, tmp_path, shape
+):
+    mosaic = np.tile(frames["own"].mosaic, (60, 80))[: shape[0], : shape[1]]
+    box = own.camera_explorer(frames, report)
+    path = write_dng(tmp_path / "large.dng", mosaic, replace(DRONE, name="large"))
+    upload(controls(box)["raw file"], "large.dng", path.read_bytes())
+    ((_, data),) = pictures(box)
+    shown = np.array(pixels(data).shape[:2])
+    said = (
+        r"(\d+) x \1 sites of a colour .* without (\d+) rows below and (\d+) columns on the right"
+    )
+    n, *left_out = map(int, re.search(said, pages(box)).groups())
+    assert n % 2
+    assert max(shown) <= own._PICTURE
+    assert tuple(n * shown + left_out) == shape
+    assert max(left_out) < 3 * n
+
+
 def test_no_frames_is_an_error(report):
     with pytest.raises(ValueError, match="no frames"):
         own.camera_explorer({}, report)
