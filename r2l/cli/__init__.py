@@ -13,14 +13,13 @@ from typing import Annotated
 
 import typer
 
+from r2l.cli.commands import Commands, GroupedCommand, TrainCommand
 from r2l.cli.data import data
 from r2l.cli.develop import check, develop, show
-from r2l.cli.errors import Commands
 from r2l.cli.lab import lab
-from r2l.cli.learn import learn_pipeline
 from r2l.cli.predict import evaluate, predict, tolerances
 from r2l.cli.sweep import sweep
-from r2l.cli.train import GroupedCommand, TrainCommand, train
+from r2l.cli.train import learn_pipeline, train
 
 app = typer.Typer(
     name="r2l",

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
 
-from r2l.cli.errors import EXIT_ERROR
+from r2l.cli.commands import EXIT_ERROR, option
 from r2l.files import local_path
 
 data = typer.Typer(no_args_is_help=True, help="Fetch, describe and check the published data sets.")
 
-_own = partial(typer.Option, show_default=False)
 _Name = Literal["microscopy", "drone"]
-_Root = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Where data lie.  [default: the variable R2L_DATA, else ./data]",
-        show_default=False,
-    ),
-]
+_ROOT = "Where data lie.  [default: the variable R2L_DATA, else ./data]"
+_Root = Annotated[Path | None, option(_ROOT, metavar="FOLDER")]
 
 
 @data.command()
@@ -34,10 +26,7 @@ def fetch(
         typer.Option(help="b2 needs B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY to be set."),
     ] = "zenodo",
     tiles: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Fetch N images only, with their labels or masks.", show_default=False
-        ),
+        int | None, option("Fetch N images only, with their labels or masks.", metavar="N")
     ] = None,
     intensity: Annotated[float, typer.Option(help="Of the images that --tiles fetches.")] = 1.0,
 ) -> None:
@@ -63,10 +52,10 @@ def info(
 def verify(
     name: Annotated[_Name | None, typer.Argument(show_default=False)] = None,
     root: _Root = None,
-    labels: Annotated[Path | None, _own(metavar="FILE", help="Of an own folder: CSV.")] = None,
-    masks: Annotated[Path | None, _own(metavar="FOLDER", help="Of an own folder.")] = None,
-    camera: Annotated[str | None, _own(help="Of own files that don't say.")] = None,
-    layout: Annotated[Path | None, _own(metavar="FILE", help="Of headerless files.")] = None,
+    labels: Annotated[Path | None, option("Of an own folder: CSV.", metavar="FILE")] = None,
+    masks: Annotated[Path | None, option("Of an own folder.", metavar="FOLDER")] = None,
+    camera: Annotated[str | None, option("Of own files that don't say.")] = None,
+    layout: Annotated[Path | None, option("Of headerless files.", metavar="FILE")] = None,
 ) -> None:
     """Check that data are whole: published sets, or any folder of raw files (--root), each file read.
 

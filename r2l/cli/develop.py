@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from r2l.cli.errors import for_each
-from r2l.cli.train import with_options
+from r2l.cli.commands import argument, for_each, option, replacing, with_options
 
 if TYPE_CHECKING:
     import torch
@@ -20,22 +19,20 @@ if TYPE_CHECKING:
 _EXIT_OUTSIDE = 1
 
 
+_PACKING = (
+    "u8, u16le, u16be, u16le_left, u16be_left, mipi10, mipi12, mipi14, mono12p, mono12packed."
+)
+
+
 def _headerless(text: str) -> Any:
-    return typer.Option(
-        help=f"Without a header: {text}", rich_help_panel="Data", show_default=False
-    )
+    return option(f"Without a header: {text}", rich_help_panel="Data")
 
 
 def headerless_layout(
     width: Annotated[int | None, _headerless("pixels in a row.")] = None,
     height: Annotated[int | None, _headerless("rows.")] = None,
     bits: Annotated[int | None, _headerless("bits of a pixel.")] = None,
-    packing: Annotated[
-        str,
-        _headerless(
-            "u8, u16le, u16be, u16le_left, u16be_left, mipi10, mipi12, mipi14, mono12p, mono12packed."
-        ),
-    ] = "u16le",
+    packing: Annotated[str, _headerless(_PACKING)] = "u16le",
     cfa: Annotated[str | None, _headerless("RGGB, BGGR, GRBG or GBRG.")] = None,
     offset: Annotated[int, _headerless("bytes before the first pixel.")] = 0,
     stride: Annotated[int | None, _headerless("bytes from one row to the next.")] = None,
@@ -56,90 +53,56 @@ def headerless_layout(
 HEADERLESS = inspect.signature(headerless_layout, eval_str=True).parameters
 
 
+_PHOTO = (
+    "Raw files: DNG, CR3, NEF, ARW and others; mosaics as TIFF, PNG, NPY; or frames without a header, which "
+    "need --width, --height, --bits and --camera."
+)
+_PIPELINE = (
+    "Demosaicing, sharpening and denoising: bi, ma or me; s or u; me or ga. Or another program's demosaicing "
+    "(libraw:ahd, opencv:ea), a saved ISP's folder or runs:/..., module:function of your own; with display "
+    "stages behind: ma,s,ga+resize:0.5+jpeg:75."
+)
+_OUTPUT = (
+    "A file ending in .png for one photo, or a folder. Into a folder, PHOTO becomes PHOTO_bi-s-ga.png.  "
+    "[default: the current folder]"
+)
+_CAMERA = (
+    "microscope, drone, a JSON file, or another raw file of the camera. Replaces what the file says; TIFF, "
+    "PNG and NPY say nothing and need it."
+)
+_VARIANT = "corrected; paper: as published; camera: white balance first."
+_HIGHLIGHTS = (
+    "clip: what saturates comes out white. keep: pass it on as recorded, which makes it pink; always so with "
+    "the variant paper."
+)
+_STAGES = (
+    "Also write the picture after each stage, to OUTPUT.stages/. Those before gamma are brightened by the "
+    "display's gamma, so that people can see them."
+)
+_FRAME = "Which of several exposures of a DNG, from 0."
+_DAMAGED = "Develop what there is of a file that was cut short."
+_LENS = "Apply the corrections that a DNG carries: bad pixels, gain maps, vignetting."
+_DEFECTS = (
+    "Replace hot and dead pixels: those that differ from all neighbours of their colour by more than this "
+    "share of the range, such as 0.1."
+)
+
+
 def develop(
-    photos: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="PHOTO",
-            help="Raw files: DNG, CR3, NEF, ARW and others; mosaics as TIFF, PNG, NPY; or frames without a "
-            "header, which need --width, --height, --bits and --camera.",
-            show_default=False,
-        ),
-    ],
+    photos: Annotated[list[Path], argument("PHOTO", _PHOTO)],
     pipeline: Annotated[
-        str,
-        typer.Option(
-            "--pipeline",
-            "-p",
-            metavar="PIPELINE",
-            help="Demosaicing, sharpening and denoising: bi, ma or me; s or u; me or ga. Or another "
-            "program's demosaicing (libraw:ahd, opencv:ea), a saved ISP's folder or runs:/..., "
-            "module:function of your own; with display stages behind: ma,s,ga+resize:0.5+jpeg:75.",
-        ),
+        str, typer.Option("--pipeline", "-p", metavar="PIPELINE", help=_PIPELINE)
     ] = "bi,s,ga",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="A file ending in .png for one photo, or a folder. Into a folder, PHOTO becomes "
-            "PHOTO_bi-s-ga.png.  [default: the current folder]",
-            show_default=False,
-        ),
-    ] = None,
-    camera: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CAMERA",
-            help="microscope, drone, a JSON file, or another raw file of the camera. Replaces what the "
-            "file says; TIFF, PNG and NPY say nothing and need it.",
-            show_default=False,
-        ),
-    ] = None,
-    variant: Annotated[
-        str, typer.Option(help="corrected; paper: as published; camera: white balance first.")
-    ] = "corrected",
-    highlights: Annotated[
-        str,
-        typer.Option(
-            help="clip: what saturates comes out white. keep: pass it on as recorded, which makes "
-            "it pink; always so with the variant paper."
-        ),
-    ] = "clip",
-    stages: Annotated[
-        bool,
-        typer.Option(
-            "--stages",
-            help="Also write the picture after each stage, to OUTPUT.stages/. Those before gamma "
-            "are brightened by the display's gamma, so that people can see them.",
-        ),
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Replace pictures that exist.")
-    ] = False,
-    frame: Annotated[
-        int | None, typer.Option(metavar="N", help="Which of several exposures of a DNG, from 0.")
-    ] = None,
-    allow_damaged: Annotated[
-        bool,
-        typer.Option("--allow_damaged", help="Develop what there is of a file that was cut short."),
-    ] = False,
-    lens_corrections: Annotated[
-        bool,
-        typer.Option(
-            "--lens_corrections",
-            help="Apply the corrections that a DNG carries: bad pixels, gain maps, vignetting.",
-        ),
-    ] = False,
-    defects: Annotated[
-        float | None,
-        typer.Option(
-            metavar="T",
-            help="Replace hot and dead pixels: those that differ from all neighbours of their colour by more "
-            "than this share of the range, such as 0.1.",
-        ),
-    ] = None,
+    output: Annotated[Path | None, option(_OUTPUT, "--output", "-o", metavar="PATH")] = None,
+    camera: Annotated[str | None, option(_CAMERA, metavar="CAMERA")] = None,
+    variant: Annotated[str, typer.Option(help=_VARIANT)] = "corrected",
+    highlights: Annotated[str, typer.Option(help=_HIGHLIGHTS)] = "clip",
+    stages: Annotated[bool, typer.Option("--stages", help=_STAGES)] = False,
+    force: Annotated[bool, replacing("pictures that exist")] = False,
+    frame: Annotated[int | None, option(_FRAME, metavar="N")] = None,
+    allow_damaged: Annotated[bool, typer.Option("--allow_damaged", help=_DAMAGED)] = False,
+    lens_corrections: Annotated[bool, typer.Option("--lens_corrections", help=_LENS)] = False,
+    defects: Annotated[float | None, option(_DEFECTS, metavar="T")] = None,
     **headerless: Any,
 ) -> None:
     """Develop raw files to 8-bit PNG pictures.
@@ -197,21 +160,14 @@ def develop(
 with_options(develop, (), HEADERLESS)
 
 
+_CAMERAS = "A raw file of the camera, microscope, drone, or a JSON file; may be given again."
+
+
 def check(
     tolerances: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE", help="The report of a model's tolerances, JSON.", show_default=False
-        ),
+        Path, option("The report of a model's tolerances, JSON.", metavar="FILE")
     ],
-    camera: Annotated[
-        list[str],
-        typer.Option(
-            metavar="CAMERA",
-            help="A raw file of the camera, microscope, drone, or a JSON file; may be given again.",
-            show_default=False,
-        ),
-    ],
+    camera: Annotated[list[str], option(_CAMERAS, metavar="CAMERA")],
 ) -> None:
     """Say for each setting whether cameras lie inside the tolerances of a model.
 
@@ -248,21 +204,11 @@ def check(
 
 
 def show(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help="A raw file, a JSON file, microscope or drone.",
-            show_default=False,
-        ),
-    ],
+    source: Annotated[str, argument("FILE", "A raw file, a JSON file, microscope or drone.")],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write it there.", show_default=False),
+        Path | None, option("Write it there.", "--output", "-o", metavar="FILE")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Replace a file that exists.")
-    ] = False,
+    force: Annotated[bool, replacing("a file that exists")] = False,
 ) -> None:
     """Print a camera as JSON, or write it to a file that --camera takes.
 

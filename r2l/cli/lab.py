@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from r2l.cli.commands import argument, option
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -16,15 +18,13 @@ lab = typer.Typer(
     help="Look at the runs; without a command, as a page in the browser.",
 )
 
-_Store = Annotated[
-    str | None,
-    typer.Option(
-        metavar="STORE",
-        help="A SQLite file, its folder, or a server's address.  "
-        "[default: the variable MLFLOW_TRACKING_URI, else mlflow.db in the working folder]",
-        show_default=False,
-    ),
-]
+_STORE = (
+    "A SQLite file, its folder, or a server's address.  [default: the variable MLFLOW_TRACKING_URI, else "
+    "mlflow.db in the working folder]"
+)
+_Store = Annotated[str | None, option(_STORE, metavar="STORE")]
+_DRAWN = "What --curves draws: loss, accuracy, iou ..."
+_EVERYBODY = "0.0.0.0 shows the page to everybody who reaches this machine."
 
 
 @lab.callback()
@@ -32,9 +32,7 @@ def page(
     context: typer.Context,
     store: _Store = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the page answers.")] = 5000,
-    host: Annotated[
-        str, typer.Option(help="0.0.0.0 shows the page to everybody who reaches this machine.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help=_EVERYBODY)] = "127.0.0.1",
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Whether to open the page.")
     ] = True,
@@ -77,12 +75,8 @@ def _listed(table: pd.DataFrame) -> pd.DataFrame:
 @lab.command()
 def compare(
     context: typer.Context,
-    first: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's id or name.", show_default=False)
-    ],
-    second: Annotated[
-        str, typer.Argument(metavar="RUN", help="What it is compared to.", show_default=False)
-    ],
+    first: Annotated[str, argument("RUN", "A run's id or name.")],
+    second: Annotated[str, argument("RUN", "What it is compared to.")],
     store: _Store = None,
 ) -> None:
     """Compare two runs image by image, on those that both answered: scores, difference, interval."""
@@ -137,9 +131,7 @@ def sql(
     context: typer.Context,
     statement: Annotated[str, typer.Argument(metavar="SELECT", show_default=False)],
     store: _Store = None,
-    csv: Annotated[
-        bool, typer.Option("--csv", help="Comma-separated, for other programs.")
-    ] = False,
+    csv: Annotated[bool, option("Comma-separated, for other programs.", "--csv")] = False,
 ) -> None:
     """Ask the local store in SQL; it can't be changed by that."""
     from r2l.files import csv_text
@@ -153,34 +145,20 @@ def sql(
 @lab.command()
 def export(
     context: typer.Context,
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A run's id or name, or 'latest'.", show_default=False),
-    ],
+    run: Annotated[str, argument("RUN", "A run's id or name, or 'latest'.")],
     gif: Annotated[
-        str | None,
-        typer.Option(metavar="STAGE", help="Animate a stage, such as demosaic, over the epochs."),
+        str | None, option("Animate a stage, such as demosaic, over the epochs.", metavar="STAGE")
     ] = None,
     gradient: Annotated[
-        bool, typer.Option("--gradient", help="Animate the loss's gradient at that stage.")
+        bool, option("Animate the loss's gradient at that stage.", "--gradient")
     ] = False,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The GIF.  [default: STAGE.gif]",
-            show_default=False,
-        ),
+        Path | None, option("The GIF.  [default: STAGE.gif]", "--output", "-o", metavar="FILE")
     ] = None,
     curves: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw training against validation (PNG, PDF, SVG)."),
+        Path | None, option("Draw training against validation (PNG, PDF, SVG).", metavar="FILE")
     ] = None,
-    metric: Annotated[
-        str, typer.Option(help="What --curves draws: loss, accuracy, iou ...")
-    ] = "loss",
+    metric: Annotated[str, typer.Option(help=_DRAWN)] = "loss",
     store: _Store = None,
 ) -> None:
     """Draw figures from a run; from each fold, where it has folds."""
@@ -203,15 +181,8 @@ def export(
 
 @lab.command()
 def upload(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            help="The local store: runs_kept, say, or a SQLite file.", show_default=False
-        ),
-    ],
-    tracking_uri: Annotated[
-        str, typer.Option("--tracking_uri", "--tracking-uri", help="Where to.", show_default=False)
-    ],
+    folder: Annotated[Path, argument(None, "The local store: runs_kept, say, or a SQLite file.")],
+    tracking_uri: Annotated[str, option("Where to.", "--tracking_uri", "--tracking-uri")],
 ) -> None:
     """Send local runs to a server: those kept when it failed join the runs that it has.
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from r2l.cli.commands import EXIT_ERROR, argument, option, replacing, told, with_options
 from r2l.cli.develop import HEADERLESS, headerless_layout
-from r2l.cli.errors import EXIT_ERROR, told
-from r2l.cli.train import with_options
 from r2l.option_fields import TASK_OF
 from r2l.options import FIELDS, Options
 
@@ -28,59 +27,34 @@ _GROUPS = ("Data", "Splits")
 _ASKING = [n for n, option in FIELDS.items() if option.metadata["group"] in _GROUPS]
 _ASKING += ["seed", "batch_size", "accelerator", "tracking_uri"]
 
-_Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A fold's folder, runs:/RUN_ID of a fold, models:/name/1 or models:/name@alias.",
-        show_default=False,
-    ),
-]
-_Data = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[DATA]",
-        help="A data set's name, or a folder of raw files: short for --dataset and --root.",
-        show_default=False,
-    ),
-]
-_Trusted = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="A network of your own, module:function, that may be run."),
-]
-_Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
+_MODEL = "A fold's folder, runs:/RUN_ID of a fold, models:/name/1 or models:/name@alias."
+_DATA = "A data set's name, or a folder of raw files: short for --dataset and --root."
+_TRUSTED = "A network of your own, module:function, that may be run."
+_CAMERA = (
+    "microscope, drone, a JSON file, or a raw file. Replaces what the files say; TIFF, PNG and NPY say "
+    "nothing and need it."
+)
+_Model = Annotated[str, argument("MODEL", _MODEL)]
+_Data = Annotated[str | None, argument("[DATA]", _DATA)]
+_Trusted = Annotated[list[str] | None, option(_TRUSTED, metavar="NAME")]
+_Force = Annotated[bool, replacing("files that exist")]
 
 
 def _output(help: str) -> Any:
-    return typer.Option("--output", "-o", metavar="PATH", help=help, show_default=False)
+    return option(help, "--output", "-o", metavar="PATH")
 
 
 def predict(
     model: _Model,
-    photos: Annotated[
-        list[Path],
-        typer.Argument(metavar="PHOTO", help="Raw files, or folders of them.", show_default=False),
-    ],
+    photos: Annotated[list[Path], argument("PHOTO", "Raw files, or folders of them.")],
     output: Annotated[Path, _output("A CSV; for segmentation the folder of the masks.")],
-    camera: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CAMERA",
-            help="microscope, drone, a JSON file, or a raw file. Replaces what the files say; TIFF, PNG and "
-            "NPY say nothing and need it.",
-            show_default=False,
-        ),
-    ] = None,
+    camera: Annotated[str | None, option(_CAMERA, metavar="CAMERA")] = None,
     layout: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="JSON that describes frames without a header."),
+        str | None, option("JSON that describes frames without a header.", metavar="FILE")
     ] = None,
-    crop: Annotated[
-        int | None, typer.Option(help="Cut this many pixels square out of the middle.")
-    ] = None,
+    crop: Annotated[int | None, option("Cut this many pixels square out of the middle.")] = None,
     any_camera: Annotated[
-        bool,
-        typer.Option("--any_camera", help="Take other cameras' frames, in the model's colours."),
+        bool, option("Take other cameras' frames, in the model's colours.", "--any_camera")
     ] = False,
     trusted: _Trusted = None,
     force: _Force = False,
@@ -169,17 +143,11 @@ def tolerances(
     data: _Data = None,
     drop: Annotated[float, typer.Option(help="By how much the metric may fall.")] = 0.05,
     metric: Annotated[
-        str | None,
-        typer.Option(
-            help="accuracy, p_true or iou.  [default: as the task is]", show_default=False
-        ),
+        str | None, option("accuracy, p_true or iou.  [default: as the task is]")
     ] = None,
     points: Annotated[int, typer.Option(min=3, help="Values of a setting that are tried.")] = 21,
     pipeline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CODE", help="Another than the model's own, as bi,s,ga.", show_default=False
-        ),
+        str | None, option("Another than the model's own, as bi,s,ga.", metavar="CODE")
     ] = None,
     trusted: _Trusted = None,
     force: _Force = False,

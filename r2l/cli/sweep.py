@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2l.cli.errors import EXIT_INTERRUPTED
+from r2l.cli.commands import EXIT_INTERRUPTED
 from r2l.files import local_path
 
 if TYPE_CHECKING:

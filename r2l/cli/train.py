@@ -1,72 +1,18 @@
-"""`r2l train`: train a processor and a task model by cross-validation, with records of all."""
+"""`r2l train`: a processor and a task model by cross-validation; `learn-pipeline`: a camera's, from JPEGs."""
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field
-from typing import Annotated, Any, get_type_hints
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from r2l.cli.errors import EXIT_INTERRUPTED
-from r2l.options import FIELDS, Options
+from r2l.cli.commands import EXIT_INTERRUPTED, argument, replacing, with_options
+from r2l.options import Options
 
-_FLAG_VALUES = {"true": True, "yes": True, "on": True, "1": True}
-_FLAG_VALUES |= {"false": False, "no": False, "off": False, "0": False}
-
-
-class GroupedCommand(TyperCommand):
-    """A command whose help lists options under the headings of their ``rich_help_panel``."""
-
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
-        """Write the options by group, in the order of the groups' first options."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record:
-                title = getattr(param, "rich_help_panel", None) or "Help"
-                groups.setdefault(title, []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
-class TrainCommand(GroupedCommand):
-    """A command without arguments, so that what follows a flag can be its value.
-
-    ``--log_model``, ``--log_model True`` and ``--log_model=false`` all work; the last one given counts.
-    """
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        """Read the flags' values, then let typer do the rest."""
-        flags = {o: p for p in self.params if getattr(p, "is_flag", False) for o in p.opts}
-        return super().parse_args(ctx, _without_values(args, flags))
-
-
-def _without_values(args: Sequence[str], flags: dict[str, Any]) -> list[str]:
-    """Return arguments in which each flag stands alone, or, if it was set false, not at all."""
-    rest, chosen = [], {}
-    queue = list(args)
-    while queue:
-        word = queue.pop(0)
-        name, equals, value = word.partition("=")
-        if name not in flags:
-            rest.append(word)
-            # The value of any other option, even one that is spelt like a flag.
-            if word.startswith("--") and not equals and queue and not queue[0].startswith("--"):
-                rest.append(queue.pop(0))
-            continue
-        if not equals and queue and not queue[0].startswith("-"):
-            equals, value = "=", queue.pop(0)
-        if equals and value.lower() not in _FLAG_VALUES:
-            raise typer.BadParameter(f"{name} takes True or False, not {value!r}.")
-        chosen[name] = _FLAG_VALUES[value.lower()] if equals else True
-    for name, value in chosen.items():
-        rest += [name] if value else flags[name].secondary_opts[:1]
-    return rest
+_PICTURES = (".jpg", ".jpeg", ".png")
 
 
 def train(**given: Any) -> None:
@@ -79,7 +25,7 @@ def train(**given: Any) -> None:
         # Takes seconds: not for those who only ask for help.
         from r2l.training.experiment import experiment
 
-        experiment(Options(**given), say=_say)
+        experiment(Options(**given), say=partial(print, flush=True))
     except KeyboardInterrupt:
         print(
             "interrupted: the run is marked as killed; the same command line goes on with it",
@@ -88,46 +34,62 @@ def train(**given: Any) -> None:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _parameter(option: Field, kind: Any) -> inspect.Parameter:
-    """Return an option as the parameter of a function, as typer reads it."""
-    names = [f"--{option.name}"]
-    if option.default is True:
-        names = [f"--{option.name}/--no_{option.name}"]
-    info = typer.Option(
-        *names,
-        help=option.metadata["help"],
-        rich_help_panel=option.metadata["group"],
-        metavar=option.metadata.get("metavar", "URI" if option.name.endswith("_uri") else None),
-        show_default=option.default not in (None, False),
-    )
-    return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=option.default,
-        annotation=Annotated[kind, info],
-    )
-
-
-def with_options(
-    command: Callable[..., None],
-    names: Iterable[str] = FIELDS,
-    more: Mapping[str, inspect.Parameter] | None = None,
-) -> None:
-    """Let a command take these of the `Options`, and ``more`` by name, in the place of its ``**given``."""
-    kinds, own = get_type_hints(Options), get_type_hints(command, include_extras=True)
-    parameters = [
-        p.replace(annotation=own[name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, p in inspect.signature(command).parameters.items()
-        if p.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    parameters += [_parameter(FIELDS[name], kinds[name]) for name in names]
-    parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (more or {}).values()]
-    command.__signature__ = inspect.Signature(parameters)
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-
-
 with_options(train)
+
+
+def learn_pipeline(
+    photos: Annotated[
+        list[Path],
+        argument(
+            "RAW JPEG ...",
+            "Pairs, one after the other: a raw file and the camera's JPEG of the same exposure.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pipeline goes.")
+    ],
+    seed: Annotated[int, typer.Option(help="Of the blocks that are fitted and judged.")] = 0,
+    force: Annotated[bool, replacing("a pipeline that is there")] = False,
+) -> None:
+    """Learn a camera's pipeline from raw files and its own JPEGs of them.
+
+    Into the folder go the pipeline, which stands wherever a pipeline's name can (--pipeline FOLDER),
+    report.txt, scores.csv and a figure. Judged are blocks that were not fitted, beside the twelve published
+    pipelines.
+    """
+    from r2l.files import atomic_path, write_csv
+    from r2l.isp import save_isp
+    from r2l.isp.saving import DESCRIPTION
+    from r2l.learn import learn_pipeline as learn
+    from r2l.viz import plot_learned
+
+    if (output / DESCRIPTION).exists() and not force:
+        raise ValueError(f"{output} holds a pipeline: --force replaces it, -o names another folder")
+    learned = learn(_pairs(photos), seed=seed)
+    save_isp(learned.isp, output)
+    report = learned.report()
+    with atomic_path(output / "report.txt") as partial:
+        partial.write_text(report + "\n", "utf-8")
+    write_csv(learned.scores.rename_axis("pipeline"), output / "scores.csv", index=True)
+    with atomic_path(output / "learned.png") as partial:
+        plot_learned(learned).savefig(partial, format="png", dpi=150)
+    print(f"{report}\n{output}")
+
+
+def _pairs(photos: list[Path]) -> list[tuple[Path, Path]]:
+    """Return raw file and picture of each two that follow each other, in either order.
+
+    Raises:
+        ValueError: an odd number of files, or two of the same kind.
+    """
+    if len(photos) % 2:
+        raise ValueError(
+            f"{len(photos)} files are no pairs: give a raw file and its JPEG, and so on"
+        )
+    pairs = []
+    for two in zip(photos[::2], photos[1::2], strict=True):
+        raw, picture = sorted(two, key=lambda path: path.suffix.lower() in _PICTURES)
+        if raw.suffix.lower() in _PICTURES or picture.suffix.lower() not in _PICTURES:
+            raise ValueError(f"{two[0]} and {two[1]} are no raw file and its JPEG")
+        pairs.append((raw, picture))
+    return pairs
