@@ -253,10 +253,7 @@ def _check_free(path: Path | None, force: bool) -> None:
 
 
 def _answered(
-    model: SavedModel,
-    files: list[Path],
-    read: Callable[[Path], Tensor | None],
-    batch_size: int,
+    model: SavedModel, files: list[Path], read: Callable[[Path], Tensor | None], batch_size: int
 ) -> Iterator[tuple[Path, Any]]:
     """Yield each file that can be read, in order, with its answer; frames of one size go together."""
     import torch

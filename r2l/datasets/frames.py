@@ -65,11 +65,7 @@ class RawDataset(Dataset[Item], ABC):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> Item:
-        """Return item ``index``, counted from the end if negative.
-
-        Raises:
-            IndexError: no such item.
-        """
+        """Return item ``index``, counted from the end if negative. Raises an IndexError: no such item."""
         index = range(len(self))[index]
         meta = {
             "group": int(self.groups[index]),

@@ -34,13 +34,7 @@ from r2l.isp import open_pipeline
 from r2l.isp.grammar import PipelineLike
 from r2l.progress import progress_bar
 from r2l.sensor import NoiseModel
-from r2l.training.predict import (
-    Trained,
-    answer_table,
-    on_device,
-    predict_columns,
-    predict_matrix,
-)
+from r2l.training.predict import Trained, answer_table, on_device, predict_columns, predict_matrix
 
 _MATCHED = "matched"
 # What was changed (``train`` is the pipeline that it was changed in), and the images that it gave.
@@ -294,11 +288,7 @@ def benchmark_corruptions(
 
 
 def drop_table(
-    results: pd.DataFrame,
-    others: pd.DataFrame,
-    *,
-    value: str | None = None,
-    level: float = 0.95,
+    results: pd.DataFrame, others: pd.DataFrame, *, value: str | None = None, level: float = 0.95
 ) -> pd.DataFrame:
     """Return the mean drop under each corruption or sensor drift, over all models, and its distance.
 

@@ -31,11 +31,7 @@ def generators(
 
 
 def at_severity(constants: Sequence[T], severity: int) -> T:
-    """Return what stands for a severity.
-
-    Raises:
-        ValueError: a severity that is not 1 to 5.
-    """
+    """Return what stands for a severity; raises a ValueError if that is not 1 to 5."""
     if severity not in range(1, 6):
         raise ValueError(f"severity is {severity}, expected 1, 2, 3, 4 or 5")
     return constants[severity - 1]

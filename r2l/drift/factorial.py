@@ -34,11 +34,7 @@ _Term = tuple[tuple[str, str], ...]  # of (side, factor)
 
 
 def factorial_effects(
-    results: pd.DataFrame,
-    *,
-    value: str | None = None,
-    order: int = 2,
-    level: float = 0.95,
+    results: pd.DataFrame, *, value: str | None = None, order: int = 2, level: float = 0.95
 ) -> pd.DataFrame:
     """Return main effects and interactions of the pipelines' choices on the drop, with intervals.
 

@@ -12,13 +12,7 @@ import numpy as np
 import pandas as pd
 
 from r2l.drift.paired import PairedScores, diagonal_of, paired_scores
-from r2l.drift.statistics import (
-    Interval,
-    Jackknife,
-    few_groups_text,
-    holm,
-    interval_text,
-)
+from r2l.drift.statistics import Interval, Jackknife, few_groups_text, holm, interval_text
 from r2l.files import choose
 
 

@@ -65,11 +65,7 @@ def _decode_png(path: Path) -> np.ndarray:
 
 
 def load_npy(path: Path) -> np.ndarray:
-    """Return the array of an NPY file, read-only.
-
-    Raises:
-        Exception: of many kinds, if it is damaged.
-    """
+    """Return the array of an NPY file, read-only. Raises an Exception, of many kinds, if it is damaged."""
     # Mapped, a head that claims more than the file holds is an error, and no memory is taken.
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 

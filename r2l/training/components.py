@@ -201,11 +201,7 @@ def build_model(
 
 @torch.no_grad()
 def _check_model(model: nn.Module, processor: nn.Module, data: Frames, uri: str) -> None:
-    """Raise unless a loaded task model answers in the form of the task.
-
-    Raises:
-        ValueError: it doesn't.
-    """
+    """Raise a ValueError unless a loaded task model answers in the form of the task."""
     outputs = n_outputs(data.task, len(data.classes))
     answer = model.eval()(processor.eval()(data.raw[:1]))
     wanted = 4 if data.task == "segmentation" else 2

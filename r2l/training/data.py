@@ -123,11 +123,7 @@ def _task(options: Options, data: RawDataset) -> str:
 
 
 def _numbers(options: Options, data: RawDataset) -> np.ndarray:
-    """Return the number that each class is called.
-
-    Raises:
-        DatasetError: one is not a number.
-    """
+    """Return the number that each class is called. Raises a DatasetError: one is not a number."""
     wrong = [name for name in data.classes if not is_number(name)]
     if wrong:
         source = options.labels or options.root or ""

@@ -34,13 +34,7 @@ from r2l.training.seeding import mixed_seed
 
 
 def train_fold(
-    data: Frames,
-    fold: Fold,
-    model: Model,
-    seed: int,
-    *,
-    validate: bool = False,
-    **settings: Any,
+    data: Frames, fold: Fold, model: Model, seed: int, *, validate: bool = False, **settings: Any
 ) -> RawToLogits:
     """Train a task model on the training images of a fold.
 

@@ -143,8 +143,7 @@ def _halving_block(channels_in: int, channels_out: int) -> nn.Module:
     from torchvision.models.resnet import BasicBlock  # takes seconds: only to make a network
 
     shortcut = nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False),
-        nn.BatchNorm2d(channels_out),
+        nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False), nn.BatchNorm2d(channels_out)
     )
     return BasicBlock(channels_in, channels_out, stride=2, downsample=shortcut)
 

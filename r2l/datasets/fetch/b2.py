@@ -23,10 +23,7 @@ _FOLDERS = {
         "Data histopathology/WhiteCellsImages": "downloads/b2/microscopy_images",
         "Data histopathology/WhiteCellsLabels": "microscopy/labels",
     },
-    "drone": {
-        "drone/images": "downloads/b2/drone_images",
-        "drone/masks": "drone/masks_full",
-    },
+    "drone": {"drone/images": "downloads/b2/drone_images", "drone/masks": "drone/masks_full"},
 }
 # An empty file of this name marks a folder of the bucket.
 _FOLDER_MARK = ".bzEmpty"

@@ -37,11 +37,7 @@ _BREAKS = (
     requests.exceptions.ContentDecodingError,
 )
 _REFUSED = "The files are not public, or this network is refused"
-_ADVICE = {
-    401: _REFUSED,
-    403: _REFUSED,
-    404: "The address may have changed; see the record's page",
-}
+_ADVICE = {401: _REFUSED, 403: _REFUSED, 404: "The address may have changed; see the record's page"}
 # The names of the record's files are its own business; these words tell the sets apart.
 _WORDS = {
     "microscopy": ("micro", "histo", "cell", "leuko", "blood", "ma190c"),

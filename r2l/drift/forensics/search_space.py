@@ -193,10 +193,7 @@ class ParameterSpace(SearchSpace):
     """
 
     def __init__(
-        self,
-        isp: Searchable,
-        parameters: str | Sequence[str] = "all",
-        fraction: float = 0.1,
+        self, isp: Searchable, parameters: str | Sequence[str] = "all", fraction: float = 0.1
     ) -> None:
         self.isp = copy.deepcopy(isp).requires_grad_(False)
         present = {name: value.detach() for name, value in self.isp.numbers().items()}

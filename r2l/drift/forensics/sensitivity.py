@@ -198,12 +198,7 @@ class Landscape:
 
 
 def landscape(
-    prober: Prober,
-    first: str,
-    second: str,
-    *,
-    points: int = 9,
-    progress: bool = False,
+    prober: Prober, first: str, second: str, *, points: int = 9, progress: bool = False
 ) -> Landscape:
     """Measure the metric over a grid of two settings, the others unchanged.
 

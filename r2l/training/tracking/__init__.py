@@ -15,7 +15,7 @@ offer_late(
         "r2l.training.tracking.run": ["Run", "track"],
         "r2l.training.tracking.serve": ["serve"],
         "r2l.training.tracking.store": [
-            *("TrackingError", "open_client", "sqlite_path", "store_address"),
+            *("TrackingError", "open_client", "sqlite_path", "store_address")
         ],
     },
 )

@@ -144,9 +144,7 @@ def _register(client: MlflowClient, run_id: str, path: str, name: str, alias: st
 
 
 def upload(
-    folder: str | Path,
-    store: str | Path,
-    progress: Callable[[str], None] = lambda line: None,
+    folder: str | Path, store: str | Path, progress: Callable[[str], None] = lambda line: None
 ) -> dict[str, str]:
     """Send the runs of a local store to another one; what is kept of a run there joins that run.
 
