@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from r2l.cli.errors import told
+from r2l.cli.commands import told
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

@@ -1,7 +1,5 @@
 """The options of an experiment, each declared once: its type, default, help, and what it may be."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@
 until options are made, so that the command's help needs none of the libraries.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping

@@ -4,8 +4,6 @@ Each command imports what it needs when it runs, so that `r2l --help` answers at
 the user ends in one or two lines on stderr and exit status 2, never in a traceback.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from importlib.metadata import version

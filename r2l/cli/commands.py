@@ -1,7 +1,5 @@
 """How commands take options, and how they tell of errors: in a line or two, with exit status 2."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

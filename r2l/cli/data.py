@@ -1,7 +1,5 @@
 """`r2l data`: fetch the published data sets, say what is there, and check it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 

@@ -1,7 +1,5 @@
 """`r2l train`: a processor and a task model by cross-validation; `learn-pipeline`: a camera's, from JPEGs."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Your own raw files as a data set: class folders, a CSV of labels, or masks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

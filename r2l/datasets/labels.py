@@ -1,7 +1,5 @@
 """Which of one's own files has which label or mask, and which of them are one and the same picture."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -4,8 +4,6 @@ The arrays are memory-mapped, so that every epoch but the first is a copy of mem
 of another kind or size raise a `DatasetError` that names them, with the remedy that the caller gives.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What the published data sets have in common, frames from a cache, parts of a split; and Raw-Microscopy."""
 
-from __future__ import annotations
-
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence

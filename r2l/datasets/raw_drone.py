@@ -1,7 +1,5 @@
 """Raw-Drone: aerial photos with cars as the sensor saw them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any

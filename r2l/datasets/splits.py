@@ -1,7 +1,5 @@
 """Splits in which no group stands on two sides; and, under its own name, the published one."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """A labelled set as pipelines develop it: once, in batches, in memory or in a mapped file."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from pathlib import Path

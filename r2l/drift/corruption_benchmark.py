@@ -6,8 +6,6 @@ open there. `benchmark_corruptions` tries three sizes: the published constants, 
 size, and corruptions that move the images as far as the pipelines do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

@@ -12,8 +12,6 @@ otherwise, as severity rises. Differences to the benchmark: values are not round
 and zoom blur enlarges continuously, where the benchmark cuts out whole pixels.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Each takes images (N, 3, H, W), display domain, its constants, and one generator
 images of the same shape, which can leave [0, 1]. Definitions: Hendrycks and Dietterich, ICLR 2019.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypeVar
 

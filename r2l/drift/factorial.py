@@ -16,8 +16,6 @@ Least squares in sum-to-zero coding (for a full cross: differences of marginal m
 all else (Montgomery, "Design and Analysis of Experiments", chapter 5).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Making changes of equal size: how much of a corruption moves the images as far as a pipeline does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

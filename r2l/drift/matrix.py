@@ -1,7 +1,5 @@
 """What a train x test matrix says, and how surely; and the published ones, to show it beside."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Per-image answers of several cells, or arms of an experiment, side by side: where all comparisons start."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -24,8 +24,6 @@ belongs to the frame.
 The noise model and its sources are those of `r2l.sensor`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Numbers that describe images, and a two-sample test on them that keeps groups whole: energy distance."""
 
-from __future__ import annotations
-
 from math import comb
 
 import numpy as np

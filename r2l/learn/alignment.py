@@ -1,7 +1,5 @@
 """A raw file and the JPEG that a camera made of it, brought together; or the reason why they don't belong."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple

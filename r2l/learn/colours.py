@@ -1,7 +1,5 @@
 """Fit what a camera does to a pixel's colours, by a matrix and curves, and judge it: PSNR, CIEDE2000."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Learn a camera's pipeline from what it made of its own raw data, and judge it where it did not look."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

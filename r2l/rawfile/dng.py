@@ -5,8 +5,6 @@ they are read from the tags (`r2l.rawfile.dng_picture`), and pictures that LibRa
 here.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import islice

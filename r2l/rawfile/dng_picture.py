@@ -3,8 +3,6 @@
 Numbers and names are those of the DNG specification, version 1.6.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import product

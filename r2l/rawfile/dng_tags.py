@@ -8,8 +8,6 @@ DNGPrivateData tag, the place for a writer's own notes, holds the camera exactly
 Source: DNG specification 1.6; of colours its chapter "Mapping Camera Color Space to CIE XYZ Space".
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ The raw pixels come as LibRaw decodes them. What it says about colours and level
 DNG is brought into the form of `Camera` here. Users call `r2l.rawfile.read_raw`.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

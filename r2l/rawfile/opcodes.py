@@ -9,8 +9,6 @@ Names, numbers and layout are those of the DNG specification, version 1.7, chapt
 the order of the file.
 """
 
-from __future__ import annotations
-
 import struct
 import warnings
 from collections.abc import Sequence

@@ -4,8 +4,6 @@
 said by the `Camera` beside them. Nothing is guessed: what a file does not say, the caller has to.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

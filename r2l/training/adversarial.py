@@ -5,8 +5,6 @@ Optical Images", TMLR 2023, section on drift forensics: the ISP's parameters are
 loss, with a penalty on the distance to the image that the untouched ISP makes.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 

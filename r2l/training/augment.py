@@ -5,8 +5,6 @@ shift the colours of a mosaic's 2x2 tile, and the processor would take red for b
 to the processor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Callbacks that write to a run, epoch by epoch: numbers, images and gradients of the ISP's stages."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

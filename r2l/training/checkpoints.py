@@ -6,8 +6,6 @@ with) and ``previous.ckpt`` (the one before, in case the last is damaged). They 
 nor the states of the generators.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import warnings

@@ -1,7 +1,5 @@
 """Processor and task model of an experiment: made afresh, or loaded from where they were saved."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """One fold after the other: what is trained on what, what is kept of it, and how it is summed up."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The data of an experiment, by the name of its data set: what to train on, which task, how to split it."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from dataclasses import replace

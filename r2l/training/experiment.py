@@ -1,7 +1,5 @@
 """The experiment behind `r2l train`: folds, training, answers, records; and going on after a kill."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass

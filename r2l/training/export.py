@@ -1,7 +1,5 @@
 """Figures of runs, drawn from what a training has tracked."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ One module, `RawToLogits`, holds what is trained, and `fit` trains it. A data se
 whose items are ``dict(raw or image; label, target or mask; meta)``; for ``meta`` see `predict`.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import signal

@@ -7,8 +7,6 @@ images for every pipeline, and the answer to every image kept (`predict_matrix`)
 compared image by image (`r2l.drift.matrix.summarise`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product

@@ -1,7 +1,5 @@
 """A saved model in use: from where it lies to one module from raw to logits, and from frames to answers."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Collection
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Measures: how far two images are apart, and the scores of a table of answers (`predict`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

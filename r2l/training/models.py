@@ -1,7 +1,5 @@
 """Task models that take display RGB and carry their own normalisation: classes, numbers, masks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 

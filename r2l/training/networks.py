@@ -1,7 +1,5 @@
 """Networks for the task models by name: the published ones, torchvision's, timm's, one's own; and weights."""
 
-from __future__ import annotations
-
 import difflib
 import pickle
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ data set goes through loaders, item by item, which costs more than a small model
 equal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Who a run is, and its folder: what it needs to go on after a kill, and what it leaves behind."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

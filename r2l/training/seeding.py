@@ -1,7 +1,5 @@
 """Random generators: seeded for the length of a block, put back where they were; one seed for one place."""
 
-from __future__ import annotations
-
 import random
 import threading
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ A task names the key of an item that holds the truth, the loss, and what is kept
 in training is the same for the three.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

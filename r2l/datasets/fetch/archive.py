@@ -1,7 +1,5 @@
 """Zip archives of the data sets: judged before anything is written, and unpacked file by file."""
 
-from __future__ import annotations
-
 import errno
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The data sets from the authors' bucket at Backblaze B2, with your own credentials."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path, PurePosixPath
 

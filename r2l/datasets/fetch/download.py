@@ -1,7 +1,5 @@
 """Fetching the published data sets: only when asked, whole or a few images, from Zenodo or B2."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress

@@ -4,8 +4,6 @@ What fails (a network, a server, a disk without room, other content than a recor
 `DownloadError`, and what came is kept.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """What lies where in an aerial photo: streets, houses, trees and cars, drawn from a seed."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from math import cos, sin
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Each pixel depends on its place in the photo alone: coordinates are metres from 
 textures are addressed by place, and objects carry their chance with them.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 

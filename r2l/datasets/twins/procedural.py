@@ -4,8 +4,6 @@ Shapes are signed distances (negative inside), as numpy float32 arrays over a gr
 everything is a function of its arguments, and chance comes from a `numpy.random.Generator`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """What a microscope sees of a stained blood smear, drawn from a random generator."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 

@@ -9,8 +9,6 @@ Reproducible: item i depends on i and the arguments only; ``intensity`` changes 
 recorded, not what lies there. Any order, any number of workers.
 """
 
-from __future__ import annotations
-
 from math import ceil
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Searches for processing that a model cannot stand: along the gradient, at random, and by CMA-ES."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Does an attack beat chance? Fresh images, the same for all, and a paired test."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A point of [-1, 1]^d is one way to develop: 0 is the pipeline as given, -1 and 1
 of a number. All searches, and the random perturbations that they are compared with, move in such a box.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any

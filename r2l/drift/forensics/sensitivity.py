@@ -1,7 +1,5 @@
 """How far a setting may go before the metric falls: scans with bands, intervals, landscapes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product

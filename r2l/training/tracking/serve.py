@@ -1,7 +1,5 @@
 """mlflow's page over a store, served from a process of its own."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
