@@ -16,13 +16,14 @@ from PIL import Image
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
 from r2l.files import to_uint8
-from r2l.isp import PIPELINES, StaticISP
+from r2l.isp import PIPELINES, StaticISP, open_pipeline
+from r2l.isp.preparation import clip_highlights
 from r2l.rawfile import RawFileError, RawFrame, write_dng
 from r2l.widgets import processing_explorer, raw_explorer
 from r2l.widgets import raw as looking
 from r2l.widgets.camera import _read_upload, middle_tile, upload_to
 from r2l.widgets.live import Live, picture_html
-from r2l.widgets.processing import _KNOBS, _SHOWN, _as_seen, _clipped_shares, _strip, _turned
+from r2l.widgets.processing import _KNOBS, _as_seen, _clipped_shares, _strip, _turned
 from r2l.widgets.raw import _SIDES, _VIEWS, _Look
 
 
@@ -157,7 +158,7 @@ def test_the_middle_of_a_large_frame_keeps_the_layout():
 
 def ends(control):
     """Return the values of a control to try: all of a menu, both ends and the default of a slider."""
-    if isinstance(control, ipywidgets.Dropdown | ipywidgets.SelectionSlider):
+    if isinstance(control, ipywidgets.Dropdown | ipywidgets.Combobox | ipywidgets.SelectionSlider):
         options = [o[1] if isinstance(o, tuple) else o for o in control.options]
         return [*options, control.value]
     if isinstance(control, ipywidgets.Checkbox):
@@ -198,7 +199,41 @@ def test_the_explorer_shows_what_the_pipeline_makes(frames):
     assert found[_KNOBS["blur"].label].disabled
     found["picture after"].value = "raw"
     assert pictures(box)[0][0] == "drone, pipeline me,u,me, after raw"
-    assert [label for _, label in _SHOWN.items() if label not in pages(box)] == []
+    shown = StaticISP.from_code("me,u,me", DRONE).stages(frames["drone"].tensor())
+    assert [n for n in shown if n != "clip" and n.replace("_", " ") not in pages(box)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        ("defects:0.2+ma,u,ga@camera+resize:0.5+jpeg:80", True),
+        ("bi,s,me@paper", False),
+        ("libraw:ahd+quantise:6", False),
+    ],
+)
+def test_any_pipeline_of_the_grammar_can_be_typed(frames, text, turns):
+    box = processing_explorer(frames)
+    found = controls(box)
+    found["pipeline"].value = text
+    raw = frames["drone"].tensor()
+    isp = open_pipeline(text, DRONE)
+    expected = isp(clip_highlights(raw, DRONE))[0]
+    wanted = to_uint8(expected.permute(1, 2, 0).numpy()).astype(int)
+    assert abs(pixels(pictures(box)[0][1]).astype(int) - wanted).max() <= 1
+    names = [name for _, name in found["picture after"].options]
+    assert names == [name for name in isp.stages(raw) if name != "clip"]
+    assert found["gamma"].disabled is not turns
+    before = pictures(box)
+    found["gamma"].value = 3.0
+    assert (pictures(box) != before) is turns
+    # Another pipeline has other stages; a mistake says so, and the picture stays.
+    found["picture after"].value = names[-1]
+    found["pipeline"].value = "bi,s,ga"
+    assert found["picture after"].value == "gamma"
+    before = pictures(box)
+    found["pipeline"].value = "no,s,ga"
+    assert "bi, ma, me" in pages(box)
+    assert pictures(box) == before
 
 
 def test_drawing_leaves_the_number_of_threads_as_it_was(frames):
@@ -275,6 +310,14 @@ def test_any_size_of_frame_can_be_looked_at(shape, side):
         assert (marked == (255, 160, 0)).all(-1).any()
         assert (small == small[0, 0]).all(), "the overview itself stays"
         assert "mean 32768" in looking._histogram_svg(frame, look)
+
+
+def test_the_overview_of_a_fine_pattern_is_flat():
+    # Stripes of one green site each: one site in so many would show broad ones that are not there, and a
+    # mean of five sites shows a fifth.
+    mosaic = np.tile(np.repeat([0.2, 0.8], 2), 500)[None, :].repeat(1400, 0).astype(np.float32)
+    small = looking._overview(RawFrame(mosaic, DRONE), (0.0, 1.0))
+    assert np.ptp(small.astype(int)) <= 255 * 0.6 / 5 + 1
 
 
 # Uploads.

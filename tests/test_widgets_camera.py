@@ -114,6 +114,18 @@ def test_camera_explorer_at_every_value(report, frames):
     assert "&lt;turned&gt;" in pages(own.camera_explorer(frames, report))
 
 
+def test_a_frame_shown_small_is_cut_site_by_site_before_its_means(report):
+    # A third of the sites saturates: their mean alone would pass below the cut, and come out pink.
+    rng = np.random.default_rng(0)
+    mosaic = np.where(rng.random((900, 1200)) < 0.3, 1.0, DRONE.black_level[0]).astype(np.float32)
+    ((_, data),) = pictures(own.camera_explorer({"sun": RawFrame(mosaic, DRONE)}, report, False))
+    cut = clip_highlights(torch.tensor(mosaic)[None, None], DRONE)[0, 0].numpy()
+    small = RawFrame(cut, DRONE).binned(own._PICTURE)
+    expected = StaticISP.from_code("bi,s,ga", DRONE)(small.tensor())[0].permute(1, 2, 0)
+    assert abs(pixels(data) / 255 - expected.numpy()).max() <= 0.5 / 255 + 1e-5
+    assert np.ptp(expected.mean((0, 1)).numpy()) < 0.05
+
+
 def test_a_file_can_be_added(report, frames, tmp_path):
     box = own.camera_explorer(frames, report)
     path = write_dng(tmp_path / "new.dng", frames["own"].mosaic, replace(DRONE, name="new"))

@@ -42,6 +42,19 @@ def frame_menu(frames: Mapping[str, RawFrame], **options: Any) -> widgets.Dropdo
     return widgets.Dropdown(options=list(frames), description="frame", **options)
 
 
+def pipeline_box(pipelines: Mapping[str, Any], **options: Any) -> widgets.Combobox:
+    """Return a box that offers pipelines by name and takes whatever `r2l.isp.open_pipeline` does."""
+    return widgets.Combobox(
+        options=list(pipelines),
+        value="bi,s,ga" if "bi,s,ga" in pipelines else next(iter(pipelines)),
+        description="pipeline",
+        placeholder="ma,s,ga+jpeg:75",
+        tooltip="one of the list, or any other, as r2l.isp.open_pipeline names them; then Enter",
+        continuous_update=False,
+        **options,
+    )
+
+
 def _read_upload(name: str, content: bytes | memoryview, camera: Camera | None = None) -> RawFrame:
     """Read a raw file that came as bytes by `r2l.rawfile.read_raw`; ``name`` is what its reader calls it.
 
@@ -148,16 +161,7 @@ def camera_explorer(
     frames, style = dict(frames), sized(90, 380)
     name = frame_menu(frames, **style)
     named = name_pipelines(pipelines)
-    first = "bi,s,ga" if "bi,s,ga" in named else next(iter(named))
-    code = widgets.Combobox(
-        options=list(named),
-        value=first,
-        description="pipeline",
-        placeholder="ma,s,ga+jpeg:75",
-        tooltip="one of the list, or any other, as r2l.isp.open_pipeline names them; then Enter",
-        continuous_update=False,
-        **style,
-    )
+    code = pipeline_box(named, **style)
     foreign = f"those of {report.camera.name}"
     numbers = widgets.Dropdown(options=[_OWN, foreign], description="numbers", **style)
     picture, table, note = (widgets.HTML() for _ in range(3))
@@ -171,8 +175,10 @@ def camera_explorer(
             camera = on_layout_of(report.camera, camera)
         try:
             isp = open_pipeline(named.get(code.value, code.value), camera)
-            small = frame.binned(_PICTURE)
-            image = isp(clip_highlights(small.tensor(), camera))
+            # Cut before sites are averaged: a mean of saturated and other ones lies below the cut.
+            cut = clip_highlights(frame.tensor(), camera)[0, 0].numpy()
+            small = replace(frame, mosaic=cut).binned(_PICTURE)
+            image = isp(small.tensor())
         except ValueError as error:
             note.value = html.escape(str(error))
             return
@@ -181,7 +187,7 @@ def camera_explorer(
         picture.value = picture_html(pixels, alt, whole_factor(pixels, _PICTURE))
         own = frame.camera
         about = f"{own.name}, {own.cfa.name}, {frame.mosaic.shape[1]} x {frame.mosaic.shape[0]}"
-        if small is not frame:
+        if small.mosaic.shape != frame.mosaic.shape:
             n = max(frame.mosaic.shape) // max(small.mosaic.shape)
             rest = np.subtract(frame.mosaic.shape, np.multiply(n, small.mosaic.shape))
             about += f"; {n} x {n} sites of a colour shown as one"

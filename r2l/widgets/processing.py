@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from r2l.camera import Camera
 from r2l.files import to_uint8
-from r2l.isp import PIPELINES
+from r2l.isp import PIPELINES, name_pipelines, open_pipeline
 from r2l.isp.adjustable import AdjustableISP, settings_of
+from r2l.isp.display import Displayed
+from r2l.isp.grammar import PipelineLike, Pipelines, linear_stages
 from r2l.isp.preparation import clip_highlights
 from r2l.rawfile import RawFrame
-from r2l.widgets.camera import frame_menu, middle_tile
+from r2l.widgets.camera import frame_menu, middle_tile, pipeline_box
 from r2l.widgets.live import (
     Live,
     beside,
@@ -33,9 +35,6 @@ from r2l.widgets.live import (
 
 # All fits what JupyterLab leaves of a window of 1280 pixels, 840.
 _PICTURE, _STRIP, _STRIP_SIDE, _GAP = 512, 836, 101, 4
-# What the strip shows, and what people call it; the clip looks like what is before it.
-_EARLY = ("raw", "black_level", "demosaic", "white_balance", "colour_matrix")
-_SHOWN = {n: n.replace("_", " ") for n in (*_EARLY, "sharpening", "denoising", "gamma")}
 
 
 class _Knob(NamedTuple):
@@ -62,23 +61,32 @@ _KNOBS = {
 }
 
 
-def _turned(code: str, camera: Camera, **knobs: float) -> AdjustableISP:
-    """Return a pipeline ("ma,s,ga") with knobs turned; with none it is `StaticISP.from_code`'s.
+def _turned(spec: PipelineLike, camera: Camera, **knobs: float) -> nn.Module:
+    """Return a pipeline with knobs turned, or as it is where it has none; untouched, it is `open_pipeline`'s.
 
     Raises:
         ValueError: a pipeline that does not exist.
     """
+    isp = open_pipeline(spec, camera)
+    if isinstance(isp, Displayed):
+        return Displayed(camera, _turned(isp.base, camera, **knobs), isp.steps)
+    try:
+        present = {name: setting.value for name, setting in settings_of(isp, camera).items()}
+    except ValueError:
+        return isp
     knobs = {name: knob.value for name, knob in _KNOBS.items()} | knobs
-    present, shift = settings_of(code, camera), knobs.pop("black_level") / 100
-    knobs["black_level"] = present["black_level"].value + shift
+    knobs["black_level"] = present["black_level"] + knobs["black_level"] / 100
     for colour in ("red", "blue"):
-        knobs[f"{colour}_gain"] = present[f"{colour}_gain"].value * knobs.pop(colour)
-    if not code.endswith("ga"):
+        knobs[f"{colour}_gain"] = present[f"{colour}_gain"] * knobs.pop(colour)
+    knobs["gamma"] *= present["gamma"] / _KNOBS["gamma"].value
+    if not present["blur"]:
         knobs["blur"] = 0.0
-    return AdjustableISP(code, camera, matrix_mix=knobs.pop("matrix"), **knobs)
+    return AdjustableISP(isp, camera, matrix_mix=knobs.pop("matrix"), **knobs)
 
 
-def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> widgets.Widget:
+def processing_explorer(
+    frames: Mapping[str, RawFrame], side: int = 256, pipelines: Pipelines = PIPELINES
+) -> widgets.Widget:
     """Return menus and sliders beside the developed picture, above the strip of its stages.
 
     Highlights are cut before white balance, by the gains as they are turned (`clip_highlights`): what
@@ -87,20 +95,17 @@ def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> widg
     Args:
         frames: what can be developed, by name. Of large ones the middle is taken.
         side: of what is taken, in pixels.
+        pipelines: the menu, see `r2l.isp.open_pipeline`; readers may type others of its texts. The sliders
+            of what a pipeline does not have stand still.
 
     Raises:
-        ValueError: no frames.
+        ValueError: no frames, or a pipeline that does not exist.
     """
     style = sized(120, 316)
     frame = frame_menu(frames, **style)
     tiles = {name: middle_tile(frame.mosaic, side) for name, frame in frames.items()}
-    code = widgets.Dropdown(options=PIPELINES, value="bi,s,ga", description="pipeline", **style)
-    stage = widgets.Dropdown(
-        options=[(label, name) for name, label in _SHOWN.items()],
-        value="gamma",
-        description="picture after",
-        **style,
-    )
+    code = pipeline_box(named := name_pipelines(pipelines), **style)
+    stage = widgets.Dropdown(description="picture after", **style)
     knobs = {
         name: widgets.FloatSlider(
             value=knob.value,
@@ -121,21 +126,35 @@ def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> widg
     @torch.no_grad()
     def draw() -> None:
         began = time.perf_counter()
-        knobs["blur"].disabled = not code.value.endswith("ga")
         values = {name: knob.value for name, knob in knobs.items()}
         tile, camera = tiles[frame.value], frames[frame.value].camera
-        red, green, blue = camera.white_balance
-        gains = red * values["red"], green, blue * values["blue"]
-        cut = clip_highlights(tile, replace(camera, white_balance=gains))
-        stages = _turned(code.value, camera, **values).stages(cut) | {"raw": tile}
-        bright = brighten.value and stage.value != "gamma"
-        alt = f"{frame.value}, pipeline {code.value}, after {_SHOWN[stage.value]}"
+        try:
+            isp = _turned(named.get(code.value, code.value), camera, **values)
+            turned = next((m for m in isp.modules() if isinstance(m, AdjustableISP)), None)
+            cut = clip_highlights(tile, turned.camera if turned else camera)
+            stages = isp.stages(cut) | {"raw": tile}
+        except ValueError as error:
+            note.value = html.escape(str(error))
+            return
+        for name, knob in knobs.items():
+            knob.disabled = turned is None or (name == "blur" and not turned.base.blur)
+        offer(names := [name for name in stages if name != "clip"])
+        bright = brighten.value and stage.value in linear_stages(stages)
+        alt = f"{frame.value}, pipeline {code.value}, after {_worded(stage.value)}"
         pixels = _as_seen(stages[stage.value], bright)
         picture.value = picture_html(pixels, alt, whole_factor(pixels, _PICTURE))
-        row.value = _strip_html(stages, brighten.value)
+        row.value = _strip_html({name: stages[name] for name in names}, brighten.value)
         below, above = _clipped_shares(stages)
         took = 1000 * (time.perf_counter() - began)
         note.value = f"clipped at 0: {below:.1%}, at 1: {above:.1%} of the values; {took:.0f} ms"
+
+    def offer(names: list[str]) -> None:
+        """Let the menu hold the stages there are; it stays where it is, the last at the last."""
+        options = [(_worded(name), name) for name in names]
+        if list(stage.options) != options:
+            at_last = stage.index in (None, len(stage.options) - 1)
+            kept = names[-1] if at_last or stage.value not in names else stage.value
+            stage.options, stage.value = options, kept
 
     def set_back(_button: object) -> None:
         for name, knob in knobs.items():
@@ -151,6 +170,10 @@ def processing_explorer(frames: Mapping[str, RawFrame], side: int = 256) -> widg
     return explorer("processing", above, row)
 
 
+def _worded(stage: str) -> str:
+    return stage.replace("_", " ")
+
+
 def _as_seen(image: Tensor, brighten: bool) -> np.ndarray:
     """Return one stage (1, C, H, W), or its first, as uint8 (H, W, 3); what is linear can be brightened."""
     picture = image[0].expand(3, -1, -1).clamp(0, 1)
@@ -161,29 +184,32 @@ def _as_seen(image: Tensor, brighten: bool) -> np.ndarray:
 def _strip(stages: Mapping[str, Tensor], side: int, brighten: bool = True) -> np.ndarray:
     """Return the middle of each stage (1, C, H, W) side by side, uint8 (side, N (side + gap) - gap, 3).
 
-    The last stage is the display image and never brightened.
+    What is meant for a display, from the curve on, is never brightened.
     """
-    *_, last = stages
-    tiles = []
+    linear, tiles = linear_stages(stages), []
     for name, image in stages.items():
         # Whole tiles of the mosaic are cut off, so that all stages show the same sites.
         top, left = ((n - side) // 4 * 2 for n in image.shape[-2:])
         middle = image[..., top : top + side, left : left + side]
         gap = np.full((side, _GAP, 3), 255, np.uint8)
-        tiles += [_as_seen(middle, brighten and name != last), gap]
+        tiles += [_as_seen(middle, brighten and name in linear), gap]
     return np.concatenate(tiles[:-1], axis=1)
 
 
 def _strip_html(stages: Mapping[str, Tensor], brighten: bool) -> str:
-    """Return the strip of the stages that `_SHOWN` lists, as HTML, each above its name."""
-    stages, names = {name: stages[name] for name in _SHOWN}, list(_SHOWN.values())
-    pixels = _strip(stages, min(_STRIP_SIDE, *stages["raw"].shape[-2:]), brighten)
+    """Return the strip of stages as HTML, each above its name."""
+    names = list(map(_worded, stages))
+    room = (_STRIP + _GAP) // len(names) - _GAP
+    sides = [n for image in stages.values() for n in image.shape[-2:]]
+    pixels = _strip(stages, min(_STRIP_SIDE, room, *sides), brighten)
+    width = whole_factor(pixels, _STRIP)
     alt = f"The middle of the frame after each stage: {', '.join(names)}"
     text = f"gap: {_GAP}px; font-size: 11px; line-height: 1.4"
-    return scrolled_html(picture_html(pixels, alt, _STRIP) + caption_html(names, _STRIP, text))
+    return scrolled_html(picture_html(pixels, alt, width) + caption_html(names, width, text))
 
 
 def _clipped_shares(stages: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Return which shares of the values before the clip lie below 0 and above 1."""
-    linear = stages["denoising"]
+    """Return which shares of the values before the clip, or the curve, lie below 0 and above 1."""
+    *_, last = (name for name in linear_stages(stages) if name != "clip")
+    linear = stages[last]
     return float((linear < 0).float().mean()), float((linear > 1).float().mean())

@@ -67,8 +67,8 @@ def _paint(frame: RawFrame, look: _Look) -> np.ndarray:
 
 
 def _overview(frame: RawFrame, levels: tuple[float, float], side: int = _OVERVIEW) -> np.ndarray:
-    """Return a whole frame, one green site in so many, as uint8 (h, w, 3) of at most ``side``."""
-    green = split_planes(frame.mosaic, frame.camera.cfa)["green 1"]
+    """Return a whole frame in green, means of so many sites, as uint8 (h, w, 3) of at most ``side``."""
+    green = split_planes(frame.binned(2 * side).mosaic, frame.camera.cfa)["green 1"]
     step = -(-max(green.shape) // side)
     low, high = levels
     pixels = to_uint8((green[::step, ::step] - low) / (high - low))
@@ -163,7 +163,7 @@ def raw_explorer(frames: Mapping[str, RawFrame], uploads: bool = True) -> widget
         picture.value = picture_html(pixels, f"{alt}; {look.view}", whole_factor(pixels, _PICTURE))
         marked = _mark(last["overview"], look, frame.mosaic.shape)
         alt = "The whole frame, with a frame around the part"
-        small.value = picture_html(marked, alt, _OVERVIEW)
+        small.value = picture_html(marked, alt, whole_factor(marked, _OVERVIEW))
         chart.value = _histogram_svg(frame, look)
         note.value = f"{html.escape(frame.camera.name)}, layout {frame.camera.cfa.name}"
 
