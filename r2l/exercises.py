@@ -5,8 +5,6 @@ answer below a question, and `check` compares. No result is kept here. What stay
 counts as unanswered, so that a notebook runs from top to bottom without its reader.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

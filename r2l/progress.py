@@ -1,7 +1,5 @@
 """What is seen of long work: a bar that any front end can show, and none of Lightning's banners."""
 
-from __future__ import annotations
-
 import io
 import logging
 import sys

@@ -17,8 +17,6 @@ and its seeds can be tuples such as (seed, index) that do not collide (torch's C
 do not pass through it; they pass through everything else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

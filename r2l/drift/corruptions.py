@@ -13,6 +13,7 @@ and zoom blur enlarges continuously, where the benchmark cuts out whole pixels.
 """
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ SCALES = ("published", "image")
 _SIDE = 32  # pixels; of the images that the published constants were made for
 
 
+_Apply = Callable[[Tensor, Constants, Generators], Tensor]
+
+
 @dataclass(frozen=True)
 class _Corruption:
     """One kind of corruption.
@@ -41,45 +45,26 @@ class _Corruption:
     """
 
     constants: tuple[Constants, Constants, Constants, Constants, Constants]
-    apply: Callable[[Tensor, Constants, Generators], Tensor]
+    apply: _Apply
     weaken: Callable[[Constants, float], Constants]
     lengths: tuple[int, ...] = ()
 
 
-def _times(constants: Constants, amount: float) -> Constants:
-    return (constants[0] * amount,)
-
-
-def _weaken_shot(constants: Constants, amount: float) -> Constants:
-    # The noise goes with the root of the photons.
-    return (constants[0] / amount**2 if amount > 0 else np.inf,)
-
-
-def _weaken_zoom(constants: Constants, amount: float) -> Constants:
-    return (1 + (constants[0] - 1) * amount, constants[1])
-
-
-def _weaken_contrast(constants: Constants, amount: float) -> Constants:
-    return (max(0.0, 1 - (1 - constants[0]) * amount),)
-
-
-def _weaken_saturate(constants: Constants, amount: float) -> Constants:
-    return (max(0.0, 1 + (constants[0] - 1) * amount), constants[1] * amount)
-
-
-def _weaken_elastic(constants: Constants, amount: float) -> Constants:
-    return (constants[0] * amount, constants[1], constants[2] * amount)
-
-
-def _weaken_jpeg(constants: Constants, amount: float) -> Constants:
+def _weaken_jpeg(quality: float, amount: float) -> float:
     """Scale the table of quantisation, which libjpeg makes of a quality."""
-    quality = constants[0]
     percent = amount * (5000 / quality if quality < 50 else 200 - 2 * quality)
-    return (100 - percent / 2 if percent <= 100 else 5000 / percent,)
+    return 100 - percent / 2 if percent <= 100 else 5000 / percent
 
 
-def _single(*values: float) -> tuple[Constants, ...]:
-    return tuple((value,) for value in values)
+def _single(
+    apply: _Apply,
+    *values: float,
+    weaken: Callable[[float, float], float] = operator.mul,
+    lengths: tuple[int, ...] = (),
+) -> _Corruption:
+    """Return a corruption of one constant, which by default goes with the amount."""
+    constants = tuple((value,) for value in values)
+    return _Corruption(constants, apply, lambda c, amount: (weaken(c[0], amount),), lengths)
 
 
 _ELASTIC = (
@@ -89,38 +74,39 @@ _ELASTIC = (
     (0.1, 0.04, 0.05),
     (0.1, 0.03, 0.03),
 )
-_ZOOM = tuple((1 + 0.01 * (steps - 1), steps) for steps in (6, 11, 16, 21, 26))
-
 _KINDS: dict[str, _Corruption] = {
-    "gaussian_noise": _Corruption(
-        _single(0.04, 0.06, 0.08, 0.09, 0.10), distortions.gaussian_noise, _times
+    "gaussian_noise": _single(distortions.gaussian_noise, 0.04, 0.06, 0.08, 0.09, 0.10),
+    # The noise goes with the root of the photons.
+    "shot_noise": _single(
+        *(distortions.shot_noise, 500, 250, 100, 75, 50),
+        weaken=lambda c, a: c / a**2 if a else np.inf,
     ),
-    "shot_noise": _Corruption(_single(500, 250, 100, 75, 50), distortions.shot_noise, _weaken_shot),
-    "impulse_noise": _Corruption(
-        _single(0.01, 0.02, 0.03, 0.05, 0.07), distortions.impulse_noise, _times
+    "impulse_noise": _single(distortions.impulse_noise, 0.01, 0.02, 0.03, 0.05, 0.07),
+    "speckle_noise": _single(distortions.speckle_noise, 0.06, 0.10, 0.12, 0.16, 0.20),
+    "gaussian_blur": _single(distortions.gaussian_blur, 0.4, 0.6, 0.7, 0.8, 1.0, lengths=(0,)),
+    "zoom_blur": _Corruption(
+        tuple((1 + 0.01 * (steps - 1), steps) for steps in (6, 11, 16, 21, 26)),
+        distortions.zoom_blur,
+        lambda c, a: (1 + (c[0] - 1) * a, c[1]),
     ),
-    "speckle_noise": _Corruption(
-        _single(0.06, 0.10, 0.12, 0.16, 0.20), distortions.speckle_noise, _times
+    "contrast": _single(
+        *(distortions.contrast, 0.75, 0.5, 0.4, 0.3, 0.15),
+        weaken=lambda c, a: max(0, 1 - (1 - c) * a),
     ),
-    "gaussian_blur": _Corruption(
-        _single(0.4, 0.6, 0.7, 0.8, 1.0), distortions.gaussian_blur, _times, (0,)
-    ),
-    "zoom_blur": _Corruption(_ZOOM, distortions.zoom_blur, _weaken_zoom),
-    "contrast": _Corruption(
-        _single(0.75, 0.5, 0.4, 0.3, 0.15), distortions.contrast, _weaken_contrast
-    ),
-    "brightness": _Corruption(_single(0.05, 0.1, 0.15, 0.2, 0.3), distortions.brightness, _times),
+    "brightness": _single(distortions.brightness, 0.05, 0.1, 0.15, 0.2, 0.3),
     "saturate": _Corruption(
-        ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)), distortions.saturate, _weaken_saturate
+        ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
+        distortions.saturate,
+        lambda c, a: (max(0.0, 1 + (c[0] - 1) * a), c[1] * a),
     ),
     "elastic_transform": _Corruption(
         tuple(tuple(_SIDE * share for share in shares) for shares in _ELASTIC),
         distortions.elastic_transform,
-        _weaken_elastic,
+        lambda c, a: (c[0] * a, c[1], c[2] * a),
         (0, 1, 2),
     ),
-    "jpeg_compression": _Corruption(
-        _single(80, 65, 58, 50, 40), distortions.jpeg_compression, _weaken_jpeg
+    "jpeg_compression": _single(
+        distortions.jpeg_compression, 80, 65, 58, 50, 40, weaken=_weaken_jpeg
     ),
 }
 CORRUPTIONS = tuple(_KINDS)

@@ -108,7 +108,7 @@ def _level_effects(
             codes[[levels.index(v) for v in sides[side][factor]]]
             for (side, factor), (levels, codes) in zip(term, coded, strict=True)
         ]
-        columns.append(reduce(_row_products, rows))
+        columns.append(reduce(lambda a, b: np.einsum("ki,kj->kij", a, b).reshape(len(a), -1), rows))
         codings.append(coded)
     solution = _solve(np.hstack(columns))
     names, contrasts, start = [], [], 1
@@ -135,10 +135,6 @@ def _change_effects(
     design = np.stack([np.ones(len(sides["test"])), *columns], axis=1)
     names = [("change", " x ".join(t), "differs" if len(t) == 1 else "all differ") for t in terms]
     return names, _solve(design)[1:]
-
-
-def _row_products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return (first[:, :, None] * second[:, None, :]).reshape(len(first), -1)
 
 
 def _solve(design: np.ndarray) -> np.ndarray:

@@ -74,32 +74,8 @@ def _exposure(light: Tensor, share: float | np.ndarray, sensor: _Sensor) -> Tens
     return torch.from_numpy(np.stack(thinned) / well).to(light)
 
 
-def _noise(light: Tensor, deviation: float, sensor: _Sensor) -> Tensor:
-    return light + deviation * normals(light, sensor.rngs)
-
-
-def _bit_depth(light: Tensor, bits: float, sensor: _Sensor) -> Tensor:
-    return light  # the converter follows the levels, see `drift_sensor`
-
-
 def _white_balance(light: Tensor, shift: float, sensor: _Sensor) -> Tensor:
     return balance_mosaic(light, (1 + shift, 1.0, 1 / (1 + shift)), sensor.camera.cfa)
-
-
-def _black_level(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
-    return light + share
-
-
-def _white_level(light: Tensor, share: float, sensor: _Sensor) -> Tensor:
-    return light.clamp_max(1 - share)
-
-
-def _defects(light: Tensor, share: float, sensor: _Sensor, *, level: float) -> Tensor:
-    return add_defects(light, share, level, sensor.rng)
-
-
-def _lines(light: Tensor, deviation: float, sensor: _Sensor, *, axis: int) -> Tensor:
-    return add_line_noise(light, deviation, axis, sensor.rng)
 
 
 def _shading(
@@ -111,18 +87,20 @@ def _shading(
 
 #: Shares of defective sites; a good sensor has less than the first.
 _DEFECTIVE = (0.0005, 0.001, 0.005, 0.01, 0.05)
+_NOISY = (0.002, 0.005, 0.01, 0.02, 0.05)
 #: What each kind does to light (linear), and its constants at severities 1 to 5.
 _KINDS: dict[str, tuple[Callable[[Tensor, float, _Sensor], Tensor], tuple[float, ...]]] = {
     "exposure": (_exposure, (0.75, 0.5, 0.25, 0.1, 0.05)),
-    "noise": (_noise, (0.002, 0.005, 0.01, 0.02, 0.05)),
-    "bit_depth": (_bit_depth, (10, 8, 6, 5, 4)),
+    "noise": (lambda light, sigma, s: light + sigma * normals(light, s.rngs), _NOISY),
+    # The converter follows the levels, see `drift_sensor`.
+    "bit_depth": (lambda light, bits, s: light, (10, 8, 6, 5, 4)),
     "white_balance": (_white_balance, (0.02, 0.05, 0.1, 0.2, 0.4)),
-    "black_level": (_black_level, (0.002, 0.005, 0.01, 0.02, 0.05)),
-    "white_level": (_white_level, (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "hot_pixels": (partial(_defects, level=1.0), _DEFECTIVE),
-    "dead_pixels": (partial(_defects, level=0.0), _DEFECTIVE),
-    "row_noise": (partial(_lines, axis=-2), (0.002, 0.005, 0.01, 0.02, 0.05)),
-    "column_noise": (partial(_lines, axis=-1), (0.002, 0.005, 0.01, 0.02, 0.05)),
+    "black_level": (lambda light, share, s: light + share, _NOISY),
+    "white_level": (lambda light, share, s: light.clamp_max(1 - share), (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "hot_pixels": (lambda light, share, s: add_defects(light, share, 1.0, s.rng), _DEFECTIVE),
+    "dead_pixels": (lambda light, share, s: add_defects(light, share, 0.0, s.rng), _DEFECTIVE),
+    "row_noise": (lambda light, sigma, s: add_line_noise(light, sigma, -2, s.rng), _NOISY),
+    "column_noise": (lambda light, sigma, s: add_line_noise(light, sigma, -1, s.rng), _NOISY),
     "vignetting": (partial(_shading, parts=(1, 1, 1)), (0.1, 0.2, 0.4, 0.6, 0.8)),
     "colour_shading": (partial(_shading, parts=(1, 0.5, 0)), (0.05, 0.1, 0.2, 0.3, 0.4)),
 }

@@ -1,7 +1,5 @@
 """What a sweep is: the file that describes it, its runs, what each is known by, and where it lies."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ papermill only logs a line when a notebook lacks a parameter, and makes no folde
 before anything runs, and the other is done.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json
