@@ -20,6 +20,7 @@ from r2l.camera import Camera
 from r2l.datasets.layout import DatasetError
 from r2l.files import atomic_path
 from r2l.rawfile import RawFileError, read_frame
+from r2l.rawfile.frame import check_whole
 from r2l.rawfile.raster import load_npy, load_tiff, open_png
 
 _FULL_SCALE = np.float32(65535)
@@ -39,11 +40,12 @@ def image_tensor(steps: np.ndarray) -> torch.Tensor:
 def read_steps(path: Path, remedy: str, camera: Camera | None = None) -> np.ndarray:
     """Read a mosaic as uint16 (H, W), *raw* domain, fractions of 65535."""
     try:
-        # The published cameras are known to fit, however dim an exposure is.
-        mosaic = read_frame(path, camera).mosaic
+        # The published cameras' levels are known to fit, however dim an exposure is.
+        frame = read_frame(path, camera)
+        check_whole(path, frame)
     except RawFileError as error:
         raise DatasetError(path, error.args[1], remedy) from error
-    return np.round(mosaic * _FULL_SCALE).astype(np.uint16)
+    return np.round(frame.mosaic * _FULL_SCALE).astype(np.uint16)
 
 
 def read_mask_values(path: Path, remedy: str) -> np.ndarray:

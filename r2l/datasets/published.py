@@ -12,17 +12,6 @@ import numpy as np
 from r2l.camera import MICROSCOPE
 from r2l.datasets import layout, pixels
 from r2l.datasets.frames import Item, RawDataset, Transform
-from r2l.datasets.layout import (
-    BAD_STEM,
-    INFO,
-    LABEL_FILE,
-    DatasetError,
-    DatasetNotFoundError,
-    Manifest,
-    by_stem,
-    images_in,
-    read_labels,
-)
 from r2l.datasets.splits import split_indices
 
 _KEEP_OR_SKIP = "Put it back or fetch it again, or leave such images out (in Python: strict=False)"
@@ -108,7 +97,7 @@ class PublishedDataset(RawDataset):
         """Return all of the set, or None where it has not been fetched; arguments as for the class."""
         try:
             return cls(**{"split": "all", **arguments})
-        except DatasetNotFoundError:
+        except layout.DatasetNotFoundError:
             return None
 
     @abstractmethod
@@ -126,31 +115,31 @@ class PublishedDataset(RawDataset):
         if self.view is not None:
             code = self.view.replace(" ", "")
             folder = layout.view_folders(*views).get(code, views[0] / self.view)
-        files = images_in(folder)
+        files = layout.images_in(folder)
         if not files:
             raise self._not_found(folder)
         return files
 
-    def _not_found(self, looked_in: Path) -> DatasetNotFoundError:
+    def _not_found(self, looked_in: Path) -> layout.DatasetNotFoundError:
         return layout.not_found(self.kind, looked_in, self.root)
 
     def _matched(
         self, images: Mapping[str, Path], others: Mapping[str, Any], source: Path, strict: bool
     ) -> list[str]:
         """Return the stems that have both an image and its other half, of the file or folder ``source``."""
-        subset = Manifest.read(self.root).subsets.get(f"{self.kind}/{self._scale}")
+        subset = layout.Manifest.read(self.root).subsets.get(f"{self.kind}/{self._scale}")
         wanted = others if subset is None else {stem for stem in subset if stem in others}
         if strict:
             what = "label" if source.is_file() else "mask"
             for stem in images:
                 if stem not in others:
                     reason = f"an image without a {what} in {source}"
-                    raise DatasetError(images[stem], reason, _KEEP_OR_SKIP)
+                    raise layout.DatasetError(images[stem], reason, _KEEP_OR_SKIP)
             for stem in wanted:
                 if stem not in images:
                     folder = next(iter(images.values())).parent
                     reason = f"a {what} for {stem}, of which there is no image in {folder}"
-                    raise DatasetError(source, reason, _KEEP_OR_SKIP)
+                    raise layout.DatasetError(source, reason, _KEEP_OR_SKIP)
         stems = [stem for stem in images if stem in wanted]
         if not stems:
             raise self._not_found(source)
@@ -189,7 +178,7 @@ class PublishedDataset(RawDataset):
         return {**self.__dict__, "_arrays": {}}
 
     def __repr__(self) -> str:
-        title = INFO[self.kind].title
+        title = layout.INFO[self.kind].title
         return f"{title}: {len(self)} images, intensity {self.intensity}, in {self.root}"
 
 
@@ -224,16 +213,19 @@ class RawMicroscopy(PublishedDataset):
 
     kind = "microscopy"
     camera = MICROSCOPE
-    classes = INFO["microscopy"].classes
+    classes = layout.INFO["microscopy"].classes
 
     def _list(self, strict: bool) -> tuple[list[str], list[int], list[int]]:
-        label_file = self.folder / "labels" / LABEL_FILE
+        label_file = self.folder / "labels" / layout.LABEL_FILE
         images = self.folder / "images"
-        paths = by_stem(self._images(images / self._scale, images / "processed_views"))
+        paths = layout.by_stem(self._images(images / self._scale, images / "processed_views"))
         if not label_file.is_file():
             raise self._not_found(label_file)
-        class_of = read_labels(label_file)
-        dropped = {BAD_STEM, *(stem for stem, name in class_of.items() if name not in self.classes)}
+        class_of = layout.read_labels(label_file)
+        dropped = {
+            layout.BAD_STEM,
+            *(stem for stem, name in class_of.items() if name not in self.classes),
+        }
         paths = {stem: path for stem, path in paths.items() if stem not in dropped}
         if not paths:
             raise self._not_found(images / self._scale)
@@ -258,5 +250,5 @@ def _zone(path: Path) -> int:
     match = _ZONE.search(path.stem)
     if match is None:
         reason = f"{path.stem!r} doesn't tell its zone (lame<number>_zone<number>)"
-        raise DatasetError(path, reason, "Rename it as published, or move it away")
+        raise layout.DatasetError(path, reason, "Rename it as published, or move it away")
     return 1000 * int(match[1]) + int(match[2])

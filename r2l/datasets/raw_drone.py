@@ -8,21 +8,13 @@ import numpy as np
 import torch
 
 from r2l.camera import DRONE
+from r2l.datasets import layout
 from r2l.datasets.frames import Item, Transform
-from r2l.datasets.layout import (
-    CAR_SHARE,
-    DRONE_TASKS,
-    INFO,
-    DatasetError,
-    by_stem,
-    images_in,
-    pair_masks,
-)
 from r2l.datasets.pixels import decode_all, read_mask, read_steps
 from r2l.datasets.published import PublishedDataset
 from r2l.files import choose
 
-_TILE = INFO["drone"].tile
+_TILE = layout.INFO["drone"].tile
 # Fixed, so that every split, fold and seed is one of the same tiles.
 _BALANCE_SEED = 0
 
@@ -79,7 +71,7 @@ class RawDrone(PublishedDataset):
         empty: bool = False,
         **options: Any,
     ) -> None:
-        self.classes = choose("task", task, DRONE_TASKS)
+        self.classes = choose("task", task, layout.DRONE_TASKS)
         if task == "classification" and (not tiled or empty):
             raise ValueError("classification is of tiles, half of them empty: see task=, tiled=")
         if options.get("view") and not tiled:
@@ -98,7 +90,7 @@ class RawDrone(PublishedDataset):
         order = ["photos", "tiles"] if wants_empty else ["tiles", "photos"]
         if not self._tiled or self.view:
             order = ["tiles" if self.view else "photos"]
-        source = next((kind for kind in order if images_in(raw[kind])), order[0])
+        source = next((kind for kind in order if layout.images_in(raw[kind])), order[0])
         self._cuts = self._tiled and source == "photos"
         self._pair(
             raw[source], f"masks_tiles_{_TILE}" if source == "tiles" else "masks_full", strict
@@ -114,14 +106,14 @@ class RawDrone(PublishedDataset):
         if not len(shares) or (wants_empty and shares.all()):
             # Tiles on disk are those with cars only: the photos have the others.
             raise self._not_found(raw["photos"])
-        labels = shares > (CAR_SHARE if self.task == "classification" else 0)
+        labels = shares > (layout.CAR_SHARE if self.task == "classification" else 0)
         return np.array(names)[self._chosen], labels, photos
 
     def _pair(self, raw: Path, masks_folder: str, strict: bool) -> None:
         """List images and masks in pairs."""
         views = self.folder / "processed_views", raw.parent / "processed_views"
-        folder, images = self.folder / masks_folder, by_stem(self._images(raw, *views))
-        masks = pair_masks(images, by_stem(images_in(folder)))
+        folder, images = self.folder / masks_folder, layout.by_stem(self._images(raw, *views))
+        masks = layout.pair_masks(images, layout.by_stem(layout.images_in(folder)))
         if not masks:
             raise self._not_found(folder)
         stems = self._matched(images, masks, folder, strict)
@@ -148,7 +140,7 @@ class RawDrone(PublishedDataset):
             height, width = mask.shape
             if min(mask.shape) < _TILE:
                 reason = f"a mask of {height} x {width} pixels, expected a tile of {_TILE} or more"
-                raise DatasetError(path, reason, self.remedy)
+                raise layout.DatasetError(path, reason, self.remedy)
             yield _cut(mask).mean(axis=(1, 2)).reshape(height // _TILE, width // _TILE)
 
     def _frames(self) -> np.ndarray:
@@ -197,7 +189,7 @@ class RawDrone(PublishedDataset):
                 f"a mask of {mask_shape[0]} x {mask_shape[1]} pixels for the "
                 f"{shape[0]} x {shape[1]} of {image}"
             )
-            raise DatasetError(mask, reason, self.remedy)
+            raise layout.DatasetError(mask, reason, self.remedy)
 
     def read(self, index: int) -> Item:
         """Return the mosaic (or the developed image) with its mask or label.
@@ -218,7 +210,7 @@ def _photo_of(tile: Path) -> int:
     number = tile.stem.split("_")[0]
     if not number.isdigit():
         reason = "the name doesn't begin with the number of a photo (03_00017)"
-        raise DatasetError(tile, reason, "Rename it as published, or move it away")
+        raise layout.DatasetError(tile, reason, "Rename it as published, or move it away")
     return int(number)
 
 
@@ -239,7 +231,10 @@ def _balanced(shares: np.ndarray, photos: np.ndarray) -> np.ndarray:
     chosen: list[int] = []
     for photo in np.unique(photos):
         here = photos == photo
-        sides = [np.flatnonzero(here & (shares > CAR_SHARE)), np.flatnonzero(here & (shares == 0))]
+        sides = [
+            np.flatnonzero(here & (shares > layout.CAR_SHARE)),
+            np.flatnonzero(here & (shares == 0)),
+        ]
         count = min(map(len, sides))
         for side in sides:
             chosen += rng.permutation(side)[:count].tolist()

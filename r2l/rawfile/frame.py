@@ -94,12 +94,13 @@ def check_layout(path: Path, cfa: CFA, camera: Camera) -> None:
         raise RawFileError(path, reason, USE_BAYER)
 
 
-def check_whole(path: Path, mosaic: np.ndarray, camera: Camera) -> None:
+def check_whole(path: Path, frame: RawFrame) -> None:
     """Raise a RawFileError where a frame is zeros from some row on, as decoders leave what they lack.
 
     Only where the black level says that a sensor gives no zeros.
     """
-    if min(camera.black_level) * 65535 < 1 or not mosaic.any():
+    mosaic = frame.mosaic
+    if min(frame.camera.black_level) * 65535 < 1 or not mosaic.any():
         return
     last = int(np.flatnonzero(mosaic.any(axis=1))[-1]) + 1
     if len(mosaic) - last >= max(8, _CUT_OFF * len(mosaic)):

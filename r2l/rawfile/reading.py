@@ -101,6 +101,8 @@ def read_raw(
     """
     path = Path(path)
     result = read_frame(path, camera, layout, frame, allow_damaged, lens_corrections)
+    if not allow_damaged:
+        check_whole(path, result)
     look_at(path, result)
     return result
 
@@ -113,24 +115,9 @@ def read_frame(
     allow_damaged: bool = False,
     lens_corrections: bool = False,
 ) -> RawFrame:
-    """Read as `read_raw` does, without a look whether the levels fit: where the camera is known to."""
+    """Read as `read_raw` does, without a look whether pixels are whole and levels fit."""
     head = _first_bytes(path)
     layout = layout or _layout_beside(path, head)
-    result = _read(path, head, camera, layout, frame, allow_damaged, lens_corrections)
-    if not allow_damaged:
-        check_whole(path, result.mosaic, result.camera)
-    return result
-
-
-def _read(
-    path: Path,
-    head: bytes,
-    camera: Camera | None,
-    layout: RawLayout | None,
-    frame: int | None,
-    allow_damaged: bool,
-    lens_corrections: bool,
-) -> RawFrame:
     in_tiff = layout is None and not head.startswith((_PNG, _NPY, _JPEG))
     facts = dng.tiff_facts(path) if in_tiff else None
     if lens_corrections and not (facts and facts.is_dng):

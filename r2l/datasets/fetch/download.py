@@ -11,27 +11,16 @@ from filelock import FileLock
 from remotezip import RemoteIOError, RemoteZip, RemoteZipError
 from tqdm import tqdm
 
+from r2l.datasets import layout
 from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.archive import Destination, crc32, place_of, safe_members
 from r2l.datasets.fetch.transfer import RemoteFile
-from r2l.datasets.layout import (
-    BAD_STEM,
-    INFO,
-    LABEL_FILE,
-    MANIFEST,
-    Manifest,
-    data_root,
-    images_in,
-    pair_masks,
-    read_labels,
-    scale_folder,
-)
 from r2l.files import R2LError, choose, need_extra
 
 _DOWNLOADS = "downloads"
 _OTHER_ARCHIVES = frozenset({".gz", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"})
 _SEED = 0  # of the choice of a few images: the same for every intensity
-_LABELS = PurePosixPath("microscopy/labels", LABEL_FILE)
+_LABELS = PurePosixPath("microscopy/labels", layout.LABEL_FILE)
 _Members = Mapping[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]]
 
 
@@ -71,11 +60,11 @@ def fetch(
         ValueError: an unknown set or source, or ``tiles`` below 1 or from B2.
         DownloadError: no connection, no room, wrong content, or an archive that must not be used.
     """
-    choose("data set", kind, INFO)
+    choose("data set", kind, layout.INFO)
     choose("source", source, ("zenodo", "b2"))
     if tiles is not None and (tiles < 1 or source == "b2"):
         raise ValueError(f"{tiles} tiles from {source}: expected 1 or more, from zenodo")
-    folder = data_root(root)
+    folder = layout.data_root(root)
     with _locked(folder) as manifest:
         into = Destination(kind, folder, manifest, progress)
         if source == "b2":
@@ -101,20 +90,22 @@ def fetch_if_missing(kind: str, root: Path) -> None:
     Raises:
         DownloadError: as `fetch`.
     """
-    there = any(images_in(folder) for folder in (root / kind).glob("*/raw_scale*"))
-    if not there or kind in Manifest.read(root).unfinished:
+    there = any(layout.images_in(folder) for folder in (root / kind).glob("*/raw_scale*"))
+    if not there or kind in layout.Manifest.read(root).unfinished:
         fetch(kind, root)
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[Manifest]:
+def _locked(root: Path) -> Iterator[layout.Manifest]:
     """Keep other processes out of a root while files are fetched into it."""
     with transfer.explained(root):
         (root / _DOWNLOADS).mkdir(parents=True, exist_ok=True)
     with FileLock(root / _DOWNLOADS / ".lock"):
-        for partial in root.glob(f".{MANIFEST}.????????.part"):  # of a process that was killed
+        for partial in root.glob(
+            f".{layout.MANIFEST}.????????.part"
+        ):  # of a process that was killed
             partial.unlink()
-        manifest = Manifest.read(root)
+        manifest = layout.Manifest.read(root)
         try:
             yield manifest
         except BaseException:
@@ -140,7 +131,7 @@ def _from_b2(into: Destination) -> list[str]:
             into.unpack(archive)
             archives[name] = checksum
     into.manifest.finish(into.kind)
-    return [f"{INFO[into.kind].title} is in {root / into.kind}."]
+    return [f"{layout.INFO[into.kind].title} is in {root / into.kind}."]
 
 
 def _fetch_whole(
@@ -166,7 +157,7 @@ def _fetch_whole(
     size = sum(file.size for file in files) / 1e9
     return [
         *notes,
-        f"{INFO[kind].title} is in {root / kind}.",
+        f"{layout.INFO[kind].title} is in {root / kind}.",
         f"Its archives ({size:.2f} GB) are in {root / _DOWNLOADS}: not needed any more.",
     ]
 
@@ -188,12 +179,12 @@ def _fetch_some(
     Raises:
         NoRangesError: take whole archives instead.
     """
-    scale, root = scale_folder(intensity), into.root
+    scale, root = layout.scale_folder(intensity), into.root
     why = "a part of an archive didn't come"
     with ExitStack() as stack:
         members = _open_all(into.kind, files, session, stack)
         for file in files:
-            if Path(file.key).name == LABEL_FILE:
+            if Path(file.key).name == layout.LABEL_FILE:
                 (root / _LABELS).parent.mkdir(parents=True, exist_ok=True)
                 with transfer.progress_bar(file.size, "fetch", progress=False) as bar:
                     transfer.download(file, root / _LABELS, session, bar)
@@ -209,7 +200,7 @@ def _fetch_some(
                 into.extract(*members[place], place)
     part, subsets = f"{into.kind}/{scale}", into.manifest.subsets
     subsets[part] = sorted({*subsets.get(part, ()), *stems})
-    return [f"{len(stems)} images of {INFO[into.kind].title} are in {root / into.kind}."]
+    return [f"{len(stems)} images of {layout.INFO[into.kind].title} are in {root / into.kind}."]
 
 
 def _open_all(
@@ -236,15 +227,15 @@ def _images_of(into: Destination, members: _Members, scale: str) -> dict[str, li
         return {place.stem: place for place in members if str(place.parent) == folder}
 
     images: dict[str, list[PurePosixPath]] = {}
-    label_file, classes = into.root / _LABELS, INFO[into.kind].classes
+    label_file, classes = into.root / _LABELS, layout.INFO[into.kind].classes
     if into.kind == "microscopy" and label_file.exists():
-        labels = read_labels(label_file)
+        labels = layout.read_labels(label_file)
         for stem, place in stems(f"microscopy/images/{scale}").items():
-            if labels.get(stem) in classes and stem != BAD_STEM:
+            if labels.get(stem) in classes and stem != layout.BAD_STEM:
                 images[stem] = [place]
     for what in ("tiles_256", "full") if into.kind == "drone" else ():
         places = stems(f"drone/images_{what}/{scale}")
-        masks = pair_masks(places, stems(f"drone/masks_{what}"))
+        masks = layout.pair_masks(places, stems(f"drone/masks_{what}"))
         images = images or {s: [p, masks[s]] for s, p in places.items() if s in masks}
     if not images:
         why = f"no images of {scale} with labels or masks in the archives' directories"
