@@ -16,11 +16,14 @@ LOCK ?= constraints.txt
 
 # Two processes where pytest-xdist is there; asked when a recipe runs, since it may be installed by then.
 TWO = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo '-n 2')
-TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile)
+# What the tests of a file share is made once; tests/conftest.py puts the long ones first.
+TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile --no-loadscope-reorder)
 
 # Threads that wait should sleep: on few cores, waiting in circles costs other work several times its time.
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
+# Where a container forbids it, each of some hundred processes compiles all of torch and mlflow anew: ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check tests unit tiny nbval memory browser torture audit bench scaling lab explorer lint notebooks index answers solutions experiments site slides bundle lock help
 
@@ -48,24 +51,26 @@ check: .venv/test  ## lint, floors and circles of imports, how thin the package 
 
 # One thread a process: two processes have the two cores.
 tests: .venv/test  ## `unit` and `tiny` in one go
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not browser and not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -m "not browser and not long"
 
 unit: .venv/test  ## the quick tests: no notebooks, no browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not slow and not notebook and not browser and not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -m "not slow and not notebook and not browser and not long"
 
 tiny: .venv/test  ## the slow tests, and each notebook through papermill at tiny parameters
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "slow or notebook"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -m "slow or notebook"
 
-# A notebook alone on both cores is little faster than on one: two run side by side.
+# A notebook alone on both cores is little faster than on one: two run side by side, the long ones first.
+LONG := $(foreach n,04 05 03,$(wildcard notebooks/$(n)_*.ipynb))
+LESSONS := $(LONG) $(filter-out $(LONG),$(wildcard notebooks/[0-9]*.ipynb))
 nbval: .venv/test  ## each notebook at its defaults; what it took; 2 GB at most
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -p tools.budget --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -p tools.budget --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60 $(LESSONS)
 
 memory: nbval
 
 # The one that measures how soon a slider's picture comes has the machine to itself.
 browser: .venv/test  ## the notebooks in JupyterLab and Voila, driven in Chromium; keeps screenshots
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "browser and not alone"
-	$(BIN)/python -m pytest -m "browser and alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not alone" tests/test_browser.py
+	$(BIN)/python -m pytest -m alone tests/test_browser.py
 
 # Out of `make test` since it takes about half an hour.
 torture: .venv/test  ## 10,000 damaged files, 100 kills, a sweep with very bad days

@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from r2l.training.tracking import store
 def pytest_configure() -> None:
     """Let Ctrl-C interrupt as on a terminal: xdist's processes ignore it, and so would what they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: of two processes, neither is to wait for a last one."""
+    slow = Counter(
+        i.path for i in items if {"slow", "notebook"} & {m.name for m in i.iter_markers()}
+    )
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
