@@ -13,7 +13,7 @@ from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 from PIL import Image
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-LARGEST = 600 * 1024
+LARGEST = 2000 * 1024
 # Where a run was made, when, and how its widgets stood: nothing that a reader needs.
 PRIVATE = {"papermill", "widgets", "execution", "ExecuteTime"}
 # A picture with alternative text (`r2l.viz.with_alt`).

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import nbformat
 import pytest
 
+from tests.run_notebooks import LARGEST
 from tools.index import row
 from tools.places import NOTEBOOKS, ROOT
 from tools.solutions import exercises, solved, tags
@@ -122,7 +123,34 @@ def test_it_is_of_a_length_that_people_read(notebook):
     )
     words = re.sub(r"\(https?:[^)]*\)", "", read).split()
     assert 600 <= len(words) <= 2000
-    assert 100 * 1024 < notebook.path.stat().st_size < 600 * 1024, "with outputs, and not too many"
+    assert 100 * 1024 < notebook.path.stat().st_size < LARGEST, "with outputs, and not too many"
+
+
+def test_a_picture_comes_soon(notebook):
+    """Lines of code, neither empty nor comments, above the cell that makes the first picture."""
+    lines = 0
+    for cell in notebook.code:
+        if "with_alt(" in cell["source"]:
+            assert lines <= 20
+            return
+        if not cell["metadata"].get("jupyter", {}).get("source_hidden"):  # folded
+            code = map(str.strip, cell["source"].splitlines())
+            lines += sum(bool(line) and not line.startswith("#") for line in code)
+    pytest.fail("no picture")
+
+
+def test_set_up_is_folded_wherever_the_lesson_is_read(notebook):
+    _, colab, imports, *_ = notebook.code
+    assert re.search(r"^(from|import) r2l\b", imports["source"], re.MULTILINE)
+    for cell in (colab, imports):
+        assert cell["source"].startswith("# @title "), "a title in its place, on Colab"
+        assert cell["metadata"]["cellView"] == "form", "on Colab"
+        assert cell["metadata"]["jupyter"]["source_hidden"], "in JupyterLab"
+        assert "hide-input" in tags(cell), "on the site"
+
+
+def test_figures_are_as_the_package_makes_them(notebook):
+    assert not any(re.search(r"rcParams|dpi\"|dpi\]", c["source"]) for c in notebook.code)
 
 
 def test_its_outputs_are_those_of_one_clean_run(notebook):

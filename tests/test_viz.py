@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import re
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
 from r2l.camera import CFA, DRONE
@@ -31,7 +33,9 @@ from r2l.viz import (
     with_alt,
 )
 from r2l.viz.raw import _name_planes, colour_sites, split_planes
+from r2l.viz.style import LETTERS
 from tests.run_notebooks import IN_PAGE, find, slim
+from tools.places import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +56,13 @@ def texts(ax):
 
 
 def drawn(figure):
-    """Render, so that a figure that can't be drawn fails here."""
+    """Render, so that a figure that can't be drawn, or whose letters are too small, fails here."""
     figure.canvas.draw()
+    assert figure.dpi == 100
+    assert figure.get_figwidth() < 10.5, "inches; pages shrink what is wider"
+    shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    assert shown
+    assert min(text.get_size() for text in shown) >= 9, "points"
     return figure
 
 
@@ -128,6 +137,20 @@ def test_samples_stand_under_their_class():
         if len(members):
             shown = figure.axes[label].images[0].get_array()[..., 0]
             np.testing.assert_allclose(shown, dataset[int(members[0])]["raw"][0].clip(0, 1))
+
+
+def test_no_figure_asks_for_smaller_letters_or_another_resolution():
+    sources = [
+        p.read_text("utf-8")
+        for part in ("viz", "widgets")
+        for p in (ROOT / "r2l" / part).glob("*.py")
+    ]
+    sizes = re.findall(r"""(?:font|label)size["']?(?:=|: )([\w.]+)""", "".join(sources))
+    assert sizes.count("LETTERS") > 20
+    assert {s for s in sizes if s[0].isdigit() and float(s) < LETTERS} == set()
+    made = re.findall(r"\bFigure\((?=[^)]).*", "".join(sources))
+    assert made
+    assert all("dpi=DPI" in call for call in made), made
 
 
 def test_matplotlib_keeps_its_settings_and_no_window_is_opened(summary):

@@ -1,7 +1,7 @@
 """Write the lessons with their answers filled in, for teachers: `python -m tools.solutions [folder]`.
 
 The lessons hold both: a cell tagged ``exercise`` for the reader's answer, and behind it cells tagged
-``solution``, folded. Here each solution takes the exercise's place, and nothing is folded.
+``solution``, folded. Here each solution takes the exercise's place, and none is folded.
 What comes out lies in solutions/, which is not committed: the lessons are the source.
 """
 

@@ -18,7 +18,7 @@ from r2l.drift.adjustment import Learning
 from r2l.drift.forensics import Scan, ToleranceReport
 from r2l.drift.matched_severity import mean_distance
 from r2l.drift.matrix import MatrixSummary
-from r2l.viz.style import CYCLE, INK, SOFT, heading, note, panels, tidy, upright_grid
+from r2l.viz.style import CYCLE, INK, LETTERS, SOFT, heading, note, panels, tidy, upright_grid
 
 _BLUE, _ORANGE, _GREEN = CYCLE[:3]
 _KINDS = {"train": ("training", _BLUE), "val": ("validation", _ORANGE)}
@@ -65,7 +65,7 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Fig
     ax.set_ylabel(metric, color=INK)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(ax)
-    ax.legend(frameon=False, fontsize=9, labelcolor=INK)
+    ax.legend(frameon=False, fontsize=LETTERS, labelcolor=INK)
     return figure
 
 
@@ -91,7 +91,7 @@ def plot_learning_curves(
         heading(ax, domain, 10)
     axes[0].set_ylabel(_MEASURES.get(column, column))
     axes[0].set_ylim(bottom=0)  # neither a measure nor a loss goes below, a band may
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=LETTERS)
     band = f", band: {level:.0%} interval over seeds" if n_seeds > 2 else ""
     note(figure, f"mean of {n_seeds} seeds, thin: each seed{band}" if n_seeds > 1 else "one seed")
     return figure
@@ -129,7 +129,7 @@ def plot_scans(report: ToleranceReport, columns: int = 4) -> Figure:
         raise ValueError("this report has no scans; a file keeps the intervals alone")
     columns = min(columns, len(report.scans))
     rows = -(-len(report.scans) // columns)
-    figure, axes = panels(rows, columns, (2.6 * columns, 2.2 * rows), sharey=True)
+    figure, axes = panels(rows, columns, (2.3 * columns, 2.2 * rows), sharey=True)
     for ax, (name, scan) in zip(axes.flat, report.scans.items(), strict=False):
         row = report.table.loc[name]
         ax.axvspan(row["safe_low"], row["safe_high"], color=_GREEN, alpha=0.18, linewidth=0)
@@ -156,8 +156,8 @@ def _draw_scan(ax: Axes, scan: Scan, drop: float) -> None:
         ax.minorticks_off()
     else:
         ax.locator_params(axis="x", nbins=5)
-    ax.set_xlabel(setting.title, fontsize=8)
-    ax.set_ylabel(scan.metric, fontsize=8)
+    ax.set_xlabel(setting.title, fontsize=LETTERS)
+    ax.set_ylabel(scan.metric, fontsize=LETTERS)
     tidy(ax)
     ax.tick_params(length=2)
 
@@ -201,9 +201,9 @@ def plot_corruptions(
         ax.set_xlabel(f"distance to the model's own pipeline, {distance}", color=INK)
     ax.set_ylabel("loss of score", color=INK)
     ax.axhline(0, color=SOFT, linewidth=0.8)
-    tidy(ax, 7.5)
+    tidy(ax)
     upright_grid(ax)
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    ax.legend(frameon=False, fontsize=LETTERS, loc="upper left")
     _name_marks(ax, named)
     return figure
 
@@ -222,7 +222,7 @@ def _name_marks(ax: Axes, named: list[tuple[Any, str]]) -> None:
     """Write each mark's kind beside it; names move up, on a line, until none covers another."""
     ax.figure.draw_without_rendering()  # From here on limits and places are those of the picture.
     taken: list[Bbox] = []
-    style = {"textcoords": "offset points", "va": "center", "fontsize": 7}
+    style = {"textcoords": "offset points", "va": "center", "fontsize": LETTERS}
     style["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.6}
     for row, colour in sorted(named, key=lambda pair: pair[0].drop):
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}

@@ -14,7 +14,7 @@ from r2l.drift.forensics import ToleranceReport
 from r2l.drift.shift_detector import ShiftTest
 from r2l.drift.statistics import few_groups_text
 from r2l.files import choose
-from r2l.viz.style import CYCLE, INK, SOFT, heading, note, panels, tidy, upright_grid
+from r2l.viz.style import CYCLE, INK, LETTERS, SOFT, heading, note, panels, tidy, upright_grid
 
 _BLUE, _ORANGE, _GREEN = CYCLE[:3]
 _SIDES = {
@@ -49,13 +49,13 @@ def plot_effects(table: pd.DataFrame) -> Figure:
     if not parts:
         raise ValueError("no effects to draw")
     heights = [len(part) for part in parts.values()]
-    size = (7.2, 0.17 * sum(heights) + 0.62 * len(parts) + 0.4)
+    size = (7.2, 0.2 * sum(heights) + 0.62 * len(parts) + 0.4)
     figure, axes = panels(len(parts), 1, size, sharex=True, height_ratios=heights)
     for ax, (side, part) in zip(axes[:, 0], parts.items(), strict=True):
         _draw_effects(ax, part)
         heading(ax, _SIDES[side])
     text = "effect on the drop (positive: more is lost; filled: significant after Holm)"
-    axes[-1, 0].set_xlabel(text, fontsize=8, color=INK)
+    axes[-1, 0].set_xlabel(text, fontsize=LETTERS, color=INK)
     return figure
 
 
@@ -65,9 +65,9 @@ def _draw_effects(ax: Axes, part: pd.DataFrame) -> None:
         colour = CYCLE[terms.index(row.term) % len(CYCLE)]
         _draw_interval(ax, number, row.low, row.high, row.estimate, colour, row.significant, 4.5)
     names = [f"{row.level}   ({row.term})" for row in part.itertuples()]
-    ax.set_yticks(range(len(part)), names, fontsize=6.5)
+    ax.set_yticks(range(len(part)), names, fontsize=LETTERS)
     ax.set_ylim(len(part) - 0.4, -0.6)
-    tidy(ax, 7.5)
+    tidy(ax)
     upright_grid(ax)
     ax.axvline(0, color=SOFT, linewidth=0.8)
 
@@ -132,8 +132,8 @@ def plot_attacks(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
     stars = ["  *" if beats else "" for beats in table["beats_random"]]
     ax.set_yticks(rows, [f"{n}{s}" for n, s in zip(table.index, stars, strict=True)])
     ax.set_xlabel(f"{metric} on fresh images")
-    ax.set_title("one search a row; *: beats random (paired, Holm)", fontsize=9, color=SOFT)
-    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set_title("one search a row; *: beats random (paired, Holm)", fontsize=LETTERS, color=SOFT)
+    ax.legend(fontsize=LETTERS, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     tidy(ax)
     ax.tick_params(length=2)
     return figure
@@ -162,14 +162,24 @@ def plot_tolerances(report: ToleranceReport, cameras: Mapping[str, Camera] | Non
         ):
             spot = np.clip(values[name], left + 0.15 * reach, right - 0.15 * reach)
             ax.plot(spot, 0, marker, color=colour, label=camera, clip_on=False, zorder=3)
-        ax.set_ylabel(row["label"], rotation=0, ha="right", va="center", fontsize=8, color=INK)
-        ax.text(1.01, 0.5, row["unit"], transform=ax.transAxes, fontsize=8, color=SOFT, va="center")
+        ax.set_ylabel(
+            row["label"], rotation=0, ha="right", va="center", fontsize=LETTERS, color=INK
+        )
+        ax.text(
+            1.01,
+            0.5,
+            row["unit"],
+            transform=ax.transAxes,
+            fontsize=LETTERS,
+            color=SOFT,
+            va="center",
+        )
         ax.set_yticks([])
-        ax.tick_params(labelsize=7, labelcolor=SOFT, length=2)
+        ax.tick_params(labelsize=LETTERS, labelcolor=SOFT, length=2)
         ax.spines[["left", "right", "top"]].set_visible(False)
     if told:
         above = {"ncols": len(told), "loc": "lower left", "bbox_to_anchor": (0, 1)}
-        axes[0, 0].legend(fontsize=8, frameon=False, **above)
+        axes[0, 0].legend(fontsize=LETTERS, frameon=False, **above)
     few = filter(None, [few_groups_text(report.groups)])
     note(
         figure,
@@ -191,12 +201,12 @@ def plot_shift(result: ShiftTest, *, most: int = 12) -> Figure:
     figure, ((ax,),) = panels(1, 1, (6.2, 0.24 * len(table) + 0.9))
     colours = [_ORANGE if p <= 0.05 else "#c7ccd4" for p in table["p_holm"]]
     ax.barh(range(len(table)), shift, color=colours, height=0.65)
-    ax.set_yticks(range(len(table)), table.index, fontsize=7.5)
+    ax.set_yticks(range(len(table)), table.index, fontsize=LETTERS)
     ax.invert_yaxis()
     ax.axvline(0, color=SOFT, linewidth=0.8)
-    tidy(ax, 7.5)
-    ax.set_xlabel("shift of the mean, in standard deviations of both together", fontsize=8)
+    tidy(ax)
+    ax.set_xlabel("shift of the mean, in standard deviations of both together", fontsize=LETTERS)
     word = "alarm" if result.raised else "no alarm"
     title = f"{word}, p = {result.p_value:.3f}; coloured: Kolmogorov-Smirnov, Holm, 5 %"
-    ax.set_title(title, loc="left", fontsize=9, color=INK)
+    ax.set_title(title, loc="left", fontsize=LETTERS, color=INK)
     return figure

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from r2l.drift.forensics import Landscape
 from r2l.drift.matrix import MatrixSummary
 from r2l.files import choose
-from r2l.viz.style import CYCLE, INK, heading, ink, note, panels, tidy
+from r2l.viz.style import CYCLE, INK, LETTERS, heading, ink, note, panels, tidy
 
 
 def plot_matrix(
@@ -67,7 +67,7 @@ def plot_matrix(
     bar = figure.colorbar(scale, ax=axes[0], fraction=0.04, aspect=30, panchor=False, label=label)
     bar.outline.set_visible(False)
     if isinstance(matrix, MatrixSummary):
-        note(figure, textwrap.fill(_legend(matrix), int(13 * figure.get_figwidth())))
+        note(figure, _legend(matrix))
     return figure
 
 
@@ -94,7 +94,7 @@ def difference_reach(*differences: pd.DataFrame) -> float:
 
 def _panel_side(cells: int) -> float:
     """Inches: a cell needs room for its digits, a small matrix some presence."""
-    return max(3.4, 0.52 * cells + 1.2)
+    return max(3.4, 0.4 * cells + 1.0)
 
 
 def _colour_scale(shades: Sequence[pd.DataFrame], colour: str) -> ScalarMappable:
@@ -118,17 +118,16 @@ def _draw_scores(
     if summary is not None:
         half = (summary.matrix("high") - summary.matrix("low")).to_numpy() / 2
         framed = summary.matrix("significant").to_numpy()
-    size = 10 if max(frame.shape) <= 6 else 8
     for (row, column), value in np.ndenumerate(frame.to_numpy()):
         letters = ink(scale.to_rgba(shade.iat[row, column]))
         lift = 0.0 if half is None else 0.1
-        text = {"ha": "center", "va": "center", "color": letters}
-        ax.text(column, row - lift, f"{value:.2f}", fontsize=size, **text)
+        text = {"ha": "center", "va": "center", "color": letters, "fontsize": LETTERS}
+        ax.text(column, row - lift, f"{value:.2f}", **text)
         if half is not None:
-            ax.text(column, row + 0.22, f"±{half[row, column]:.2f}", fontsize=size - 2.5, **text)
+            ax.text(column, row + 0.22, f"±{half[row, column]:.2f}", **text)
         if framed is not None and framed[row, column]:
             _frame(ax, row, column, 0.42, letters, 1.6)
-    _name_cells(ax, frame.index, frame.columns, frame.shape[1] > 6, 8)
+    _name_cells(ax, frame.index, frame.columns, frame.shape[1] > 6)
     ax.set_xlabel("tested under")
     ax.set_ylabel("trained under")
 
@@ -138,9 +137,7 @@ def _frame(ax: Axes, row: int, column: int, half: float, colour: str, width: flo
     ax.add_patch(Rectangle(*box, fill=False, edgecolor=colour, linewidth=width))
 
 
-def _name_cells(
-    ax: Axes, rows: Sequence[str], columns: Sequence[str], upright: bool, size: float
-) -> None:
+def _name_cells(ax: Axes, rows: Sequence[str], columns: Sequence[str], upright: bool) -> None:
     # Names such as "libraw:ahd+jpeg:75" break where their parts meet; upright where they would touch.
     across, down = (
         ["\n".join(re.findall(r".{1,12}(?:[+: ]|$)|.{1,12}", str(name))) for name in names]
@@ -149,7 +146,7 @@ def _name_cells(
     upright |= max(map(len, across)) > 8
     ax.set_xticks(range(len(columns)), across, rotation=90 if upright else 0)
     ax.set_yticks(range(len(rows)), down)
-    ax.tick_params(length=0, labelcolor=INK, labelsize=size)
+    ax.tick_params(length=0, labelcolor=INK, labelsize=LETTERS)
     ax.spines[:].set_visible(False)
 
 
@@ -180,10 +177,10 @@ def plot_detection_rates(table: pd.DataFrame) -> Figure:
         ax.set_xlim(-0.5, len(tests) - 0.5)
         ax.set_ylim(len(trains) - 0.5, -0.5)
         ax.set_aspect("equal")
-        _name_cells(ax, trains, tests, True, 7.5)
+        _name_cells(ax, trains, tests, True)
         heading(ax, f"{length} images")
-        ax.set_xlabel("stream from", fontsize=8, color=INK)
-    axes[0, 0].set_ylabel("trained under, and reference", fontsize=8, color=INK)
+        ax.set_xlabel("stream from", fontsize=LETTERS, color=INK)
+    axes[0, 0].set_ylabel("trained under, and reference", fontsize=LETTERS, color=INK)
     note(
         figure,
         "share of streams that raise the alarm; framed: the score falls; diagonal: false alarms",
@@ -196,7 +193,7 @@ def _draw_rate(ax: Axes, row: int, column: int, cell: pd.Series) -> None:
     colour = colormaps["Blues"](0.85 * cell["raised"]) if measured else (0.93, 0.93, 0.93, 1.0)
     ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
     rate = f"{cell['raised']:.1f}".lstrip("0") if measured and cell["raised"] < 1 else "1"
-    text = {"ha": "center", "va": "center", "fontsize": 6.5, "color": ink(colour)}
+    text = {"ha": "center", "va": "center", "fontsize": LETTERS, "color": ink(colour)}
     ax.text(column, row, rate if measured else "–", **text)
     if cell["fell"]:
         _frame(ax, row, column, 0.4, CYCLE[1], 1.4)
@@ -206,8 +203,8 @@ def plot_landscape(
     landscape: Landscape, point: tuple[float, float] | None = None, figure: Figure | None = None
 ) -> Figure:
     """Draw the metric over two settings; a cross marks the unchanged pipeline, a ring ``point``."""
-    figure = Figure(figsize=(5.0, 4.0), layout="constrained") if figure is None else figure
-    ax = figure.subplots()
+    ax = panels(1, 1, (5.0, 4.0))[1][0, 0] if figure is None else figure.subplots()
+    figure = ax.figure
     scores = landscape.scores
     mesh = ax.imshow(scores, cmap="cividis", origin="lower", aspect="auto")
     figure.colorbar(mesh, ax=ax, label=f"mean {landscape.metric}").outline.set_visible(False)

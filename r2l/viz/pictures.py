@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,8 +18,10 @@ from r2l.datasets.frames import Frames
 from r2l.drift.matrix import most_changed
 from r2l.isp import StageGradient, open_pipeline, stage_gradients
 from r2l.isp.grammar import PipelineLike, linear_stages
-from r2l.viz.style import INK, SOFT, bare, panels
+from r2l.viz.style import INK, LETTERS, SOFT, bare, panels, side
 
+# Smooth where it is drawn smaller than it is, so that a mosaic shows no moire; squares where it is larger.
+_SMOOTH = "antialiased"
 _ATTACKED = ("black_level", "demosaic", "white_balance", "colour_matrix", "denoising", "gamma")
 
 
@@ -32,9 +35,9 @@ def draw_image(ax: Axes, image: np.ndarray) -> None:
     """Draw one picture (H, W, C); what leaves [0, 1] is drawn as 0 or 1."""
     picture = image.clip(0, 1)
     if picture.shape[2] == 1:
-        ax.imshow(picture[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        ax.imshow(picture[..., 0], cmap="gray", vmin=0, vmax=1, interpolation=_SMOOTH)
     else:
-        ax.imshow(picture, interpolation="nearest")
+        ax.imshow(picture, interpolation=_SMOOTH)
 
 
 def plot_views(
@@ -92,13 +95,23 @@ def _gallery(tiles: Mapping[str, np.ndarray], columns: int) -> Figure:
     columns = min(columns, len(tiles))
     rows = math.ceil(len(tiles) / columns)
     height, width = next(iter(tiles.values())).shape[:2]
-    figure, axes = panels(rows, columns, (2.3 * columns, (2.3 * height / width + 0.45) * rows))
+    tile = side(columns, 2.3)
+    names = [_broken(name, int(13 * tile)) for name in tiles]
+    above = 0.15 * (1 + max(name.count("\n") for name in names)) + 0.15
+    size = (tile * columns, (tile * height / width + above) * rows)
+    figure, axes = panels(rows, columns, size)
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, (name, image) in zip(axes.flat, tiles.items(), strict=False):
+    for ax, name, image in zip(axes.flat, names, tiles.values(), strict=False):
         draw_image(ax, image)
-        ax.set_title(name, fontsize=9, color=INK)
+        ax.set_title(name, fontsize=LETTERS, color=INK)
     return figure
+
+
+def _broken(name: str, width: int) -> str:
+    """Break a name into lines, where it has spaces; its own breaks stay."""
+    lines = name.splitlines()
+    return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in lines)
 
 
 def plot_samples(
@@ -116,10 +129,11 @@ def plot_samples(
     """
     develop = open_pipeline(develop, dataset.camera)
     count = len(dataset.classes)
-    figure, axes = panels(per_class, count, (1.15 * count + 0.2, 1.15 * per_class + 0.4))
+    tile = side(count, 1.15)
+    figure, axes = panels(per_class, count, (tile * count + 0.2, tile * per_class + 0.4))
     for column, name in enumerate(dataset.classes):
         members = np.flatnonzero(np.asarray(dataset.labels) == column)
-        axes[0, column].set_title(f"{name} ({len(members)})", fontsize=9, color=INK)
+        axes[0, column].set_title(f"{name} ({len(members)})", fontsize=LETTERS, color=INK)
         for ax, index in zip(axes[:, column], members, strict=False):
             with torch.no_grad():
                 draw_image(ax, first_image(develop(dataset[int(index)]["raw"][None])))
@@ -142,10 +156,12 @@ def plot_flips(
         most: how many images at most.
     """
     lost = most_changed(results, train, test, most)
-    lost, size = lost[lost["fall"] > 0], (1.45 * most + 0.3, 3.9)
+    lost, tile = lost[lost["fall"] > 0], side(most, 1.45)
+    size = (tile * most + 0.3, 2 * tile + 1.0)
     if lost.empty:
-        figure = Figure(figsize=size, layout="constrained")
-        figure.text(0.5, 0.5, f"trained under {train}: nothing lost under {test}", ha="center")
+        figure, ((ax,),) = panels(1, 1, size)
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, f"trained under {train}: nothing lost under {test}", ha="center")
         return figure
     figure, axes = panels(2, most, size)
     for ax in axes.flat:
@@ -154,10 +170,10 @@ def plot_flips(
         words = answers_in_words(views, lost, column)
         for ax, image, text in zip(row, lost["image"], words, strict=False):
             draw_image(ax, first_image(views.images[code][image]))
-            ax.set_title(text, fontsize=9, color=INK)
+            ax.set_title(text, fontsize=LETTERS, color=INK)
     best, worse = ("right", "lost") if views.task == "classification" else ("better", "worse")
     title = f"{best} under {train} (above), {worse} under {test} (below)"
-    figure.suptitle(title, fontsize=9, color=SOFT)
+    figure.suptitle(title, fontsize=LETTERS, color=SOFT)
     return figure
 
 
@@ -187,14 +203,15 @@ def plot_gradients(gradients: Mapping[str, StageGradient], *, reach: float = 99.
     """
     if not gradients:
         raise ValueError("no gradients to draw")
-    figure, axes = panels(2, len(gradients), (1.75 * len(gradients), 4.1))
+    tile = side(len(gradients), 1.75)
+    figure, axes = panels(2, len(gradients), (tile * len(gradients), 2 * tile + 0.6))
     linear = linear_stages(gradients)
     for (above, below), (name, pair) in zip(axes.T, gradients.items(), strict=True):
         image = first_image(pair.image).clip(0, 1)
         draw_image(above, image ** (1 / 2.2) if name in linear else image)
-        above.set_title(name, fontsize=9, color=INK)
+        above.set_title(name, fontsize=LETTERS, color=INK)
         end = _draw_gradients([below], [pair.gradient], reach)
-        below.set_title(f"± {end:.2g}", fontsize=9, color=INK)
+        below.set_title(f"± {end:.2g}", fontsize=LETTERS, color=INK)
     for ax in axes.flat:
         ax.set_axis_off()
     return figure
@@ -205,7 +222,7 @@ def _draw_gradients(axes: Sequence[Axes], gradients: Sequence[Tensor], reach: fl
     slopes = [first_image(gradient).sum(-1) for gradient in gradients]
     end = float(np.percentile(np.abs(slopes), reach)) or float(np.abs(slopes).max()) or 1.0
     for ax, slope in zip(axes, slopes, strict=True):
-        ax.imshow(slope, cmap="RdBu_r", vmin=-end, vmax=end, interpolation="nearest")
+        ax.imshow(slope, cmap="RdBu_r", vmin=-end, vmax=end, interpolation=_SMOOTH)
     return end
 
 
@@ -237,13 +254,16 @@ def plot_isp_change(
         rows = [isp.stages(raw[:1]) for isp in (before, after)]
     if missing := {s for s in stages for row in rows if s not in row}:
         raise ValueError(f"no stages {sorted(missing)}; choose from {', '.join(rows[0])}")
-    figure, axes = panels(2, len(stages), (1.75 * len(stages) + 0.3, 4.2))
+    tile = side(len(stages), 1.75)
+    figure, axes = panels(2, len(stages), (tile * len(stages) + 0.3, 2 * tile + 0.7))
     for column, stage in zip(axes.T, stages, strict=True):
         white = min(1.0, max(float(np.quantile(first_image(rows[0][stage]), 0.99)), 1e-6))
         for ax, row in zip(column, rows, strict=True):
             image = first_image(row[stage])
             draw_image(ax, image / white)
-            ax.set_title(f"{stage}\n{image.min():.3f} to {image.max():.3f}", fontsize=8, color=INK)
+            ax.set_title(
+                f"{stage}\n{image.min():.3f} to {image.max():.3f}", fontsize=LETTERS, color=INK
+            )
     _name_rows(axes, names)
     return figure
 
@@ -270,14 +290,15 @@ def plot_attack(
     """
     pairs = [stage_gradients(isp, raw, loss) for isp in (before, after)]
     names = [name for name in _ATTACKED if all(name in stages for stages in pairs)]
-    figure, axes = panels(5, len(names), (1.55 * len(names) + 0.6, 8.2))
+    tile = side(len(names), 1.45)
+    figure, axes = panels(5, len(names), (tile * len(names) + 0.6, 5 * tile + 0.6))
     for column, name in zip(axes.T, names, strict=True):
         old, new = (first_image(stages[name].image) for stages in pairs)
         for ax, picture in zip(column, (old, new, 0.5 + gain * (new - old)), strict=False):
             draw_image(ax, picture)
         end = _draw_gradients(column[3:], [stages[name].gradient for stages in pairs], 99.5)
-        column[0].set_title(name.replace("_", " "), fontsize=9, color=INK)
-        column[3].set_title(f"± {end:.2g}", fontsize=8, color=SOFT)
+        column[0].set_title(name.replace("_", " "), fontsize=LETTERS, color=INK)
+        column[3].set_title(f"± {end:.2g}", fontsize=LETTERS, color=SOFT)
     rows = ("before", "after", f"{gain:g} x difference", "gradient before", "gradient after")
     _name_rows(axes, rows)
     return figure
@@ -286,4 +307,4 @@ def plot_attack(
 def _name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
     bare(axes.flat)
     for ax, name in zip(axes[:, 0], names, strict=True):
-        ax.set_ylabel(name, fontsize=9, color=INK)
+        ax.set_ylabel(name, fontsize=LETTERS, color=INK)

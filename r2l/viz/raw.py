@@ -14,7 +14,7 @@ from r2l.isp.learned import apply_tone_curve, control_points
 from r2l.learn import Learned
 from r2l.sensor import CONTAINER_MAX
 from r2l.viz.pictures import draw_image
-from r2l.viz.style import CYCLE, INK, SOFT, ink, panels, tidy
+from r2l.viz.style import CYCLE, INK, LETTERS, SOFT, ink, panels, tidy
 
 #: Lines of the four planes, told apart by dashes too: red, green beside red, green beside blue, blue.
 PLANE_STYLES = {
@@ -59,7 +59,7 @@ def plot_sites(mosaic: np.ndarray, cfa: CFA, *, title: str = "", gain: float = 1
     for (row, column), value in np.ndenumerate(mosaic):
         number = f"{round(float(value) * CONTAINER_MAX)}"
         colour = ink(shown[row, column])
-        ax.text(column, row, number, ha="center", va="center", fontsize=8, color=colour)
+        ax.text(column, row, number, ha="center", va="center", fontsize=LETTERS, color=colour)
     ax.set_axis_off()
     ax.set_title(title, fontsize=10, color=INK)
     return figure
@@ -83,7 +83,7 @@ def plot_levels(frames: Mapping[str, tuple[np.ndarray, Camera]]) -> Figure:
         ax.set_yscale("symlog", linthresh=1)
         ax.set_ylim(bottom=0)
         _label(ax, title, "raw value (fraction of full scale)", "sites in a bin of 1/128")
-    axes[0].legend(fontsize=8, frameon=False)
+    axes[0].legend(fontsize=LETTERS, frameon=False)
     return figure
 
 
@@ -102,7 +102,7 @@ def plot_transfer(measured: Mapping[str, tuple[np.ndarray, np.ndarray, float, fl
         line = np.geomspace(mean.min(), mean.max(), 100)
         label = f"{slope:.3g} DN x signal + {intercept:.2g} DN²"
         ax.plot(line, slope * line + intercept, color=CYCLE[1], label=label)
-        ax.legend(fontsize=8, frameon=False)
+        ax.legend(fontsize=LETTERS, frameon=False)
         ax.set_xscale("log")
         ax.set_yscale("log")
         _label(ax, title, "signal above black (DN)", "variance of the noise (DN²)")
@@ -122,19 +122,19 @@ def plot_learned(learned: Learned) -> Figure:
     for name, colour, values in zip("RGB", ("#d55e00", "#009e73", "#0072b2"), display, strict=True):
         curves.plot(linear, values, color=colour, label=name)
     curves.plot(linear, linear ** (1 / 2.2), color=SOFT, linewidth=0.8, label="gamma 2.2")
-    curves.legend(frameon=False, fontsize=8)
+    curves.legend(frameon=False, fontsize=LETTERS)
     _label(curves, learned.isp.camera.name, "linear", "display")
     table = learned.scores.sort_values("psnr")
     own = [CYCLE[1] if name == "learned" else CYCLE[0] for name in table.index]
     bars = scores.barh(list(table.index), table["psnr"], color=own)
     colours = [f"{colour:.1f}" for colour in table["ciede2000"]]
-    scores.bar_label(bars, colours, padding=3, fontsize=7)
+    scores.bar_label(bars, colours, padding=3, fontsize=LETTERS)
     _label(scores, "on blocks not fitted; beside the bars CIEDE2000", "PSNR in dB", "")
     return figure
 
 
 def _label(ax: Axes, title: str, x: str, y: str) -> None:
     ax.set_title(title, loc="left", fontsize=10, color=INK)
-    ax.set_xlabel(x, fontsize=9, color=SOFT)
-    ax.set_ylabel(y, fontsize=9, color=SOFT)
+    ax.set_xlabel(x, fontsize=LETTERS, color=SOFT)
+    ax.set_ylabel(y, fontsize=LETTERS, color=SOFT)
     tidy(ax)

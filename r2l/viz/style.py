@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ SOFT = "#6b7280"
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # How light a colour looks (Rec. 709 luma); above the middle it takes dark letters.
 _LUMA = (0.2126, 0.7152, 0.0722)
+#: Of every figure: dots an inch, and the points of its smallest letters.
+DPI, LETTERS = 100, 9
+# Inches. A page shrinks what is wider, letters and all.
+_WIDTH = 9.2
 
 
 def ink(rgba: Sequence[float]) -> str:
@@ -37,14 +42,19 @@ def panels(
     A `Figure` of its own, not pyplot's, so that matplotlib's global state stays as it is; further
     options are those of `Figure.subplots`.
     """
-    figure = Figure(figsize=size, layout=layout)
+    figure = Figure(figsize=size, layout=layout, dpi=DPI)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def tidy(ax: Axes, size: float = 8) -> None:
-    """Take off the frame above and on the right; labels of the ticks in ``size``."""
+def side(columns: int, wished: float) -> float:
+    """Return how wide each of so many columns may be, in inches, that their letters can be read."""
+    return min(wished, _WIDTH / columns)
+
+
+def tidy(ax: Axes) -> None:
+    """Take off the frame above and on the right; labels of the ticks in small letters."""
     ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=size, labelcolor=INK)
+    ax.tick_params(labelsize=LETTERS, labelcolor=INK)
 
 
 def upright_grid(ax: Axes) -> None:
@@ -61,20 +71,21 @@ def bare(axes: Iterable[Axes]) -> None:
         ax.spines[:].set_visible(False)
 
 
-def heading(ax: Axes, text: str, size: float = 9) -> None:
+def heading(ax: Axes, text: str, size: float = LETTERS) -> None:
     """Write a title in bold, flush left."""
     ax.set_title(text, loc="left", fontsize=size, fontweight="bold", color=INK)
 
 
 def note(figure: Figure, text: str) -> None:
-    """Write below a figure how it is to be read."""
-    figure.supxlabel(text, fontsize=8, color=SOFT)
+    """Write below a figure how it is to be read, in lines as wide as it is."""
+    lines = textwrap.fill(text, int(12 * figure.get_figwidth()))
+    figure.supxlabel(lines, fontsize=LETTERS, color=SOFT)
 
 
-def to_png(figure: Figure, dpi: float | str = "figure", **options: Any) -> bytes:
+def to_png(figure: Figure, **options: Any) -> bytes:
     """Return a figure as the bytes of a PNG, which an image widget shows."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, **options)
+    figure.savefig(buffer, format="png", **options)
     return buffer.getvalue()
 
 

@@ -14,10 +14,8 @@ from r2l.drift.forensics import Landscape, Prober
 from r2l.viz import plot_landscape
 from r2l.viz.curves import draw_arms
 from r2l.viz.pictures import draw_image, first_image
-from r2l.viz.style import INK, SOFT, panels, to_png
+from r2l.viz.style import DPI, INK, LETTERS, SOFT, panels, to_png
 from r2l.widgets.live import Live, beside, explorer
-
-_DPI = 90
 
 
 def _plot_epoch(learning: Learning, raw: Tensor, domain: str, epoch: int) -> Figure:
@@ -43,8 +41,8 @@ def _plot_epoch(learning: Learning, raw: Tensor, domain: str, epoch: int) -> Fig
     measure = next(c for c in learning.curves if c.startswith("val_") and c != "val_loss")
     draw_arms(curve, learning.curves, learning.bands(measure), domain, measure)
     curve.axvline(epoch, color=SOFT, linewidth=0.9)
-    curve.set_title(f"{domain}: {measure}", fontsize=9, color=INK)
-    curve.legend(frameon=False, fontsize=8)
+    curve.set_title(f"{domain}: {measure}", fontsize=LETTERS, color=INK)
+    curve.legend(frameon=False, fontsize=LETTERS)
     shown = {
         "initial ISP": before,
         f"after epoch {epoch}": after,
@@ -52,7 +50,7 @@ def _plot_epoch(learning: Learning, raw: Tensor, domain: str, epoch: int) -> Fig
     }
     for ax, (title, image) in zip(pictures, shown.items(), strict=True):
         draw_image(ax, image)
-        ax.set_title(title, fontsize=9, color=INK)
+        ax.set_title(title, fontsize=LETTERS, color=INK)
         ax.set_axis_off()
     return figure
 
@@ -79,7 +77,7 @@ def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> widgets.
 
     def draw() -> None:
         name = domain.value
-        picture.value = to_png(_plot_epoch(learning, frames[name], name, epoch.value), _DPI)
+        picture.value = to_png(_plot_epoch(learning, frames[name], name, epoch.value))
 
     Live(draw, note).watch(domain, epoch)
     draw()
@@ -99,14 +97,14 @@ def _plot_spot(
     """
     names = landscape.first.name, landscape.second.name
     isp = prober.pipeline(**dict(zip(names, point, strict=True)))
-    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained", dpi=DPI)
     left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
     plot_landscape(landscape, point, left)
     ax = right.subplots()
     with torch.inference_mode():
         draw_image(ax, first_image(isp(raw)))
     ax.set_axis_off()
-    ax.set_title(f"{names[0]} {point[0]:.3g}, {names[1]} {point[1]:.3g}", fontsize=9)
+    ax.set_title(f"{names[0]} {point[0]:.3g}, {names[1]} {point[1]:.3g}", fontsize=LETTERS)
     return figure
 
 
@@ -135,7 +133,7 @@ def landscape_explorer(
         if not offering[0]:
             item, point = pairs[pair.value], tuple(slider.value for slider in sliders)
             note.value = f"{item.metric} {item.scores.loc[point]:.3f}"
-            picture.value = to_png(_plot_spot(item, prober, raw, point), _DPI)
+            picture.value = to_png(_plot_spot(item, prober, raw, point))
 
     def offer(_change: object = None) -> None:
         item = pairs[pair.value]

@@ -108,7 +108,7 @@ def lab_explorer(store: str | Path | None = None) -> widgets.Widget:
 
     def draw_curves(_change: object = None) -> None:
         history = records.history(runs[run.value].run_id)
-        curves.value = to_png(plot_curves({run.value: history}), dpi=80)
+        curves.value = to_png(plot_curves({run.value: history}))
 
     live = Live(draw, note)
     for control in (run, what):
