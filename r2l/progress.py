@@ -1,7 +1,8 @@
-"""What is seen of long work: a bar that any front end can show, and none of Lightning's banners."""
+"""What long work shows, a bar in any front end and none of Lightning's banners, and the cores that it has."""
 
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -84,3 +85,9 @@ def quiet_lightning() -> Iterator[None]:
         ):
             warnings.filterwarnings("ignore", message=advice)
         yield
+
+
+def usable_cores() -> int:
+    """Return how many cores a container or a queue leaves this process."""
+    asked = getattr(os, "sched_getaffinity", None)  # not every system tells
+    return len(asked(0)) if asked else os.cpu_count() or 1

@@ -587,7 +587,7 @@ def test_gpus_are_given_out_one_each(monkeypatch):
 
 def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr("r2l.sweep.engine._cores", lambda: 20)
+    monkeypatch.setattr("r2l.sweep.engine.usable_cores", lambda: 20)
     engine = open_engine()
     assert (engine.workers, engine.threads) == (8, 2)
     assert open_engine(workers=40).threads == 1

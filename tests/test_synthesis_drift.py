@@ -1,6 +1,11 @@
 """The train x test matrix: pairing, isolation of folds, and what the summary makes of it."""
 
 import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +132,105 @@ def test_models_see_their_fold_alone_and_share_their_start(views):
     fold = folds[0]
     expected = views.images[CODES[1]][fold.train].mean((0, 2, 3))
     torch.testing.assert_close(torch.tensor(made[1][0]), expected)
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(folds_module, "usable_cores", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    assert not multiprocessing.active_children()
+
+
+def told(path, then=lambda: None, *, dropout=0.5):
+    """What makes a network that draws in training, and writes by which processes it was made."""
+
+    def make(n_classes, mean, std):
+        with path.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        then()
+        layers = nn.Flatten(), nn.Dropout(dropout), nn.Linear(3 * 16 * 16, n_classes)
+        return nn.Sequential(*layers)
+
+    return make
+
+
+def same(models, others):
+    for one, other in zip(models, others, strict=True):
+        assert (one.code, one.seed, one.fold) == (other.code, other.seed, other.fold)
+        torch.testing.assert_close(
+            one.module.state_dict(), other.module.state_dict(), rtol=0, atol=0
+        )
+        pd.testing.assert_frame_equal(one.module.history, other.module.history)
+
+
+def test_models_trained_at_once_are_those_trained_one_after_the_other(views, two_cores, tmp_path):
+    settings = {**SETTINGS, "epochs": 2, "augmentation": "weak", "seeds": (0, 1)}
+    state = torch.get_rng_state()
+    alone = train_models(views, CODES, model=told(tmp_path / "1"), processes=1, **settings)
+    both = train_models(views, CODES, model=told(tmp_path / "2"), **settings)
+    same(alone, both)
+    assert torch.equal(torch.get_rng_state(), state)
+    pids = [(tmp_path / name).read_text().split() for name in "12"]
+    assert set(pids[0]) == {str(os.getpid())}
+    assert len(set(pids[1])) == 8 + 1, "a process for each, and this one, which reads"
+
+
+def test_a_process_that_dies_costs_time_and_no_model(views, two_cores, tmp_path):
+    here = os.getpid()
+
+    def die():
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    models = train_models(views, CODES, model=told(tmp_path / "1", die), **SETTINGS)
+    same(models, train_models(views, CODES, model=told(tmp_path / "2"), processes=1, **SETTINGS))
+
+
+def test_an_error_in_a_process_arrives_as_it_is(views, two_cores, tmp_path, capfd):
+    errors = []
+    for processes in (1, 2):
+        with pytest.raises(ValueError, match="is nan, not a number") as caught:
+            train_models(views, CODES, processes=processes, **{**SETTINGS, "lr": float("nan")})
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_ctrl_c_ends_the_processes_too(views, two_cores, tmp_path):
+    here = os.getpid()
+
+    def wait():
+        if os.getpid() != here:
+            threading.Event().wait()
+
+    def interrupt():
+        while not path.exists() or len(path.read_text().split()) < 2:
+            time.sleep(0.05)
+        time.sleep(0.5)  # Python loses what comes in the moment of a fork
+        os.kill(here, signal.SIGINT)
+
+    path = tmp_path / "1"
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        train_models(views, CODES, model=told(path, wait), **SETTINGS)
+
+
+def test_what_cannot_be_shared_is_trained_one_after_the_other(two_cores, monkeypatch):
+    count = folds_module._processes
+    assert count({"epochs": 3}, 4) == 2
+    assert count({"epochs": 3, "callbacks": []}, 4) == 1
+    assert count({}, 1) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert count({}, 4) == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert count({}, 4) == 2
+    torch.set_num_threads(2)
+    assert count({}, 4) == 1
 
 
 def test_seeds_are_repetitions(views):

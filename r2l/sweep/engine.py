@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r2l.files import R2LError, choose
+from r2l.progress import usable_cores
 from r2l.sweep.notebook import ParameterError, read_yaml
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def open_engine(
         workers, about, kind = workers or 1, f"the workers of {address}", "address"
         start = partial(str, address)
     else:
-        gpus, cores = _gpus(), _cores()
+        gpus, cores = _gpus(), usable_cores()
         workers = workers or gpus or min(cores, _MOST)
         threads = threads or max(cores // workers, 1)
         each = f", one GPU each of {gpus}" if gpus else ""
@@ -213,12 +213,6 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _cores() -> int:
-    # What a container or a queue leaves us of the machine; not every system tells.
-    asked = getattr(os, "sched_getaffinity", None)
-    return len(asked(0)) if asked else os.cpu_count() or 1
 
 
 def _local_cluster(workers: int, gpus: int, threads: int) -> Cluster:

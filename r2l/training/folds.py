@@ -7,14 +7,25 @@ images for every pipeline, and the answer to every image kept (`predict_matrix`)
 compared image by image (`r2l.drift.matrix.summarise`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import product
+from multiprocessing.connection import wait
+from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from r2l.datasets import RawDataset
 from r2l.datasets.frames import Frames
@@ -22,13 +33,17 @@ from r2l.datasets.splits import Fold, group_folds
 from r2l.datasets.views import with_views
 from r2l.isp import PIPELINES, name_pipelines
 from r2l.isp.grammar import Pipelines
-from r2l.progress import progress_bar
+from r2l.progress import progress_bar, usable_cores
 from r2l.rawfile.frame import look_at_picture
 from r2l.training.fit import Model, fit
 from r2l.training.models import ModelFactory, Statistics, channel_statistics, model_factory
 from r2l.training.module import RawToLogits
 from r2l.training.predict import Trained
 from r2l.training.seeding import mixed_seed
+
+_Job = tuple[str, int, int, Fold]
+# Options of `fit` that leave nothing behind but the model.
+_PLAIN = {"epochs", "batch_size", "lr", "weight_decay", "augmentation", "loss", "gradient_clip_val"}
 
 
 def train_fold(
@@ -88,6 +103,7 @@ def train_models(
     seeds: Sequence[int] = (0,),
     variant: str = "corrected",
     progress: bool = True,
+    processes: int = 4,
     **settings: Any,
 ) -> list[Trained]:
     """Train one model for each pipeline, fold and seed, to be tested by `predict_matrix`.
@@ -116,6 +132,8 @@ def train_models(
         seeds: of folds, initial weights and order; with several, everything is repeated.
         variant: of the codes, "corrected", "paper" or "camera"; not used with views.
         progress: whether to show bars.
+        processes: train up to so many models at once, where torch has one thread (`torch.set_num_threads`)
+            and there are the cores. The models are the same to the bit.
         **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ...).
 
     Raises:
@@ -123,22 +141,82 @@ def train_models(
     """
     frames = with_views(data, pipelines, variant=variant, progress=progress)
     jobs = list(_jobs(frames, name_pipelines(pipelines), n_splits, seeds))
-    models = []
+
+    def train(job: _Job, **checkpoint: Any) -> Trained:
+        name, seed, number, fold = job
+        view = frames.view(name)
+        fresh = fresh_model(model, view, training_statistics(view, fold.train))
+        settings_of_fold = {**settings, **checkpoint}
+        module = train_fold(view, fold, fresh, mixed_seed(seed, number), **settings_of_fold)
+        return Trained(module, name, fold.test, seed, number)
+
+    models: dict[tuple[str, int, int], Trained] = {}
     with progress_bar(total=len(jobs), desc="training", disable=not progress) as bar:
-        for name, seed, number, fold in jobs:
-            view = frames.view(name)
-            fresh = fresh_model(model, view, training_statistics(view, fold.train))
-            module = train_fold(view, fold, fresh, mixed_seed(seed, number), **settings)
-            models.append(Trained(module, name, fold.test, seed, number))
-            bar.set_postfix_str(f"{name}, fold {number}, seed {seed}", refresh=False)
+        for one in _side_by_side(train, jobs, _processes(settings, min(processes, len(jobs)))):
+            models[one.code, one.seed, one.fold] = one
+            bar.set_postfix_str(f"{one.code}, fold {one.fold}, seed {one.seed}", refresh=False)
             bar.update()
-    return models
+    return [models[job[:3]] for job in jobs]
 
 
 def _jobs(
     frames: Frames, pipelines: Sequence[str], n_splits: int, seeds: Sequence[int]
-) -> Iterator[tuple[str, int, int, Fold]]:
+) -> Iterator[_Job]:
     for seed in seeds:
         folds = group_folds(frames.labels, frames.groups, n_splits, seed)
         for (number, fold), name in product(enumerate(folds), pipelines):
             yield name, seed, number, fold
+
+
+def _processes(settings: Mapping[str, Any], most: int) -> int:
+    """Return how many trainings may run at once, one a core.
+
+    1 where more would not come to the same, or would share what can't be shared: on a GPU, where torch uses
+    several threads or ``OMP_NUM_THREADS`` is 1, with callbacks and the like, off Linux, in a sweep's worker.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    cores = min(usable_cores(), int(threads) if threads.isdigit() else most)
+    forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
+    alike = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return max(min(cores, most), 1) if forks and alike and set(settings) <= _PLAIN else 1
+
+
+def _side_by_side(
+    train: Callable[..., Trained], jobs: Sequence[_Job], processes: int
+) -> Iterator[Trained]:
+    """Yield ``train(job)`` of each job as it is ready, trained by several forked processes at once.
+
+    A process leaves a checkpoint, which is read here. Where it failed or was killed, training goes on from
+    there, so that models are the same to the bit, and errors arrive, as if nothing had been forked.
+    """
+    if processes == 1:
+        yield from map(train, jobs)
+        return
+    fork = multiprocessing.get_context("fork")
+    waiting, running, ended = list(enumerate(jobs))[::-1], {}, []
+    with TemporaryDirectory(prefix="r2l-") as home:
+        try:
+            while waiting or running or ended:
+                while waiting and len(running) < processes:
+                    number, job = waiting.pop()
+                    folder = Path(home, str(number))
+                    child = fork.Process(target=_train_ahead, args=(train, job, folder))
+                    child.start()
+                    running[child.sentinel] = child, job, folder
+                for child, job, folder in ended:
+                    child.join()
+                    yield train(job, checkpoint=folder)
+                    rmtree(folder)
+                ended = [running.pop(one) for one in (wait(running) if running else ())]
+        finally:
+            for child, *_ in running.values():
+                child.kill()
+                child.join()
+
+
+def _train_ahead(train: Callable[..., Trained], job: _Job, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this
+    # A bar's thread may have held the lock in the moment of the fork.
+    tqdm.set_lock(threading.RLock())
+    with suppress(BaseException):  # what fails here, fails again where it is read
+        train(job, checkpoint=folder)
