@@ -11,6 +11,7 @@ from torch import nn
 
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy
+from r2l.datasets.splits import group_folds
 from r2l.drift.adjustment import (
     METHODS,
     Domain,
@@ -440,6 +441,18 @@ def test_a_collapse_is_noticed_and_undone(trained, frames):
     assert not changed(weights(adapt("bn_statistics", trained, frames)), weights(held))
 
 
+def test_a_collapse_in_batches_of_one_is_undone(trained, frames):
+    options = {"steps": 100, "batch_size": 1, "lr": 0.03}
+    collapsed = adapt("tent", trained, frames, **options, undo_below=0)
+    with torch.no_grad():
+        assert len(collapsed(frames.raw).argmax(1).unique()) == 1, "one answer to everything"
+    guarded = adapt("tent", trained, frames, **options)
+    assert guarded.adaptation["undone"]
+    assert not collapsed.adaptation["undone"]
+    assert not changed(weights(adapt("bn_statistics", trained, frames)), weights(guarded))
+    assert not adapt("tent", trained, frames, steps=4).adaptation["undone"]
+
+
 def test_cotta_teaches_all_weights_and_restores_them(trained, frames, monkeypatch):
     start = adapt("bn_statistics", trained, frames)
     options = {"steps": 4, "lr": 1e-2}
@@ -619,6 +632,27 @@ def test_summary_pairs_with_none(experiment):
         summarise_adaptations(experiment[experiment["method"] != "none"])
     with pytest.raises(ValueError, match="lacks some image"):
         summarise_adaptations(experiment.drop(index=3))
+
+
+def test_sizes_of_batches_and_equal_times_stand_beside_one_another(trained, domain):
+    options = {"methods": ["none", "tent", "eata"], "batch_size": [1, 16], "steps": 6}
+    indices = group_folds(domain.frames.labels, domain.frames.groups, 3, 0)
+    table = compare_adaptations(
+        trained, {"same": domain}, indices[0].test, indices[1].test, equal_time=True, **options
+    )
+    runs = table.groupby(["batch_size", "equal", "method"])[["steps", "skipped"]].first()
+    assert (runs.xs(("steps", "eata"), level=("equal", "method"))["steps"] == 6).all()
+    assert runs.xs(("time", "tent"), level=("equal", "method"))["steps"].tolist() == [6, 6]
+    assert runs.loc[(1, "steps", "eata"), "skipped"] == 6, "two epochs of training: nothing is sure"
+    summary = summarise_adaptations(table.assign(seed=0), baseline="tent")
+    assert len(summary) == 2 * 2 * 3
+    assert summary["p_holm"].notna().sum() == 8
+    with pytest.raises(ValueError, match="one at a time"):
+        plot_adaptations(summary)
+    with pytest.raises(ValueError, match="add tent"):
+        compare_adaptations(
+            trained, {"a": domain}, [0], [44], equal_time=True, methods=["none", "eata"]
+        )
 
 
 def test_adaptation_and_test_share_no_group(trained, domain):

@@ -169,7 +169,33 @@ def test_ratios_of_what_may_be_none_are_undefined():
 
 def test_groups_of_unequal_size_are_worth_fewer():
     assert effective_groups(np.arange(30)) == pytest.approx(30)
-    assert 1 < effective_groups([0] * 99 + [1]) < 1.03
+    assert 2 < effective_groups([0] * 99 + [1, 2]) < 2.03
+    # Written out: trace squared by trace of the square, of the adjusted residuals' covariance.
+    sizes = np.array([1, 2, 3, 9, 40])
+    residual = np.eye(5) - np.outer(sizes / 55, np.ones(5))
+    adjusted = residual / np.sqrt(1 - sizes / 55)[:, None]
+    square = adjusted @ np.diag(sizes * (0.5 * sizes + 0.5)) @ adjusted.T
+    expected = 1 + np.trace(square) ** 2 / np.trace(square @ square)
+    assert effective_groups(np.repeat(np.arange(5), sizes)) == pytest.approx(expected)
+
+
+def test_variance_is_that_of_a_regression_on_a_constant_with_cr2():
+    rng, groups = np.random.default_rng(9), np.repeat(np.arange(4), [2, 3, 5, 9])
+    values = rng.normal(0, 1, (19, 1))
+    ours = crossed_means(values, groups)
+    residuals, variance = values[:, 0] - values.mean(), 0.0
+    for group in range(4):  # (I - H)^(-1/2) of each group, H = 1/N
+        n = (groups == group).sum()
+        roots, vectors = np.linalg.eigh(np.eye(n) - np.full((n, n), 1 / 19))
+        adjust = vectors @ np.diag(roots**-0.5) @ vectors.T
+        variance += (adjust @ residuals[groups == group]).sum() ** 2 / 19**2
+    t = abs(ours.estimate[0]) / np.sqrt(variance)
+    freedom = effective_groups(groups) - 1
+    assert ours.p[0] >= 2 * stats.t.sf(t, freedom) - 1e-9
+    half = (ours.high - ours.low)[0] / 2
+    freedoms = np.linspace(1, freedom, 400)
+    possible = stats.t.ppf(0.975, freedoms) * np.sqrt(variance)
+    assert possible.min() - 1e-6 <= half <= possible.max() + 1e-6
     assert few_groups_text(30) == ""
     assert "from 20 on" in few_groups_text(8)
 

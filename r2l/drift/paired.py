@@ -114,7 +114,7 @@ def paired_summary(
     *,
     arm: str,
     baseline: str,
-    by: str,
+    by: str | Sequence[str],
     value: str = "correct",
     level: float = 0.95,
 ) -> pd.DataFrame:
@@ -124,7 +124,7 @@ def paired_summary(
         answers: one row for each image, seed, ``arm`` and ``by``, with ``group`` and ``value``.
         arm: column that tells what was done.
         baseline: the arm that the others are compared with.
-        by: column of the domains; comparisons stay within one.
+        by: column of the domains, or several; comparisons stay within one.
         value: the per-image number, better if higher; True and False count as 1 and 0.
         level: of the intervals; 1 - level is that of the tests.
 
@@ -136,21 +136,24 @@ def paired_summary(
     Raises:
         ValueError: no such column or baseline, or an arm that lacks an image.
     """
-    if missing := {arm, by, value, "image", "group", "seed"} - set(answers.columns):
+    by = [by] if isinstance(by, str) else [*by]
+    if missing := {arm, *by, value, "image", "group", "seed"} - set(answers.columns):
         raise ValueError(f"the table lacks {sorted(missing)}; it has {list(answers.columns)}")
     arms = list(answers[arm].unique())
     if baseline not in arms:
         raise ValueError(f"no {baseline!r} among the arms {arms}")
     parts = [
-        _summarise_domain(part, arm, arms, baseline, value, level).assign(**{by: name})
-        for name, part in answers.groupby(by, sort=False)
+        _summarise_domain(part, arm, arms, baseline, value, level).assign(
+            **dict(zip(by, names, strict=True))
+        )
+        for names, part in answers.groupby(by, sort=False)
     ]
     table = pd.concat(parts, ignore_index=True)
     compared = table[arm] != baseline
     table["p_holm"] = np.nan
     table.loc[compared, "p_holm"] = holm(table.loc[compared, "p"].to_numpy())
     table["significant"] = table["p_holm"] <= 1 - level
-    return table[[by, arm, *[c for c in table.columns if c not in (by, arm)]]]
+    return table[[*by, arm, *table.columns.drop([*by, arm])]]
 
 
 def _summarise_domain(

@@ -83,12 +83,14 @@ def plot_adaptations(summary: pd.DataFrame, *, reference: str | None = None) -> 
         reference: a target, usually the source itself, whose "none" is drawn as a dotted line in all.
 
     Raises:
-        ValueError: no such target.
+        ValueError: no such target, or several batch sizes or budgets in one table.
     """
     targets, methods = (list(summary[c].unique()) for c in ("target", "method"))
     if reference is not None:
         choose("target", reference, targets)
     rows = summary.set_index(["target", "method"])
+    if rows.index.has_duplicates:
+        raise ValueError("the table holds several sizes of batches or budgets; draw one at a time")
     size = (2.6 * len(targets) + 1.3, 0.3 * len(methods) + 1.2)
     figure, (axes,) = panels(1, len(targets), size, sharex=True, sharey=True)
     for ax, target in zip(axes, targets, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 
 from r2l.datasets.splits import Fold, group_folds
 from r2l.drift.adjustment.domains import Domain, RandomPipeline, check_domains
-from r2l.drift.adjustment.methods import LABELLED, METHODS, adapt
+from r2l.drift.adjustment.methods import COMPARED, LABELLED, METHODS, adapt
 from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
 from r2l.drift.paired import paired_summary
 from r2l.isp import PIPELINES
@@ -30,7 +31,9 @@ def compare_adaptations(
     adapt_on: Sequence[int] | np.ndarray,
     test_on: Sequence[int] | np.ndarray,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = COMPARED,
+    batch_size: int | Sequence[int] = 32,
+    equal_time: bool = False,
     statistics: SourceStatistics | None = None,
     generalist: RawToLogits | None = None,
     **settings: Any,
@@ -42,40 +45,56 @@ def compare_adaptations(
         targets: by name; each brings its frames and the ISP that develops them there.
         adapt_on: frames that methods adapt to.
         test_on: frames that they are tested on; of other groups.
-        methods: of `METHODS`.
+        methods: of `METHODS`; by default one of each kind, and none that takes many times as long.
+        batch_size: images a step; with several sizes, everything is repeated with each.
+        equal_time: whether to repeat all with as many steps as each method takes in the time of TENT's, which
+            differ with the machine.
         statistics, generalist: see `adapt`.
-        **settings: further arguments of `adapt` (``steps``, ``batch_size``, ``seed``); ``steps`` may be given
-            by method.
+        **settings: further arguments of `adapt` (``steps``, ``seed``); ``steps`` may be given by method.
 
     Returns:
-        One row for each target, method and image: ``target``, ``method``, what `predict` tells, and of
-        the adaptation ``steps``, ``seconds`` and ``labelled`` (whether it saw labels of the target).
+        One row for each target, method and image: ``target``, ``batch_size``, ``equal`` ("steps" or "time"),
+        ``method``, what `predict` tells, and of the adaptation ``steps``, how many of them were ``skipped``
+        for want of a reliable answer, ``seconds``, ``undone`` (see `adapt`) and ``labelled`` (whether it saw
+        labels of the target).
 
     Raises:
-        ValueError: a group on both sides, an unknown method, or as `adapt`.
+        ValueError: a group on both sides, an unknown method, equal times without TENT, or as `adapt`.
     """
     if unknown := set(methods) - set(METHODS):
         raise ValueError(f"unknown methods {sorted(unknown)}; choose from {', '.join(METHODS)}")
+    if equal_time and "tent" not in methods:
+        raise ValueError("equal_time counts in TENT's time; add tent to the methods")
     adapt_on, test_on = np.asarray(adapt_on), np.asarray(test_on)
     check_domains([*targets.values()])
+    groups = next(iter(targets.values())).frames.groups
+    if shared := set(groups[adapt_on]) & set(groups[test_on]):
+        raise ValueError(
+            f"groups {sorted(shared)[:5]} are adapted to and tested on; take other groups to test"
+        )
     settings |= {"statistics": statistics, "generalist": generalist}
-    steps, tables = settings.get("steps"), []
-    for name, target in targets.items():
-        groups = target.frames.groups
-        if shared := set(groups[adapt_on]) & set(groups[test_on]):
-            raise ValueError(
-                f"groups {sorted(shared)[:5]} are adapted to and tested on; take other groups to test"
-            )
-        moved = copy.deepcopy(trained)
-        moved.processor = copy.deepcopy(target.processor)
-        for method in methods:
-            own = settings | ({"steps": steps[method]} if isinstance(steps, Mapping) else {})
-            adapted = adapt(method, moved, target.frames.subset(adapt_on), **own)
+    given, tables, took = settings.pop("steps", 40), [], {}
+    sizes, budgets = np.atleast_1d(batch_size).tolist(), ("steps", "time")[: 1 + equal_time]
+    for size, equal in product(sizes, budgets):
+        for (name, target), method in product(targets.items(), methods):
+            moved = copy.deepcopy(trained)
+            moved.processor = copy.deepcopy(target.processor)
+            steps = given[method] if isinstance(given, Mapping) else given
+            if equal == "time":
+                part = took[size, name, "tent"] / took[size, name, method]
+                steps = max(1, round(part * steps))
+            options = settings | {"steps": steps, "batch_size": size}
+            adapted = adapt(method, moved, target.frames.subset(adapt_on), **options)
             table = predict(adapted, {name: target.frames.subset(test_on)}, by="target")
-            record = {key: adapted.adaptation[key] for key in ("steps", "seconds")}
-            for key, value in adapted.adaptation.get("settings", {}).items():
-                record[f"isp_{key}"] = value
-            tables.append(table.assign(method=method, labelled=method in LABELLED, **record))
+            told = adapted.adaptation
+            if equal == "steps":
+                took[size, name, method] = told["seconds"]
+            record = {"batch_size": size, "equal": equal, "method": method}
+            record |= {"steps": told["steps"], "seconds": told["seconds"]}
+            record |= {"skipped": int(np.isnan(told["losses"]).sum())}
+            record |= {"undone": told.get("undone", False), "labelled": method in LABELLED}
+            record |= {f"isp_{key}": value for key, value in told.get("settings", {}).items()}
+            tables.append(table.assign(**record))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -109,7 +128,7 @@ def adaptation_experiment(
     source: Domain,
     targets: Mapping[str, Domain],
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = COMPARED,
     model: str | ModelFactory = "SmallResNet",
     n_splits: int = 4,
     seeds: Sequence[int] = (0,),
@@ -132,7 +151,7 @@ def adaptation_experiment(
         n_splits: number of folds, at least 3.
         seeds: of folds, weights and order; with several, everything is repeated.
         codes: pipelines that the generalist is trained on.
-        adaptation: arguments of `adapt` (``steps``, ``batch_size``).
+        adaptation: arguments of `compare_adaptations` (``steps``, ``batch_size``, ``equal_time``).
         progress: whether to show a bar.
         **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ...).
 
@@ -169,15 +188,17 @@ def adaptation_experiment(
 
 
 def summarise_adaptations(
-    answers: pd.DataFrame, *, value: str = "correct", level: float = 0.95
+    answers: pd.DataFrame, *, baseline: str = "none", value: str = "correct", level: float = 0.95
 ) -> pd.DataFrame:
-    """Return score and paired difference to "none" of each target and method, see `paired_summary`.
+    """Return score and paired difference to the baseline of each target and method, see `paired_summary`.
 
-    Further columns: ``seconds`` (mean of an adaptation), ``steps``, ``labelled``.
+    By sizes of batches and by equal steps or time, where there are several. Further columns: ``seconds``,
+    ``steps``, ``skipped`` and ``undone`` (means of an adaptation), ``labelled``.
     """
+    settings = [key for key in ("batch_size", "equal") if answers[key].nunique() > 1]
+    keys = ["target", *settings, "method"]
     table = paired_summary(
-        answers, arm="method", baseline="none", by="target", value=value, level=level
+        answers, arm="method", baseline=baseline, by=keys[:-1], value=value, level=level
     )
-    costs = answers.groupby(["target", "method"])[["seconds", "steps", "labelled"]].first()
-    costs["seconds"] = answers.groupby(["target", "method"])["seconds"].mean()
-    return table.join(costs, on=["target", "method"])
+    costs = answers.groupby(keys)[["seconds", "steps", "skipped", "undone", "labelled"]].mean()
+    return table.join(costs.astype({"labelled": bool}), on=keys)

@@ -22,6 +22,7 @@ from r2l.drift.adjustment.objectives import (
     batch_norms,
     entropies,
     forward_features,
+    probabilities,
 )
 from r2l.drift.adjustment.physical import PACE, PhysicalAdjustment
 from r2l.drift.adjustment.self_training import SELF_TRAINING, descend, learning_only
@@ -43,6 +44,8 @@ METHODS = {
     "fine_tune": "all weights of the task model, with labels",
     "all_pipelines": "another model, trained on all twelve pipelines; nothing is adapted",
 }
+#: What is compared unless asked for more: one of each kind, none that takes many times as long as TENT.
+COMPARED = ("none", "bn_statistics", "tent", "sar", "isp_alignment", "fine_tune")
 #: Methods that see the labels of the target.
 LABELLED = ("fine_tune", "isp_labels")
 #: Peak learning rates of Adam; that of the ISP is in stops a step.
@@ -72,6 +75,7 @@ def adapt(
     batch_size: int = 32,
     lr: float | None = None,
     reset_below: float | None = None,
+    undo_below: float = 0.5,
     seed: int = 0,
 ) -> RawToLogits:
     """Return a copy of ``trained`` that is adapted to the target; what was given stays as it was.
@@ -102,12 +106,15 @@ def adapt(
         lr: peak learning rate of Adam, which falls to 0 along a cosine; by default `_RATES`.
         reset_below: loss (nats, moving average) below which what is learned without labels starts anew, so
             that one answer to everything is not where it ends; by default only ``sar`` does, below 0.2.
+        undo_below: if answers to the target's frames have become so much alike that the entropy of the mean
+            answer is below this part of what it was without a step, nothing but the statistics is kept: in
+            batches of one the losses don't tell. Of the methods in `SELF_TRAINING`; 0: never.
         seed: of the order of the images; equal seeds give equal results, and equal batches to all methods.
 
     Returns:
         A module in eval mode with the attribute ``adaptation``: dict of ``method``, ``steps`` (taken),
-        ``seconds``, ``losses`` (one a step; NaN where no answer was reliable), ``resets``, and for the ISP
-        its five ``settings``.
+        ``seconds``, ``losses`` (one a step; NaN where no answer was reliable), ``resets``, ``undone``, and
+        for the ISP its five ``settings``.
 
     Raises:
         ValueError: an unknown method, no frames, or something that the method needs is not given.
@@ -131,9 +138,12 @@ def adapt(
         elif method == "bn_statistics":
             _measure_statistics(module, target)
         elif method in SELF_TRAINING:
-            learn = SELF_TRAINING[method]
+            learn, start = SELF_TRAINING[method], copy.deepcopy(module)
             record |= learn(module, batches, lr or _RATES[method], source=statistics, **guard)
-            _measure_statistics(module, target)
+            varied = [_measure_statistics(m, target) for m in (start, module)]
+            if collapsed := varied[1] < undo_below * varied[0]:
+                module = start
+            record["undone"] = collapsed
         elif method == "fine_tune":
             record |= _fine_tune(module, batches, lr or _RATES["fine_tune"])
         elif method in _WEIGHTS:
@@ -156,8 +166,12 @@ def _batches(data: Dataset, size: int, steps: int, seed: int) -> Iterator[dict[s
 
 
 @torch.no_grad()
-def _measure_statistics(module: RawToLogits, target: Dataset) -> None:
-    """Set the running statistics to those of the target, averaged over batches of about equal size."""
+def _measure_statistics(module: RawToLogits, target: Dataset) -> float:
+    """Set the running statistics to those of the target, averaged over batches of about equal size.
+
+    Returns:
+        The entropy (nats) of the mean answer meanwhile: near nothing if all are alike and sure.
+    """
     norms = batch_norms(module)
     parts = -(-len(target) // _STATISTICS_BATCH)
     size = -(-len(target) // parts)
@@ -166,11 +180,12 @@ def _measure_statistics(module: RawToLogits, target: Dataset) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
-    for batch in DataLoader(target, size, drop_last=parts > 1 and len(target) % size == 1):
-        module(batch["raw"])
+    loader = DataLoader(target, size, drop_last=parts > 1 and len(target) % size == 1)
+    answers = torch.cat([probabilities(module(batch["raw"])) for batch in loader])
     for name, norm in norms.items():
         norm.momentum = kept[name]
         norm.eval()
+    return float(torch.special.entr(answers.mean(0)).sum())
 
 
 def _fine_tune(module: RawToLogits, batches: Iterator[dict[str, Any]], lr: float) -> dict[str, Any]:
