@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -77,6 +78,17 @@ def for_each(action: Callable[..., None], *items: Iterable[Any]) -> None:
             failed = True
     if failed:
         raise typer.Exit(EXIT_ERROR)
+
+
+def check_targets(photos: Iterable[Path], targets: Iterable[Path], what: str) -> None:
+    """Raise a ValueError where what is made of a photo would go to a photo, or where another's goes."""
+    sources, taken = {photo.resolve() for photo in photos}, {}
+    for photo, target in zip(photos, targets, strict=True):
+        if (path := target.resolve()) in sources:
+            raise ValueError(f"{target} is one of the photos: choose another {what} with -o")
+        if path in taken:
+            raise ValueError(f"{taken[path]} and {photo} would both be written to {target}")
+        taken[path] = photo
 
 
 def _message(error: Exception) -> str | None:

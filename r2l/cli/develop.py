@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from r2l.cli.commands import argument, for_each, option, replacing, with_options
+from r2l.cli.commands import argument, check_targets, for_each, option, replacing, with_options
 
 if TYPE_CHECKING:
     import torch
@@ -246,15 +246,7 @@ def _targets(photos: list[Path], output: Path | None, code: str) -> list[Path]:
     else:
         marks = re.sub(r"[^\w.+@=-]+", "-", code.replace(" ", "")).strip("-")
         targets = [output / f"{photo.stem}_{marks}.png" for photo in photos]
-    sources = {photo.resolve() for photo in photos}
-    taken: dict[Path, Path] = {}
-    for photo, target in zip(photos, targets, strict=True):
-        path = target.resolve()
-        if path in sources:
-            raise ValueError(f"{target} is one of the photos: choose another name with -o")
-        if path in taken:
-            raise ValueError(f"{taken[path]} and {photo} would both be written to {target}")
-        taken[path] = photo
+    check_targets(photos, targets, "name")
     return targets
 
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2l.cli.commands import EXIT_ERROR, argument, option, replacing, told, with_options
+from r2l.cli.commands import (
+    EXIT_ERROR,
+    argument,
+    check_targets,
+    option,
+    replacing,
+    told,
+    with_options,
+)
 from r2l.cli.develop import HEADERLESS, headerless_layout
 from r2l.option_fields import TASK_OF
 from r2l.options import FIELDS, Options
@@ -68,13 +76,16 @@ def predict(
     skipped, and the exit status is 2.
     """
     from r2l.datasets.labels import HEADERLESS as UNDESCRIBED
+    from r2l.datasets.labels import raw_files
     from r2l.rawfile import RawLayout, load_camera, read_raw
     from r2l.training.loading import load
     from r2l.training.predict import device_of
 
     layout = _layout(given) or (RawLayout.from_file(layout) if layout else None)
     options = Options(**given)
-    files, known = _files(photos), load_camera(camera) if camera else None
+    listed = [raw_files(path) if path.is_dir() else [path] for path in photos]
+    files = list(dict.fromkeys(path for paths in listed for path in paths))
+    known = load_camera(camera) if camera else None
     asked = load(model, options.tracking_uri, trusted or ()).to(device_of(options.accelerator))
     targets = _targets(files, output, asked.task.name == "segmentation", force)
     failed: list[Path] = []
@@ -213,14 +224,6 @@ def _open(
     return asked, asked.take(data), indices
 
 
-def _files(photos: list[Path]) -> list[Path]:
-    """Return files as they are, and those in folders; each once."""
-    from r2l.datasets.labels import raw_files
-
-    listed = [raw_files(path) if path.is_dir() else [path] for path in photos]
-    return list(dict.fromkeys(path for paths in listed for path in paths))
-
-
 def _targets(files: list[Path], output: Path, masks: bool, force: bool) -> dict[Path, Path]:
     """Return where the mask of each file goes, if there are masks; see that nothing is replaced unasked."""
     if masks and output.suffix and not output.is_dir():
@@ -229,13 +232,8 @@ def _targets(files: list[Path], output: Path, masks: bool, force: bool) -> dict[
         _check_free(output, force)
         return {}
     targets = {path: output / f"{path.stem}.png" for path in files}
-    sources: dict[Path, Path] = {}
-    for path, target in targets.items():
-        if target in sources:
-            raise ValueError(f"{sources[target]} and {path} would both be written to {target}")
-        sources[target] = path
-        if target.resolve() == path.resolve():
-            raise ValueError(f"{target} is one of the photos: choose another folder with -o")
+    check_targets(files, targets.values(), "folder")
+    for target in targets.values():
         _check_free(target, force)
     output.mkdir(parents=True, exist_ok=True)
     return targets

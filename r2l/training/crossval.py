@@ -34,6 +34,18 @@ from r2l.training.saving import NORM, About, save_model, save_norm
 from r2l.training.seeding import mixed_seed
 from r2l.training.tracking import Run, resolve
 
+# Options that `fit` takes under the same names.
+_OF_FIT = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "processor_lr",
+    "weight_decay",
+    "num_workers",
+    "augmentation",
+)
+_OF_FIT += ("freeze_processor", "accelerator", "precision", "gradient_clip_val")
+
 
 @dataclass
 class FoldTrainer:
@@ -151,27 +163,16 @@ class FoldTrainer:
     ) -> RawToLogits:
         """Train on raw frames, or on images that are ready, as the options and ``special`` settings say."""
         options, components = self.options, self.components
-        settings = {
+        settings = {name: getattr(options, name) for name in _OF_FIT} | {
             "processor": None if data.raw is None else components.processor,
-            "epochs": options.epochs,
-            "batch_size": options.batch_size,
-            "lr": options.lr,
-            "processor_lr": options.processor_lr,
-            "weight_decay": options.weight_decay,
-            "num_workers": options.num_workers,
-            "augmentation": options.augmentation,
             "output_norm": options.output_norm if components.norm is None else components.norm,
-            "freeze_processor": options.freeze_processor,
             "freeze_model": options.freeze_classifier,
             "validate_every": options.check_val_every_n_epoch,
-            "accelerator": options.accelerator,
-            "precision": options.precision,
-            "gradient_clip_val": options.gradient_clip_val,
             "checkpoint": checkpoint,
             "callbacks": callbacks,
             "progress": self.progress,
         }
-        return train_fold(data, fold, model, seed, validate=True, **{**settings, **special})
+        return train_fold(data, fold, model, seed, validate=True, **settings | special)
 
     def _callbacks(self, fold: Fold, record: Run) -> list[Callback]:
         options = self.options
@@ -195,11 +196,8 @@ class FoldTrainer:
 
     def _answers(self, module: RawToLogits, data: Frames, fold: Fold) -> pd.DataFrame:
         part = {self.components.mode: data.subset(fold.test)}
-        options = self.options
-        table = predict(
-            module, part, batch_size=options.batch_size, accelerator=options.accelerator
-        )
-        return self._named(table)
+        how = {name: getattr(self.options, name) for name in ("batch_size", "accelerator")}
+        return self._named(predict(module, part, **how))
 
     def _named(self, table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(name=self.data.names[table["image"].to_numpy()])

@@ -82,19 +82,10 @@ def _open(options: Options) -> RawDataset:
         layout = RawLayout.from_file(options.layout) if options.layout else None
         values = [int(value) for value in (options.foreground or "").split(",") if value.strip()]
         names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
-        return RawFolder(
-            root,
-            options.labels,
-            options.masks,
-            camera=camera,
-            layout=layout,
-            crop=options.crop,
-            own_colours=options.own_colours,
-            skip_broken=options.skip_broken,
-            foreground=values or None,
-            lens_corrections=options.lens_corrections,
-            classes=names or None,
-        )
+        same = ("labels", "masks", "crop", "own_colours", "skip_broken", "lens_corrections")
+        given = {name: getattr(options, name) for name in same}
+        given |= {"foreground": values or None, "classes": names or None}
+        return RawFolder(root, camera=camera, layout=layout, **given)
     task = options.known_task
     if name == "Microscopy":
         return RawMicroscopy(root, "all", iso)

@@ -1,6 +1,6 @@
 """The experiment behind `r2l train`: folds, training, answers, records; and going on after a kill."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from r2l.datasets.splits import Fold
 from r2l.files import write_csv
 from r2l.options import Options, resolve_options
 from r2l.training import metrics
-from r2l.training.components import open_components
+from r2l.training.components import Say, open_components
 from r2l.training.crossval import FoldTrainer
 from r2l.training.data import make_folds, open_data
 from r2l.training.metrics import describe_scores, fold_scores, per_class, summarise_folds
@@ -22,8 +22,6 @@ from r2l.training.models import n_outputs
 from r2l.training.predict import device_of
 from r2l.training.run_folder import RunFolder, run_folder
 from r2l.training.tracking import Run, TrackingError, open_client, store_address, track
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

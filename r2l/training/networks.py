@@ -19,6 +19,11 @@ _FAILURES = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError),
     *(pickle.UnpicklingError, SafetensorError),
 )
+_NO_WEIGHTS = "it has no ImageNet weights", "Take another or leave pretrained off"
+_FETCH = (
+    "Fetch it on a machine that can by 'hf download {}' and copy Hugging Face's cache here (the folder in "
+    "HF_HOME), or leave pretrained off"
+)
 # How long a server may take to answer.
 _PATIENCE_S = 10.0
 
@@ -67,16 +72,10 @@ def load_encoder_weights(encoder: nn.Module, name: str) -> None:
 
     settings = encoders[name].get("pretrained_settings", {}).get("imagenet")
     if settings is None:
-        raise PretrainedWeightsError(
-            f"encoder {name}", "it has no ImageNet weights", "Take another or leave pretrained off"
-        )
+        raise PretrainedWeightsError(f"encoder {name}", *_NO_WEIGHTS)
     file = {"repo_id": settings["repo_id"], "revision": settings["revision"]}
     file["filename"] = "model.safetensors"
-    remedy = (
-        f"Fetch it on a machine that can by 'hf download {file['repo_id']} --revision "
-        f"{file['revision']}' and copy Hugging Face's cache here (the folder in HF_HOME), or leave "
-        "pretrained off"
-    )
+    remedy = _FETCH.format(f"{file['repo_id']} --revision {file['revision']}")
     why = f"{file['repo_id']} is not cached whole, and can't be had"
     with _explained(f"encoder {name}", why, remedy):
         try:
@@ -99,14 +98,9 @@ def _timm_weights(name: str) -> Iterator[None]:
 
     repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
     if not repository:
-        raise PretrainedWeightsError(
-            f"timm:{name}", "it has no ImageNet weights", "Take another or leave pretrained off"
-        )
-    remedy = (
-        f"Fetch it on a machine that can by 'hf download {repository}' and copy Hugging Face's cache here "
-        "(the folder in HF_HOME), or leave pretrained off"
-    )
-    with _explained(f"timm:{name}", f"{repository} is not cached, and can't be had", remedy):
+        raise PretrainedWeightsError(f"timm:{name}", *_NO_WEIGHTS)
+    why, remedy = f"{repository} is not cached, and can't be had", _FETCH.format(repository)
+    with _explained(f"timm:{name}", why, remedy):
         if not isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
             _knock(f"https://huggingface.co/{repository}")
         yield

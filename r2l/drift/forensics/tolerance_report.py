@@ -14,6 +14,7 @@ from torch import nn
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.sensitivity import SENSOR_SETTINGS, SLACK, Prober, Scan, scan, tolerated
+from r2l.drift.matched_severity import spread
 from r2l.drift.statistics import few_groups_text
 from r2l.files import atomic_path
 from r2l.isp.preparation import measure_defects
@@ -239,8 +240,8 @@ def tolerance_report(
 
 
 def _defects_of(frames: Frames, at_most: int = 200) -> dict[str, float]:
-    chosen = np.linspace(0, len(frames) - 1, min(len(frames), at_most)).astype(int)
-    shown = [measure_defects(frames.raw[i][None], frames.camera) for i in chosen]
+    some = spread(len(frames), at_most)
+    shown = [measure_defects(frames.raw[i][None], frames.camera) for i in some]
     return {name: max(one[name] for one in shown) for name in shown[0]}
 
 
