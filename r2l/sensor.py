@@ -17,7 +17,6 @@ and its seeds can be tuples such as (seed, index) that do not collide (torch's C
 do not pass through it; they pass through everything else.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,18 +60,9 @@ MICROSCOPE_NOISE = NoiseModel(gain=1 / 0.46, read_noise=1.5, bits=16)
 DRONE_NOISE = NoiseModel(gain=0.528, read_noise=2.5, bits=12)
 
 
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
-
-
 def _check_colours(image: Tensor) -> None:
     if image.ndim < 3 or image.shape[-3] != 3:
         raise ValueError(f"expected colours of shape (..., 3, H, W), got {tuple(image.shape)}")
-
-
-def _invert_gamma(image: Tensor, gamma: float = 2.2) -> Tensor:
-    """Return the linear values of ``image``: display (any shape, values >= 0) to linear."""
-    return image.clamp(min=0) ** gamma
 
 
 def invert_colour_matrix(image: Tensor, camera: Camera) -> Tensor:
@@ -99,7 +89,7 @@ def invert_white_balance(image: Tensor, camera: Camera) -> Tensor:
     _check_colours(image)
     if 0 in camera.white_balance:
         raise ValueError(f"{camera.name}: white balance {camera.white_balance} has no inverse")
-    return image / _per_channel(camera.white_balance, image)
+    return image / image.new_tensor(camera.white_balance).reshape(-1, 1, 1)
 
 
 def unprocess(image: Tensor, camera: Camera, gamma: float = 2.2) -> Tensor:
@@ -114,8 +104,7 @@ def unprocess(image: Tensor, camera: Camera, gamma: float = 2.2) -> Tensor:
         (..., 3, H, W), linear, camera colours; 1.0 saturates a site. Colours that the camera cannot
         make come out negative or above 1: `record` treats them as dark or saturated.
     """
-    linear = _invert_gamma(image, gamma)
-    balanced = invert_colour_matrix(linear, camera)
+    balanced = invert_colour_matrix(image.clamp(min=0) ** gamma, camera)
     return invert_white_balance(balanced, camera)
 
 
@@ -137,17 +126,6 @@ def mosaic(image: Tensor, cfa: CFA) -> Tensor:
     return sites
 
 
-def _scale_exposure(light: Tensor, intensity: float) -> Tensor:
-    """Return the light that ``intensity`` times the exposure collects (any shape, linear).
-
-    Raises:
-        ValueError: a negative intensity.
-    """
-    if not intensity >= 0:
-        raise ValueError(f"intensity is {intensity}, expected 0 or more")
-    return light * intensity
-
-
 def _add_shot_noise(electrons: Tensor, rng: np.random.Generator) -> Tensor:
     """Draw the electrons that arrive where ``electrons`` are expected: variance equals mean.
 
@@ -162,12 +140,6 @@ def _add_shot_noise(electrons: Tensor, rng: np.random.Generator) -> Tensor:
     if few.any():
         arrived[few] = rng.poisson(expected[few])
     return torch.from_numpy(arrived).to(electrons)
-
-
-def _add_read_noise(electrons: Tensor, read_noise: float, rng: np.random.Generator) -> Tensor:
-    """Add the Gaussian noise of the electronics, of ``read_noise`` electrons (any shape)."""
-    noise = rng.standard_normal(tuple(electrons.shape), dtype=np.float32)
-    return electrons + read_noise * torch.from_numpy(noise).to(electrons)
 
 
 def add_defects(light: Tensor, share: float, level: float, rng: np.random.Generator) -> Tensor:
@@ -266,11 +238,15 @@ def record(
 
     Returns:
         (..., 1, H, W), raw, [0, camera.white_level].
+
+    Raises:
+        ValueError: a negative intensity.
     """
+    if not intensity >= 0:
+        raise ValueError(f"intensity is {intensity}, expected 0 or more")
     full_well = noise.full_well(camera)
-    light = mosaic(scene, camera.cfa)
-    electrons = _scale_exposure(light, intensity) * full_well
-    electrons = _add_shot_noise(electrons, rng)
-    electrons = _add_read_noise(electrons, noise.read_noise, rng)
+    electrons = _add_shot_noise(mosaic(scene, camera.cfa) * intensity * full_well, rng)
+    read = rng.standard_normal(tuple(electrons.shape), dtype=np.float32)
+    electrons = electrons + noise.read_noise * torch.from_numpy(read).to(electrons)
     raw = apply_levels(electrons / full_well, camera)
     return quantise(saturate(raw, camera), noise.bits)

@@ -27,7 +27,7 @@ from r2l.files import R2LError, local_path, read_csv, write_csv
 from r2l.isp import StaticISP
 from r2l.options import Options
 from r2l.rawfile import RawFileError, write_dng
-from r2l.rawfile.dng import tiff_facts
+from r2l.rawfile.decoding import tiff_facts
 from r2l.sweep import ParameterError, read_sweep
 from r2l.sweep.driver import _claim
 from r2l.sweep.notebook import parse_yaml

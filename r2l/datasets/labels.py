@@ -219,8 +219,7 @@ def _contents(paths: Iterable[Path]) -> list[Hashable]:
     """Return a key of each file, equal where the files are: by size, a piece, or all of it, if need be."""
     paths = list(paths)
     keys: list[tuple] = [()] * len(paths)
-    steps: tuple[Callable[[Path], Hashable], ...] = (_size, _piece, content_hash)
-    for step in steps:
+    for step in (lambda path: path.stat().st_size, _piece, content_hash):
         many = Counter(keys)
         keys = [
             (*k, _tried(step, p)) if many[k] > 1 else k for k, p in zip(keys, paths, strict=True)
@@ -233,10 +232,6 @@ def _tried(step: Callable[[Path], Hashable], path: Path) -> Hashable:
         return step(path)
     except OSError:
         return path  # like no other; reading the frame will say why
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
 
 
 def _piece(path: Path) -> bytes:

@@ -146,8 +146,8 @@ class RawDrone(PublishedDataset):
     def _frames(self) -> np.ndarray:
         if self._cuts:
             return self._cut_all("tiles", [*self.files, *self._masks], self._read_photo)
-        frames, size = self._decoded(self.files), self._whole_masks().shape[1:]
-        self._check_size(self._masks[0], size, self.files[0], frames.shape[-2:])
+        frames = self._decoded(self.files)
+        self._check_size(0, self._whole_masks()[0], frames[0])
         return frames
 
     def _mask_frames(self) -> np.ndarray:
@@ -163,9 +163,8 @@ class RawDrone(PublishedDataset):
         return read_mask(self._masks[number], self.remedy)
 
     def _read_photo(self, number: int) -> np.ndarray:
-        photo, mask_shape = self.files[number], self._read_mask(number).shape
-        steps = read_steps(photo, self.remedy, self.camera)
-        self._check_size(self._masks[number], mask_shape, photo, steps.shape)
+        steps = read_steps(self.files[number], self.remedy, self.camera)
+        self._check_size(number, self._read_mask(number), steps)
         return steps
 
     def _cut_all(
@@ -181,15 +180,11 @@ class RawDrone(PublishedDataset):
         name = f"{what}_{self.task}_{len(tiles)}_{self._scale}"
         return self._array(name, sources, rows, len(tiles), self._chosen.tolist())
 
-    def _check_size(
-        self, mask: Path, mask_shape: tuple[int, ...], image: Path, shape: tuple[int, ...]
-    ) -> None:
-        if mask_shape != shape:
-            reason = (
-                f"a mask of {mask_shape[0]} x {mask_shape[1]} pixels for the "
-                f"{shape[0]} x {shape[1]} of {image}"
-            )
-            raise layout.DatasetError(mask, reason, self.remedy)
+    def _check_size(self, number: int, mask: np.ndarray, image: np.ndarray) -> None:
+        if mask.shape != image.shape[-2:]:
+            size, wanted = ("{} x {}".format(*values.shape[-2:]) for values in (mask, image))
+            reason = f"a mask of {size} pixels for the {wanted} of {self.files[number]}"
+            raise layout.DatasetError(self._masks[number], reason, self.remedy)
 
     def read(self, index: int) -> Item:
         """Return the mosaic (or the developed image) with its mask or label.

@@ -10,7 +10,7 @@ from pathlib import Path
 import rawpy
 
 from r2l.camera import DRONE, MICROSCOPE, Camera
-from r2l.rawfile import dng, libraw, opcodes, raster
+from r2l.rawfile import decoding, opcodes, raster
 from r2l.rawfile.dng_tags import colours, same_calibration, standard_form
 from r2l.rawfile.frame import (
     FETCH_AGAIN,
@@ -119,7 +119,7 @@ def read_frame(
     head = _first_bytes(path)
     layout = layout or _layout_beside(path, head)
     in_tiff = layout is None and not head.startswith((_PNG, _NPY, _JPEG))
-    facts = dng.tiff_facts(path) if in_tiff else None
+    facts = decoding.tiff_facts(path) if in_tiff else None
     if lens_corrections and not (facts and facts.is_dng):
         opcodes.warn_of(path, "not applied, only those of DNGs are read")
     if layout is not None:
@@ -191,7 +191,7 @@ def _read_raster(path: Path, kind: str, camera: Camera | None) -> RawFrame:
 
 
 def _read_dng(
-    facts: dng.TiffFacts,
+    facts: decoding.TiffFacts,
     camera: Camera | None,
     frame: int | None,
     allow_damaged: bool,
@@ -203,9 +203,9 @@ def _read_dng(
         picture.check_bytes()
     samples = None
     if picture.libraw_decodes and len(facts.pictures) == 1:
-        samples = libraw.samples(picture.path)
+        samples = decoding.libraw_samples(picture.path)
     if samples is None or samples.shape != picture.shape:
-        samples = dng.decode(picture)
+        samples = decoding.decode_dng(picture)
     if lens_corrections:
         samples = opcodes.fix_bad_pixels(picture, samples)
     if camera is not None:
@@ -225,14 +225,16 @@ def _read_dng(
     if lens_corrections:
         mosaic = opcodes.apply_gains(picture, mosaic, camera)
         opcodes.warn_of_rest(picture)
-    return libraw.upright_frame(mosaic, camera, facts.flip)
+    return decoding.upright_frame(mosaic, camera, facts.flip)
 
 
 def _read_camera_file(
-    path: Path, facts: dng.TiffFacts | None, camera: Camera | None, allow_damaged: bool
+    path: Path, facts: decoding.TiffFacts | None, camera: Camera | None, allow_damaged: bool
 ) -> RawFrame:
     try:
-        return libraw.decode(path, facts.model if facts else "", camera, allow_damaged)
+        return decoding.decode_camera_file(
+            path, facts.model if facts else "", camera, allow_damaged
+        )
     except rawpy.LibRawFileUnsupportedError:
         reason = "no raw file of a camera that LibRaw knows"
         raise RawFileError(path, reason, _USE_KNOWN) from None

@@ -28,11 +28,6 @@ _MODE_OF = {
 }
 
 
-def _mode_of(processor: nn.Module) -> str:
-    # All else is fixed: another program, what stands before display stages, code of one's own.
-    return _MODE_OF.get(type(processor), "static")
-
-
 Say = Callable[[str], None]
 #: What a fresh network's images will be like is not known before it is trained.
 UNKNOWN = ((0.5,) * 3, (0.25,) * 3)
@@ -59,7 +54,8 @@ class Components:
     @property
     def mode(self) -> str:
         """Processing mode of the processor, also where it was loaded."""
-        return _mode_of(self.processor)
+        # All else is fixed: another program, what stands before display stages, code of one's own.
+        return _MODE_OF.get(type(self.processor), "static")
 
 
 def open_components(options: Options, data: Frames, say: Say) -> Components:
@@ -81,8 +77,12 @@ def open_components(options: Options, data: Frames, say: Say) -> Components:
         build_model(options, data, *UNKNOWN)[0]()
     if not can_be_saved(components.processor):
         say(f"{options.pipeline} is code of your own: the run keeps its name, not the code")
-    if options.adv_training:
-        _check_adversary(options, components)
+    if options.adv_training and components.mode != "parametrized":
+        mode = components.mode
+        raise ValueError(f"--adv_training needs a parametrized processor, not one of mode {mode}")
+    layer = options.adv_training and "additive_layer" in options.adversarial_parameters
+    if layer and components.processor.additive is None:
+        raise ValueError("the processor that was loaded has no additive layer to be searched")
     return components
 
 
@@ -106,8 +106,11 @@ def _load_components(
         if not both.is_dir():
             return _load_state_dict(both, options, data, fetch)
         processor_uri, classifier_uri = str(both / "processor"), str(both / "model")
-    processor = _load_processor(processor_uri, options, fetch, say) if processor_uri else None
+    processor = load_isp(fetch(processor_uri)) if processor_uri else None
     components = Components(processor or _build_processor(options, data, fetch), processor is None)
+    if processor and components.mode != options.processing_mode:
+        kind = type(processor).__name__
+        say(f"{processor_uri} holds a {kind}: --processing_mode {components.mode}")
     if not classifier_uri:
         return components
     folder = fetch(classifier_uri)
@@ -133,29 +136,10 @@ def _load_state_dict(
     return Components(processor, False, model, description, norm)
 
 
-def _load_processor(
-    uri: str, options: Options, fetch: Callable[[str], Path], say: Say
-) -> nn.Module:
-    processor = load_isp(fetch(uri))
-    mode = _mode_of(processor)
-    if mode != options.processing_mode:
-        say(f"{uri} holds a {type(processor).__name__}: --processing_mode {mode}")
-    return processor
-
-
 def _check_norm(norm: nn.BatchNorm2d | None, uri: str | None, options: Options) -> None:
     if norm is not None and options.output_norm != "batch":
         # Without it the task model would see other images than those it was trained on.
         raise ValueError(f"{uri} was trained with --output_norm batch; give that here too")
-
-
-def _check_adversary(options: Options, components: Components) -> None:
-    if components.mode != "parametrized":
-        raise ValueError(
-            f"--adv_training needs a parametrized processor, not one of mode {components.mode}"
-        )
-    if components.processor.additive is None and "additive_layer" in options.adversarial_parameters:
-        raise ValueError("the processor that was loaded has no additive layer to be searched")
 
 
 def _build_processor(options: Options, data: Frames, fetch: Callable[[str], Path]) -> nn.Module:

@@ -50,24 +50,6 @@ def image_distance(image: Tensor, reference: Tensor, kind: str = "l2") -> Tensor
     return -10 * torch.log10(squares.clamp_min(torch.finfo(squares.dtype).tiny))
 
 
-def _classification_metrics(n_classes: int) -> MetricCollection:
-    """Return accuracy, balanced accuracy (mean recall of the classes) and macro F1, each in [0, 1].
-
-    Call it with predictions and labels (N,). Classes that occur in neither do not count.
-    """
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(n_classes, average="micro"),
-            "balanced_accuracy": MulticlassRecall(n_classes, average="macro"),
-            "macro_f1": MulticlassF1Score(n_classes, average="macro"),
-        }
-    )
-
-
-def _columns(table: pd.DataFrame) -> tuple[Tensor, Tensor]:
-    return (torch.from_numpy(table[c].to_numpy(copy=True)) for c in ("prediction", "label"))
-
-
 def scores(
     table: pd.DataFrame, n_classes: int | None = None, by: str | list[str] = "pipeline"
 ) -> pd.DataFrame:
@@ -122,11 +104,18 @@ def _measure_of(table: pd.DataFrame, n_classes: int | None):  # noqa: ANN202 - t
         )
     if n_classes is None:
         raise ValueError("scores of a classification need n_classes, the number of classes")
-    metrics = _classification_metrics(n_classes)
+    # Of classes that occur in neither answers nor labels none counts.
+    kinds = {
+        "accuracy": MulticlassAccuracy(n_classes, average="micro"),
+        "balanced_accuracy": MulticlassRecall(n_classes, average="macro"),
+        "macro_f1": MulticlassF1Score(n_classes, average="macro"),
+    }
+    metrics = MetricCollection(kinds)
 
     def measure(part: pd.DataFrame) -> dict[str, float]:
         metrics.reset()
-        return {name: value.item() for name, value in metrics(*_columns(part)).items()}
+        pair = (torch.from_numpy(part[c].to_numpy(copy=True)) for c in ("prediction", "label"))
+        return {name: value.item() for name, value in metrics(*pair).items()}
 
     return measure
 

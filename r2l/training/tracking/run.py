@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 import tempfile
 import time
@@ -28,6 +29,8 @@ from r2l.training.tracking.outage import KEPT_FOLDER, Sender
 from r2l.training.tracking.records import PARENT
 from r2l.training.tracking.store import batches, call, open_client
 
+# Mlflow allows letters, digits and "_-. /" in names of metrics; pipeline codes hold commas.
+_FORBIDDEN = re.compile(r"[^\w\-. /]")
 _PACKAGES = ("r2l", "torch", "torchvision", "lightning", "numpy", "mlflow")
 
 
@@ -66,7 +69,8 @@ class Run:
         from mlflow.entities import Metric
 
         now = round(time.time() * 1000)
-        metrics = [Metric(_metric_name(k), float(v), now, step) for k, v in values.items()]
+        named = [(_FORBIDDEN.sub("_", name), float(value)) for name, value in values.items()]
+        metrics = [Metric(name, value, now, step) for name, value in named]
         self._send("log_batch", metrics=metrics)
 
     def figure(self, figure: Figure, name: str) -> None:
@@ -251,11 +255,6 @@ def _opened(
         raise
     finally:
         sender.send("set_terminated", run_id, status)
-
-
-def _metric_name(name: str) -> str:
-    """Mlflow allows letters, digits and ``_-. /``; pipeline codes hold commas."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
 
 
 def _eight_bit(image: np.ndarray | Tensor) -> np.ndarray:
