@@ -109,6 +109,17 @@ def test_the_estimated_edge_is_the_known_quantile_and_the_safe_one_lies_inside()
     assert row["low"] < row["safe_low"] < 0
 
 
+def test_groups_of_unequal_size_are_told_to_be_few():
+    frames = flat_frames([LEVEL] * 60)
+    uneven = replace(frames, groups=np.maximum(np.arange(60) - 30, 0))
+    verdicts = []
+    for told in (frames, uneven):
+        report = report_of(told, ["exposure"])
+        verdicts.append(report.verdict(report.check(report.camera)))
+    assert "few groups" not in verdicts[0]
+    assert "few groups, worth 2" in verdicts[1], "thirty in one, thirty alone"
+
+
 def test_a_blind_model_stands_everything():
     frames = flat_frames([0.3] * 120)
     table = tolerance_report(

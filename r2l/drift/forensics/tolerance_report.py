@@ -15,7 +15,7 @@ from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.sensitivity import SENSOR_SETTINGS, SLACK, Prober, Scan, scan, tolerated
 from r2l.drift.matched_severity import spread
-from r2l.drift.statistics import few_groups_text
+from r2l.drift.statistics import effective_groups, few_groups_text
 from r2l.files import atomic_path
 from r2l.isp.preparation import measure_defects
 from r2l.isp.settings import camera_settings
@@ -45,7 +45,8 @@ class ToleranceReport:
         drop: by how much it may.
         level: confidence of the safe intervals.
         score: the metric under the unchanged pipeline.
-        images, groups: how many were measured.
+        images: how many were measured.
+        groups: how many of equal size would tell as much, see `r2l.drift.statistics.effective_groups`.
         table: one row a setting: ``label``, ``unit``, ``value`` (unchanged), ``low`` and ``high`` by the
             estimate, ``safe_low`` and ``safe_high`` by the lower band, and for each of the four whether
             the edge is only that of the scan (``low_open`` ...).
@@ -232,7 +233,7 @@ def tolerance_report(
         level=level,
         score=float(prober.scores().mean()),
         images=len(frames),
-        groups=len(np.unique(frames.groups)),
+        groups=round(effective_groups(frames.groups)),
         table=table,
         scans=scans,
         defects=_defects_of(frames) if set(names) & set(SENSOR_SETTINGS) else {},
