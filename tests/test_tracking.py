@@ -18,6 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 from torch import nn
 
 from r2l.camera import DRONE, MICROSCOPE
@@ -303,13 +305,21 @@ def test_a_store_that_is_none_is_noticed_at_once(tmp_path, name, reason):
 def test_a_locked_store_is_told_in_two_lines(tmp_path, monkeypatch):
     monkeypatch.setattr("r2l.training.tracking.store._LOCKED_TRIES", 2)
     path = tmp_path / "mlflow.db"
-    with (
-        closing(sqlite3.connect(path)) as other,
-        track("x", store=f"sqlite:///{path}?timeout=0.1") as run,
-    ):
+
+    def hurry(connection, *_):
+        """In the place of the 20 seconds for which mlflow lets SQLite wait."""
+        connection.execute("PRAGMA busy_timeout = 100")
+
+    with track("x", store=path) as run, closing(sqlite3.connect(path)) as other:
         other.execute("begin exclusive")
-        with pytest.raises(TrackingError, match=r"database is locked\.\nAnother process .*\.$"):
-            run.metrics({"a": 1.0})
+        event.listen(Pool, "checkout", hurry)
+        try:
+            with pytest.raises(
+                TrackingError, match=r"database is locked\.\nAnother process .*\.$"
+            ):
+                run.metrics({"a": 1.0})
+        finally:
+            event.remove(Pool, "checkout", hurry)
         other.rollback()
 
 
