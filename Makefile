@@ -14,10 +14,13 @@ EXPERIMENTS ?= $(sort $(wildcard notebooks/experiments/*paper_*.yaml))
 # What was tested is installed; empty for the newest.
 LOCK ?= constraints.txt
 
-# Two processes where pytest-xdist is there; asked when a recipe runs, since it may be installed by then.
-TWO = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo '-n 2')
+# So many processes where pytest-xdist is there; asked when a recipe runs, since it may be installed by then.
+spread = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo '-n $(1)')
 # What the tests of a file share is made once; tests/conftest.py puts the long ones first.
-TWO_FILES = $(if $(TWO),$(TWO) --dist loadfile --no-loadscope-reorder)
+BY_FILE := --dist loadfile --no-loadscope-reorder
+# They wait now and then, for a server or for what they killed: three processes for two cores, 1 to 3 GB each.
+PROCESSES ?= 3
+TESTS = $(call spread,$(PROCESSES) $(BY_FILE))
 
 # Threads that wait should sleep: on few cores, waiting in circles costs other work several times its time.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -49,27 +52,27 @@ check: .venv/test  ## lint, floors and circles of imports, how thin the package 
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.house
 
-# One thread a process: two processes have the two cores.
+# One thread a process: the processes have the cores.
 tests: .venv/test  ## `unit` and `tiny` in one go
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -m "not browser and not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not browser and not long"
 
 unit: .venv/test  ## the quick tests: no notebooks, no browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -m "not slow and not notebook and not browser and not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not slow and not notebook and not browser and not long"
 
 tiny: .venv/test  ## the slow tests, and each notebook through papermill at tiny parameters
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -m "slow or notebook"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "slow or notebook"
 
 # A notebook alone on both cores is little faster than on one: two run side by side, the long ones first.
 LONG := $(foreach n,04 05 03,$(wildcard notebooks/$(n)_*.ipynb))
 LESSONS := $(LONG) $(filter-out $(LONG),$(wildcard notebooks/[0-9]*.ipynb))
 nbval: .venv/test  ## each notebook at its defaults; what it took; 2 GB at most
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_FILES) -p tools.budget --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60 $(LESSONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(call spread,2 $(BY_FILE)) -p tools.budget --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60 $(LESSONS)
 
 memory: nbval
 
 # The one that measures how soon a slider's picture comes has the machine to itself.
 browser: .venv/test  ## the notebooks in JupyterLab and Voila, driven in Chromium; keeps screenshots
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m "not alone" tests/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(call spread,2) -m "not alone" tests/test_browser.py
 	$(BIN)/python -m pytest -m alone tests/test_browser.py
 
 # Out of `make test` since it takes about half an hour.

@@ -314,9 +314,7 @@ def test_a_locked_store_is_told_in_two_lines(tmp_path, monkeypatch):
         other.execute("begin exclusive")
         event.listen(Pool, "checkout", hurry)
         try:
-            with pytest.raises(
-                TrackingError, match=r"database is locked\.\nAnother process .*\.$"
-            ):
+            with pytest.raises(TrackingError, match=r"database is locked\.\nAnother process .*\.$"):
                 run.metrics({"a": 1.0})
         finally:
             event.remove(Pool, "checkout", hurry)
