@@ -72,8 +72,7 @@ class Declared:
     )
     iso: float = _data(
         1.0,
-        "Intensity, 1 the full exposure. Recorded are 0.01 0.05 0.1 0.25 0.5 0.75 1; twins "
-        "take any.",
+        "Intensity, 1 the full exposure. Recorded are 0.01 0.05 0.1 0.25 0.5 0.75 1; twins take any.",
         metavar="INTENSITY",
         least=0,
     )
@@ -196,8 +195,7 @@ class Declared:
     freeze_classifier: bool = _model(False, "Don't train the task model.")
     smp_network: str = _model(
         "unetplusplus",
-        "Segmentation: unetplusplus, unet, fpn, deeplabv3plus and others of "
-        "segmentation-models-pytorch.",
+        "Segmentation: unetplusplus, unet, fpn, deeplabv3plus and others of segmentation-models-pytorch.",
         choices="r2l.training.models:SEGMENTERS",
     )
     smp_encoder: str = _model("resnet34", "Encoder of segmentation and neural_network.")
@@ -208,8 +206,7 @@ class Declared:
 
     adv_training: bool = _adversarial(
         False,
-        "Search processing that misleads a fixed task model; without --classifier_uri one is "
-        "trained first.",
+        "Search processing that misleads a fixed task model; without --classifier_uri one is trained first.",
     )
     adv_aux_weight: float = _adversarial(
         1.0, "Weight of the distance to the original image.", least=0
@@ -228,9 +225,8 @@ class Declared:
 
     test_pipelines: str | None = _tests(
         None,
-        "Ask each trained model also under these pipelines, such as 'bi,s,ga libraw:ahd "
-        "me,u,me+jpeg:75', or under all twelve (all; as published, all@paper): a row of the "
-        "train x test matrix.",
+        "Ask each trained model also under these pipelines, such as 'bi,s,ga libraw:ahd me,u,me+jpeg:75', "
+        "or under all twelve (all; as published, all@paper): a row of the train x test matrix.",
         metavar="PIPELINES",
     )
 

@@ -148,9 +148,8 @@ def scale_folder(intensity: float) -> str:
     """
     if intensity not in INTENSITIES:
         raise ValueError(
-            f"intensity {intensity} was not recorded; choose from "
-            f"{', '.join(map(str, INTENSITIES))} (any other exposure can be simulated: see "
-            "SyntheticMicroscopy, SyntheticDrone)"
+            f"intensity {intensity} was not recorded; choose from {', '.join(map(str, INTENSITIES))} (any "
+            "other exposure can be simulated: see SyntheticMicroscopy, SyntheticDrone)"
         )
     return f"raw_scale{round(intensity * 100):03d}"
 

@@ -13,8 +13,6 @@ count, and the trained models are taken as given.
 What this covers in simulations, and from how many groups on, stands in docs/statistics.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -2,11 +2,7 @@
 
 from r2l.files import offer_late
 from r2l.isp.demosaic import half_size
-from r2l.isp.grammar import (
-    develop_all,
-    name_pipelines,
-    open_pipeline,
-)
+from r2l.isp.grammar import develop_all, name_pipelines, open_pipeline
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import StageGradient, stage_gradients
 from r2l.isp.saving import load_isp, save_isp
@@ -17,8 +13,7 @@ offer_late(
     __name__,
     {
         "r2l.isp.display": ["Displayed"],
-        "r2l.isp.learned": ["LearnedISP"],
-        "r2l.isp.neural": ["HalfSizeRGB", "NeuralISP"],
+        "r2l.isp.learned": ["HalfSizeRGB", "LearnedISP", "NeuralISP"],
         "r2l.learn": ["learn_pipeline"],
     },
 )

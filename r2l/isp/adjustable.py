@@ -1,7 +1,5 @@
 """A pipeline that is turned by named numbers, in units that people and cameras use."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

@@ -7,8 +7,6 @@ gradients through stochastic neurons", 2013). What a picture means in light is i
 as `gamma_correct` made it.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Both take and give whole numbers, so values below black are black, those above t
 no gradient passes. Both let other threads run meanwhile (measured), so a batch is shared among threads.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Filters over a pixel's neighbourhood, and what lies beyond the border of a frame."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """What names a pipeline, and what the name stands for: one grammar, wherever a pipeline is asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path

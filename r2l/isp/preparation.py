@@ -1,7 +1,5 @@
 """Mosaics prepared for a pipeline: what raw converters do before demosaicing, and look for."""
 
-from __future__ import annotations
-
 from functools import reduce
 
 import numpy as np

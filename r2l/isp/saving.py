@@ -1,7 +1,5 @@
 """Modules on disk: a folder with a small JSON (what it is, and how to make it) and its weights, no pickle."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +21,9 @@ _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {}
 # Kinds in modules that are not imported with the others, by name, since few need them.
 _LATE = {
     "Displayed": "r2l.isp.display",
-    "HalfSizeRGB": "r2l.isp.neural",
+    "HalfSizeRGB": "r2l.isp.learned",
     "LearnedISP": "r2l.isp.learned",
-    "NeuralISP": "r2l.isp.neural",
+    "NeuralISP": "r2l.isp.learned",
 }
 # What reading JSON and weights, and making a module of them, fails in if they are damaged.
 _FAILURES = (

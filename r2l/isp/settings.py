@@ -5,8 +5,6 @@ saturated its colours come out. `AdjustableISP` turns a pipeline by such numbers
 pipeline itself.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

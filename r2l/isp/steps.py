@@ -1,7 +1,5 @@
 """Steps of order one in place of a pipeline's numbers, so that one learning rate fits them all."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

@@ -168,8 +168,7 @@ def _until_done(
                 raise ClusterError(
                     engine.about,
                     f"the scheduler was lost {losses} times in a row and no run finished between",
-                    "What is finished is kept: look at the scheduler's log, then give the same command "
-                    "again",
+                    "What is finished is kept: look at the scheduler's log, then give the same command again",
                 ) from error
             notes.append(f"the scheduler was lost ({error}): connecting again")
             tell(notes[-1])

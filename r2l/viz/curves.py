@@ -1,7 +1,5 @@
 """Figures of lines: losses, learning curves, scans of a setting, drops against image distance."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

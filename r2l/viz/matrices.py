@@ -1,7 +1,5 @@
 """Figures of cells: the train x test matrix, detection rates of a shift, a landscape of two settings."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Sequence

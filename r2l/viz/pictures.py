@@ -1,7 +1,5 @@
 """Figures made of pictures: views, stages and their gradients, samples, and answers that flip."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence

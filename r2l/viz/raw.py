@@ -1,7 +1,5 @@
 """Figures of raw data: the sites of a mosaic, its levels, its noise."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -4,8 +4,6 @@ Neither JupyterLab nor nbconvert gives the ``<img>`` of an ``image/png`` output 
 so a described figure is an HTML output, whose ``alt`` both keep.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -1,7 +1,5 @@
 """A reader's own camera: a raw file through the browser, developed, and held against a tolerance report."""
 
-from __future__ import annotations
-
 import html
 import tempfile
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Explorers whose picture is a figure: the epochs of a learned ISP, two settings of a landscape."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import ipywidgets as widgets

@@ -1,7 +1,5 @@
 """Moving through what runs have tracked: a stage or its gradient, epoch by epoch, beside the losses."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

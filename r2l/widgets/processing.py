@@ -1,7 +1,5 @@
 """The explorer of processing: a pipeline, a slider for each of its numbers, its stages, live."""
 
-from __future__ import annotations
-
 import html
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The explorer of raw data: any part of a mosaic, at any zoom, its planes and its histogram."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,7 +4,8 @@ Each pixel depends on its place in the photo alone: coordinates are metres from 
 textures are addressed by place, and objects carry their chance with them.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,11 @@ def _car_sprite(kind: int) -> Array:
     bright = 1 + 0.12 * roof - 0.3 * (v > 0.93) - 0.15 * (np.abs(u - 0.5) > 0.48)
     planes = np.stack([body, body * (panes | sides), bright])
     return np.pad(planes, ((0, 0), (1, 1), (1, 1))).astype(np.float32)
+
+
+def _each(paint: Callable[[Any], None], things: list[Any]) -> None:
+    for thing in things:
+        paint(thing)
 
 
 class _Window:
@@ -210,25 +216,16 @@ class _Window:
         roads, lots, roofs, junk, trees, cars = map(self.near, self.photo[-6:])
         roads = [road for road in roads if self.crossed_by(road)]
         self.paint_ground()
-        for road in roads:
-            self.paint_pavement(road)
-        for road in roads:
-            self.paint_road(road)
-        for lot in lots:
-            self.paint_lot(lot)
-        for box in (*roofs, *junk):
-            self.shade(box)
-        for tree in trees:
-            self.shade_tree(tree)
+        _each(self.paint_pavement, roads)
+        _each(self.paint_road, roads)
+        _each(self.paint_lot, lots)
+        _each(self.shade, [*roofs, *junk])
+        _each(self.shade_tree, trees)
         sun = self.sun.copy()
-        for car in cars:
-            self.shade(car)
-        for car in cars:
-            self.paint_car(car, sun)
-        for box in (*junk, *roofs):
-            self.paint_roof(box)
-        for tree in trees:
-            self.paint_tree(tree)
+        _each(self.shade, cars)
+        _each(partial(self.paint_car, sun=sun), cars)
+        _each(self.paint_roof, [*junk, *roofs])
+        _each(self.paint_tree, trees)
 
     def light(self) -> Array:
         """Return what reaches the sensor, after the lens: (3, ...), smaller by the lens's reach."""

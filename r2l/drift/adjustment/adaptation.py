@@ -1,7 +1,5 @@
 """Which adaptation helps, under which change, and how surely."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from itertools import product

@@ -1,7 +1,5 @@
 """The domains under which models are trained and tested: frames, and what develops them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ comparable: equal folds (groups kept whole), initial weights, order of images an
 answer kept; several seeds; and no choice of an epoch by looking at the held-out images.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

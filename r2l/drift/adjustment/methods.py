@@ -4,8 +4,6 @@ All under one function, `adapt`, so that they can be compared under equal condit
 same order, the same number of steps and of images a step.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Iterator, Mapping

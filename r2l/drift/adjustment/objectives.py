@@ -1,7 +1,5 @@
 """What an adaptation without labels can go by: how sure the model is, and what its features look like."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ The methods of test-time adaptation as published, but for what makes them compar
 steps on the same batches, and at the end the statistics of batch normalisation are measured anew and kept.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
