@@ -1,4 +1,4 @@
-"""ISPs that are learned: a real camera's, its numbers from `r2l.learn`; a network that learns all; and none."""
+"""ISPs that are learned: a real camera's, its numbers from `r2l.learn`; a network; and none."""
 
 from __future__ import annotations
 
