@@ -182,7 +182,7 @@ class Jackknife:
         parts = (self.estimate, self.without_group, self.by_seed)
         estimate, moved, seeds = parts if of is None else map(of, parts)
         n_groups, n_seeds, part = len(moved), len(seeds), self.sizes / self.sizes.sum()
-        moved = (estimate - moved) * np.sqrt(1 - part)[:, None]
+        moved = np.einsum("g,g...->g...", np.sqrt(1 - part), estimate - moved)
         squares, fourths = (moved**2).sum(axis=0), (moved**4).sum(axis=0)
         if within is None:
             between = squares + 4 * self._weight(of) / self.sizes.sum() ** 2
