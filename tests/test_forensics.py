@@ -432,6 +432,15 @@ def test_an_attack_on_what_matters_beats_chance():
     assert not once.beats_random, "one search each can't tell skill from luck"
 
 
+def test_a_search_of_one_start_has_no_luck():
+    frames, isp = flat_frames([0.3, 0.4], side=12), ParametrizedISP(PLAIN)
+    ends = [
+        bounded_attack(Bright(0.5), frames, isp, steps=3, restarts=1, seed=seed).point
+        for seed in (0, 9)
+    ]
+    assert np.array_equal(*ends)
+
+
 def test_a_model_that_ignores_the_image_is_not_attacked():
     frames = flat_frames(np.linspace(0.2, 0.4, 20), side=12)
     table, attacks = attack_parameters(
