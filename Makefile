@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
+# The last section that `make demo` runs; "Next" is the lesson's last.
+UNTIL ?= The matrix
 # What `make explorer` serves, where, and to how many at a time: each takes 1 GB and more.
 NOTEBOOK ?= 02_differentiable_processing
 IP ?= 127.0.0.1
@@ -33,9 +35,10 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-demo: .venv/base  ## run the third notebook on embedded data; print the matrix and where everything lies
+demo: .venv/base  ## run the third notebook up to its matrix; print that and where everything lies
 	@mkdir -p $(DEMO)
-	$(BIN)/papermill notebooks/03_drift_synthesis.ipynb $(DEMO)/03_drift_synthesis.ipynb -p OUTPUT $(DEMO) --no-log-output
+	$(BIN)/python -m tools.until notebooks/03_drift_synthesis.ipynb '$(UNTIL)' \
+	  | $(BIN)/papermill - $(DEMO)/03_drift_synthesis.ipynb -p OUTPUT $(DEMO) --no-log-output
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to html $(DEMO)/03_drift_synthesis.ipynb
 	@echo
 	@cat $(DEMO)/matrix.txt
@@ -43,6 +46,7 @@ demo: .venv/base  ## run the third notebook on embedded data; print the matrix a
 	@echo "picture of the matrix   $(CURDIR)/$(DEMO)/matrix.png"
 	@echo "executed notebook       $(CURDIR)/$(DEMO)/03_drift_synthesis.ipynb"
 	@echo "the same as a page      $(CURDIR)/$(DEMO)/03_drift_synthesis.html"
+	@echo "the rest of the lesson  make lab; without looking: make demo UNTIL=Next"
 
 test: check tests nbval browser  ## lint, and run every test and every notebook
 

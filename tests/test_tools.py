@@ -15,7 +15,8 @@ from r2l.sweep import ParameterError, read_sweep
 from r2l.sweep.notebook import check_parameters, run
 from tools import index, memory
 from tools.memory import Watch
-from tools.places import ROOT
+from tools.places import NOTEBOOKS, ROOT
+from tools.until import until
 
 
 def notebook_of(cells, path):
@@ -248,3 +249,18 @@ def test_only_what_is_between_the_marks_is_written():
 def test_the_index_is_up_to_date():
     text = index.README.read_text("utf-8")
     assert text == index.with_index(text, index.index()), "run `make index`"
+
+
+def test_a_lesson_up_to_a_section_holds_it_and_says_what_is_left_out():
+    def lesson():
+        return nbformat.read(NOTEBOOKS / "03_drift_synthesis.ipynb", as_version=4)
+
+    cells, shortened = lesson().cells, until(lesson(), "The matrix").cells
+    assert shortened[:-1] == cells[: len(shortened) - 1]
+    assert any("matrix.txt" in cell.source for cell in shortened), "make demo prints it"
+    assert any("matrix.png" in cell.source for cell in shortened)
+    assert "The order of two stages" in shortened[-1].source
+    nbformat.validate(nbformat.from_dict({**lesson(), "cells": shortened}))
+    assert until(lesson(), "Next").cells == cells
+    with pytest.raises(ValueError, match="The raw data, "):
+        until(lesson(), "the matrices")
