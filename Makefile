@@ -25,6 +25,7 @@ PROCESSES ?= 3
 TESTS = $(call spread,$(PROCESSES) $(BY_FILE))
 
 # Threads that wait should sleep: on few cores, waiting in circles costs other work several times its time.
+# Work of many small steps, alone on its cores, is faster with OMP_WAIT_POLICY=ACTIVE: waking costs more.
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 # Where a container forbids it, each of some hundred processes compiles all of torch and mlflow anew: ten seconds.
@@ -37,8 +38,8 @@ help:  ## list the targets
 
 demo: .venv/base  ## run the third notebook up to its matrix; print that and where everything lies
 	@mkdir -p $(DEMO)
-	$(BIN)/python -m tools.until notebooks/03_drift_synthesis.ipynb '$(UNTIL)' \
-	  | $(BIN)/papermill - $(DEMO)/03_drift_synthesis.ipynb -p OUTPUT $(DEMO) --no-log-output
+	@$(BIN)/python -m tools.until notebooks/03_drift_synthesis.ipynb '$(UNTIL)' > $(DEMO)/03_drift_synthesis.ipynb
+	$(BIN)/papermill $(DEMO)/03_drift_synthesis.ipynb $(DEMO)/03_drift_synthesis.ipynb -p OUTPUT $(DEMO) --no-log-output
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to html $(DEMO)/03_drift_synthesis.ipynb
 	@echo
 	@cat $(DEMO)/matrix.txt

@@ -50,6 +50,11 @@ def test_conda_and_pip_ask_for_the_same_versions():
         ("train", "lightning", "import r2l.training"),
         ("train", "torchvision", "import r2l; r2l.fit"),
         ("train", "mlflow", "import r2l.drift.forensics"),
+        (
+            "train",
+            "sklearn",
+            "from r2l.datasets.splits import group_folds as f; f([0] * 8, range(8), 2)",
+        ),
         ("train", "matplotlib", "import r2l.viz"),
         ("notebooks", "ipywidgets", "import r2l.widgets"),
         ("sweep", "distributed", "from r2l.sweep import read_sweep"),
@@ -74,14 +79,21 @@ except ImportError as error:
 def test_the_base_imports_nothing_of_the_extras():
     """What ISPs, raw files and data sets import at their top is in what plain r2l installs."""
     code = "import sys, r2l, r2l.cli, r2l.learn, r2l.sensor; from r2l.datasets import views, folder, verify"
-    code += "\nfrom r2l.datasets import splits; splits.group_folds([0, 1] * 4, range(8), 2, 0)"
+    code += "\nfrom r2l.datasets import splits; splits.split_indices('all', [0, 1], [0, 1])"
     code += "\n[getattr(r2l, n) for n, home in r2l._HOME_OF.items() if home.split('.')[1] not in "
     code += "('training', 'drift')]\nprint(*{m.split('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    more = {"lightning", "mlflow", "torchvision", "torchmetrics", "segmentation_models_pytorch"}
+    more = {
+        "lightning",
+        "mlflow",
+        "sklearn",
+        "torchvision",
+        "torchmetrics",
+        "segmentation_models_pytorch",
+    }
     more |= {"matplotlib", "cma", "b2sdk", "dask", "distributed", "ipywidgets", "papermill", "yaml"}
-    assert {"torch", "sklearn", "rawpy"} <= loaded
+    assert {"torch", "rawpy"} <= loaded
     assert not loaded & more
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from r2l.files import choose
+from r2l.files import choose, need_extra
 
 
 class Fold(NamedTuple):
@@ -58,6 +58,7 @@ def group_folds(
         )
     if np.unique(labels, return_counts=True)[1].max() < n_splits:
         labels = np.zeros_like(labels)  # no class can be in every fold, so shares mean nothing
+    need_extra("train", "sklearn")
     from sklearn.model_selection import StratifiedGroupKFold  # takes seconds: only to split
 
     splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=seed)
@@ -93,6 +94,7 @@ def published_resampling(
         ValueError: a class of one image where stratified, or a share outside 0 to 1.
     """
     labels = np.asarray(labels)
+    need_extra("train", "sklearn")
     from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
 
     kind = StratifiedShuffleSplit if stratified else ShuffleSplit

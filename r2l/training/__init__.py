@@ -5,7 +5,7 @@ from r2l.files import need_extra, offer_late
 need_extra(
     "train",
     *("cma", "lightning", "mlflow", "pytorch_msssim", "segmentation_models_pytorch"),
-    *("torchmetrics", "torchvision"),
+    *("sklearn", "torchmetrics", "torchvision"),
 )
 
 # Records are read, and sweeps planned, without what a training needs.
