@@ -16,8 +16,7 @@ from r2l.cli.data import data
 from r2l.cli.develop import check, develop, show
 from r2l.cli.lab import lab
 from r2l.cli.predict import evaluate, predict, tolerances
-from r2l.cli.sweep import sweep
-from r2l.cli.train import learn_pipeline, train
+from r2l.cli.train import learn_pipeline, sweep, train
 
 app = typer.Typer(
     name="r2l",

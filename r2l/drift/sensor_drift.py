@@ -149,13 +149,8 @@ def drift_sensor(
     number = SENSOR_DRIFTS.index(kind)
     rngs = generators(seed, number, len(raw), ids)
     sensor = _Sensor(camera, noise, rngs, np.random.default_rng((seed, number)))
-    light = change(_light(raw, camera), constant, sensor)
+    # Undone are the levels: below 0 where noise dips under the black level.
+    dark, bright = (apply_levels(torch.full_like(raw, light), camera) for light in (0, 1))
+    light = change((raw - dark) / (bright - dark), constant, sensor)
     bits = min(noise.bits, int(constant)) if kind == "bit_depth" else noise.bits
     return quantise(saturate(apply_levels(light, camera), camera), bits)
-
-
-def _light(raw: Tensor, camera: Camera) -> Tensor:
-    """Undo `apply_levels`: raw (..., H, W) to linear, below 0 where noise dips under the black level."""
-    dark = apply_levels(torch.zeros_like(raw), camera)
-    bright = apply_levels(torch.ones_like(raw), camera)
-    return (raw - dark) / (bright - dark)

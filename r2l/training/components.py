@@ -1,7 +1,7 @@
 """Processor and task model of an experiment: made afresh, or loaded from where they were saved."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,14 @@ def open_components(options: Options, data: Frames, say: Say) -> Components:
         ValueError: nothing there at an address, or what is there does not fit the data.
         OSError: a store that does not answer, or pretrained weights that can't be fetched.
     """
-    with _fetching(options) as fetch:
+    with ExitStack() as stack:
+        cache = None  # without one, what was fetched is gone when all is loaded
+        if not options.cache_downloaded_models:
+            cache = stack.enter_context(TemporaryDirectory(prefix="r2l-"))
+
+        def fetch(uri: str) -> Path:
+            return resolve(uri, options.tracking_uri, cache)
+
         components = _load_components(options, data, fetch, say)
     if components.model is not None:
         say(
@@ -84,16 +91,6 @@ def open_components(options: Options, data: Frames, say: Say) -> Components:
     if layer and components.processor.additive is None:
         raise ValueError("the processor that was loaded has no additive layer to be searched")
     return components
-
-
-@contextmanager
-def _fetching(options: Options) -> Iterator[Callable[[str], Path]]:
-    """Lend what brings here what lies at an address; without a cache it is gone when all is loaded."""
-    with ExitStack() as stack:
-        cache = None
-        if not options.cache_downloaded_models:
-            cache = stack.enter_context(TemporaryDirectory(prefix="r2l-"))
-        yield lambda uri: resolve(uri, options.tracking_uri, cache)
 
 
 def _load_components(

@@ -79,7 +79,10 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         for number in numbers:
             table = folder.predictions(number)
             if table is None:
-                with _fold_record(run, folder, number) as record:
+                # An interrupted one's record is opened again.
+                known = folder.note["folds"].get(str(number))
+                with run.nested(f"fold {number}", {"fold": number}, known) as record:
+                    folder.keep(folds={**folder.note["folds"], str(number): record.run_id})
                     record.split({"train": folds[number].train, "val": folds[number].test})
                     table = trainer.run(number, folds[number], record, folder.fold(number))
                 table = folder.finish_fold(number, table)
@@ -144,15 +147,6 @@ def _record(options: Options, data: Frames, folder: RunFolder, say: Say) -> Iter
     ) as run:
         folder.keep(run_id=run.run_id, folds={})
         yield run
-
-
-@contextmanager
-def _fold_record(run: Run, folder: RunFolder, number: int) -> Iterator[Run]:
-    """Open the record of a fold, an interrupted one's again."""
-    run_id = folder.note["folds"].get(str(number))
-    with run.nested(f"fold {number}", {"fold": number}, run_id) as record:
-        folder.keep(folds={**folder.note["folds"], str(number): record.run_id})
-        yield record
 
 
 def _conclude(

@@ -137,7 +137,11 @@ def load_described(
                 f"its network is code of someone's own, {name}, which is not run unasked",
                 f"If you trust that: trusted=[{name!r}], --trusted {name} or --classifier_network {name}",
             )
-        _check_sizes(described["arguments"], weights)
+        # Numbers of outputs have to be some weight's size, before they take memory.
+        sizes = {size for value in weights.values() for size in value.shape}
+        for name in _SIZES & set(described["arguments"]):
+            if (number := described["arguments"][name]) not in sizes:
+                raise ValueError(f"{name} is {number}, but no weight is of that size")
         return _make(described)
 
     return load_module(path, make, "a task model", "save_model writes one"), described
@@ -188,18 +192,6 @@ def _norm(weights: Mapping[str, Tensor]) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(3)
     norm.load_state_dict(weights)
     return norm
-
-
-def _check_sizes(arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """See that numbers of outputs are some weight's size, before they take memory.
-
-    Raises:
-        ValueError: one is not.
-    """
-    sizes = {size for value in weights.values() for size in value.shape}
-    for name in _SIZES & set(arguments):
-        if arguments[name] not in sizes:
-            raise ValueError(f"{name} is {arguments[name]}, but no weight is of that size")
 
 
 def _checked(description: Any) -> dict[str, Any]:

@@ -88,9 +88,13 @@ def open_client(store: str | Path | None = None, *, make: bool = True) -> Mlflow
         stack.enter_context(_calm(_OPENING))
         stack.enter_context(_clear_errors(address, opening=True))
         if path:
-            # In a read-only folder nothing is made, and a lock that nobody gives back keeps nobody out.
+            # One process at a time: two that make its tables at once fail. In a read-only folder nothing
+            # is made, and a lock that nobody gives back keeps nobody out.
             with suppress(OSError):
-                stack.enter_context(_alone(path))
+                folder = path.parent / "mlruns"
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(folder / ".opening.lock", timeout=_OPENING_SECONDS)
+                stack.enter_context(lock)
             _make_aside(path)
         client = MlflowClient(tracking_uri=address, registry_uri=address)
         client.search_experiments(max_results=1)
@@ -169,15 +173,6 @@ def check_sqlite(path: Path, make: bool = False) -> None:
         head = file.read(16)
     if head and head != b"SQLite format 3\0":
         raise TrackingError(path, "no SQLite file", "Give another file for the runs")
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let one process at a time open a SQLite file: two that make its tables at once fail."""
-    folder = path.parent / "mlruns"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".opening.lock", timeout=_OPENING_SECONDS):
-        yield
 
 
 def _make_aside(path: Path) -> None:
