@@ -201,7 +201,7 @@ def plot_corruptions(
     ax.axhline(0, color=SOFT, linewidth=0.8)
     tidy(ax)
     upright_grid(ax)
-    ax.legend(frameon=False, fontsize=LETTERS, loc="upper left")
+    ax.legend(frameon=False, fontsize=LETTERS, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     _name_marks(ax, named)
     return figure
 

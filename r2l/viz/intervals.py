@@ -121,7 +121,7 @@ def plot_attacks(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
 
     A star marks attacks that beat random ones significantly.
     """
-    figure, ((ax,),) = panels(1, 1, (6.4, 0.42 * len(table) + 1.1))
+    figure, ((ax,),) = panels(1, 1, (7.6, 0.42 * len(table) + 1.1))
     rows = np.arange(len(table))[::-1]
     ax.hlines(rows, table["attack"], table["unchanged"], color="0.85", linewidth=4, zorder=1)
     for column, label, colour, marker, size in (
@@ -134,7 +134,7 @@ def plot_attacks(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
     stars = ["  *" if beats else "" for beats in table["beats_random"]]
     ax.set_yticks(rows, [f"{n}{s}" for n, s in zip(table.index, stars, strict=True)])
     ax.set_xlabel(f"{metric} on fresh images")
-    ax.set_title("one search a row; *: beats random (paired, Holm)", fontsize=LETTERS, color=SOFT)
+    ax.set_title("*: beats random (paired, Holm)", fontsize=LETTERS, color=SOFT)
     ax.legend(fontsize=LETTERS, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     tidy(ax)
     ax.tick_params(length=2)

@@ -51,7 +51,9 @@ def plot_matrix(
     height = max(_panel_side(frame.shape[0]) for frame in frames)
     # "compressed" closes the gaps around squares, but makes panels of unequal size collide.
     layout = "compressed" if len({frame.shape for frame in frames}) == 1 else "constrained"
-    size = (sum(widths) + 1.2, height + 0.5)
+    below = _legend(matrix) if isinstance(matrix, MatrixSummary) else ""
+    width = max(sum(widths) + 1.2, 6.4)
+    size = (width, height + 0.5 + 0.16 * len(below) / (12 * width))
     figure, axes = panels(1, len(sources), size, layout, width_ratios=widths)
     for ax, frame, shade, width, (source, name) in zip(
         axes[0], frames, shades, widths, sources, strict=True
@@ -60,12 +62,11 @@ def plot_matrix(
         _draw_scores(ax, frame, shade, scale, summary)
         heading(ax, textwrap.fill(name, int(9.5 * width)), 10)
     name = matrix.metric if isinstance(matrix, MatrixSummary) else "score"
-    label = f"difference of {name} to the row's diagonal" if colour == "difference" else name
+    label = f"{name}, less the row's diagonal" if colour == "difference" else name
     # panchor: a colour bar would otherwise move the panels off the upper edge they share.
     bar = figure.colorbar(scale, ax=axes[0], fraction=0.04, aspect=30, panchor=False, label=label)
     bar.outline.set_visible(False)
-    if isinstance(matrix, MatrixSummary):
-        note(figure, _legend(matrix))
+    note(figure, below)
     return figure
 
 
@@ -164,8 +165,8 @@ def plot_detection_rates(table: pd.DataFrame) -> Figure:
         raise ValueError("no cells to draw")
     lengths = list(dict.fromkeys(table["n_images"]))
     trains, tests = (list(dict.fromkeys(table[c])) for c in ("train", "test"))
-    side = max(2.4, 0.34 * len(tests) + 0.9)
-    size = (side * len(lengths) + 0.9, max(2.4, 0.34 * len(trains) + 1.3))
+    side = max(2.8, 0.34 * len(tests) + 0.9)
+    size = (side * len(lengths) + 0.9, max(2.9, 0.34 * len(trains) + 1.6))
     figure, axes = panels(1, len(lengths), size, sharey=True)
     for ax, length in zip(axes[0], lengths, strict=True):
         part = table[table["n_images"] == length].set_index(["train", "test"])
@@ -178,7 +179,7 @@ def plot_detection_rates(table: pd.DataFrame) -> Figure:
         _name_cells(ax, trains, tests, True)
         heading(ax, f"{length} images")
         ax.set_xlabel("stream from", fontsize=LETTERS, color=INK)
-    axes[0, 0].set_ylabel("trained under, and reference", fontsize=LETTERS, color=INK)
+    axes[0, 0].set_ylabel("trained under,\nreference", fontsize=LETTERS, color=INK)
     note(
         figure,
         "share of streams that raise the alarm; framed: the score falls; diagonal: false alarms",
