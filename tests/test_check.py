@@ -23,12 +23,7 @@ def check(*arguments):
 def report(tmp_path_factory):
     frames = flat_frames(np.linspace(0.3, 0.9, 80), DRONE)
     found = tolerance_report(
-        Bright(0.45),
-        frames,
-        points=9,
-        refine=1,
-        name="brightness",
-        progress=False,
+        Bright(0.45), frames, points=9, refine=1, name="brightness", progress=False
     )
     return found.save(tmp_path_factory.mktemp("report") / "tolerances.json")
 

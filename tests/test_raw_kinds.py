@@ -392,12 +392,7 @@ def test_bytes_that_contradict_the_tags(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tag",
-    [
-        (50713, "H", 1, 2, True),
-        (50713, "H", 2, (0, 2), True),
-        (33421, "H", 1, 2, True),
-    ],
+    "tag", [(50713, "H", 1, 2, True), (50713, "H", 2, (0, 2), True), (33421, "H", 1, 2, True)]
 )
 def test_tags_of_a_wrong_length_are_refused(tmp_path, tag):
     with pytest.raises(RawFileError):

@@ -62,11 +62,7 @@ def test_views_are_what_the_isp_makes_of_each_frame(views):
     item = views.view("me,u,ga").subset([3, 23])[1]
     torch.testing.assert_close(item["image"], isp(dataset[23]["raw"][None])[0])
     assert item["label"] == dataset[23]["label"]
-    assert item["meta"] == {
-        "image": 23,
-        "pipeline": "me,u,ga",
-        **dataset[23]["meta"],
-    }
+    assert item["meta"] == {"image": 23, "pipeline": "me,u,ga", **dataset[23]["meta"]}
 
 
 def test_frames_are_developed_once_and_not_per_cell(monkeypatch):

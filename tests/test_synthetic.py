@@ -45,11 +45,7 @@ def test_contract(make):
     assert item["raw"].shape == (1, 32, 32)
     assert item["raw"].dtype == torch.float32
     assert 0 <= item["raw"].min() <= item["raw"].max() <= 1
-    assert item["meta"] == {
-        "group": data.groups[-1],
-        "intensity": 1.0,
-        "camera": data.camera.name,
-    }
+    assert item["meta"] == {"group": data.groups[-1], "intensity": 1.0, "camera": data.camera.name}
     assert np.issubdtype(data.labels.dtype, np.integer)
     if "mask" in item:
         assert item["mask"].shape == (32, 32)

@@ -24,13 +24,7 @@ from r2l.drift.forensics import (
 )
 from r2l.isp import ParametrizedISP
 from r2l.sensor import add_line_noise
-from r2l.viz import (
-    plot_attack,
-    plot_attacks,
-    plot_landscape,
-    plot_scans,
-    plot_tolerances,
-)
+from r2l.viz import plot_attack, plot_attacks, plot_landscape, plot_scans, plot_tolerances
 from r2l.widgets import landscape_explorer
 from tests.test_forensics import EYE, PLAIN, Blind, Bright, flat_frames
 from tests.test_viz import drawn
@@ -43,11 +37,7 @@ LIMIT = THRESHOLD**2.2
 
 
 def report_of(frames, settings, **options):
-    options = {
-        "points": 21,
-        "refine": 6,
-        "progress": False,
-    } | options
+    options = {"points": 21, "refine": 6, "progress": False} | options
     return tolerance_report(Bright(THRESHOLD), frames, settings=settings, **options)
 
 

@@ -194,12 +194,7 @@ def test_a_notebook_above_its_budget_fails_the_run(tmp_path, mb, ends, side_by_s
     notebook_of(["import time", "a = bytearray(90 * 10**6); time.sleep(1)"], tmp_path / "big.ipynb")
     command = [sys.executable, "-m", "pytest", "-p", "tools.budget", "--nbval-lax", "-q"]
     command += [f"--notebook-mb={mb}", "-p", "no:cacheprovider", *side_by_side]
-    done = subprocess.run(
-        [*command, str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == ends, done.stdout + done.stderr
     assert "2 passed" in done.stdout
     assert (f"OVER {mb} MB" in done.stdout) == bool(ends)

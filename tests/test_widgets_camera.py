@@ -27,12 +27,7 @@ def report():
     frames = flat_frames(np.linspace(0.3, 0.9, 80), DRONE)
     settings = ["black_level", "red_gain", "blue_gain", "gamma"]
     return tolerance_report(
-        Bright(0.45),
-        frames,
-        settings=settings,
-        points=5,
-        refine=1,
-        progress=False,
+        Bright(0.45), frames, settings=settings, points=5, refine=1, progress=False
     )
 
 
