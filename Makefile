@@ -54,8 +54,7 @@ test: check tests nbval browser  ## lint, and run every test and every notebook
 check: .venv/test  ## lint, floors and circles of imports, how thin the package is; change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
-	$(BIN)/python -m tools.house
+	$(BIN)/lint-imports & imports=$$!; $(BIN)/python -m tools.house && wait $$imports
 
 # One thread a process: the processes have the cores.
 tests: .venv/test  ## `unit` and `tiny` in one go
