@@ -44,15 +44,18 @@ def open_data(options: Options, progress: bool = True) -> Frames:
     """
     data = _open(options)
     task = _task(options, data)
-    numbers = _numbers(options, data) if task == "regression" else None
+    if task == "regression" and (wrong := [name for name in data.classes if not is_number(name)]):
+        reason = f"the label {wrong[0]!r} is not a number, which regression needs"
+        remedy = "Correct it, or take --task classification"
+        raise DatasetError(options.labels or options.root or "", reason, remedy)
     indices = np.arange(len(data))
     if options.test_run and len(data) > _FEW:
         rank = pd.Series(data.groups).groupby(data.groups).cumcount().to_numpy()
         indices = np.sort(np.lexsort((indices, rank))[:_FEW])
     frames = Frames.of(data, indices, progress=progress)
-    if numbers is None:
+    if task != "regression":
         return frames
-    values = numbers[frames.labels]
+    values = np.array([float(name) for name in data.classes])[frames.labels]
     truth = torch.tensor(values, dtype=EXACT)
     return replace(frames, truth=truth, labels=tertiles(values), classes=())
 
@@ -109,16 +112,6 @@ def _task(options: Options, data: RawDataset) -> str:
         reason = "the labels are whole numbers, which can be classes or measurements"
         raise DatasetError(options.labels, reason, "Say which: --task classification or regression")
     return "regression"
-
-
-def _numbers(options: Options, data: RawDataset) -> np.ndarray:
-    """Return the number that each class is called. Raises a DatasetError: one is not a number."""
-    wrong = [name for name in data.classes if not is_number(name)]
-    if wrong:
-        source = options.labels or options.root or ""
-        reason = f"the label {wrong[0]!r} is not a number, which regression needs"
-        raise DatasetError(source, reason, "Correct it, or take --task classification")
-    return np.array([float(name) for name in data.classes])
 
 
 def make_folds(data: Frames, options: Options) -> list[Fold]:

@@ -83,8 +83,10 @@ def predict(
     if task is None:
         task = held[0][0].task if in_memory else "classification"
     module = model if isinstance(model, RawToLogits) else RawToLogits(model, task=task)
-    device = _device_of(trainer) if in_memory else None
-    if device is None:
+    # Where Lightning would ask; what else it is told, and other devices, are its own business.
+    own = in_memory and not set(trainer) - {"accelerator"}
+    device = device_of(trainer.get("accelerator", "auto")) if own else None
+    if device is None or device.type not in ("cpu", "cuda"):
         tables = _through_loaders(module, domains, by, (batch_size, num_workers), trainer)
         return pd.concat(tables, ignore_index=True)
     tables = []
@@ -119,14 +121,6 @@ def device_of(accelerator: str) -> torch.device:
         return Fabric(accelerator=accelerator, devices=1, plugins=LightningEnvironment()).device
     except (ValueError, RuntimeError, ImportError) as error:
         raise ValueError(f"--accelerator {accelerator}: {error}") from None
-
-
-def _device_of(trainer: Mapping[str, Any]) -> torch.device | None:
-    """Return where Lightning would ask; None where that is its own business."""
-    device = (
-        None if set(trainer) - {"accelerator"} else device_of(**{"accelerator": "auto", **trainer})
-    )
-    return device if device is None or device.type in ("cpu", "cuda") else None
 
 
 @contextmanager
