@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import signal
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,6 +25,7 @@ from r2l.isp import (
     save_isp,
     stage_gradients,
 )
+from r2l.isp.parametrized import _develop
 from r2l.training import fit, make_classifier
 from tests.test_static import natural_mosaic
 
@@ -100,8 +107,9 @@ def test_gradients_of_every_parameter(camera):
     assert torch.autograd.gradcheck(develop, values, eps=1e-7, atol=1e-4, rtol=1e-3)
 
 
-def test_gradients_strip_by_strip_equal_those_of_the_stages(monkeypatch):
-    monkeypatch.setattr(fused, "_STRIP_PIXELS", 600)
+def test_gradients_tile_by_tile_equal_those_of_the_stages(monkeypatch):
+    monkeypatch.setattr(fused, "_TILE_PIXELS", 600)
+    monkeypatch.setattr(fused, "_TILE_WIDTH", 32)
     isp, raw = shaken(DRONE), natural(DRONE)
     target = torch.rand(1, 3, 74, 90, dtype=torch.float64)
     gradients = []
@@ -127,15 +135,87 @@ def test_gradients_are_finite_at_black_and_at_white(value):
     assert all(torch.isfinite(p.grad).all() for p in isp.parameters())
 
 
-@pytest.mark.parametrize("strip_pixels", [2, 500, 4000, 10**9])
-def test_strips_do_not_change_the_picture(monkeypatch, strip_pixels):
+@pytest.mark.parametrize("tile_pixels", [2, 500, 4000, 10**9])
+def test_tiles_do_not_change_the_picture(monkeypatch, tile_pixels):
     raw = torch.cat([natural(DRONE), 1 - natural(DRONE)])
     isps = [shaken(DRONE), *(StaticISP.from_code(c, DRONE) for c in ("ma,u,ga", "me,u,me"))]
     with torch.no_grad():
         want = [isp(raw) for isp in isps]
-        monkeypatch.setattr(fused, "_STRIP_PIXELS", strip_pixels)
+        monkeypatch.setattr(fused, "_TILE_PIXELS", tile_pixels)
+        monkeypatch.setattr(fused, "_TILE_WIDTH", 32)
         for isp, picture in zip(isps, want, strict=True):
             torch.testing.assert_close(isp(raw), picture, rtol=0, atol=1e-11)
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Two of torch's threads, and tiles so small that there is work for both."""
+    monkeypatch.setattr(fused, "_TILE_PIXELS", 1000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def asked_elsewhere(question):
+    """The answer of a thread that was not there before."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(question).result()
+
+
+def test_tiles_on_two_threads_are_those_of_one_to_the_bit(two_threads):
+    raw = natural(DRONE, dtype=torch.float32)
+    isp, answers = ParametrizedISP(DRONE), []
+    numbers = [number.detach().requires_grad_() for number in isp._measured(isp.numbers())]
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        image = fused.develop_with_parameters(raw, 4, _develop, *numbers)
+        gradients = torch.autograd.grad(image.square().sum(), numbers)
+        with torch.inference_mode():
+            pictures = [StaticISP.from_code(code, DRONE)(raw) for code in ("bi,s,ga", "me,u,me")]
+        assert all(picture.is_inference() for picture in pictures)
+        answers.append([*pictures, image, *gradients])
+        assert torch.get_num_threads() == asked_elsewhere(torch.get_num_threads) == threads
+    assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
+
+
+def test_threads_work_alone_and_in_the_mode_of_the_caller(two_threads):
+    seen, raw = [], natural(DRONE)
+
+    def develop(tile):
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        seen.append((threading.get_ident(), torch.get_num_threads(), *modes))
+        time.sleep(0.01)
+        return [tile[:, :, 2:-2, 2:-2].expand(-1, 3, -1, -1)]
+
+    with torch.no_grad():
+        (image,) = fused.develop_in_tiles(raw, 2, 1, develop)
+    assert torch.equal(image, raw.expand(-1, 3, -1, -1))
+    threads, *others = zip(*seen, strict=True)
+    assert len(set(threads)) == 2
+    assert threading.get_ident() not in threads
+    assert [set(other) for other in others] == [{1}, {False}, {False}]
+
+
+def test_errors_of_threads_arrive(two_threads):
+    with pytest.raises(ZeroDivisionError):
+        fused.develop_in_tiles(natural(DRONE), 2, 1, lambda tile: 1 / 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+def test_a_forked_process_develops_too(two_threads):
+    isp, raw = StaticISP.from_code("bi,s,ga", DRONE), natural(DRONE)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+        want = isp(raw)
+        child = os.fork()
+        if not child:
+            try:
+                signal.alarm(60)
+                os._exit(not torch.equal(isp(raw), want))
+            finally:
+                os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_additive_layer():

@@ -71,7 +71,7 @@ def test_autocast_changes_nothing_forward_and_backward(kind, dtype, raw):
     want = isp.stages(raw)
     with torch.autocast("cpu", dtype=dtype):
         alike(isp.stages(raw).values(), want.values())
-        # Without gradients of the frames: strip by strip, each strip anew on the way back.
+        # Without gradients of the frames: tile by tile, each tile anew on the way back.
         learner = copy.deepcopy(isp)
         if any(p.requires_grad for p in learner.parameters()):
             learner(raw).sum().backward()

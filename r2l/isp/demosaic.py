@@ -8,14 +8,16 @@ pipelines, do for bilinear and malvar2004).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from r2l.camera import BLUE, CFA, GREEN, RED
 from r2l.isp.filters import Border, correlate, crop, pad
-from r2l.isp.functional import check_mosaic, per_site
+from r2l.isp.functional import check_mosaic, on_device, per_site
 from r2l.isp.packing import pack_planes, unpack_planes
 
 #: Bilinear interpolation: the mean of the nearest samples of a colour (Losson et al. 2010).
@@ -106,140 +108,199 @@ def malvar2004(raw: Tensor, cfa: CFA, border: Border = "mirror") -> Tensor:
 MENON_RADIUS = 8
 
 
-def _next(x: Tensor, dim: int) -> Tensor:
-    """Return x shifted so that each place holds its right (dim -1) or lower (-2) neighbour, cyclic."""
-    return x.roll(-1, dim)
+class _Row(NamedTuple):
+    """Planes one after the other as one row of numbers: a neighbour is a step away, and a sum is one loop.
 
-
-def _last(x: Tensor, dim: int) -> Tensor:
-    return x.roll(1, dim)
-
-
-def _green_along(colour: Tensor, before: Tensor, after: Tensor, dim: int) -> Tensor:
-    """Green at red or blue sites, from one direction (Menon et al. 2007, equation 1)."""
-    second = _last(colour, dim) + _next(colour, dim)
-    return 0.5 * (before + after + colour) - 0.25 * second
-
-
-def _activity(own: Tensor, other: Tensor, dim: int, first: bool) -> Tensor:
-    """Sum the colour-difference gradients around red or blue sites (equation 8 and the text after it).
-
-    Args:
-        own: gradients of the colour difference at sites of this colour, along ``dim``.
-        other: the same at sites of the other of red and blue.
-        first: whether this colour comes first in the tile (red) or last (blue).
+    What a sum misses at the ends, and what it wraps around, lies in margins that nobody looks at.
     """
-    across = -2 if dim == -1 else -1
-    pair = own + _last(own, dim)
-    total = 3 * pair + _last(pair, across) + _next(pair, across)
-    if first:
-        diagonal = _last(other, dim)
-        return total + diagonal + _last(diagonal, across)
-    return total + other + _next(other, across)
+
+    values: Tensor
+    start: int = 0
+
+    def at(self, step: int) -> _Row:
+        """Return the neighbours ``step`` places on."""
+        return _Row(self.values, self.start - step)
+
+    def halves(self, length: int) -> tuple[_Row, _Row]:
+        """Return what belongs to the first ``length`` places, and what to those behind them."""
+        cut = length - self.start
+        return _Row(self.values[:cut], self.start), _Row(self.values[cut:])
+
+
+def _apply(function: Callable[..., Tensor], *rows: _Row, **options: float) -> _Row:
+    """Return ``function`` of rows where there are values of all."""
+    start = max(row.start for row in rows)
+    stop = min(row.start + len(row.values) for row in rows)
+    parts = (row.values[start - row.start : stop - row.start] for row in rows)
+    return _Row(function(*parts, **options), start)
+
+
+def _on(row: _Row, step: int) -> _Row:
+    """Return the sums of each value and the one ``step`` places on."""
+    return _apply(torch.add, row, row.at(step))
+
+
+def _beside(row: _Row, step: int) -> _Row:
+    """Return the sums of each value and the one ``step`` places back."""
+    return _on(row, step).at(-step)
+
+
+def _add_(row: _Row, other: _Row) -> None:
+    _apply(Tensor.add_, row, other)
 
 
 _Margins = tuple[tuple[int, int], tuple[int, int]]
 
 
-def _menon_green(
-    r: Tensor, g1: Tensor, g2: Tensor, b: Tensor, silent: _Margins | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return green at red and at blue, and for each the decision: 1 horizontal, 0 vertical (section II).
+def _sites(mosaic: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return an RGGB mosaic (B, 1, H, W) as (2, B, H/2 + 1, W/2 + 1), three of them.
 
-    Along a row g1 stands beside red and g2 beside blue; down a column they change places.
+    The first holds red and, half a tile up and left of it, blue. At the same index the second holds the
+    green to the right of each, the third the green below: so both colours are treated as one.
     """
-    green, activity = [], []
-    for dim, (beside_r, beside_b) in ((-1, (g1, g2)), (-2, (g2, g1))):
-        g_r = _green_along(r, _last(beside_r, dim), beside_r, dim)
-        g_b = _green_along(b, beside_b, _next(beside_b, dim), dim)
-        d_r, d_b = ((c - _next(c, dim)).abs() for c in (r - g_r, b - g_b))
-        if silent is not None:
-            inside_r, inside_b = _inside(d_r, silent)
-            d_r, d_b = d_r * inside_r, d_b * inside_b
-        green.append((g_r, g_b))
-        activity.append((_activity(d_r, d_b, dim, True), _activity(d_b, d_r, dim, False)))
-    (across_r, across_b), (down_r, down_b) = activity
-    # As numbers, 0 or 1, for lerp: exact at both ends, and twenty times quicker than torch.where.
-    horizontal_r, horizontal_b = (down_r >= across_r).to(r), (down_b >= across_b).to(r)
-    if silent is not None:
-        horizontal_r, horizontal_b = _mirrored(horizontal_r, horizontal_b, silent)
-    (across_r, across_b), (down_r, down_b) = green
-    g_r = torch.lerp(down_r, across_r, horizontal_r)
-    g_b = torch.lerp(down_b, across_b, horizontal_b)
-    return g_r, g_b, horizontal_r, horizontal_b
+    height, width = (side // 2 + 1 for side in mosaic.shape[-2:])
+    m = pad(mosaic, (1, 2), (1, 2), "mirror")[:, 0]
+
+    def planes(*corners: tuple[int, int]) -> Tensor:
+        return torch.stack([m[:, y::2, x::2][:, :height, :width] for y, x in corners])
+
+    return planes((1, 1), (0, 0)), planes((1, 2), (0, 1)), planes((2, 1), (1, 0))
 
 
-def _inside(plane: Tensor, margins: _Margins) -> tuple[Tensor, Tensor]:
-    """Return for red and blue sites 1 within the frame and 0 in the margins."""
-    rows, columns = margins
-    height, width = 2 * plane.shape[-2], 2 * plane.shape[-1]
-    frame = plane.new_ones(1, 1, height - sum(rows), width - sum(columns))
-    at_r, _, _, at_b = pack_planes(pad(frame, rows, columns, "zero"))
-    return at_r, at_b
+def _at_positions(planes: Sequence[Tensor]) -> list[Tensor]:
+    """Return planes (..., h + 1, w + 1) by the position of the tile, blue as in `_sites`, as (..., h, w)."""
+    *others, blue = planes
+    return [*(plane[..., :-1, :-1] for plane in others), blue[..., 1:, 1:]]
 
 
-def _mirrored(at_r: Tensor, at_b: Tensor, margins: _Margins) -> tuple[Tensor, Tensor]:
-    """Replace decisions in the margins by the mirror image of those within the frame."""
-    (top, bottom), (left, right) = margins
-    full = unpack_planes([at_r, at_r, at_b, at_b])
-    frame = full[..., top : full.shape[-2] - bottom, left : full.shape[-1] - right]
-    at_r, _, _, at_b = pack_planes(pad(frame, *margins, "mirror"))
-    return at_r, at_b
+def _activity(difference: _Row, along: int, across: int, half: int) -> _Row:
+    """Sum the gradients of colour differences around each site (equation 8 and the text after it)."""
+    pair = _beside(difference, along)
+    total = _beside(_on(pair, across), across)
+    _add_(total, pair)
+    first, last = total.halves(half)
+    other = _on(difference, across).halves(half)
+    _add_(first, other[1])
+    _add_(last, other[0].at(-along - across))
+    return total
 
 
-def _menon_planes(
-    r: Tensor, g1: Tensor, g2: Tensor, b: Tensor, silent: _Margins | None = None
-) -> list[Tensor]:
-    """Demosaic the four planes (B, h, w) of an RGGB mosaic (Menon et al. 2007, with refinement).
-
-    Past green everything is a colour difference, R - G or B - G, averaged along the direction chosen
-    for its site. Values within `MENON_RADIUS` pixels of the edge are not valid.
+@torch.no_grad()
+def _directions(
+    differences: tuple[_Row, _Row],
+    steps: tuple[int, int],
+    shape: torch.Size,
+    silent: _Margins | None,
+) -> _Row:
+    """Return for each red and blue site 1 where it is interpolated along the row, 0 along the column.
 
     Args:
-        silent: margins around the frame, in pixels, where no activity counts: the published borders.
-
-    Returns:
-        R at the four positions of the tile, then G, then B.
+        differences: red or blue less green, as interpolated along the row and the column.
+        steps: to the next neighbour in a row and a column.
+        shape: of the planes.
+        silent: see `_menon`.
     """
-    rows, columns = -2, -1
-    g_r, g_b, horizontal_r, horizontal_b = _menon_green(r, g1, g2, b, silent)
+    activities = []
+    for number, row in enumerate(differences):
+        gradient = _apply(torch.sub, row, row.at(steps[number]))
+        gradient.values.abs_()
+        if silent is not None:
+            _apply(Tensor.mul_, gradient, _Row(_inside(gradient.values, shape, silent)))
+        activities.append(_activity(gradient, *steps[:: 1 - 2 * number], shape[1:].numel()))
+    # Numbers, 0 or 1, for lerp: exact at both ends, and twenty times quicker than torch.where.
+    horizontal = _apply(Tensor.ge_, *activities[::-1])
+    return horizontal if silent is None else _mirrored(horizontal, shape, silent)
 
-    def around_r(at_g1: Tensor, at_g2: Tensor) -> Tensor:
-        """Sum the two neighbours of each red site along its direction."""
-        across, down = at_g1 + _last(at_g1, columns), at_g2 + _last(at_g2, rows)
-        return torch.lerp(down, across, horizontal_r)
 
-    def around_b(at_g1: Tensor, at_g2: Tensor) -> Tensor:
-        across, down = at_g2 + _next(at_g2, columns), at_g1 + _next(at_g1, rows)
-        return torch.lerp(down, across, horizontal_b)
+def _inside(like: Tensor, shape: torch.Size, margins: _Margins) -> Tensor:
+    """Return for red and blue sites 1 within the frame and 0 in the margins."""
+    rows, columns = margins
+    height, width = (2 * (side - 1) for side in shape[-2:])
+    frame = like.new_ones(1, 1, height - sum(rows), width - sum(columns))
+    return _sites(pad(frame, rows, columns, "zero"))[0].expand(shape).reshape(-1)
 
-    def at_greens(rg: Tensor, bg: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Average R - G, known at red, and B - G, known at blue, at the two greens between them."""
-        rg_g1, rg_g2 = 0.5 * (rg + _next(rg, columns)), 0.5 * (rg + _next(rg, rows))
-        bg_g1, bg_g2 = 0.5 * (bg + _last(bg, rows)), 0.5 * (bg + _last(bg, columns))
-        return rg_g1, rg_g2, bg_g1, bg_g2
 
-    # First pass: R - G and B - G at green, then R - B at red and at blue.
-    rg_g1, rg_g2, bg_g1, bg_g2 = at_greens(r - g_r, b - g_b)
-    rb_r = 0.5 * around_r(rg_g1 - bg_g1, rg_g2 - bg_g2)
-    rb_b = 0.5 * around_b(rg_g1 - bg_g1, rg_g2 - bg_g2)
+def _mirrored(decisions: _Row, shape: torch.Size, margins: _Margins) -> _Row:
+    """Replace decisions in the margins by the mirror image of those within the frame."""
+    (top, bottom), (left, right) = margins
+    whole = F.pad(decisions.values, (decisions.start, shape.numel()))[: shape.numel()].view(shape)
+    at_r, at_b = whole.unsqueeze(2)
+    full = unpack_planes(_at_positions([at_r, at_r, at_b, at_b]))
+    frame = full[..., top : full.shape[-2] - bottom, left : full.shape[-1] - right]
+    return _Row(_sites(pad(frame, *margins, "mirror"))[0].view(-1))
+
+
+def _menon(
+    mosaic: Tensor, matrix: Sequence[Sequence[float]], silent: _Margins | None = None
+) -> Tensor:
+    """Demosaic an RGGB mosaic (B, 1, H, W), with refinement, and mix the colours: (B, C, H, W).
+
+    Past green everything is a colour difference, R - G, B - G or R - B, averaged along the direction
+    chosen for its site. They are summed, not averaged; by what is said at the end, where all are divided.
+
+    Args:
+        matrix: C rows of three weights.
+        silent: margins around the frame, in pixels, where no activity counts: the published borders.
+    """
+    sites, right, below = _sites(mosaic)
+    shape, half, steps = sites.shape, sites[0].numel(), (1, sites.shape[-1])
+    column, row = steps
+    sums = []
+    for step, green in zip(steps, (right, below), strict=True):
+        # Red or blue less green, four times (equation 1).
+        second = _beside(_on(_Row(sites.view(-1)), step), step)
+        sums.append(_apply(torch.sub, second, _beside(_Row(green.view(-1)), step), alpha=2))
+    horizontal = _directions((sums[0], sums[1]), steps, shape, silent)
+    horizontal_r, horizontal_b = horizontal.halves(half)
+
+    def at_greens(xg: _Row) -> tuple[_Row, ...]:
+        """Sum R - G at both greens, then B - G, between the two sites where they are known."""
+        (r_g1, b_g2), (r_g2, b_g1) = (_on(xg, step).halves(half) for step in steps)
+        return r_g1, r_g2, b_g1.at(column), b_g2.at(row)
+
+    def at_sites(r_g1: _Row, r_g2: _Row, b_g1: _Row, b_g2: _Row) -> tuple[_Row, _Row]:
+        """Sum R - B, of the greens beside it along its direction, at red and at blue."""
+        g1, g2 = _apply(torch.sub, r_g1, b_g1), _apply(torch.sub, r_g2, b_g2)
+        at_r = _apply(torch.lerp, _beside(g2, row), _beside(g1, column), horizontal_r)
+        down, across = _beside(g1, row).at(-column), _beside(g2, column).at(-row)
+        return at_r, _apply(torch.lerp, down, across, horizontal_b)
+
+    xg = _apply(torch.lerp, sums[1], sums[0], horizontal)
+    first = at_sites(*at_greens(xg))
     # Refinement (section III): the differences are smoothed along the direction chosen.
-    g_r = r - ((r - g_r) + around_r(rg_g1, rg_g2)) / 3
-    g_b = b - ((b - g_b) + around_b(bg_g1, bg_g2)) / 3
-    rg_g1, rg_g2, bg_g1, bg_g2 = at_greens(r - g_r, b - g_b)
-    b_r = r - (rb_r + around_r(rg_g1 - bg_g1, rg_g2 - bg_g2)) / 3
-    r_b = b + (rb_b + around_b(rg_g1 - bg_g1, rg_g2 - bg_g2)) / 3
-    red = [r, g1 + rg_g1, g2 + rg_g2, r_b]
-    green = [g_r, g1, g2, g_b]
-    blue = [b_r, g1 + bg_g1, g2 + bg_g2, b]
-    return red + green + blue
+    across, down = (_beside(_on(xg, step), step) for step in steps)
+    xg = _apply(torch.add, _apply(torch.lerp, down, across, horizontal), xg, alpha=2)
+    greens = at_greens(xg)
+    rb = [_apply(torch.add, *pair, alpha=3) for pair in zip(at_sites(*greens), first, strict=True)]
+    (rg, bg), (r_g1, r_g2, b_g1, b_g2) = xg.halves(half), greens
+    positions = (
+        (sites[0], {GREEN: (rg, -1 / 24), BLUE: (rb[0], -1 / 144)}),
+        (right[0], {RED: (r_g1, 1 / 48), BLUE: (b_g1, 1 / 48)}),
+        (below[0], {RED: (r_g2, 1 / 48), BLUE: (b_g2, 1 / 48)}),
+        (sites[1], {RED: (rb[1], 1 / 144), GREEN: (bg, -1 / 24)}),
+    )
+    weights = on_device([w for row in matrix for w in row], sites).view(-1, 3)
+    return unpack_planes(_at_positions([_mix(*position, weights) for position in positions]))
+
+
+def _mix(sample: Tensor, differences: dict[int, tuple[_Row, float]], weights: Tensor) -> Tensor:
+    """Return weighted sums of three colours: the sample, (B, h, w), and what the others differ from it."""
+    total = weights.sum(1)[:, None] * sample.view(-1)
+    for colour, ((values, start), scale) in differences.items():
+        values, start = values[max(-start, 0) :], max(start, 0)
+        place = total[:, start : start + len(values)]
+        place.addcmul_(values, weights[:, colour, None], value=scale)
+    return total.view(-1, *sample.shape).transpose(0, 1)
+
+
+_PLAIN = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 def menon_inside(
     raw: Tensor,
     cfa: CFA,
     silent: bool = False,
-    matrix: Sequence[Sequence[float]] | None = None,
+    matrix: Sequence[Sequence[float]] = _PLAIN,
 ) -> Tensor:
     """`menon2007` where it fits: (B, 3, H - 16, W - 16), `MENON_RADIUS` pixels less on each side.
 
@@ -252,20 +313,8 @@ def menon_inside(
     # How many rows and columns to put before the mosaic so that it begins with an RGGB tile.
     dy, dx = CFA.RGGB.shift_to(cfa)
     rows, columns = (MENON_RADIUS + dy,) * 2, (MENON_RADIUS + dx,) * 2
-    planes = pack_planes(pad(raw, (dy, dy), (dx, dx), "mirror"))
-    colours = _menon_planes(*planes, silent=(rows, columns) if silent else None)
-    if matrix is not None:
-        colours = _mix(colours, matrix)
-    return crop(unpack_planes(colours), rows[0], columns[0])
-
-
-def _mix(planes: list[Tensor], matrix: Sequence[Sequence[float]]) -> list[Tensor]:
-    """Mix the colours of an image that is still in planes, which are small enough for caches."""
-    return [
-        (r * row[0]).add_(g, alpha=row[1]).add_(b, alpha=row[2])
-        for row in matrix
-        for r, g, b in zip(planes[:4], planes[4:8], planes[8:], strict=True)
-    ]
+    mosaic = pad(raw, (dy, dy), (dx, dx), "mirror")
+    return crop(_menon(mosaic, matrix, (rows, columns) if silent else None), rows[0], columns[0])
 
 
 def menon2007(raw: Tensor, cfa: CFA, border: Border = "mirror") -> Tensor:

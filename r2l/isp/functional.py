@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from r2l.camera import CFA
 from r2l.isp.filters import Border, blur, correlate, crop, median3x3
+from r2l.isp.packing import is_traced
 
 #: Kinds of number too short to process a mosaic in: a black level is lost in their rounding.
 HALF = (torch.float16, torch.bfloat16)
@@ -68,7 +70,7 @@ def check_image(image: Tensor) -> None:
         raise ValueError(f"image is {given}, expected a float tensor (B, 3, H, W)")
 
 
-def _on_device(values: float | Sequence[float] | Tensor, like: Tensor) -> Tensor:
+def on_device(values: float | Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """Return a tensor, or plain numbers, in dtype and on the device of ``like``; not to be changed in place.
 
     Numbers are brought to a GPU once: it would wait for each copy, and a CUDA graph can't hold one.
@@ -87,7 +89,7 @@ def _brought(values: float | tuple[float, ...], dtype: torch.dtype, device: torc
 
 def per_site(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """Spread four values, one a position of the 2x2 tile, over a mosaic: (1, 1, H, W) as ``like``."""
-    tile = _on_device(values, like).reshape(1, 1, 2, 2)
+    tile = on_device(values, like).reshape(1, 1, 2, 2)
     return tile.repeat(1, 1, like.shape[-2] // 2, like.shape[-1] // 2)
 
 
@@ -110,7 +112,7 @@ def subtract_black_level(
     """
     check_mosaic(raw)
     levels = torch.as_tensor(black_level, dtype=raw.dtype)
-    black = _on_device(black_level, raw)
+    black = on_device(black_level, raw)
     if black.numel() != 4:
         raise ValueError(
             f"black_level has {black.numel()} values, expected 4, one a position of the tile"
@@ -130,7 +132,7 @@ def subtract_black_level(
 def balance_white(image: Tensor, gains: Sequence[float] | Tensor) -> Tensor:
     """Multiply R, G and B of a linear image (B, 3, H, W) by three gains."""
     check_image(image)
-    return image * _on_device(gains, image).reshape(1, 3, 1, 1)
+    return image * on_device(gains, image).reshape(1, 3, 1, 1)
 
 
 def balance_mosaic(mosaic: Tensor, gains: Sequence[float] | Tensor, cfa: CFA) -> Tensor:
@@ -267,16 +269,39 @@ def clip(image: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.clamp(image, 0.0, 1.0, out=out)
 
 
+@cache
+def _numpy_is_vectorised() -> bool:
+    """Tell whether numpy has these two functions for the vector units here: then they take a third."""
+    try:
+        from numpy.lib.introspect import opt_func_info
+    except ImportError:
+        return False
+    found = opt_func_info(func_name="^(log2|exp2)$", signature="float32")
+    ways = [way["current"] for by_type in found.values() for way in by_type.values()]
+    return len(ways) == 2 and not any("baseline" in way for way in ways)
+
+
+def _raise_(y: Tensor, exponent: Tensor) -> Tensor:
+    """Replace y, above 0, by y ** exponent; less time than pow."""
+    plain = type(y) is Tensor and y.dtype == torch.float32 and y.device.type == "cpu"
+    if not plain or is_traced() or not _numpy_is_vectorised():
+        return y.log2_().mul_(exponent).exp2_()
+    values = y.numpy()
+    np.log2(values, out=values)
+    y.mul_(exponent)
+    np.exp2(values, out=values)
+    return y
+
+
 def _power(x: Tensor, exponent: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return clip(x, 0, 1) ** exponent. Less time than pow.
+    """Return clip(x, 0, 1) ** exponent.
 
     The logarithm of 0 leaves the quick path of vector units; hence the smallest normal number instead,
     whose own result is taken off again: 0 stays 0, to the bit.
     """
     tiny = torch.finfo(x.dtype).tiny
-    black = torch.full_like(exponent, tiny).log2_().mul_(exponent).exp2_()
-    y = torch.clamp(x, tiny, 1.0, out=out)
-    return y.log2_().mul_(exponent).exp2_().sub_(black)
+    y = _raise_(torch.clamp(x, tiny, 1.0, out=out), exponent.detach())
+    return y.sub_(_raise_(torch.full_like(exponent, tiny), exponent.detach()))
 
 
 class _Gamma(torch.autograd.Function):
@@ -316,5 +341,5 @@ def gamma_correct(image: Tensor, gamma: float | Tensor = 2.2, out: Tensor | None
     """
     if out is None and image.dtype in HALF:
         return gamma_correct(image.float(), gamma).to(image.dtype)
-    gamma = _on_device(gamma, image).reshape(())
+    gamma = on_device(gamma, image).reshape(())
     return _Gamma.apply(image, gamma) if out is None else _power(image, 1.0 / gamma, out)

@@ -1,4 +1,4 @@
-"""The quick way through the linear stages, and the strip by strip way through a large frame.
+"""The quick way through the linear stages, and the tile by tile way through a large frame.
 
 Levels, a linear demosaic, white balance and colour matrix are together one affine map that repeats with
 the 2x2 tile. Seen on the four *planes* of a mosaic (one a position of the tile, half as high and wide) it
@@ -6,15 +6,19 @@ is a single small convolution, 4 planes in, one plane a colour and position out.
 the plain stages are shown an impulse at each position of the tile and answer with the kernel. So the plain
 stages stay the only definition, and gradients with respect to their parameters pass through the weights.
 
-Past that a frame is developed strip by strip into one result, so a frame of any size needs little more
-memory than its picture.
+Past that a frame is developed tile by tile into one result, so a frame of any size needs little more
+memory than its picture. Tiles, not the operations in them, are what several threads share: an operation is
+too short to wake threads for.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from threading import Barrier
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +29,13 @@ from torch.autograd.function import once_differentiable
 from r2l.isp.filters import pad
 from r2l.isp.packing import is_recorded, pack, unpack
 
-#: Pixels of a strip, found by trial: small enough for caches to help, and large enough that the start of
-#: each operation on several threads, dear where waiting threads sleep, does not count.
-_STRIP_PIXELS = 524_288
+#: Pixels of a tile and of its rows, found by trial: small enough for caches to help, and large enough that
+#: the start of each operation and what is done twice at the margins do not count.
+_TILE_PIXELS, _TILE_WIDTH = 262_144, 1024
+
+_Result = TypeVar("_Result")
+#: Images of a batch, and rows and columns of each.
+_Tile = tuple[slice, slice, slice]
 
 
 def measure_affine(
@@ -65,27 +73,70 @@ def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return unpack(F.conv2d(pack(mosaic), weight, bias.to(mosaic)))
 
 
-def _strips(batch: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a batch of frames into (images, rows) of about `_STRIP_PIXELS`; rows begin at even numbers."""
-    images = max(1, _STRIP_PIXELS // (height * width))
-    rows = height if images > 1 else max(2, _STRIP_PIXELS // width // 2 * 2)
+def _tiles(batch: int, height: int, width: int) -> Iterator[_Tile]:
+    """Cut a batch of frames into tiles of about `_TILE_PIXELS`, which begin at even numbers."""
+    images = max(1, _TILE_PIXELS // (height * width))
+    columns = width if images > 1 else _even_part(width, _TILE_WIDTH)
+    rows = height if images > 1 else _even_part(height, max(1, _TILE_PIXELS // columns))
     for i in range(0, batch, images):
         for y in range(0, height, rows):
-            yield slice(i, min(i + images, batch)), slice(y, min(y + rows, height))
+            for x in range(0, width, columns):
+                ends = min(i + images, batch), min(y + rows, height), min(x + columns, width)
+                yield slice(i, ends[0]), slice(y, ends[1]), slice(x, ends[2])
 
 
-def _strip_with_surroundings(mosaic: Tensor, images: slice, rows: slice, margin: int) -> Tensor:
-    """Take a strip with ``margin`` pixels around it; beyond the frame its mirror image."""
-    height, width = mosaic.shape[-2:]
-    if min(height, width) <= margin:
-        return pad(mosaic[images], (margin, margin), (margin, margin), "mirror")[
-            ..., rows.start : rows.stop + 2 * margin, :
-        ]
-    top, bottom = rows.start - margin, rows.stop + margin
-    first, last = max(top, 0), min(bottom, height)
-    return pad(
-        mosaic[images, :, first:last], (first - top, bottom - last), (margin, margin), "mirror"
-    )
+def _even_part(side: int, most: int) -> int:
+    """Return the even length of the parts, alike, that a side is cut into."""
+    parts = -(-side // most)
+    return -(-side // (2 * parts)) * 2
+
+
+def _with_surroundings(mosaic: Tensor, tile: _Tile, margin: int) -> Tensor:
+    """Take a tile with ``margin`` pixels around it; beyond the frame its mirror image."""
+    images, *sides = tile
+    mosaic = mosaic[images]
+    if min(mosaic.shape[-2:]) <= margin:
+        whole = pad(mosaic, (margin, margin), (margin, margin), "mirror")
+        rows, columns = (slice(side.start, side.stop + 2 * margin) for side in sides)
+        return whole[..., rows, columns]
+    inside, beyond = [], []
+    for side, length in zip(sides, mosaic.shape[-2:], strict=True):
+        first, last = side.start - margin, side.stop + margin
+        inside.append(slice(max(first, 0), min(last, length)))
+        beyond.append((max(-first, 0), max(last - length, 0)))
+    return pad(mosaic[..., *inside], *beyond, "mirror")
+
+
+def _work_alone() -> None:
+    """Have the operations of this thread wake no others."""
+    torch.get_num_threads()  # A thread takes the common number at its first question, not before.
+    torch.set_num_threads(1)
+
+
+@cache
+def _workers(count: int, process: int) -> ThreadPoolExecutor:
+    """Return ``count`` threads that each `_work_alone`; a forked process needs its own."""
+    pool = ThreadPoolExecutor(count, "r2l", _work_alone)
+    everyone = Barrier(count)
+    list(pool.map(lambda _: everyone.wait(), range(count)))
+    # What a thread sets for itself is the common number too, that of threads to come.
+    torch.set_num_threads(torch.get_num_threads())
+    return pool
+
+
+def _for_each(develop: Callable[[_Tile], _Result], mosaic: Tensor) -> list[_Result]:
+    """Return ``develop(tile)`` of each tile of a batch, in order; at work on as many threads as torch has."""
+    tiles = list(_tiles(mosaic.shape[0], *mosaic.shape[-2:]))
+    count = torch.get_num_threads() if torch.backends.openmp.is_available() else 1
+    if min(count, len(tiles)) < 2:
+        return [develop(tile) for tile in tiles]
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def developed(tile: _Tile) -> _Result:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            return develop(tile)
+
+    return list(_workers(count, os.getpid()).map(developed, tiles))
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -105,40 +156,44 @@ def _let_malloc_keep_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-#: A strip (b, 1, h + 2 margin, w + 2 margin) to images (b, 3, h, w), each written into its place, if one is
-#: given, and returned.
-Develop = Callable[[Tensor, Sequence[Tensor | None]], list[Tensor]]
+#: A tile (b, 1, h + 2 margin, w + 2 margin) to images (b, 3, h, w).
+Develop = Callable[[Tensor], list[Tensor]]
 
 
-def develop_in_strips(mosaic: Tensor, margin: int, count: int, develop: Develop) -> list[Tensor]:
-    """Develop a batch of mosaics into ``count`` pictures each, strip by strip.
+def develop_in_tiles(mosaic: Tensor, margin: int, count: int, develop: Develop) -> list[Tensor]:
+    """Develop a batch of mosaics into ``count`` pictures each, tile by tile.
 
     Args:
         mosaic: (B, 1, H, W).
-        margin: how many pixels around a strip ``develop`` needs, even.
+        margin: how many pixels around a tile ``develop`` needs, even.
         develop: see `Develop`.
 
     Returns:
-        ``count`` images (B, 3, H, W). All is one strip where autograd follows ``mosaic``, under a
+        ``count`` images (B, 3, H, W). All is one tile where autograd follows ``mosaic``, under a
         compiler, and off the CPU.
     """
     if is_recorded(mosaic) or mosaic.device.type != "cpu":
         whole = pad(mosaic, (margin, margin), (margin, margin), "mirror")
-        return develop(whole, [None] * count)
+        return develop(whole)
     _let_malloc_keep_memory()
     batch, _, height, width = mosaic.shape
     results = [_empty((batch, 3, height, width), mosaic) for _ in range(count)]
-    for images, rows in _strips(batch, height, width):
-        strip = _strip_with_surroundings(mosaic, images, rows, margin)
-        develop(strip, [result[images, :, rows] for result in results])
+
+    def into_place(tile: _Tile) -> None:
+        images, rows, columns = tile
+        pictures = develop(_with_surroundings(mosaic, tile, margin))
+        for result, picture in zip(results, pictures, strict=True):
+            result[images, :, rows, columns] = picture
+
+    _for_each(into_place, mosaic)
     return results
 
 
-class _Strips(torch.autograd.Function):
-    """`develop_in_strips` with gradients for parameters; each strip is developed again for them.
+class _Tiled(torch.autograd.Function):
+    """`develop_in_tiles` with gradients for parameters; each tile is developed again for them.
 
     That costs a second forward pass and saves far more: nothing but the mosaic is kept, and the memory of
-    one strip serves all.
+    one tile serves all.
     """
 
     @staticmethod
@@ -157,13 +212,17 @@ class _Strips(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mosaic, *parameters = ctx.saved_tensors
-        leaves = [p.detach().requires_grad_() for p in parameters]
-        totals = [torch.zeros_like(p) for p in parameters]
-        for images, rows in _strips(mosaic.shape[0], *mosaic.shape[-2:]):
-            strip = _strip_with_surroundings(mosaic, images, rows, ctx.margin)
+
+        def backward(tile: _Tile) -> Sequence[Tensor]:
+            images, rows, columns = tile
+            around = _with_surroundings(mosaic, tile, ctx.margin)
+            leaves = [p.detach().requires_grad_() for p in parameters]
             with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-                (image,) = ctx.develop(strip, [None], *leaves)
-            parts = torch.autograd.grad(image, leaves, grad[images, :, rows])
+                (image,) = ctx.develop(around, *leaves)
+            return torch.autograd.grad(image, leaves, grad[images, :, rows, columns])
+
+        totals = [torch.zeros_like(p) for p in parameters]
+        for parts in _for_each(backward, mosaic):
             for total, part in zip(totals, parts, strict=True):
                 total.add_(part)
         return None, None, None, *totals
@@ -176,17 +235,17 @@ def develop_with_parameters(
 
     Args:
         mosaic: (B, 1, H, W).
-        margin: see `develop_in_strips`.
+        margin: see `develop_in_tiles`.
         develop: as `Develop`, for one picture; ``parameters`` follow its arguments.
         *parameters: tensors; all that ``develop`` depends on besides the mosaic.
     """
     learned = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
     if learned and not is_recorded(mosaic) and mosaic.device.type == "cpu":
-        return _Strips.apply(mosaic, margin, develop, *parameters)
+        return _Tiled.apply(mosaic, margin, develop, *parameters)
     return _develop_with(mosaic, margin, develop, parameters)
 
 
 def _develop_with(
     mosaic: Tensor, margin: int, develop: Callable[..., list[Tensor]], parameters: Sequence[Tensor]
 ) -> Tensor:
-    return develop_in_strips(mosaic, margin, 1, lambda *strip: develop(*strip, *parameters))[0]
+    return develop_in_tiles(mosaic, margin, 1, lambda tile: develop(tile, *parameters))[0]

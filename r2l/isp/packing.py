@@ -15,10 +15,11 @@ from torch import Tensor
 
 def is_recorded(x: Tensor) -> bool:
     """Tell whether autograd, a tracer or a compiler looks on, so that only plain operations are allowed."""
-    return _is_traced() or (torch.is_grad_enabled() and x.requires_grad)
+    return is_traced() or (torch.is_grad_enabled() and x.requires_grad)
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
+    """Tell whether a tracer or a compiler looks on."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
@@ -33,16 +34,15 @@ def pack_planes(mosaic: Tensor) -> list[Tensor]:
 
 
 def unpack_planes(planes: Sequence[Tensor]) -> Tensor:
-    """Return the image (B, C, H, W) of 4 C planes (B, H/2, W/2), colour by colour."""
+    """Return the image (B, C, H, W) of what stands at the four positions of the tile, (B, C, H/2, W/2)."""
     if is_recorded(planes[0]) or planes[0].dtype not in (torch.float32, torch.float64):
-        return F.pixel_shuffle(torch.stack(list(planes), 1), 2)
-    b, h, w = planes[0].shape
-    image = planes[0].new_empty(b, len(planes) // 4, 2 * h, 2 * w)
+        return F.pixel_shuffle(torch.stack(list(planes), 2).flatten(1, 2), 2)
+    b, c, h, w = planes[0].shape
+    image = planes[0].new_empty(b, c, 2 * h, 2 * w)
     # A complex number is two neighbours of a row: so they are written without gaps.
-    neighbours = torch.view_as_complex(image.view(b, -1, 2 * h, w, 2))
-    for i in range(0, len(planes), 2):
-        place = neighbours[:, i // 4, i % 4 // 2 :: 2]
-        torch.complex(planes[i], planes[i + 1], out=place)
+    neighbours = torch.view_as_complex(image.view(b, c, 2 * h, w, 2))
+    for y in (0, 1):
+        torch.complex(planes[2 * y], planes[2 * y + 1], out=neighbours[:, :, y::2])
     return image
 
 
@@ -76,7 +76,7 @@ class _UnpackPairs(torch.autograd.Function):
 
 def _may_move_pairs(x: Tensor) -> bool:
     plain = x.dtype == torch.float32 and x.device.type == "cpu" and x.storage_offset() % 2 == 0
-    return plain and not _is_traced()
+    return plain and not is_traced()
 
 
 def pack(mosaic: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ from r2l.isp import functional as stage
 from r2l.isp.demosaic import bilinear
 from r2l.isp.filters import correlate, pad, split_margin
 from r2l.isp.fused import apply_affine, develop_with_parameters, measure_affine
+from r2l.isp.packing import is_recorded
 from r2l.isp.pipeline import Affine, Pipeline, Pointwise, Stage, in_full_precision, run
 from r2l.isp.saving import saved_with
 from r2l.isp.steps import NUMBERS, Box, Steps, numbers_of, physical_box, tolerance_box
 
-# Demosaic 1, sharpening 1, blur 2; even, as strips want it.
+# Demosaic 1, sharpening 1, blur 2; even, as tiles want it.
 _REACH = 4
 # What a step of one changes a picture by, root mean square, display units.
 _STEP = 0.1
@@ -305,8 +306,8 @@ def _correlate_luma(image: Tensor, kernel: Tensor) -> Tensor:
     return stage.filter_luma(image, lambda y: correlate(y, kernel))
 
 
-def _develop(
-    mosaic: Tensor, places: Sequence[Tensor | None], weight: Tensor, bias: Tensor, gamma: Tensor
-) -> list[Tensor]:
+def _develop(mosaic: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor) -> list[Tensor]:
     # The convolution takes off whole tiles, here exactly the reach.
-    return [stage.gamma_correct(apply_affine(mosaic, weight, bias), gamma, places[0])]
+    image = apply_affine(mosaic, weight, bias)
+    own = not is_recorded(image) and not is_recorded(gamma)
+    return [stage.gamma_correct(image, gamma, image if own else None)]

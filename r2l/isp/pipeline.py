@@ -8,7 +8,7 @@ truth. The quick way to the same picture is derived from the list too:
 - the `Luma` filters that follow get luma alone, without the three colours they would leave as they are;
 - the `Pointwise` ones at the end are done in place.
 
-All that runs strip by strip, and what several pipelines begin with alike is done once a strip. A list with
+All that runs tile by tile, and what several pipelines begin with alike is done once a tile. A list with
 any other `Stage`, one that has to see a whole frame and its border, is developed stage by stage.
 """
 
@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_map
 
 from r2l.isp import functional as stage
 from r2l.isp.filters import Border, crop
-from r2l.isp.fused import apply_affine, develop_in_strips, measure_affine
+from r2l.isp.fused import apply_affine, develop_in_tiles, measure_affine
+from r2l.isp.packing import is_recorded
 
 _Result = TypeVar("_Result")
 
@@ -263,7 +264,9 @@ def _numbered(plans: Sequence[_Plan]) -> list[list[int]]:
     ]
 
 
-def _finish(image: Tensor, steps: Sequence[Stage], out: Tensor | None) -> Tensor:
+def _finish(image: Tensor, steps: Sequence[Stage]) -> Tensor:
+    """Apply the last stages to an image of one's own: in place, where nobody asks for gradients."""
+    out = None if is_recorded(image) else image
     for step, following in zip_longest(steps, steps[1:]):
         # Gamma correction clips by itself.
         if step.function is stage.clip and following and following.function is stage.gamma_correct:
@@ -274,7 +277,7 @@ def _finish(image: Tensor, steps: Sequence[Stage], out: Tensor | None) -> Tensor
 
 @in_full_precision
 def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]:
-    """Develop ``raw`` (B, 1, H, W) by each pipeline; what their lists begin with alike is done once a strip.
+    """Develop ``raw`` (B, 1, H, W) by each pipeline; what their lists begin with alike is done once a tile.
 
     Args:
         pipelines: those that are `quick`.
@@ -287,25 +290,22 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
     numbers = _numbered(plans)
     margin = _whole_tiles(max((plan.margin for plan in plans), default=0))
 
-    def develop(strip: Tensor, places: Sequence[Tensor | None]) -> list[Tensor]:
+    def develop(tile: Tensor) -> list[Tensor]:
         done: dict[int, Tensor] = {}
         pictures = []
-        for isp, plan, (number, *further), place in zip(
-            pipelines, plans, numbers, places, strict=True
-        ):
+        for isp, plan, (number, *further) in zip(pipelines, plans, numbers, strict=True):
             if number not in done:
-                done[number] = isp._front(strip)
+                done[number] = isp._front(tile)
             front, y = done[number], done[number][:, 3:]
             for step, number in zip(plan.luma, further, strict=True):
                 if number not in done:
                     done[number] = step.filter(y, None)
                 y = done[number]
             rgb = crop(front[:, :3], margin - plan.front_margin)
-            rgb = torch.add(rgb, crop(y, margin - plan.margin), out=place)
-            pictures.append(_finish(rgb, plan.last, place))
+            pictures.append(_finish(rgb + crop(y, margin - plan.margin), plan.last))
         return pictures
 
-    return develop_in_strips(raw, margin, len(plans), develop)
+    return develop_in_tiles(raw, margin, len(plans), develop)
 
 
 class StageGradient(NamedTuple):
