@@ -145,10 +145,6 @@ def _beside(row: _Row, step: int) -> _Row:
     return _on(row, step).at(-step)
 
 
-def _add_(row: _Row, other: _Row) -> None:
-    _apply(Tensor.add_, row, other)
-
-
 _Margins = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -177,11 +173,11 @@ def _activity(difference: _Row, along: int, across: int, half: int) -> _Row:
     """Sum the gradients of colour differences around each site (equation 8 and the text after it)."""
     pair = _beside(difference, along)
     total = _beside(_on(pair, across), across)
-    _add_(total, pair)
+    _apply(Tensor.add_, total, pair)
     first, last = total.halves(half)
     other = _on(difference, across).halves(half)
-    _add_(first, other[1])
-    _add_(last, other[0].at(-along - across))
+    _apply(Tensor.add_, first, other[1])
+    _apply(Tensor.add_, last, other[0].at(-along - across))
     return total
 
 
@@ -236,7 +232,7 @@ def _menon(
     """Demosaic an RGGB mosaic (B, 1, H, W), with refinement, and mix the colours: (B, C, H, W).
 
     Past green everything is a colour difference, R - G, B - G or R - B, averaged along the direction
-    chosen for its site. They are summed, not averaged; by what is said at the end, where all are divided.
+    chosen for its site. They are summed on the way; the end divides.
 
     Args:
         matrix: C rows of three weights.
