@@ -82,7 +82,7 @@ def lab_explorer(store: str | Path | None = None) -> widgets.Widget:
     what = widgets.Dropdown(description="picture", **style)
     epoch = widgets.SelectionSlider(options=[0], description="epoch", **style)
     picture, note = widgets.HTML(), widgets.HTML()
-    curves = widgets.Image(format="png", layout={"width": "400px", "max_width": "100%"})
+    curves = widgets.Image(format="png", layout={"width": "520px", "max_width": "100%"})
 
     def fit(_change: object = None) -> None:
         """Offer what the run holds; keep the choices that it has too."""
