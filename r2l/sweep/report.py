@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from dask.utils import format_bytes, format_time
 
 from r2l.files import atomic_path, csv_text, read_csv
@@ -26,6 +25,8 @@ from r2l.sweep.work import ERROR, LOG, PREDICTIONS, SCORES, Outcome
 from r2l.training.run_folder import TESTED
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from r2l.drift.matrix import MatrixSummary
 
 #: Axes that a score is averaged over.
@@ -87,6 +88,8 @@ def write_report(
 
 def _runs_table(outcomes: list[Outcome]) -> pd.DataFrame:
     """Return one row a run: its place on the grid, whether it is finished, its scores."""
+    import pandas as pd  # half a second: not for a plan
+
     return pd.DataFrame(
         {
             "run": run.job.name,
@@ -104,6 +107,8 @@ def _scores_table(outcomes: list[Outcome]) -> pd.DataFrame:
     The spread is the standard deviation of the runs: folds share training images, so that it says less
     about new data than the intervals of a matrix do.
     """
+    import pandas as pd
+
     rows = []
     for run in outcomes:
         for score, value in list(run.scores.items())[:1]:
@@ -160,6 +165,8 @@ def _matrices(outcomes: list[Outcome]) -> Iterator[_Matrix]:
 
     A training pipeline is in it if all of its folds and seeds are finished: pairs need every image.
     """
+    import pandas as pd
+
     groups: dict[str, list[Outcome]] = {}
     for run in outcomes:
         if run.job.notebook is None and run.job.options().tested_codes:

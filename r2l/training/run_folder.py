@@ -1,5 +1,7 @@
 """Who a run is, and its folder: what it needs to go on after a kill, and what it leaves behind."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
@@ -8,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
 
 import r2l
 from r2l.files import atomic_path, read_csv, write_csv
 from r2l.options import Options
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NOTE = "run.json"
 TESTED = "tested.csv"
