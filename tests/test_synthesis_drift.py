@@ -1,9 +1,11 @@
 """The train x test matrix: pairing, isolation of folds, and what the summary makes of it."""
 
+import io
 import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 from torch import nn
+from tqdm import tqdm
 
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy, develop_views
 from r2l.datasets import views as views_module
@@ -89,6 +92,27 @@ def test_every_image_is_answered_once_in_every_cell_in_the_fold_that_holds_it_ou
         assert set(results.loc[results["fold"] == number, "image"]) == set(fold.test)
     np.testing.assert_array_equal(results["label"], views.labels[results["image"]])
     np.testing.assert_array_equal(results["group"], views.groups[results["image"]])
+
+
+def test_the_bar_of_answers_counts_images(views, monkeypatch):
+    bars = []
+
+    def kept(**options):
+        bars.append(tqdm(file=io.StringIO(), **options))
+        return bars[-1]
+
+    monkeypatch.setattr(sys.modules["r2l.training.predict"], "progress_bar", kept)
+    model = make_classifier("SmallResNet", 9)
+    domains = {code: views.view(code) for code in CODES}
+    predict(model, domains, batch_size=10, progress=True)
+    predict(model, views.view(CODES[0]).subset([1, 5, 7]), progress=True)
+    trained = Trained(RawToLogits(model), CODES[0], np.arange(5))
+    predict_matrix([trained, trained], views, CODES)
+    assert [(bar.n, bar.total, bar.unit) for bar in bars] == [
+        (48, 48, "image"),
+        (3, 3, "image"),
+        (20, 20, "image"),
+    ]
 
 
 def test_same_seed_same_table(views, results):

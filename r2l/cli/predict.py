@@ -136,7 +136,7 @@ def evaluate(
     options = _options(data, given)
     _check_free(output, force)
     asked, frames, indices = _open(model, options, trusted)
-    how = {"batch_size": options.batch_size, "accelerator": options.accelerator}
+    how = {"batch_size": options.batch_size, "accelerator": options.accelerator, "progress": True}
     table = ask(asked, {options.dataset: frames.subset(indices)}, **how)
     layout = {"float_format": lambda value: f"{value:.4g}"}
     print(f"{len(table)} images of {options.dataset}, {asked.camera.name}\n")

@@ -183,7 +183,9 @@ def _files_of(job: Job, hashes: dict[tuple, str]) -> str:
         return identity(*map(content_hash, paths)) if paths else ""
     options = job.options()
     if options.dataset.startswith("Synthetic"):
-        return ""  # as `data_identity` says too, once it is imported, which a plan need not wait for
+        return (
+            ""  # as `data_identity` says too, once it is imported, which a plan need not wait for
+        )
     data = tuple(getattr(options, n) for n, f in FIELDS.items() if f.metadata["group"] == "Data")
     if data not in hashes:
         hashes[data] = resolve_name("r2l.training.data:data_identity")(options)

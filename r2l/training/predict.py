@@ -17,6 +17,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
 
 from r2l.datasets.frames import Frames, RawDataset
 from r2l.datasets.views import with_views
@@ -35,6 +36,7 @@ def predict(
     task: str | None = None,
     batch_size: int = 128,
     num_workers: int = 0,
+    progress: bool = False,
     **trainer: Any,
 ) -> pd.DataFrame:
     """Ask a model for its answer to every image, in every domain.
@@ -57,6 +59,7 @@ def predict(
             one that it did knows its own. By default the task of `Frames`, else classification.
         batch_size: images a step; not used with a loader.
         num_workers: processes that load data which is not in memory.
+        progress: whether to show a bar that counts images, of frames in memory.
         **trainer: further arguments of `lightning.Trainer`, such as ``accelerator``.
 
     Returns:
@@ -90,12 +93,16 @@ def predict(
         tables = _through_loaders(module, domains, by, (batch_size, num_workers), trainer)
         return pd.concat(tables, ignore_index=True)
     tables = []
-    with on_device(module, device):
+    with on_device(module, device), _image_bar(sum(len(i) for _, i in held), progress) as bar:
         for name, (frames, indices) in zip(domains, held, strict=True):
-            columns = predict_columns(module, frames, indices, batch_size, device)
+            columns = predict_columns(module, frames, indices, batch_size, device, bar)
             tables.append(pd.DataFrame(columns))
             tables[-1][by] = _of_item(frames[0]["meta"], by) if name is None else name
     return pd.concat(tables, ignore_index=True)
+
+
+def _image_bar(total: int, progress: bool) -> tqdm:
+    return progress_bar(total=total, desc="testing", unit="image", disable=not progress)
 
 
 def _items(data: Dataset | DataLoader) -> Dataset:
@@ -144,6 +151,7 @@ def predict_columns(
     indices: np.ndarray,
     batch_size: int = 128,
     device: str | torch.device = "cpu",
+    bar: tqdm | None = None,
 ) -> dict[str, np.ndarray]:
     """Return a model's answers to frames in memory, a column for each kind of number.
 
@@ -153,6 +161,7 @@ def predict_columns(
         indices: which, (M,).
         batch_size: images a step.
         device: where the model is.
+        bar: one that counts images, to be moved.
 
     Returns:
         ``image``, ``group`` and the answers, (M,) each, as `predict` has them.
@@ -169,6 +178,8 @@ def predict_columns(
         for rows in batches:
             batch = module.on_before_batch_transfer(frames.batch(rows))
             answers.append(module.predict_step({k: v.to(device) for k, v in batch.items()}))
+            if bar is not None:
+                bar.update(len(next(iter(batch.values()))))
     return {"image": indices, "group": frames.groups[indices], **_joined(answers)}
 
 
@@ -295,14 +306,13 @@ def predict_matrix(
     frames = with_views(data, pipelines, variant=variant, progress=progress)
     views = {name: frames.view(name) for name in name_pipelines(pipelines)}
     parts = []
-    with progress_bar(total=len(models), desc="testing", disable=not progress) as bar:
+    with _image_bar(sum(len(one.test) for one in models) * len(views), progress) as bar:
         for trained in models:
             module = trained.module.without_processor()
             with on_device(module, device) as there:
                 for name, view in views.items():
                     cell = {"train": trained.code, "test": name}
                     cell |= {"seed": trained.seed, "fold": trained.fold}
-                    answers = predict_columns(module, view, trained.test, batch_size, there)
+                    answers = predict_columns(module, view, trained.test, batch_size, there, bar)
                     parts.append((cell, answers))
-            bar.update()
     return answer_table(parts)
