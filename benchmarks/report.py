@@ -168,6 +168,7 @@ def environment() -> dict[str, str]:
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
     }

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import Field
 from pathlib import Path
@@ -63,20 +64,36 @@ def told(about: object = "") -> Iterator[None]:
         raise typer.Exit(EXIT_ERROR) from None
 
 
-def for_each(action: Callable[..., None], *items: Iterable[Any]) -> None:
-    """Call ``action`` with each item, or each pair. One that fails is told of, the others have their turn.
+def for_each(action: Callable[..., None], *items: Sequence[Any], at_once: int = 1) -> None:
+    """Call ``action`` with each item, or each pair, ``at_once`` of them at a time.
+
+    One that fails is told of, the others have their turn.
 
     Raises:
         typer.Exit: at the end, if one failed.
     """
-    failed = False
-    for item in zip(*items, strict=True):
+    from r2l.progress import progress_bar
+
+    def succeeds(*item: Any) -> bool:
         try:
             with told():
                 action(*item)
         except typer.Exit:
-            failed = True
-    if failed:
+            return False
+        return True
+
+    count, done = len(items[0]), []
+    threads = ThreadPoolExecutor(at_once)
+    try:
+        # In this thread, where one is enough, and a bar only for those who wait for several.
+        successes = (threads.map if min(at_once, count) > 1 else map)(succeeds, *items)
+        with progress_bar(total=count, disable=None if count > 1 else True) as bar:
+            for success in successes:
+                done.append(success)
+                bar.update()
+    finally:
+        threads.shutdown(cancel_futures=True)
+    if not all(done):
         raise typer.Exit(EXIT_ERROR)
 
 

@@ -154,7 +154,8 @@ def develop(
             shown = picture.clamp(0, 1) ** (1 / 2.2) if name in linear else picture
             _write_png(stage_folder / f"{number:02d}_{name}.png", shown)
 
-    for_each(develop_one, photos, targets)
+    # While one is read or written another is developed; more than four would fill the memory.
+    for_each(develop_one, photos, targets, at_once=min(torch.get_num_threads(), 4))
 
 
 with_options(develop, (), HEADERLESS)
@@ -253,6 +254,7 @@ def _targets(photos: list[Path], output: Path | None, code: str) -> list[Path]:
 def _write_png(target: Path, picture: torch.Tensor) -> None:
     """Write a (1, C, H, W) *display* picture, C 1 or 3, as 8-bit PNG, whole or not; print its name."""
     from PIL import Image
+    from tqdm import tqdm
 
     from r2l.files import atomic_path, to_uint8
 
@@ -261,4 +263,5 @@ def _write_png(target: Path, picture: torch.Tensor) -> None:
     with atomic_path(target) as partial:
         # Two thirds of the time of the usual level 6, for a tenth more of bytes.
         Image.fromarray(to_uint8(values.numpy())).save(partial, format="PNG", compress_level=3)
-    print(target)
+    with tqdm.external_write_mode():  # not behind a bar
+        print(target)
