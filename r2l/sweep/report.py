@@ -141,7 +141,8 @@ def _trained(outcomes: list[Outcome]) -> dict[str, str]:
     for run in outcomes:
         if run.job.notebook is not None:
             continue
-        options, lines = resolve_options(run.job.options())
+        given = run.job.options()
+        options, _ = resolve_options(given)
         masks = options.known_task == "segmentation"
         segmenter = f"{options.smp_network}/{options.smp_encoder}"
         values = {
@@ -149,9 +150,7 @@ def _trained(outcomes: list[Outcome]) -> dict[str, str]:
             "task model": segmenter if masks else options.classifier_network,
             "processing": _pipeline_of(run),
             "epochs": options.epochs,
-            "learning rate": next(
-                (x for x in lines if "learning rate" in x), f"{options.lr:g}, given"
-            ),
+            "learning rate": f"{options.lr:g}, {'by default' if given.lr is None else 'given'}",
             "folds": options.n_splits,
             "seed": options.seed,
         }
