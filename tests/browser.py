@@ -32,6 +32,7 @@ LAB_SETTINGS = {
     # All cells are in the page, not only those in sight.
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
+VOILA_IS_UP = "/voila/static/voila.js"
 IS_OPEN = """(path) => {
     const widget = window.jupyterapp?.shell?.currentWidget;
     return widget?.context?.path === path && Boolean(widget.sessionContext);
@@ -43,6 +44,42 @@ RUN_ALL = """async () => {
     await context.ready;
     await context.session.kernel.info;
     await app.commands.execute('notebook:run-all-cells');
+}"""
+RESTART = "() => window.jupyterapp.shell.currentWidget.sessionContext.restartKernel()"
+DARK = """() => window.jupyterapp.commands.execute(
+    'apputils:change-theme', {theme: 'JupyterLab Dark'})"""
+# What of an explorer can't be used or read: a control that is cut off, a picture that is and can't be
+# scrolled to, text with less contrast to its ground than 4.5 (WCAG 2.2, 1.4.3), unless it stands still.
+FAULTS = """(explorer) => {
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => colour.slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const above = (e) => e ? [e, ...above(e.parentElement)] : [];
+    const ground = (e) => above(e).map(a => numbers(getComputedStyle(a).backgroundColor))
+        .find(c => c.length < 4 || c[3] > 0.5) ?? [255, 255, 255];
+    const faults = [];
+    for (const e of explorer.querySelectorAll('*')) {
+        const box = e.getBoundingClientRect();
+        if (!box.width || !box.height) continue;
+        const control = e.matches('select, input, button, .noUi-handle, .widget-readout');
+        if (control || e.matches('img, svg')) {
+            const edge = above(e.parentElement).find(a => {
+                const {left, right} = a.getBoundingClientRect();
+                const hides = getComputedStyle(a).overflowX !== 'visible';
+                return hides && (box.right > right + 1 || box.left < left - 1);
+            });
+            const scrolls = edge && /auto|scroll/.test(getComputedStyle(edge).overflowX);
+            if (edge && (control || !scrolls)) faults.push(`${e.className} cut off at ${box.right}`);
+        }
+        const text = [...e.childNodes].find(n => n.nodeType === 3 && n.textContent.trim());
+        if (text && !e.closest(':disabled, option')) {
+            const [a, b] = [numbers(getComputedStyle(e).color), ground(e)].map(light);
+            const contrast = Math.max(a, b) / Math.min(a, b);
+            if (contrast < 4.5) faults.push(`"${text.textContent}" at ${contrast}`);
+        }
+    }
+    return faults;
 }"""
 # Notes when keys are pressed and when pictures in an element are drawn: what a person waits for.
 WATCH_PICTURES = """(element) => {
@@ -101,7 +138,7 @@ def server(module: str, arguments: list[str], home: Path, check: str) -> Iterato
     """Start `python -m module` on a free port, give its address, and end it and its kernels."""
     home.mkdir(parents=True, exist_ok=True)
     address, log = f"http://127.0.0.1:{(port := free_port())}", home / "server.log"
-    command = [sys.executable, "-m", module, "--no-browser", f"--port={port}", *arguments]
+    command = [sys.executable, "-m", module, f"--port={port}", *arguments]
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment(home), stdout=out, stderr=out)
         try:
@@ -119,6 +156,7 @@ def server(module: str, arguments: list[str], home: Path, check: str) -> Iterato
 def lab(folder: Path, home: Path) -> contextlib.AbstractContextManager[str]:
     """JupyterLab over a folder."""
     options = [
+        "--no-browser",
         f"--ServerApp.root_dir={folder}",
         "--ServerApp.ip=127.0.0.1",
         "--IdentityProvider.token=",
@@ -129,8 +167,14 @@ def lab(folder: Path, home: Path) -> contextlib.AbstractContextManager[str]:
 
 
 def voila(folder: Path, home: Path) -> contextlib.AbstractContextManager[str]:
-    """Voila over a folder: each notebook as a page without code, run when it is opened."""
-    return server("voila", [str(folder), "--show_tracebacks=True"], home, "/voila/static/voila.js")
+    """Voila over a folder, dark: each notebook as a page without code, run when it is opened."""
+    options = [str(folder), "--no-browser", "--show_tracebacks=True", "--theme=dark"]
+    return server("voila", options, home, VOILA_IS_UP)
+
+
+def explorer(notebook: Path, visitors: int, home: Path) -> contextlib.AbstractContextManager[str]:
+    """What `make explorer` serves: a notebook's sliders, to so many visitors at a time."""
+    return server("tools.explorer", [str(notebook), f"--visitors={visitors}"], home, VOILA_IS_UP)
 
 
 @contextlib.contextmanager

@@ -744,7 +744,7 @@ def test_figures_show_what_they_were_given(learning, experiment, frames):
 def test_explorer_at_every_value(learning, frames):
     pictures = dict.fromkeys(("base", "dim"), frames.raw[:1])
     explorer = learning_explorer(learning, pictures)
-    (menu, slider), picture = explorer.children[0].children, explorer.children[1]
+    (menu, slider), (picture,) = (part.children for part in explorer.children[:2])
     assert (slider.min, slider.max) == (0, 2)
     seen = set()
     for domain in menu.options:

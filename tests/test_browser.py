@@ -35,6 +35,7 @@ TINY = {
 }
 # The one that JupyterLab opens, and by what its explorer is known; the others Voila shows.
 IN_LAB = {"02": ".r2l-processing-explorer", "03": ".r2l-matrix-explorer"}
+NARROW = {"width": 800, "height": 1000}
 EXPLORER = "[class*='r2l-'][class*='-explorer']"
 # The last is what an explorer writes below its picture when drawing raised.
 WRONG = re.compile(
@@ -172,10 +173,10 @@ def move(page, handle, key: str, times: int, quiet: float = 0.15) -> list[float]
 
 
 def choose(page, explorer) -> None:
-    """Click the last cell of a matrix, or choose another entry of the first menu that has several."""
+    """Press the last cell of a matrix, or choose another entry of the first menu that has several."""
     cells = explorer.locator(".r2l-matrix-cell:visible")
     if cells.count():
-        cells.last.click()
+        cells.last.press("Enter")
         return
     menus = explorer.locator("select").all()
     menu = next(m for m in menus if m.locator("option").count() > 1)
@@ -198,6 +199,22 @@ def change_something(page, explorer) -> None:
         settle(page, quiet=0.5)
 
 
+def answers(page, explorer) -> None:
+    """Change something, by mouse or keys, and see another picture."""
+    explorer.scroll_into_view_if_needed()
+    watch(explorer)
+    before = pixels(explorer)
+    change_something(page, explorer)
+    assert differ(before, pixels(explorer)), "the picture is another one"
+
+
+def narrow_and_readable(page, explorer) -> None:
+    """See that in a narrow window all controls are there and all text can be read."""
+    page.set_viewport_size(NARROW)
+    page.wait_for_timeout(500)
+    assert not (faults := explorer.evaluate(web.FAULTS)), faults
+
+
 def whole_page(page, path: Path) -> None:
     """A screenshot of all that could be scrolled to, up to 12,000 pixels."""
     high = page.evaluate(
@@ -212,15 +229,39 @@ def whole_page(page, path: Path) -> None:
 def test_lab_runs_the_notebook_and_its_explorer_answers(page, lab, screenshots, stem):
     open_in_lab(page, lab, stem)
     explorer = page.locator(IN_LAB[stem[:2]]).first
-    explorer.scroll_into_view_if_needed()
-    watch(explorer)
-    before = pixels(explorer)
     page.screenshot(path=screenshots / f"lab_{stem}_before.png")
-    change_something(page, explorer)
-    after = pixels(explorer)
+    answers(page, explorer)
     page.screenshot(path=screenshots / f"lab_{stem}_after.png")
-    assert differ(before, after), "the picture is another one"
+    narrow_and_readable(page, explorer)
+    page.evaluate(web.DARK)
+    page.wait_for_selector("body[data-jp-theme-light='false']", state="attached")
+    narrow_and_readable(page, explorer)
+    # All cells once more; before it, in the third notebook, another kernel, which knows none of the widgets.
+    if stem.startswith("03"):
+        page.evaluate(web.RESTART)
+    page.evaluate(web.RUN_ALL)
     assert_whole(page)
+    answers(page, explorer)
+    page.screenshot(path=screenshots / f"lab_{stem}_narrow.png")
+    assert_whole(page)
+
+
+def test_the_next_visitor_waits_at_a_page_and_comes_in_when_the_first_leaves(
+    chromium, pages, tmp_path
+):
+    lesson = next(s for s in WITH_EXPLORER if s.startswith("02"))
+    with web.explorer(pages / f"{lesson}.ipynb", 1, tmp_path) as address:
+        first, second = (chromium.new_page() for _ in "12")
+        first.goto(address, wait_until="domcontentloaded", timeout=120_000)
+        first.wait_for_selector(f"{EXPLORER} img", timeout=120_000)
+        assert second.goto(address).status == 503
+        assert "There is room for 1, and somebody else is" in second.inner_text("body")
+        first.goto("about:blank")
+        # It looks again by itself.
+        second.wait_for_selector(f"{EXPLORER} img", timeout=180_000)
+        assert second.title().endswith("r2l")
+        for page in (first, second):
+            page.close()
 
 
 @pytest.mark.parametrize("stem", WITH_EXPLORER)
@@ -229,14 +270,13 @@ def test_every_explorer_answers_on_a_page_without_code(page, voila, screenshots,
     explorers = page.locator(EXPLORER)
     for i in range(explorers.count()):
         explorer = explorers.nth(i)
-        explorer.scroll_into_view_if_needed()
-        watch(explorer)
-        before = pixels(explorer)
         explorer.screenshot(path=screenshots / f"voila_{stem}_{i}_before.png")
-        change_something(page, explorer)
+        answers(page, explorer)
         explorer.screenshot(path=screenshots / f"voila_{stem}_{i}_after.png")
-        assert differ(before, pixels(explorer)), f"explorer {i} shows another picture"
     assert_whole(page)
+    for i in range(explorers.count()):
+        narrow_and_readable(page, explorers.nth(i))
+        explorers.nth(i).screenshot(path=screenshots / f"voila_{stem}_{i}_narrow.png")
     whole_page(page, screenshots / f"voila_{stem}.png")
 
 

@@ -12,6 +12,7 @@ import pytest
 from bs4 import BeautifulSoup
 from tornado.web import Finish
 
+from tests import browser as web
 from tools.explorer import door, sliders, why_full
 from tools.places import NOTEBOOKS, ROOT
 
@@ -38,6 +39,29 @@ def test_slides_need_nothing_from_elsewhere_and_show_every_section(tmp_path):
         assert "google.colab" not in soup.select_one(".slides").get_text()
     theme = (tmp_path / "reveal.js/dist/theme/white.css").read_text("utf-8")
     assert "@import url(http" not in theme
+    if web.CHROMIUM is not None:
+        assert not (cut := cut_slides(tmp_path)), cut
+
+
+def cut_slides(folder) -> list[str]:
+    """Return which slides hold more than a screen of 1280 x 720 shows."""
+    cut = []
+    with web.chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        for lesson in LESSONS:
+            page.goto((folder / f"{lesson.stem}.html").as_uri())
+            page.wait_for_function("window.Reveal?.isReady()")
+            page.evaluate("Reveal.configure({transition: 'none'})")
+            slides = page.evaluate("Reveal.getTotalSlides()")
+            assert slides > 5
+            for number in range(slides):
+                high = page.evaluate(
+                    "(s => Math.max(s.scrollHeight - s.clientHeight, s.getBoundingClientRect().bottom - 720))"
+                    "(Reveal.getCurrentSlide())"
+                )
+                cut += [f"{lesson.stem}, slide {number}: {high} px"] if high > 1 else []
+                page.evaluate("Reveal.next()")
+    return cut
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda p: p.stem)

@@ -12,6 +12,7 @@ from typer.main import get_command
 
 import r2l
 from r2l.cli import app
+from tests import browser as web
 from tools.places import NOTEBOOKS, ROOT
 
 LESSONS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
@@ -69,6 +70,24 @@ def test_a_lesson_shows_its_figures_and_no_widget_as_text(site, lesson):
     for address in ("https://mybinder.org/v2/gh/raw2logit/r2l/HEAD", "https://colab.research"):
         assert any(a.startswith(address) and lesson.name in a for a in launch)
     assert soup.select(".cell ~ p a[href*='glossary.html#term'], section > p a[href*='#term']")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(web.CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_on_a_phone_in_the_dark_no_page_is_wider_than_the_screen_and_all_can_be_read(site):
+    with web.chromium() as browser:
+        page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme="dark")
+        faults = {}
+        for path in site:
+            page.goto(path.as_uri())
+            if not page.locator(".bd-article-container").count():
+                continue  # the root only leads on
+            assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+            sideways = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            unread = page.locator(".bd-article-container").evaluate(web.FAULTS)
+            if sideways > 0 or unread:
+                faults[path.name] = sideways, unread
+    assert not faults, faults
 
 
 @pytest.mark.slow

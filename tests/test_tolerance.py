@@ -357,7 +357,7 @@ def test_landscape_explorer_at_every_value():
     (menu, note), sliders, picture = (
         explorer.children[0].children,
         explorer.children[1].children,
-        explorer.children[2],
+        explorer.children[2].children[0],
     )
     for option, item in zip(menu.options, pairs, strict=True):
         menu.value = option

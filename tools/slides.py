@@ -23,6 +23,7 @@ from tools.solutions import tags
 _REVEAL = Path(sphinx_revealjs.__file__).parent / "_static" / "revealjs"
 _LEFT_OUT = {"parameters", "exercise", "solution"}
 _SKIPPED = {"What you need", "Parameters", "Try it"}
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 #: Longer code is not read on a wall.
 _LINES = 14
 #: nbconvert's template asks require.js for reveal.js, and MathJax at each change: this stands for both.
@@ -31,11 +32,12 @@ window.require = (options, names, run) => run(Reveal, RevealNotes);
 window.MathJax = { Hub: new Proxy({}, { get: () => () => null }) };
 """
 _STYLE = """<style>
-.reveal .slides section { max-height: 100%; overflow-y: auto; }
-.reveal .slides section p, .reveal .slides section li { text-align: left; }
-.reveal .slides img { width: 100%; max-height: 600px; object-fit: contain; margin: 0; }
-.reveal pre { --jp-code-font-size: 15px; font-size: 15px; }
-.reveal h1 { font-size: 1.7em; } .reveal h2 { font-size: 1.4em; } .reveal h3 { font-size: 1.1em; }
+.reveal .slides section { max-height: 100%; overflow: hidden auto; }
+.reveal .slides section :is(p, li) { text-align: left; font-size: 26px; line-height: 1.35; }
+.reveal .slides img { width: 100%; max-height: 690px; object-fit: contain; margin: 0; }
+.reveal .slides .jp-Cell, .reveal .slides .jp-OutputArea-output { padding: 0; }
+.reveal pre { --jp-code-font-size: 19px; font-size: 19px; }
+.reveal h1 { font-size: 54px; } .reveal h2 { font-size: 44px; } .reveal h3 { font-size: 36px; }
 </style></head>"""
 #: Diagrams, of which the lessons have none, come from elsewhere.
 _MERMAID = re.compile(r'<script type="module">(?:(?!</script>).)*mermaid.*?</script>', re.DOTALL)
@@ -59,7 +61,12 @@ def _text(source: str) -> list[nbformat.NotebookNode]:
 
 
 def _code(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """Return a figure without its code, or short code without what it prints, or nothing."""
+    """Return a figure without its code, or short code without what it prints, or nothing.
+
+    An explorer answers nobody here: its code is left out too.
+    """
+    if any(_WIDGET in output.get("data", {}) for output in cell.outputs):
+        return []
     figures = [o for o in cell.outputs if "<img" in "".join(o.get("data", {}).get("text/html", ""))]
     if figures:
         cell.outputs = figures
@@ -92,6 +99,7 @@ def main(folder: str = str(ROOT / "build" / "slides")) -> None:
     texts = [script.read_text("utf-8") for script in scripts]
     (out / "reveal.js" / "all.js").write_text("\n".join([*texts, _SHIM]), "utf-8")
     exporter = {"reveal_url_prefix": "reveal.js", "reveal_theme": "white"}
+    exporter |= {"reveal_width": "1280", "reveal_height": "720"}
     exporter |= {"exclude_input_prompt": True, "exclude_output_prompt": True}
     exporter |= dict.fromkeys(("jquery_url", "mathjax_url"), "data:text/javascript,")
     exporter["require_js_url"] = "reveal.js/all.js"

@@ -13,7 +13,7 @@ from r2l.viz import plot_landscape
 from r2l.viz.curves import draw_arms
 from r2l.viz.pictures import draw_image, first_image
 from r2l.viz.style import DPI, INK, LETTERS, SOFT, panels, to_png
-from r2l.widgets.live import Live, beside, explorer
+from r2l.widgets.live import Live, beside, explorer, scrolled
 
 
 def _plot_epoch(learning: Learning, raw: Tensor, domain: str, epoch: int) -> Figure:
@@ -79,7 +79,7 @@ def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> widgets.
 
     Live(draw, note).watch(domain, epoch)
     draw()
-    return explorer("learning", beside(domain, epoch), picture, note)
+    return explorer("learning", beside(domain, epoch), scrolled(picture), note)
 
 
 def _plot_spot(
@@ -147,4 +147,4 @@ def landscape_explorer(
     offer()
     Live(draw, note).watch(pair, *sliders)
     draw()
-    return explorer("landscape", beside(pair, note), beside(*sliders), picture)
+    return explorer("landscape", beside(pair, note), beside(*sliders), scrolled(picture))

@@ -102,7 +102,7 @@ def sized(label: int, whole: int) -> dict[str, dict[str, str]]:
     """Return the options of a control whose label and whole are so many pixels wide."""
     return {
         "style": {"description_width": f"{label}px"},
-        "layout": {"width": f"{whole}px", "max_width": "100%"},
+        "layout": {"width": f"{whole}px", "max_width": "calc(100% - 4px)"},  # less its margins
     }
 
 
@@ -131,12 +131,18 @@ def picture_html(pixels: np.ndarray, alt: str, width: int) -> str:
     )
 
 
-def caption_html(words: Sequence[str], width: int, style: str, columns: int | None = None) -> str:
+def caption_html(words: Sequence[str], width: int, style: str) -> str:
     """Return words as they stand above or below a row of pictures, in columns of equal width."""
-    columns = f"grid-template-columns: repeat({columns or len(words)}, 1fr)"
+    columns = f"grid-template-columns: repeat({len(words)}, 1fr)"
     columns += f"; width: {width}px; max-width: 100%"
     spans = "".join(f"<span>{html.escape(word)}</span>" for word in words)
     return f'<div style="display: grid; {columns}; text-align: center; {style}">{spans}</div>'
+
+
+def scrolled(picture: widgets.Widget, least: int = 640) -> widgets.Box:
+    """Return a figure that shrinks to ``least`` pixels; on narrower pages it scrolls."""
+    picture.layout.min_width = f"{least}px"
+    return widgets.Box([picture], layout={"width": "0", "min_width": "100%", "overflow": "auto"})
 
 
 def scrolled_html(content: str, least: int = 640) -> str:

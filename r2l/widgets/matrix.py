@@ -41,13 +41,13 @@ def _score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _two_rows(above: Tensor, below: Tensor, most: int = _MOST) -> np.ndarray:
-    """Return images (N, 3, H, W), display domain, in two rows of ``most`` places as uint8 (2H, W', 3).
+    """Return images (N, 3, H, W), display domain, in two rows as uint8 (2H, W', 3).
 
-    Large ones are made smaller; places that stay empty are white.
+    Large ones are made smaller, so that ``most`` of them fit; between them it is white.
     """
     side = min(above.shape[-1], _WIDTH // most - _GAP)
     high = max(1, round(side * above.shape[-2] / above.shape[-1]))
-    page = np.full((2 * (high + _GAP), most * (side + _GAP), 3), 255, dtype=np.uint8)
+    page = np.full((2 * (high + _GAP), len(above) * (side + _GAP), 3), 255, dtype=np.uint8)
     for row, images in enumerate((above, below)):
         small = images
         if images.shape[-2:] != (high, side):
@@ -69,9 +69,9 @@ def _changed_html(views: Frames, answers: pd.DataFrame, train: str, test: str) -
         for where, (code, words) in zip(("Above", "Below"), rows, strict=True)
     )
     pictures = _two_rows(*(views.images[code][images] for code, _ in rows))
-    text = "font-size: 12px; line-height: 1.5"
-    above, below = (caption_html(words, _WIDTH, text, _MOST) for words in (before, after))
-    return scrolled_html(above + picture_html(pictures, alt, _WIDTH) + below)
+    text, width = "font-size: 12px; line-height: 1.5", _WIDTH * len(images) // _MOST
+    above, below = (caption_html(words, width, text) for words in (before, after))
+    return scrolled_html(above + picture_html(pictures, alt, width) + below)
 
 
 def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
