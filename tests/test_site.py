@@ -78,10 +78,9 @@ def test_on_a_phone_in_the_dark_no_page_is_wider_than_the_screen_and_all_can_be_
     with web.chromium() as browser:
         page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme="dark")
         faults = {}
-        for path in site:
+        # The root only leads on.
+        for path in (p for p, soup in site.items() if soup.select(".bd-article-container")):
             page.goto(path.as_uri())
-            if not page.locator(".bd-article-container").count():
-                continue  # the root only leads on
             assert page.evaluate("document.documentElement.dataset.theme") == "dark"
             sideways = page.evaluate("document.documentElement.scrollWidth - innerWidth")
             unread = page.locator(".bd-article-container").evaluate(web.FAULTS)
