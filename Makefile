@@ -25,7 +25,6 @@ PROCESSES ?= 3
 TESTS = $(call spread,$(PROCESSES) $(BY_FILE))
 
 # Threads that wait should sleep: on few cores, waiting in circles costs other work several times its time.
-# Work of many small steps, alone on its cores, is faster with OMP_WAIT_POLICY=ACTIVE: waking costs more.
 export OMP_WAIT_POLICY ?= PASSIVE
 export MLFLOW_DISABLE_TELEMETRY ?= true
 # Where a container forbids it, each of some hundred processes compiles all of torch and mlflow anew: ten seconds.
