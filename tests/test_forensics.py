@@ -432,13 +432,22 @@ def test_an_attack_on_what_matters_beats_chance():
     assert not once.beats_random, "one search each can't tell skill from luck"
 
 
-def test_a_search_of_one_start_has_no_luck():
-    frames, isp = flat_frames([0.3, 0.4], side=12), ParametrizedISP(PLAIN)
-    ends = [
-        bounded_attack(Bright(0.5), frames, isp, steps=3, restarts=1, seed=seed).point
-        for seed in (0, 9)
+def test_attacks_of_one_start_end_alike_and_count_as_one_search():
+    search, fresh = flat_frames([0.3] * 4), flat_frames(np.linspace(0.2, 0.4, 20), per_group=2)
+    isp, model = ParametrizedISP(PLAIN), Bright(0.3 ** (1 / 2.2))
+    effort = {"steps": 3, "restarts": 1, "fraction": 0.05}
+    attack, again = (bounded_attack(model, search, isp, seed=s, **effort) for s in (0, 9))
+    assert np.array_equal(attack.point, again.point)
+    budget = attack.evaluations
+    randoms = [
+        random_search(model, search, attack.space, evaluations=budget, seed=s) for s in range(4)
     ]
-    assert np.array_equal(*ends)
+    table, _ = attack_parameters(
+        model, search, fresh, isp, ["all"], searches=4, progress=False, **effort
+    )
+    for attacks, same in ((attack, True), ([attack] * 4, False)):
+        judged = compare_to_random(model, fresh, attacks, randoms, typical=1)
+        assert (table.loc["all", "p"] == pytest.approx(judged.p)) == same
 
 
 def test_a_model_that_ignores_the_image_is_not_attacked():
