@@ -672,7 +672,8 @@ def test_figures_and_widgets_take_them(here):
 
 
 @pytest.mark.slow
-def test_a_run_with_a_network_of_ones_own_is_kept_and_taken_up_again(here):
+def test_a_run_with_a_network_of_ones_own_is_kept_and_taken_up_again(here, monkeypatch):
+    monkeypatch.delitem(sys.modules, "own_net", raising=False)  # another test's
     Path("own_net.py").write_text(
         "from torch import nn\n"
         "def tiny(n):\n"

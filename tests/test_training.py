@@ -4,6 +4,7 @@ import contextlib
 import copy
 import os
 import random
+import sys
 from functools import partial
 
 import numpy as np
@@ -693,6 +694,7 @@ def nothing(n_outputs):
 
 def test_a_network_of_ones_own_is_made_and_loaded_where_it_is_trusted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_net", raising=False)  # another test's
     (tmp_path / "own_net.py").write_text(OWN_NET)
     description = describe_model("own_net:tiny", "classification", 3, (0.5,) * 3, (0.2,) * 3)
     model, images = make_described(description), torch.rand(2, 3, 16, 16)
