@@ -89,7 +89,7 @@ audit: .venv/base  ## known vulnerabilities in what is installed, every version 
 	$(BIN)/python -m pip freeze --exclude-editable > .venv/audit/frozen.txt
 	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv/audit/frozen.txt
 
-bench: .venv/test  ## speed beside the peers, into the README's table; a quarter of an hour
+bench: .venv/test  ## speed beside the peers, into the README's table; some minutes
 	$(BIN)/python -m benchmarks --rounds 3 --only '$(BENCH)' --readme README.md
 
 scaling: .venv/test  ## a sweep of 24 runs with one worker and with two
