@@ -168,8 +168,8 @@ def attack_parameters(
     Args:
         model, frames, isp, fraction, steps, restarts, seed: of the searches, see `bounded_attack`; without
             ``isp`` they start at the model's own processor.
-        searches: how many on either side, of as many seeds. With one start all attacks end alike, so it is made
-            once, and what luck it may have is taken to be that of a random search: take five or more then.
+        searches: how many on either side, of as many seeds. With one start all attacks end alike, so it is
+            made once, and its luck is taken to be that of a random search: take five or more then.
         fresh, metric: of the judgement, see `compare_to_random`.
         parameters: names of the ISP's, or "all", one search each.
         level: confidence of the intervals.
@@ -192,7 +192,7 @@ def attack_parameters(
     for name in progress_bar(iterable=parameters, desc="attacks", disable=not progress):
         effort = {"parameters": name, "fraction": fraction, "steps": steps, "restarts": restarts}
         seeds = range(seed, seed + searches)
-        # One start is the pipeline as it is: a second search would end where the first does, and count for none.
+        # One start is the pipeline as it is: a second search would end where the first does.
         starts = seeds if restarts > 1 else seeds[:1]
         tried = [bounded_attack(model, frames, isp, seed=s, **effort) for s in starts]
         attack = attacks[name] = min(tried, key=lambda found: found.margin)
