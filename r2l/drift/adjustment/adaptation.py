@@ -65,11 +65,12 @@ def compare_adaptations(
         raise ValueError("equal_time counts in TENT's time; add tent to the methods")
     adapt_on, test_on = np.asarray(adapt_on), np.asarray(test_on)
     check_domains([*targets.values()])
-    groups = next(iter(targets.values())).frames.groups
-    if shared := set(groups[adapt_on]) & set(groups[test_on]):
-        raise ValueError(
-            f"groups {sorted(shared)[:5]} are adapted to and tested on; take other groups to test"
-        )
+    for target in targets.values():
+        groups = target.frames.groups
+        if shared := set(groups[adapt_on]) & set(groups[test_on]):
+            raise ValueError(
+                f"groups {sorted(shared)[:5]} are adapted to and tested on; take other groups to test"
+            )
     settings |= {"statistics": statistics, "generalist": generalist}
     given, tables, took = settings.pop("steps", 40), [], {}
     sizes, budgets = np.atleast_1d(batch_size).tolist(), ("steps", "time")[: 1 + equal_time]
