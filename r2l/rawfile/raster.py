@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ from PIL import Image
 
 from r2l.camera import CFA
 from r2l.files import choose
+from r2l.progress import usable_cores
 from r2l.rawfile.frame import RawFileError
 
 _USE_GREY = "Give a single-channel mosaic of even height and width, 8 or 16 bit or floats in [0, 1]"
@@ -336,7 +336,7 @@ def _unpack(path: Path, data: np.ndarray, layout: RawLayout, stride: int) -> np.
         return int(np.bitwise_or.reduce(planes[0])) & ~layout.value_bits
 
     # numpy lets other threads work meanwhile.
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+    with ThreadPoolExecutor(min(usable_cores(), 4)) as pool:
         wrong = max(pool.map(unpack, range(0, layout.height, step)))
     if wrong:
         reason = f"values of more than {layout.bits} bits: bits {wrong:#x} are set as well"
