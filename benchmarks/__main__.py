@@ -86,8 +86,7 @@ def _bench(
         from benchmarks.run import run
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{error.name} is missing; the peers of the benchmark come with: "
-            "pip install -e '.[bench]'"
+            f"{error.name} is missing; the peers of the benchmark come with: pip install -e '.[bench]'"
         ) from error
     from r2l.files import atomic_path
 

@@ -22,13 +22,7 @@ from benchmarks.calls import (
 )
 from benchmarks.epochs import EpochWorkload, epoch_contenders
 from benchmarks.evaluation import MatrixWorkload, matrix_contenders
-from benchmarks.libraries import (
-    colour_demosaicing_call,
-    kornia_call,
-    libraw_call,
-    opencv_call,
-    recipe_call,
-)
+from benchmarks.libraries import colour_demosaicing_call, kornia_call, libraw_call, opencv_call, recipe_call
 from benchmarks.published import PublishedParametrizedISP
 from benchmarks.scan import ScanWorkload, scan_contenders
 from benchmarks.timing import Contender, SkippedError, cuda_clock, wall_clock

@@ -26,9 +26,7 @@ _CLASSES = 9
 class MatrixWorkload(Workload):
     """Frames that one model a pipeline is asked about in every pipeline; speed counts answers a second."""
 
-    def __init__(
-        self, count: int, side: int, model: str, rounds: int = 0, device: str = "cpu"
-    ) -> None:
+    def __init__(self, count: int, side: int, model: str, rounds: int = 0, device: str = "cpu") -> None:
         where = "" if device == "cpu" else "GPU, "
         cells = f"{len(PIPELINES)} x {len(PIPELINES)}"
         name = f"{where}matrix {cells} of {model}, {count} x {side} x {side}"

@@ -121,10 +121,7 @@ class Report:
             "environment": self.environment,
             "speeds": [
                 row
-                | {
-                    "unit": self.units[row["group"]],
-                    "seconds": self.seconds[row["group"], row["contender"]],
-                }
+                | {"unit": self.units[row["group"]], "seconds": self.seconds[row["group"], row["contender"]]}
                 for row in _records(self.speeds)
             ],
             "memory": memory,
@@ -134,9 +131,7 @@ class Report:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in row.items() if not pd.isna(v)} for row in frame.to_dict(orient="records")
-    ]
+    return [{k: v for k, v in row.items() if not pd.isna(v)} for row in frame.to_dict(orient="records")]
 
 
 def _readable(part: pd.DataFrame, unit: str) -> pd.DataFrame:

@@ -21,10 +21,7 @@ _LEAST_SECONDS = {True: 0.001, False: 0.1}
 
 
 def run(
-    quick: bool = False,
-    only: str = "",
-    rounds: int | None = None,
-    workloads: list[Workload] | None = None,
+    quick: bool = False, only: str = "", rounds: int | None = None, workloads: list[Workload] | None = None
 ) -> Report:
     """Measure.
 

@@ -72,9 +72,7 @@ def test_the_quick_run_several_times_in_a_turn():
 
 def test_a_turn_of_several_calls_begins_with_one_that_does_not_count():
     done = []
-    group = [
-        Contender("g", "a", 1.0, lambda: lambda: done.append(1), clock=lambda call, n: n * 0.05)
-    ]
+    group = [Contender("g", "a", 1.0, lambda: lambda: done.append(1), clock=lambda call, n: n * 0.05)]
     interleave(group, {"a": group[0].setup()}, rounds=3)
     assert len(done) == 3  # The clock here calls nothing.
 
@@ -130,9 +128,7 @@ def test_the_published_parametrized_pipeline_agrees_inside(work, cfa):
     got, want = published(work.raw), ours.develop(work.raw, numbers)
     inside = (..., slice(4, -4), slice(4, -4))
     # Below the floor of 1e-5 the two differ on purpose.
-    torch.testing.assert_close(
-        got[inside], want[inside].clamp(min=1e-5 ** (1 / 2.2)), rtol=0, atol=2e-4
-    )
+    torch.testing.assert_close(got[inside], want[inside].clamp(min=1e-5 ** (1 / 2.2)), rtol=0, atol=2e-4)
     assert want.std() > 0.05
     # Gradients: those of the colours, away from the border and from what is clipped.
     for image in (got, want):
@@ -208,9 +204,7 @@ def test_an_epoch_in_bfloat16_runs_too():
 @pytest.mark.slow
 def test_quick_run_writes_every_group(tmp_path):
     target, page = tmp_path / "bench.json", tmp_path / "bench.md"
-    result = bench(
-        "--quick", "--json", target, "--markdown", page, "--threads", torch.get_num_threads()
-    )
+    result = bench("--quick", "--json", target, "--markdown", page, "--threads", torch.get_num_threads())
     assert result.exit_code == 0, result.output
     found = json.loads(target.read_text())
     cpu = [row for row in found["speeds"] if row["unit"] == "MP/s"]
@@ -325,8 +319,7 @@ def test_only_what_is_between_the_markers_changes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["nothing", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}", f"{BEGIN}{END}{END}"],
+    "content", ["nothing", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}", f"{BEGIN}{END}{END}"]
 )
 def test_markers_are_checked_before_the_long_work(tmp_path, content):
     readme = tmp_path / "README.md"

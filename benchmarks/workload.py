@@ -66,9 +66,7 @@ class Workload:
         patches = rng.random((batch, 1, -(-height // 16), -(-width // 16)), dtype=np.float32)
         scene = patches.repeat(16, 2).repeat(16, 3)[..., :height, :width]
         scene = 0.08 + 0.3 * scene + 0.02 * rng.random(self.shape, dtype=np.float32)
-        return torch.from_numpy(np.round(scene * FULL_SCALE) / np.float32(FULL_SCALE)).to(
-            self.device
-        )
+        return torch.from_numpy(np.round(scene * FULL_SCALE) / np.float32(FULL_SCALE)).to(self.device)
 
     @cached_property
     def mosaics(self) -> list[np.ndarray]:
@@ -103,10 +101,7 @@ class Workload:
 def standard_workloads(quick: bool) -> list[Workload]:
     """Return what `make bench` measures on; ``quick`` keeps the groups and shrinks the frames."""
     if quick:
-        cpu = [
-            Workload("batch of 2 x 64 x 64", 2, 64, 64),
-            Workload("frame of 0.05 MP", 1, 192, 256),
-        ]
+        cpu = [Workload("batch of 2 x 64 x 64", 2, 64, 64), Workload("frame of 0.05 MP", 1, 192, 256)]
         cpu.append(Workload("frame of 0.1 MP", 1, 256, 384, rounds=1, lengthy=True))
     else:
         cpu = [

@@ -19,13 +19,7 @@ project, author = "r2l", "The r2l authors"
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "notebooks/*.ipynb", "notebooks/README.md"]
 exclude_patterns = [".*", "**/.*", "data", "runs", "build", "solutions", "r2l", "tests", "tools"]
-exclude_patterns += [
-    "experiments",
-    "notebooks/[a-z]*/**",
-    "benchmarks",
-    "docs/_static/**",
-    "mlruns",
-]
+exclude_patterns += ["experiments", "notebooks/[a-z]*/**", "benchmarks", "docs/_static/**", "mlruns"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nitpicky, smartquotes = True, False
 # Types and names within docstrings are plain words: no inventory of others is fetched.
@@ -146,9 +140,7 @@ def write_references(app):
         title = f"r2l.{package}"
         lines = [title, "=" * len(title), "", f".. automodule:: {title}", ""]
         for name, kind in public(title, seen):
-            lines += (
-                [f".. auto{kind}:: {title}.{name}"] + ["   :members:"] * (kind == "class") + [""]
-            )
+            lines += [f".. auto{kind}:: {title}.{name}"] + ["   :members:"] * (kind == "class") + [""]
         pages[f"{title}.rst"] = "\n".join(lines)
     for name, page in pages.items():
         if not (folder / name).exists() or (folder / name).read_text("utf-8") != page:
@@ -159,9 +151,7 @@ def first_page(app, error):
     """Lead from the site's root to its first page."""
     if error is None and app.builder.name == "html":
         goal = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html"><title>r2l</title>'
-        (Path(app.outdir) / "index.html").write_text(
-            f'{goal}<a href="docs/index.html">r2l</a>\n', "utf-8"
-        )
+        (Path(app.outdir) / "index.html").write_text(f'{goal}<a href="docs/index.html">r2l</a>\n', "utf-8")
 
 
 def setup(app):

@@ -22,12 +22,7 @@ from torch import Tensor, nn
 from r2l.camera import DRONE
 from r2l.datasets import Frames, SyntheticMicroscopy
 from r2l.drift import adjustment
-from r2l.drift.adjustment import (
-    Domain,
-    adaptation_experiment,
-    compare_processing,
-    summarise_adaptations,
-)
+from r2l.drift.adjustment import Domain, adaptation_experiment, compare_processing, summarise_adaptations
 from r2l.drift.adjustment.self_training import SELF_TRAINING
 from r2l.drift.paired import paired_summary
 from r2l.isp import ParametrizedISP
@@ -107,9 +102,7 @@ def helps() -> None:
         "calibrated, full light": Domain(base, isp),
         "low light": Domain(low, isp),
         "wrong white balance": Domain(base, wrong(white_balance=gains)),
-        "another sensor's matrix": Domain(
-            base, wrong(colour_matrix=torch.tensor(DRONE.colour_matrix))
-        ),
+        "another sensor's matrix": Domain(base, wrong(colour_matrix=torch.tensor(DRONE.colour_matrix))),
         "noise, learned denoiser": Domain(noisy, Denoised(copy.deepcopy(isp))),
     }
     answers = compare_processing(domains, epochs=16, seeds=range(5), **SETTINGS).answers
@@ -173,9 +166,7 @@ def black_level() -> None:
         rows.append({"seed": seed, "lowest": float(parts.min()), "highest": float(parts.max())})
     table = pd.DataFrame(rows)
     table.to_csv(FOLDER / "black_level.csv", index=False)
-    print(
-        f"\nblack level, parts of the signal\n{table.describe().round(3).to_string()}", flush=True
-    )
+    print(f"\nblack level, parts of the signal\n{table.describe().round(3).to_string()}", flush=True)
 
 
 def containers() -> None:
@@ -195,9 +186,7 @@ def containers() -> None:
             )  # fmt: skip
             numbers = {k: v.detach() for k, v in trained.processor.numbers().items()}
             numbers["black_level"] = numbers["black_level"] / scale
-            flat = {
-                f"{k}{i}": float(x) for k, v in numbers.items() for i, x in enumerate(v.view(-1))
-            }
+            flat = {f"{k}{i}": float(x) for k, v in numbers.items() for i, x in enumerate(v.view(-1))}
             loss = trained.history["train_loss"].iloc[-1]
             rows.append({"seed": seed, "bits": bits, "loss": loss, **flat})
     table = pd.DataFrame(rows)
@@ -209,9 +198,7 @@ def containers() -> None:
         moved = (part - first[part.columns]).abs().max().max()
         bits = max(part.xs(s).sub(part.loc[s, 16]).abs().max().max() for s in SEEDS)
         seeds = (part.groupby("bits").max() - part.groupby("bits").min()).max().max()
-        print(
-            f"{name}: moved {moved:.2g}, between containers {bits:.2g}, between seeds {seeds:.2g}"
-        )
+        print(f"{name}: moved {moved:.2g}, between containers {bits:.2g}, between seeds {seeds:.2g}")
     print(wide["loss"].unstack().round(4).to_string(), flush=True)
 
 
@@ -246,9 +233,7 @@ def _adaptation(name: str, methods: list[str], **options: object) -> None:
         table = summarise_adaptations(answers, baseline="bn_statistics")
         keys = ["target", *(k for k in ("batch_size", "equal") if k in table), "method"]
         costs = ["steps", "seconds", "skipped", "undone"]
-        print(
-            f"\n{name}, seeds to {seed}\n{table.set_index(keys)[SHOWN + costs].round(3).to_string()}"
-        )
+        print(f"\n{name}, seeds to {seed}\n{table.set_index(keys)[SHOWN + costs].round(3).to_string()}")
         sys.stdout.flush()
 
 

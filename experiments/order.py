@@ -26,9 +26,7 @@ def early_pooling(n_outputs: int) -> nn.Module:
     """Return a residual network of 250,000 weights whose first layer quarters the size."""
     stem = nn.Conv2d(3, 16, 7, stride=4, padding=3, bias=False), nn.BatchNorm2d(16), nn.ReLU()
     blocks = [_halving_block(16, 32), _halving_block(32, 64), _halving_block(64, 96)]
-    return nn.Sequential(
-        *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, n_outputs)
-    )
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, n_outputs))
 
 
 def lost(answers: pd.DataFrame, names: list[str]) -> pd.DataFrame:

@@ -13,14 +13,7 @@ from r2l.files import offer_late
 _HOMES = {
     "r2l.camera": ("CFA", "DRONE", "MICROSCOPE", "Camera"),
     "r2l.files": ("R2LError",),
-    "r2l.rawfile": (
-        "RawFileError",
-        "RawFrame",
-        "RawLayout",
-        "load_camera",
-        "read_raw",
-        "write_dng",
-    ),
+    "r2l.rawfile": ("RawFileError", "RawFrame", "RawLayout", "load_camera", "read_raw", "write_dng"),
     "r2l.sensor": ("NoiseModel", "record"),
     "r2l.isp": (
         *("PIPELINES", "HalfSizeRGB", "NeuralISP", "ParametrizedISP", "StaticISP"),
@@ -31,9 +24,7 @@ _HOMES = {
         *("RawDrone", "RawFolder", "RawMicroscopy", "SyntheticDrone", "SyntheticMicroscopy"),
         *("Frames", "develop_views"),
     ),
-    "r2l.training": (
-        *("fit", "make_classifier", "make_regressor", "make_segmenter", "predict", "seeded"),
-    ),
+    "r2l.training": (*("fit", "make_classifier", "make_regressor", "make_segmenter", "predict", "seeded"),),
     "r2l.training.loading": ("load",),
     "r2l.drift": (
         *("ShiftDetector", "corrupt", "drift_sensor", "factorial_effects"),

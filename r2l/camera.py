@@ -54,9 +54,7 @@ class CFA(Enum):
 
     def shifted(self, rows: int, columns: int) -> CFA:
         """Return the layout of a mosaic whose first ``rows`` rows and ``columns`` columns were cut off."""
-        tile = tuple(
-            self.value[2 * ((y + rows) % 2) + (x + columns) % 2] for y in (0, 1) for x in (0, 1)
-        )
+        tile = tuple(self.value[2 * ((y + rows) % 2) + (x + columns) % 2] for y in (0, 1) for x in (0, 1))
         return CFA(tile)
 
     def shift_to(self, wanted: CFA) -> tuple[int, int]:
@@ -166,9 +164,7 @@ class Camera:
                 any camera.
         """
         if (bits is None) == (full_scale is None):
-            raise ValueError(
-                "levels in counts need bits, those of the sensor, or full_scale: one of them"
-            )
+            raise ValueError("levels in counts need bits, those of the sensor, or full_scale: one of them")
         if bits is not None and bits not in range(1, 17):
             raise ValueError(f"bits is {bits!r}, expected 1 to 16")
         most = full_scale if bits is None else 2**bits - 1
@@ -178,9 +174,7 @@ class Camera:
         black = _floats(black_level if many else [black_level] * 4, 4, "black_level")
         white, most, scale = _floats([white_level, most, scale], 3, "levels")
         if not 0 < white <= most:
-            raise ValueError(
-                f"white_level is {white:g} counts, expected more than 0, at most {most:g}"
-            )
+            raise ValueError(f"white_level is {white:g} counts, expected more than 0, at most {most:g}")
         levels = tuple(level / scale for level in black), white / scale
         return cls(name, cfa, *levels, **others)
 
@@ -235,11 +229,7 @@ MICROSCOPE = Camera(
     white_level=1.0,
     # Red has a negative gain and negative entries in the matrix: as published; the two cancel.
     white_balance=(-0.6567, 1.9673, 3.5304),
-    colour_matrix=(
-        (-2.0338, 0.0933, 0.4157),
-        (-0.0286, 2.6464, -0.0574),
-        (-0.5516, -0.0947, 2.9308),
-    ),
+    colour_matrix=((-2.0338, 0.0933, 0.4157), (-0.0286, 2.6464, -0.0574), (-0.5516, -0.0947, 2.9308)),
 )
 
 DRONE = Camera(

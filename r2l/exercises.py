@@ -129,9 +129,7 @@ def check(name: str, answer: Any) -> Verdict:
         ValueError: no exercise has this name, or the cell that tells what is right has not run yet.
     """
     exercise = choose("exercise", name, _EXERCISES)
-    nothing = Verdict(
-        None, "No answer yet: put yours in place of None or ... and run the cell again."
-    )
+    nothing = Verdict(None, "No answer yet: put yours in place of None or ... and run the cell again.")
     if answer is None or answer is ...:
         return nothing
     unanswered = False

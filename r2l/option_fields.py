@@ -76,21 +76,15 @@ class Declared:
         metavar="INTENSITY",
         least=0,
     )
-    labels: str | None = _data(
-        None, "RawFolder: CSV with the columns file, label, group.", metavar="FILE"
-    )
-    masks: str | None = _data(
-        None, "RawFolder: folder of masks, for segmentation.", metavar="FOLDER"
-    )
+    labels: str | None = _data(None, "RawFolder: CSV with the columns file, label, group.", metavar="FILE")
+    masks: str | None = _data(None, "RawFolder: folder of masks, for segmentation.", metavar="FOLDER")
     task: str = _data(
         "auto",
         "RawFolder: classification, regression, segmentation; auto takes a CSV's labels for "
         "measurements if they are numbers, and asks if these are whole.",
         choices=("auto", "classification", "regression", "segmentation"),
     )
-    camera: str | None = _data(
-        None, "RawFolder: microscope, drone, a JSON or raw file.", metavar="CAMERA"
-    )
+    camera: str | None = _data(None, "RawFolder: microscope, drone, a JSON or raw file.", metavar="CAMERA")
     layout: str | None = _data(
         None, "RawFolder: a JSON file that describes frames without a header.", metavar="FILE"
     )
@@ -107,15 +101,11 @@ class Declared:
         metavar="NAMES",
     )
     own_colours: bool = _data(False, "RawFolder: each file's own white balance.")
-    skip_broken: bool = _data(
-        False, "RawFolder: leave out files that can't be read; the record counts them."
-    )
+    skip_broken: bool = _data(False, "RawFolder: leave out files that can't be read; the record counts them.")
     lens_corrections: bool = _data(
         False, "RawFolder: apply bad pixels, gain maps and vignetting that DNGs carry."
     )
-    n_images: int | None = _data(
-        None, "Twins: how many.  [default: as many as the real set has]", least=1
-    )
+    n_images: int | None = _data(None, "Twins: how many.  [default: as many as the real set has]", least=1)
     image_size: int | None = _data(None, "Twins: side of an image in pixels.  [default: 256]")
 
     n_splits: int = _splits(1, "Folds; each is a nested run. 1 makes one split.", least=1)
@@ -167,9 +157,7 @@ class Declared:
     )
     processor_lr: float = _processor(1.0, "Its learning rate, as a factor of --lr.")
     freeze_processor: bool = _processor(False, "Don't train the processor.")
-    sp_debayer: str = _processor(
-        "bilinear", "static: {}.", choices=("bilinear", "malvar2004", "menon2007")
-    )
+    sp_debayer: str = _processor("bilinear", "static: {}.", choices=("bilinear", "malvar2004", "menon2007"))
     sp_sharpening: str = _processor(
         "sharpening_filter", "static: {}.", choices=("sharpening_filter", "unsharp_masking")
     )
@@ -208,9 +196,7 @@ class Declared:
         False,
         "Search processing that misleads a fixed task model; without --classifier_uri one is trained first.",
     )
-    adv_aux_weight: float = _adversarial(
-        1.0, "Weight of the distance to the original image.", least=0
-    )
+    adv_aux_weight: float = _adversarial(1.0, "Weight of the distance to the original image.", least=0)
     adv_aux_loss: str = _adversarial(
         "ssim", "That distance: l2 or ssim.", choices="r2l.training.adversarial:PENALTIES"
     )

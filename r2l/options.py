@@ -123,8 +123,7 @@ def _check_numbers(options: Options) -> None:
             raise ValueError(f"--{name} is {value}, expected a number above 0")
     if options.fold is not None and not 0 <= options.fold < options.n_splits:
         raise ValueError(
-            f"--fold is {options.fold}; --n_splits {options.n_splits} makes folds 0 to "
-            f"{options.n_splits - 1}"
+            f"--fold is {options.fold}; --n_splits {options.n_splits} makes folds 0 to {options.n_splits - 1}"
         )
     if not 0 < options.train_size < 1:
         raise ValueError(f"--train_size is {options.train_size}, expected a share between 0 and 1")
@@ -196,9 +195,7 @@ def _check_models(options: Options) -> None:
         )
     trained = options.classifier_uri or options.state_dict_uri
     if options.classifier_uri and options.classifier_pretrained:
-        raise ValueError(
-            "--classifier_uri and --classifier_pretrained are two sources of one: choose"
-        )
+        raise ValueError("--classifier_uri and --classifier_pretrained are two sources of one: choose")
     if options.adv_training and options.output_norm != "none":
         raise ValueError(
             "--adv_training needs --output_norm none: a batch normalisation would take out what the "
@@ -211,9 +208,7 @@ def _check_models(options: Options) -> None:
     if options.adv_training:
         return
     if options.freeze_classifier and not trained:
-        raise ValueError(
-            "--freeze_classifier needs a trained one: give --classifier_uri or --state_dict_uri"
-        )
+        raise ValueError("--freeze_classifier needs a trained one: give --classifier_uri or --state_dict_uri")
     fixed = options.processing_mode in ("static", "none") or options.freeze_processor
     fixed = fixed or bool(options.pipeline)
     if options.freeze_classifier and fixed and not options.processor_uri:

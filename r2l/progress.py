@@ -17,9 +17,7 @@ class _NotebookBar(tqdm):
 
     def __init__(self, **options: Any) -> None:
         self.handle: Any = None
-        super().__init__(
-            **{**options, "leave": True, "file": io.StringIO(), "ascii": False, "ncols": 80}
-        )
+        super().__init__(**{**options, "leave": True, "file": io.StringIO(), "ascii": False, "ncols": 80})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         from IPython.display import display

@@ -175,9 +175,7 @@ def falloff(like: Tensor, lost: float) -> Tensor:
 
     1 in the centre, less by the square of the distance from it, ``1 - lost`` in the corners.
     """
-    rows, columns = (
-        torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in like.shape[-2:]
-    )
+    rows, columns = (torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in like.shape[-2:])
     return 1 - lost * (rows[:, None] ** 2 + columns**2) / 2
 
 
@@ -214,12 +212,7 @@ def quantise(raw: Tensor, bits: int) -> Tensor:
 
 
 def record(
-    scene: Tensor,
-    camera: Camera,
-    noise: NoiseModel,
-    *,
-    rng: np.random.Generator,
-    intensity: float = 1.0,
+    scene: Tensor, camera: Camera, noise: NoiseModel, *, rng: np.random.Generator, intensity: float = 1.0
 ) -> Tensor:
     """Expose a sensor to a scene.
 

@@ -16,9 +16,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: of two processes, neither is to wait for a last one."""
-    slow = Counter(
-        i.path for i in items if {"slow", "notebook"} & {m.name for m in i.iter_markers()}
-    )
+    slow = Counter(i.path for i in items if {"slow", "notebook"} & {m.name for m in i.iter_markers()})
     items.sort(key=lambda item: -slow[item.path])
 
 

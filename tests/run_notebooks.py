@@ -53,9 +53,7 @@ def run(path: Path, work: Path) -> None:
     size = path.stat().st_size
     print(f"{path.name}: {size // 1024} KiB")
     if size > LARGEST:
-        raise SystemExit(
-            f"{path.name} is larger than {LARGEST // 1024} KiB: smaller figures, please"
-        )
+        raise SystemExit(f"{path.name} is larger than {LARGEST // 1024} KiB: smaller figures, please")
 
 
 def find(name: str) -> Path:

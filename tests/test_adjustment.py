@@ -305,9 +305,7 @@ def test_description_tells_what_was_done_to_an_isp():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_given_model_is_left_alone_and_same_seed_gives_the_same(
-    method, trained, frames, statistics
-):
+def test_given_model_is_left_alone_and_same_seed_gives_the_same(method, trained, frames, statistics):
     before, modes = weights(trained), [m.training for m in trained.modules()]
     asked = [p.requires_grad for p in trained.parameters()]
     random = torch.random.get_rng_state()
@@ -363,9 +361,7 @@ def test_entropy_is_lowered_by_affine_parameters_alone(method, trained, frames, 
     assert {n for n, _ in adapted.named_parameters()} & moved == {
         f"{n}.{p}" for n in batch_norms(adapted) for p in ("weight", "bias")
     }
-    assert moved <= {
-        f"{n}.{p}" for n in batch_norms(adapted) for p in ("weight", "bias", *_BUFFERS)
-    }
+    assert moved <= {f"{n}.{p}" for n in batch_norms(adapted) for p in ("weight", "bias", *_BUFFERS)}
     losses = adapted.adaptation["losses"]
     assert method != "tent" or losses[-1] < 0.8 * losses[0]
     with torch.no_grad():
@@ -399,9 +395,7 @@ def test_fisher_information_is_that_of_single_images_and_holds_the_parameters(
         logits = torch.func.functional_call(developed, affine, image[None])
         return -logits.log_softmax(1).amax()
 
-    slopes = [
-        torch.func.grad(surprise)({name: fixed[name] for name in names}, image) for image in images
-    ]
+    slopes = [torch.func.grad(surprise)({name: fixed[name] for name in names}, image) for image in images]
     for name in names:
         mean = torch.stack([slope[name].square() for slope in slopes]).mean(0)
         torch.testing.assert_close(statistics.fisher[name], mean, atol=1e-6, rtol=1e-3)
@@ -415,9 +409,7 @@ def test_fisher_information_is_that_of_single_images_and_holds_the_parameters(
     assert 0 < moved(statistics) < 0.7 * moved(None)
 
 
-def test_sar_steps_from_where_it_was_and_is_tent_without_filter_and_radius(
-    trained, frames, monkeypatch
-):
+def test_sar_steps_from_where_it_was_and_is_tent_without_filter_and_radius(trained, frames, monkeypatch):
     monkeypatch.setattr(self_training, "_RELIABLE", 2.0)
     still = adapt("sar", trained, frames, steps=3, lr=1e-30)
     assert not changed(weights(adapt("bn_statistics", trained, frames)), weights(still))
@@ -491,9 +483,7 @@ def test_entropy_of_known_answers():
         ("blue", (1.0, 1.0, 0.8), -np.log2(0.8)),
     ],
 )
-def test_isp_adjustment_recovers_a_known_change(
-    trained, frames, statistics, name, change, expected
-):
+def test_isp_adjustment_recovers_a_known_change(trained, frames, statistics, name, change, expected):
     """A sensor whose gains are off by 20 %, or by half: the settings found are those that undo it."""
     isp = copy.deepcopy(trained.processor)
     isp.set_(white_balance=isp.white_balance.detach() * torch.tensor(change))
@@ -506,8 +496,7 @@ def test_isp_adjustment_recovers_a_known_change(
     assert found[name] == pytest.approx(expected, abs=0.2)
     with torch.no_grad():
         apart, close = (
-            (m.processor(frames.raw) - trained.processor(frames.raw)).square().mean()
-            for m in (off, adapted)
+            (m.processor(frames.raw) - trained.processor(frames.raw)).square().mean() for m in (off, adapted)
         )
     assert close < 0.1 * apart
     moved = changed(weights(off), adapted.state_dict())
@@ -603,10 +592,7 @@ def experiment(frames, domain):
         {"same": domain, "gains": Domain(frames, isp)},
         methods=("none", "bn_statistics", "isp", "fine_tune"),
         n_splits=3,
-        adaptation={
-            "steps": {"none": 1, "bn_statistics": 1, "isp": 2, "fine_tune": 3},
-            "batch_size": 8,
-        },
+        adaptation={"steps": {"none": 1, "bn_statistics": 1, "isp": 2, "fine_tune": 3}, "batch_size": 8},
         **SETTINGS,
     )
 
@@ -650,9 +636,7 @@ def test_sizes_of_batches_and_equal_times_stand_beside_one_another(trained, doma
     with pytest.raises(ValueError, match="one at a time"):
         plot_adaptations(summary)
     with pytest.raises(ValueError, match="add tent"):
-        compare_adaptations(
-            trained, {"a": domain}, [0], [44], equal_time=True, methods=["none", "eata"]
-        )
+        compare_adaptations(trained, {"a": domain}, [0], [44], equal_time=True, methods=["none", "eata"])
 
 
 def test_adaptation_and_test_share_no_group(trained, domain):

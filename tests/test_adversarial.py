@@ -166,10 +166,4 @@ def test_what_does_not_fit_is_said(trained, data):
     with pytest.raises(ValueError, match="freeze_processor has to be False"):
         search(trained, data, Adversary(1.0), freeze_processor=True)
     normed = nn.Sequential(nn.BatchNorm2d(3).eval(), trained.model)
-    assert fit(
-        normed,
-        data,
-        processor=trained.processor,
-        adversary=Adversary(1.0),
-        **SEARCH | {"epochs": 1},
-    )
+    assert fit(normed, data, processor=trained.processor, adversary=Adversary(1.0), **SEARCH | {"epochs": 1})

@@ -39,9 +39,7 @@ def run_cells(answer, folder):
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize(
-    "answer", [a for a in ANSWERS if "long" not in a], ids=lambda a: a["answer"]
-)
+@pytest.mark.parametrize("answer", [a for a in ANSWERS if "long" not in a], ids=lambda a: a["answer"])
 def test_an_answer_is_true(answer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_cells(answer, tmp_path)

@@ -133,8 +133,6 @@ def test_only_training_sees_it():
     assert torch.equal(images[False][0], data.frames)
     known = {v.tobytes(): i for i, f in enumerate(data.frames.numpy()) for v in dihedral(f)}
     trained_on = images[True][0].numpy()
-    assert sorted(known[i.tobytes()] for i in trained_on) == list(range(12)), (
-        "the same images, turned"
-    )
+    assert sorted(known[i.tobytes()] for i in trained_on) == list(range(12)), "the same images, turned"
     plain = {f.tobytes() for f in data.frames.numpy()}
     assert any(i.tobytes() not in plain for i in trained_on)

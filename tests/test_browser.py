@@ -39,8 +39,7 @@ NARROW = {"width": 800, "height": 1000}
 EXPLORER = "[class*='r2l-'][class*='-explorer']"
 # The last is what an explorer writes below its picture when drawing raised.
 WRONG = re.compile(
-    r"Traceback \(most recent call last\)|Error displaying widget|Error rendering|^\w+Error: .+",
-    re.MULTILINE,
+    r"Traceback \(most recent call last\)|Error displaying widget|Error rendering|^\w+Error: .+", re.MULTILINE
 )
 
 
@@ -246,9 +245,7 @@ def test_lab_runs_the_notebook_and_its_explorer_answers(page, lab, screenshots, 
     assert_whole(page)
 
 
-def test_the_next_visitor_waits_at_a_page_and_comes_in_when_the_first_leaves(
-    chromium, pages, tmp_path
-):
+def test_the_next_visitor_waits_at_a_page_and_comes_in_when_the_first_leaves(chromium, pages, tmp_path):
     lesson = next(s for s in WITH_EXPLORER if s.startswith("02"))
     with web.explorer(pages / f"{lesson}.ipynb", 1, tmp_path) as address:
         first, second = (chromium.new_page() for _ in "12")

@@ -39,9 +39,7 @@ def test_microscopy_card_reads_the_files(tmp_path):
     contents = write_microscopy(tmp_path)
     classes = records(tmp_path, "microscopy", "classes")
     found = [(row["classes/name"], int(row["classes/images"])) for row in classes]
-    assert found == [
-        *zip(*(INFO["microscopy"].classes, INFO["microscopy"].class_counts), strict=True)
-    ]
+    assert found == [*zip(*(INFO["microscopy"].classes, INFO["microscopy"].class_counts), strict=True)]
     labels = records(tmp_path, "microscopy", "labels")
     assert {r["labels/stem"].decode(): r["labels/class"].decode() for r in labels} == {
         stem: code for stem, (code, _) in contents.items()

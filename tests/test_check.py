@@ -22,9 +22,7 @@ def check(*arguments):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     frames = flat_frames(np.linspace(0.3, 0.9, 80), DRONE)
-    found = tolerance_report(
-        Bright(0.45), frames, points=9, refine=1, name="brightness", progress=False
-    )
+    found = tolerance_report(Bright(0.45), frames, points=9, refine=1, name="brightness", progress=False)
     return found.save(tmp_path_factory.mktemp("report") / "tolerances.json")
 
 
@@ -63,9 +61,7 @@ def test_another_camera_is_outside_and_is_told_where(report, tmp_path):
     assert "drone: inside" in result.output
     assert f"{dark}: outside" in result.output
     row = next(
-        line
-        for line in result.output.split(str(dark))[1].splitlines()
-        if line.startswith("black_level ")
+        line for line in result.output.split(str(dark))[1].splitlines() if line.startswith("black_level ")
     )
     assert "0.3" in row
     assert row.endswith("outside")

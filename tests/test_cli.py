@@ -335,11 +335,7 @@ def test_a_full_disk_is_reported_and_leaves_no_half_picture(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "camera"),
-    [
-        ("colorchart.dng", None),
-        ("raw_drone_tile.png", "drone"),
-        ("raw_microscopy_tile.png", "microscope"),
-    ],
+    [("colorchart.dng", None), ("raw_drone_tile.png", "drone"), ("raw_microscopy_tile.png", "microscope")],
 )
 def test_real_files_develop(sample_raws, name, camera):
     options = ["--camera", camera] if camera else []

@@ -40,9 +40,7 @@ def test_the_published_ten_are_those_of_the_published_table():
     for name, ratio in (("microscopy", 10.3), ("drone", 3.9)):
         table = published_corruptions(name)
         drop = (table["identity"].to_numpy()[:, None] - table.iloc[:, 1:]).to_numpy().mean()
-        assert drop / {"microscopy": 0.0236, "drone": 0.0461}[name] == pytest.approx(
-            ratio, abs=0.05
-        )
+        assert drop / {"microscopy": 0.0236, "drone": 0.0461}[name] == pytest.approx(ratio, abs=0.05)
 
 
 @pytest.mark.parametrize("severity", range(1, 6))
@@ -121,9 +119,7 @@ def test_chance_belongs_to_the_image_and_inputs_stay(images, kind):
 
 def test_more_of_a_corruption_moves_images_further(images):
     for kind in CORRUPTIONS:
-        steps = [
-            mean_distance(corrupt(images, kind, 3, amount=a), images, "l2") for a in (0.25, 1, 2)
-        ]
+        steps = [mean_distance(corrupt(images, kind, 3, amount=a), images, "l2") for a in (0.25, 1, 2)]
         assert steps == sorted(steps), kind
         assert steps[0] < steps[-1], kind
 

@@ -13,14 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
-from r2l.datasets import (
-    INFO,
-    DatasetError,
-    DatasetNotFoundError,
-    RawDrone,
-    RawFolder,
-    RawMicroscopy,
-)
+from r2l.datasets import INFO, DatasetError, DatasetNotFoundError, RawDrone, RawFolder, RawMicroscopy
 from r2l.datasets import pixels as pixels_module
 from r2l.datasets.layout import data_root, pipeline_code
 from r2l.isp import PIPELINES, StaticISP
@@ -77,11 +70,7 @@ def test_microscopy_items_are_the_files_numbers(copies):
         assert item["raw"].dtype == torch.float32
         np.testing.assert_array_equal(item["raw"].numpy(), steps[None] / np.float32(65535))
         assert dataset.classes[item["label"]] == code
-        assert item["meta"] == {
-            "group": dataset.groups[index],
-            "intensity": 1.0,
-            "camera": MICROSCOPE.name,
-        }
+        assert item["meta"] == {"group": dataset.groups[index], "intensity": 1.0, "camera": MICROSCOPE.name}
 
 
 def test_microscopy_intensities_are_other_files(copies):
@@ -163,9 +152,7 @@ def test_absent_set_names_the_command_that_fetches_it(tmp_path, loader, name):
 @pytest.mark.parametrize("fold", range(5))
 def test_splits_keep_zones_whole(copies, fold):
     parts = {s: RawMicroscopy(copies[0], s, fold=fold) for s in ("train", "val", "test")}
-    assert sorted(n for p in parts.values() for n in p.names) == sorted(
-        RawMicroscopy(copies[0], "all").names
-    )
+    assert sorted(n for p in parts.values() for n in p.names) == sorted(RawMicroscopy(copies[0], "all").names)
     groups = [set(part.groups.tolist()) for part in parts.values()]
     assert len(set().union(*groups)) == sum(map(len, groups))
     assert parts["test"].names.tolist() == RawMicroscopy(copies[0], "test").names.tolist()

@@ -70,9 +70,7 @@ def no_leftovers(root):
 def r2l(*arguments, **options):
     """Start `r2l` as a program."""
     command = [sys.executable, "-m", "r2l", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 # --- whole ----------------------------------------------------------------------------------------
@@ -495,12 +493,7 @@ CELL = "Ma190c_lame1_zone2_c_1.tiff"
         ("microscopy", "x.zip", f"a/raw_scale005/{CELL}", "images/raw_scale005"),
         ("microscopy", "raw_scale010.zip", CELL, "images/raw_scale010"),
         ("microscopy", "x.zip", CELL, "images/raw_scale100"),
-        (
-            "microscopy",
-            "x.zip",
-            f"processed_views/ma_u_me/{CELL}",
-            "images/processed_views/ma_u_me",
-        ),
+        ("microscopy", "x.zip", f"processed_views/ma_u_me/{CELL}", "images/processed_views/ma_u_me"),
         ("microscopy", "x.zip", f"rgb/{CELL}", "other/x/rgb"),
         ("microscopy", "", "Ma190c_annotations.dat", "labels"),
         ("drone", "images.zip", "raw_scale050/DJI_0001.DNG", "images_full/raw_scale050"),
@@ -546,9 +539,7 @@ def fetch_onto(small_disk, monkeypatch):
     for module in ("archive", "transfer"):
         monkeypatch.setattr(f"r2l.datasets.fetch.{module}.check_room", lambda *_: None)
     (small_disk / "mine.txt").write_text("my notes")
-    with pytest.raises(
-        DownloadError, match=r"no room on the disk .*\n.*goes on from here"
-    ) as caught:
+    with pytest.raises(DownloadError, match=r"no room on the disk .*\n.*goes on from here") as caught:
         fetch("microscopy", small_disk, progress=False)
     assert (small_disk / "mine.txt").read_text() == "my notes"
     return str(caught.value)
@@ -575,9 +566,9 @@ def test_full_disk_of_the_cache(small_disk, tmp_path, monkeypatch):
     dataset = RawMicroscopy(tmp_path / "data", "all")
     with pytest.warns(UserWarning, match="kept in memory.*No space left"):
         item = dataset[0]
-    assert (item["raw"][0].numpy() * 65535).round().astype(int).tolist() == contents[
-        dataset.names[0]
-    ][1].tolist()
+    assert (item["raw"][0].numpy() * 65535).round().astype(int).tolist() == contents[dataset.names[0]][
+        1
+    ].tolist()
     assert {p.name for p in small_disk.iterdir() if p.suffix != ".lock"} == {"mine.txt"}
 
 
@@ -586,9 +577,7 @@ def test_limit_on_file_sizes(server, tmp_path):
     server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
     environment = {**os.environ, "R2L_ZENODO_API": server.api}
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731
-    program = r2l(
-        "data", "fetch", "microscopy", "--root", tmp_path, env=environment, preexec_fn=limit
-    )
+    program = r2l("data", "fetch", "microscopy", "--root", tmp_path, env=environment, preexec_fn=limit)
     _, errors = program.communicate(timeout=60)
     assert program.returncode == 2
     assert "no room on the disk" in errors

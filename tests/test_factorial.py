@@ -124,9 +124,7 @@ def test_designs_that_can_not_tell_are_refused():
 
 
 def test_variants_and_display_stages_are_factors_where_they_differ():
-    codes = [
-        f"{d},s,me{v}{j}" for d in ("bi", "ma") for v in ("", "@camera") for j in ("", "+jpeg:9")
-    ]
+    codes = [f"{d},s,me{v}{j}" for d in ("bi", "ma") for v in ("", "@camera") for j in ("", "+jpeg:9")]
     costs = lambda a, b: 0.9 - 0.2 * ("@" in a) * ("@" not in b) - 0.1 * ("+" in b)  # noqa: E731
     table = factorial_effects(answers(costs, codes))
     assert set(table["term"]) >= {"demosaic", "variant", "display"}

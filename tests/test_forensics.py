@@ -270,8 +270,7 @@ def test_projected_gradient_finds_the_known_worst_corner():
         )
     asked = Evaluator(Bright(0.2), frames)
     corners = [
-        asked.margin(attack.space.pipeline(np.array(corner)))
-        for corner in product([-1.0, 1.0], repeat=8)
+        asked.margin(attack.space.pipeline(np.array(corner))) for corner in product([-1.0, 1.0], repeat=8)
     ]
     assert attack.margin == pytest.approx(min(corners), abs=1e-5)
     assert attack.evaluations == 24
@@ -294,12 +293,7 @@ def test_the_published_search_pays_for_distance():
     isp = ParametrizedISP(PLAIN)
     free, held = (
         penalised_attack(
-            Bright(0.2),
-            frames,
-            isp,
-            Adversary(weight, parameters="white_balance"),
-            epochs=15,
-            lr=0.02,
+            Bright(0.2), frames, isp, Adversary(weight, parameters="white_balance"), epochs=15, lr=0.02
         )
         for weight in (0.0, 1e6)
     )
@@ -328,9 +322,7 @@ def test_the_search_is_bounded_and_beats_its_start(noisy):
     attack = bounded_attack(model, frames, isp, steps=6, restarts=2)
     assert np.abs(attack.point).max() <= 1
     assert attack.margin < attack.trace["margin"].iloc[0]
-    assert attack.margin == pytest.approx(
-        Evaluator(model, frames).margin(attack.pipeline()), abs=1e-4
-    )
+    assert attack.margin == pytest.approx(Evaluator(model, frames).margin(attack.pipeline()), abs=1e-4)
     found = attack.pipeline().numbers()
     for name, (low, high) in isp.tolerance_bounds(0.1).items():
         slack = 1e-4 + (found[name] - found[name].clamp(low, high)).abs().max()
@@ -342,12 +334,7 @@ def test_the_search_is_bounded_and_beats_its_start(noisy):
 
 def test_points_and_values_are_ways_to_the_same():
     space = ParameterSpace(ParametrizedISP(DRONE), ["gamma", "white_balance"], 0.2)
-    assert space.coordinates == (
-        "white_balance[0]",
-        "white_balance[1]",
-        "white_balance[2]",
-        "gamma",
-    )
+    assert space.coordinates == ("white_balance[0]", "white_balance[1]", "white_balance[2]", "gamma")
     point = np.array([0.5, -1.0, 1.0, -0.25])
     isp = space.pipeline(point)
     assert float(isp.gamma.detach()) == pytest.approx(2.2 * (1 - 0.2 * 0.25))
@@ -366,14 +353,10 @@ def test_same_seed_same_result_and_nothing_given_is_changed(noisy, which):
         if which == "gradient":
             return bounded_attack(model, frames, isp, steps=3, restarts=2, seed=seed)
         if which == "published":
-            return penalised_attack(
-                model, frames, isp, Adversary(1.0), epochs=2, batch_size=8, seed=seed
-            )
+            return penalised_attack(model, frames, isp, Adversary(1.0), epochs=2, batch_size=8, seed=seed)
         if which == "evolution":
             return static_attack(model, frames, evaluations=20, seed=seed)
-        return random_search(
-            model, frames, SettingSpace("ma,u,me", frames.camera), evaluations=4, seed=seed
-        )
+        return random_search(model, frames, SettingSpace("ma,u,me", frames.camera), evaluations=4, seed=seed)
 
     first, again, third = search(5), search(5), search(6)
     assert np.array_equal(first.point, again.point)
@@ -417,9 +400,7 @@ def test_an_attack_on_what_matters_beats_chance():
     isp, model = ParametrizedISP(PLAIN), Bright(0.3 ** (1 / 2.2) - 0.04)
     attack = bounded_attack(model, search, isp, steps=10, restarts=1, fraction=0.05)
     budget = attack.evaluations
-    randoms = [
-        random_search(model, search, attack.space, evaluations=budget, seed=s) for s in range(8)
-    ]
+    randoms = [random_search(model, search, attack.space, evaluations=budget, seed=s) for s in range(8)]
     found = compare_to_random(model, fresh, attack, randoms)
     assert found.table.loc["unchanged", "score"] == 1
     assert found.table.loc["attack", "score"] == 0
@@ -439,12 +420,8 @@ def test_attacks_of_one_start_end_alike_and_count_as_one_search():
     attack, again = (bounded_attack(model, search, isp, seed=s, **effort) for s in (0, 9))
     assert np.array_equal(attack.point, again.point)
     budget = attack.evaluations
-    randoms = [
-        random_search(model, search, attack.space, evaluations=budget, seed=s) for s in range(4)
-    ]
-    table, _ = attack_parameters(
-        model, search, fresh, isp, ["all"], searches=4, progress=False, **effort
-    )
+    randoms = [random_search(model, search, attack.space, evaluations=budget, seed=s) for s in range(4)]
+    table, _ = attack_parameters(model, search, fresh, isp, ["all"], searches=4, progress=False, **effort)
     for attacks, same in ((attack, True), ([attack] * 4, False)):
         judged = compare_to_random(model, fresh, attacks, randoms, typical=1)
         assert (table.loc["all", "p"] == pytest.approx(judged.p)) == same

@@ -58,9 +58,7 @@ def test_each_frame_is_read_once_however_often_it_is_asked_for():
     data = Given(*(torch.full((1, 8, 8), 0.1 * i) for i in range(5)))
     held = Frames.of(data, progress=False)
     for _ in range(3):
-        assert [held[i]["raw"][0, 0, 0].item() for i in range(5)] == pytest.approx(
-            [0, 0.1, 0.2, 0.3, 0.4]
-        )
+        assert [held[i]["raw"][0, 0, 0].item() for i in range(5)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert data.reads == 5
 
 

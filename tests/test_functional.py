@@ -115,11 +115,7 @@ def test_levels():
 
 @pytest.mark.parametrize(
     ("black", "white", "message"),
-    [
-        ([0.1] * 3, 1.0, "expected 4"),
-        ([0.5] * 4, 0.5, "not above"),
-        ([float("nan")] * 4, 1.0, "not above"),
-    ],
+    [([0.1] * 3, 1.0, "expected 4"), ([0.5] * 4, 0.5, "not above"), ([float("nan")] * 4, 1.0, "not above")],
 )
 def test_bad_levels(black, white, message):
     with pytest.raises(ValueError, match=message):

@@ -73,9 +73,7 @@ def smooth_mosaic(camera, size=48):
     gains = torch.tensor(camera.white_balance).abs()[:, None, None]
     linear = (colours / gains / 1.2).clamp(0, 1)
     mosaic = torch.empty(1, 1, size, size)
-    for position, (colour, black) in enumerate(
-        zip(camera.cfa.value, camera.black_level, strict=True)
-    ):
+    for position, (colour, black) in enumerate(zip(camera.cfa.value, camera.black_level, strict=True)):
         rows, columns = slice(position // 2, None, 2), slice(position % 2, None, 2)
         here = linear[colour, rows, columns]
         mosaic[0, 0, rows, columns] = black + here * (camera.white_level - black)
@@ -100,9 +98,7 @@ def plain(raw, camera):
     st.lists(st.sampled_from(DISPLAY), max_size=3),
     st.sampled_from(["", " "]),
 )
-def test_every_well_formed_name_is_taken_apart_and_means_its_parts(
-    base, variant, before, after, space
-):
+def test_every_well_formed_name_is_taken_apart_and_means_its_parts(base, variant, before, after, space):
     variant = "" if ":" in base else variant
     text = f"{space}+{space}".join([*before, base + variant, *after])
     assert check_pipeline(text) == text
@@ -308,9 +304,7 @@ def test_what_is_rounded_passes_gradients_straight_through(text):
     assert torch.equal(gradient, weights)
     torch.testing.assert_close(step(source), step(image))
     raw = natural(DRONE)
-    chain = stage_gradients(
-        open_pipeline(f"ma,s,ga+{text}", DRONE), raw, lambda shown: shown.square().mean()
-    )
+    chain = stage_gradients(open_pipeline(f"ma,s,ga+{text}", DRONE), raw, lambda shown: shown.square().mean())
     assert chain["raw"].gradient.abs().max() > 0
 
 
@@ -393,13 +387,7 @@ def test_no_pipeline_of_a_matrix_develops_an_image_twice():
 
     data = SyntheticMicroscopy(12, size=32)
     own = {name: counted(name, open_pipeline("bi,s,ga", data.camera)) for name in seen}
-    engines_used = (
-        "libraw:ahd",
-        "libraw:ppg",
-        "opencv:ea",
-        "libraw:ahd+jpeg:75",
-        "opencv:ea+jpeg:75",
-    )
+    engines_used = ("libraw:ahd", "libraw:ppg", "opencv:ea", "libraw:ahd+jpeg:75", "opencv:ea+jpeg:75")
     names = {**own, **{n: n for n in (*engines_used, "ma,s,ga", "me,u,me@camera")}}
     images = dict.fromkeys(("libraw", "opencv"), 0)
     original = engines.demosaic_by
@@ -484,9 +472,7 @@ def test_the_matrix_and_what_follows_takes_them(here):
     answers = predict_matrix(models, views, names, progress=False)
     assert set(answers["test"]) == set(names)
     assert summarise(answers).matrix().shape == (2, len(names))
-    drifted = sensor_table(
-        models, views, ["exposure"], [1], pipelines=names, distance="l2", progress=False
-    )
+    drifted = sensor_table(models, views, ["exposure"], [1], pipelines=names, distance="l2", progress=False)
     assert set(drifted["train"]) == set(list(names)[:2])
     detector = ShiftDetector.fit(views.images["saved"][:20], groups=1)
     told = detector.test(views.images["own_look:look"][20:], groups=1)
@@ -496,9 +482,7 @@ def test_the_matrix_and_what_follows_takes_them(here):
 def test_a_domain_is_developed_by_them():
     frames = Frames.of(SyntheticMicroscopy(20, size=32), progress=False)
     domain = Domain(frames, "libraw:ppg+jpeg:75")
-    images = develop_views(frames, ["libraw:ppg+jpeg:75"], progress=False).view(
-        "libraw:ppg+jpeg:75"
-    )
+    images = develop_views(frames, ["libraw:ppg+jpeg:75"], progress=False).view("libraw:ppg+jpeg:75")
     mean, _ = domain.statistics(np.arange(20))
     np.testing.assert_allclose(mean, images.images["libraw:ppg+jpeg:75"].mean((0, 2, 3)), rtol=1e-4)
     trained = domain.train("SmallResNet", Fold(np.arange(16), np.arange(16, 20)), 0, epochs=1)
@@ -527,9 +511,7 @@ def test_the_command_line_takes_them(here):
         expected = open_pipeline(name, MICROSCOPE)(raw)[0].permute(1, 2, 0)
         assert np.abs(shown - (expected * 255).round().int().numpy()).max() <= 1
         written.unlink()
-    done = CliRunner().invoke(
-        app, ["develop", "photo.dng", "-p", NAMES[3], "-o", "a.png", "--stages"]
-    )
+    done = CliRunner().invoke(app, ["develop", "photo.dng", "-p", NAMES[3], "-o", "a.png", "--stages"])
     assert done.exit_code == 0
     stages = sorted(p.stem for p in Path("a.stages").iterdir())
     assert [name[3:] for name in stages[-3:]] == ["clip", "gamma", "tone"]
@@ -570,9 +552,7 @@ def at_a_matrix(name, frames, frame):
 def at_a_figure(name, frames, frame):
     isp = open_pipeline(name, frames.camera)
     last = list(isp.stages(frame.tensor()).values())[-1]
-    assert torch.equal(last, isp(frame.tensor())) or torch.allclose(
-        last, isp(frame.tensor()), atol=1e-4
-    )
+    assert torch.equal(last, isp(frame.tensor())) or torch.allclose(last, isp(frame.tensor()), atol=1e-4)
 
 
 def at_a_domain(name, frames, frame):

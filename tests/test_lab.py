@@ -75,13 +75,7 @@ def tracked(store):
         for fold in range(2):
             with run.nested(f"fold {fold}") as nested:
                 stages = StageTracker(
-                    nested,
-                    DATA,
-                    n_images=3,
-                    every_epoch=True,
-                    gradients=True,
-                    tensors=True,
-                    predictions=True,
+                    nested, DATA, n_images=3, every_epoch=True, gradients=True, tensors=True, predictions=True
                 )
                 module = train([stages, MetricTracker(nested)])
     return nested.run_id, module
@@ -193,21 +187,16 @@ def test_a_pipeline_outside_the_module_is_looked_into(store):
     """Training on images that were developed once: the pipeline is told apart."""
     isp = StaticISP.from_code("bi,s,ga", MICROSCOPE)
     developed = [
-        {"image": isp(i["raw"][None])[0], "label": i["label"]}
-        for i in map(DATA.__getitem__, range(16))
+        {"image": isp(i["raw"][None])[0], "label": i["label"]} for i in map(DATA.__getitem__, range(16))
     ]
     with track("lab", "static", store=store) as run:
         tracker = StageTracker(run, DATA, gradients=True, predictions=True, processor=isp)
-        module = fit(
-            Dropping, developed, epochs=1, batch_size=8, progress=False, callbacks=[tracker]
-        )
+        module = fit(Dropping, developed, epochs=1, batch_size=8, progress=False, callbacks=[tracker])
         plain = StageTracker(run, developed, tensors=True, images=False)
         plain.write(module, 5)
     files = Records(store).files(run.run_id)
     names = list(isp.stages(DATA[0]["raw"][None]))
-    assert {f for f in files if f.startswith("gradients")} == {
-        f"gradients/{n}/epoch_000.png" for n in names
-    }
+    assert {f for f in files if f.startswith("gradients")} == {f"gradients/{n}/epoch_000.png" for n in names}
     assert "predictions/epoch_000.csv" in files
 
 
@@ -230,8 +219,7 @@ def test_metrics_of_each_epoch_and_none_where_nothing_was_validated(store):
 def frames(path):
     with Image.open(path) as animation:
         return [
-            np.asarray((animation.seek(i), animation.convert("RGB"))[1])
-            for i in range(animation.n_frames)
+            np.asarray((animation.seek(i), animation.convert("RGB"))[1]) for i in range(animation.n_frames)
         ]
 
 
@@ -250,9 +238,7 @@ def test_a_gif_of_each_fold_with_a_frame_an_epoch(store, tracked, tmp_path, grad
     kind = "gradients" if gradient else "stages"
     folder = resolve(f"runs:/{tracked[0]}/{kind}/gamma", store)
     with Image.open(folder / "epoch_001.png") as picture:
-        source = np.asarray(
-            picture.resize((width * times, DATA.size * times), Image.Resampling.NEAREST)
-        )
+        source = np.asarray(picture.resize((width * times, DATA.size * times), Image.Resampling.NEAREST))
     if not gradient:
         assert np.abs(drawn[1][22:].astype(float) - source).mean() < 3, "a palette of 256"
 
@@ -265,9 +251,7 @@ def test_gradients_of_all_epochs_stand_on_one_scale(store, tmp_path):
                 place = folder / "gradients" / "raw"
                 place.mkdir(parents=True)
                 values = torch.tensor([-1.0, 1.0]).repeat_interleave(8).repeat(16, 1)
-                _save_strip(
-                    size * values[None, None], place / f"epoch_{epoch:03d}.png", signed=True
-                )
+                _save_strip(size * values[None, None], place / f"epoch_{epoch:03d}.png", signed=True)
     (path,) = animate("scales", "raw", tmp_path / "g.gif", gradient=True, store=store)
     whole, half = (frame[22:].astype(float) for frame in frames(path))
     assert sorted(set(whole.ravel())) == [0, 255]
@@ -297,8 +281,7 @@ def test_the_figure_holds_the_losses():
 
 def test_sql_finds_what_was_written_and_changes_nothing(store, tracked):
     table = query(
-        f"select value from latest_metrics where key = 'val_loss' and run_uuid = '{tracked[0]}'",
-        store,
+        f"select value from latest_metrics where key = 'val_loss' and run_uuid = '{tracked[0]}'", store
     )
     assert table["value"].tolist() == pytest.approx([tracked[1].history["val_loss"].iloc[-1]])
     for wrong in ("delete from runs", "select nothing from runs", "drop table runs"):

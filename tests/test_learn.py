@@ -34,9 +34,7 @@ def scene(seed, height=480, width=640):
         y, x, h, w = (int(rng.integers(n)) for n in (height, width, 90, 120))
         colour = rng.uniform(0.03, 0.95) * rng.uniform(0.55, 1, (3, 1, 1))
         here = image[:, y : y + h + 20, x : x + w + 20]
-        wave = rng.uniform(0, 0.15) * np.sin(
-            rng.uniform(0, 0.9) * down + rng.uniform(0, 0.9) * across
-        )
+        wave = rng.uniform(0, 0.15) * np.sin(rng.uniform(0, 0.9) * down + rng.uniform(0, 0.9) * across)
         here[:] = colour * (1 + wave[y : y + h + 20, x : x + w + 20])
     return torch.from_numpy(image.clip(0.01, 0.97)).float()
 
@@ -57,9 +55,7 @@ def hidden_camera():
     sharpen[2, 2] = 1 - (sharpen.sum() - sharpen[2, 2])
     with torch.no_grad():
         isp.white_balance.copy_(torch.tensor([2.5, 1.0, 2.0]))
-        isp.colour_matrix.copy_(
-            torch.tensor([[1.7, -0.5, -0.2], [-0.25, 1.6, -0.35], [0.0, -0.5, 1.5]])
-        )
+        isp.colour_matrix.copy_(torch.tensor([[1.7, -0.5, -0.2], [-0.25, 1.6, -0.35], [0.0, -0.5, 1.5]]))
         isp.tone_curve.copy_(to_steps(curve.expand(3, -1)))
         isp.sharpening_kernel.copy_(sharpen)
     return isp

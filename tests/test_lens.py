@@ -131,9 +131,7 @@ def test_bad_pixels_become_the_mean_of_their_colour(tmp_path):
     bad[[0, 20, 20], [0, 30, 32]] = True
     for top, left, bottom, right in boxes:
         bad[top:bottom, left:right] = True
-    frame = corrected(
-        tmp_path / "a.dng", 1, bad_list([(0, 0), (20, 30), (20, 32)], boxes), values=values
-    )
+    frame = corrected(tmp_path / "a.dng", 1, bad_list([(0, 0), (20, 30), (20, 32)], boxes), values=values)
     got = np.rint(frame.mosaic * FULL)
     np.testing.assert_array_equal(got[~bad], values[~bad])
     for y, x in ((0, 0), (20, 30), (12, 12)):
@@ -149,9 +147,7 @@ def test_bad_pixels_become_the_mean_of_their_colour(tmp_path):
 def test_a_constant_marks_bad_pixels(tmp_path):
     values = np.full(LIGHT.shape, 1000, np.uint16)
     values[7, 9] = values[30, 31] = 0
-    frame = corrected(
-        tmp_path / "a.dng", 1, (BAD_CONSTANT, struct.pack(">II", 0, 0)), values=values
-    )
+    frame = corrected(tmp_path / "a.dng", 1, (BAD_CONSTANT, struct.pack(">II", 0, 0)), values=values)
     assert (np.rint(frame.mosaic * FULL) == 1000).all()
 
 
@@ -272,9 +268,7 @@ def test_a_folder_applies_them_and_other_files_say_that_they_have_none(tmp_path)
 def test_on_the_command_line(tmp_path):
     values = (tiles(BLACK) + 200).astype(np.uint16)
     values[20, 31] = 4000
-    path = write(
-        tmp_path / "a.dng", values, tags=[opcode_tag(3, opcode_list(gain_map([[2.0]], planes=3)))]
-    )
+    path = write(tmp_path / "a.dng", values, tags=[opcode_tag(3, opcode_list(gain_map([[2.0]], planes=3)))])
     means, spread = [], []
     for options in ([], ["--lens_corrections"], ["--defects", "0.1"]):
         target = str(tmp_path / f"{len(means)}.png")

@@ -107,9 +107,7 @@ def test_it_runs_on_colab(notebook):
         "output.enable_custom_widget_manager()",
     ):
         assert part in cell
-    assert "r2l" not in notebook.code[0]["source"].replace(REPOSITORY, ""), (
-        "nothing imported before"
-    )
+    assert "r2l" not in notebook.code[0]["source"].replace(REPOSITORY, ""), "nothing imported before"
     assert notebook.content["metadata"]["kernelspec"]["name"] == "python3"
 
 
@@ -173,9 +171,7 @@ def test_its_claims_are_asserted(notebook):
 def test_exercises_have_folded_answers(notebook):
     exercises = notebook.prose[notebook.prose.index("## Try it") : notebook.prose.index("## Next")]
     asked = re.findall(r"^\d+\. ", exercises, re.MULTILINE)
-    folded = re.findall(
-        r"<details>\s*<summary>.*?</summary>\n\n.+?</details>", exercises, re.DOTALL
-    )
+    folded = re.findall(r"<details>\s*<summary>.*?</summary>\n\n.+?</details>", exercises, re.DOTALL)
     assert len(asked) >= 2
     assert len(asked) == len(folded)
 

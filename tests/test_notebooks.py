@@ -72,9 +72,7 @@ def tiny_run(tmp_path_factory):
 @pytest.mark.notebook
 @pytest.mark.parametrize("stem", STEMS)
 def test_notebook_with_tiny_parameters(tiny_run, stem):
-    assert stem in TINY, (
-        f"{EXPERIMENTS}/tiny_*.yaml: one whose first line names {stem}.ipynb, please"
-    )
+    assert stem in TINY, f"{EXPERIMENTS}/tiny_*.yaml: one whose first line names {stem}.ipynb, please"
     path = tiny_run(stem)
     notebook = nbformat.read(path, as_version=4)
     injected = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
@@ -127,14 +125,9 @@ def test_flips_are_the_answers_that_changed(experiment):
 @pytest.mark.notebook
 @pytest.mark.parametrize(
     ("notebook", "until", "sets"),
-    [
-        ("01_raw_data", "cell-26", ("microscopy", "drone")),
-        ("03_drift_synthesis", "c07", ["microscopy"]),
-    ],
+    [("01_raw_data", "cell-26", ("microscopy", "drone")), ("03_drift_synthesis", "c07", ["microscopy"])],
 )
-def test_published_data_are_shown_where_they_lie(
-    notebook, until, sets, tmp_path, monkeypatch, capsys
-):
+def test_published_data_are_shown_where_they_lie(notebook, until, sets, tmp_path, monkeypatch, capsys):
     shown = {}
     for place in ("empty", "present"):
         (tmp_path / place).mkdir()
@@ -156,9 +149,7 @@ def test_published_data_are_shown_where_they_lie(
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize(
-    ("notebook", "until"), [("01_raw_data", "cell-07"), ("06_your_own_camera", "c05")]
-)
+@pytest.mark.parametrize(("notebook", "until"), [("01_raw_data", "cell-07"), ("06_your_own_camera", "c05")])
 def test_the_first_picture_is_the_readers_own(notebook, until, tmp_path):
     rng = np.random.default_rng(0)
     mosaic = rng.random((1200, 1600), np.float32)
@@ -169,9 +160,7 @@ def test_the_first_picture_is_the_readers_own(notebook, until, tmp_path):
     if notebook.startswith("06"):
         assert "own.dng" in names["what"]
         n, (rows, columns) = 5, names["small"].mosaic.shape
-        assert all(
-            whole - 3 * n < n * part <= whole for whole, part in ((1200, rows), (1600, columns))
-        )
+        assert all(whole - 3 * n < n * part <= whole for whole, part in ((1200, rows), (1600, columns)))
         assert names["picture"].shape == (1, 3, rows, columns)
     else:
         assert "own.dng" in next(iter(names["pictures"]))

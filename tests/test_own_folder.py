@@ -61,9 +61,7 @@ def names(photos):
 
 
 def table(photos, label, head="file,label", group=None, separator=",", encoding="utf-8"):
-    rows = [
-        [n, str(label(i, n)), *([group(i)] if group else [])] for i, n in enumerate(names(photos))
-    ]
+    rows = [[n, str(label(i, n)), *([group(i)] if group else [])] for i, n in enumerate(names(photos))]
     text = "\n".join([head, *(separator.join(row) for row in rows)])
     Path("labels.csv").write_bytes(text.encode(encoding))
     return "labels.csv"
@@ -97,11 +95,7 @@ def test_words_that_others_take_for_missing_are_words(photos, word):
 
 @pytest.mark.parametrize(
     ("head", "separator", "encoding"),
-    [
-        ("file;label", ";", "utf-8-sig"),
-        ("File, LABEL ", ", ", "utf-8"),
-        ("file\tlabel", "\t", "cp1252"),
-    ],
+    [("file;label", ";", "utf-8-sig"), ("File, LABEL ", ", ", "utf-8"), ("file\tlabel", "\t", "cp1252")],
 )
 def test_tables_as_spreadsheets_write_them(photos, head, separator, encoding):
     labels = table(photos, lambda i, n: f"{n[0]}é{' ' * (i % 2)}", head, None, separator, encoding)
@@ -197,9 +191,7 @@ def test_broken_files_are_left_out_if_asked_and_counted_in_the_record(photos):
     with pytest.raises(RawFileError, match=r"a0\.dng"):
         open_data(Options(**SMALL, root="photos"), progress=False)
     lines = []
-    outcome = experiment(
-        Options(**SMALL, root="photos", skip_broken=True), say=lines.append, progress=False
-    )
+    outcome = experiment(Options(**SMALL, root="photos", skip_broken=True), say=lines.append, progress=False)
     assert any(line.startswith("2 left out as broken: ") and "b3.dng" in line for line in lines)
     assert Records().call("get_run", outcome.run_id).data.params["skipped"] == "2"
     assert not {"a/a0.dng", "b/b3.dng"} & set(outcome.predictions["name"])
@@ -349,8 +341,7 @@ def test_verify_looks_at_masks(photos):
 @pytest.fixture
 def sweep(photos):
     Path("s.yaml").write_text(
-        "train: {dataset: RawFolder, root: photos, labels: labels.csv, lr: 1e-3}\n"
-        "grid: {epochs: [1, 2]}\n"
+        "train: {dataset: RawFolder, root: photos, labels: labels.csv, lr: 1e-3}\ngrid: {epochs: [1, 2]}\n"
     )
     table(photos, lambda i, n: n[0])
     return "s.yaml"

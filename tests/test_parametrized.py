@@ -267,9 +267,7 @@ def test_no_step_leaves_what_a_camera_can_be(camera):
 @pytest.mark.parametrize("exposure", [1.0, 0.01])
 def test_a_step_of_one_means_the_same_for_every_number(camera, exposure):
     """The slope of the picture in each step, by automatic differentiation."""
-    black = (
-        torch.tensor(camera.black_level, dtype=torch.float64).reshape(1, 1, 2, 2).repeat(1, 1, 4, 5)
-    )
+    black = torch.tensor(camera.black_level, dtype=torch.float64).reshape(1, 1, 2, 2).repeat(1, 1, 4, 5)
     raw = black + exposure * (natural(camera, 8, 10) - black)
     isp = ParametrizedISP(camera).double().calibrate(raw)
     steps = {name: step.detach() for name, step in isp.steps.items()}
@@ -305,9 +303,7 @@ def test_data_of_12_and_of_14_bit_are_learned_alike(camera):
     raw = natural(camera, 16, 16)
     hidden = ParametrizedISP(camera).double()
     level = hidden.black_level + 0.02 * camera.span
-    target = hidden.set_(black_level=level, gamma=1.9, white_balance=1.1 * hidden.white_balance)(
-        raw
-    )
+    target = hidden.set_(black_level=level, gamma=1.9, white_balance=1.1 * hidden.white_balance)(raw)
     learned = []
     for bits in (16, 14, 12):
         own, scale = as_bits(camera, bits)
@@ -455,10 +451,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, isp):
     raw = torch.rand(1, 1, 16, 16)
     torch.testing.assert_close(again(raw), isp(raw), rtol=0, atol=0)
     assert again.camera == isp.camera
-    assert sorted(p.name for p in (tmp_path / "isp").iterdir()) == [
-        "isp.json",
-        "weights.safetensors",
-    ]
+    assert sorted(p.name for p in (tmp_path / "isp").iterdir()) == ["isp.json", "weights.safetensors"]
 
 
 def test_a_folder_saved_in_physical_numbers_is_read(tmp_path):
@@ -506,10 +499,7 @@ DAMAGES = {
     "unknown kind": (damage_kind, "choose from"),
     "bad camera": (damage("camera", "white_level", 0.0), "white_level"),
     "no layout": (damage("camera", "cfa", ["RGGB"]), "isp.json.*cfa is"),
-    "endless": (
-        damage("options", "additive_shape", [1, 3, 10**6, 10**6]),
-        "isp.json.*additive_shape",
-    ),
+    "endless": (damage("options", "additive_shape", [1, 3, 10**6, 10**6]), "isp.json.*additive_shape"),
     "nested": (lambda f: (f / "isp.json").write_text("[" * 100_000), "isp.json.*recursion"),
     "no weights": (lambda f: (f / "weights.safetensors").unlink(), "weights"),
     "cut weights": (lambda f: (f / "weights.safetensors").write_bytes(b"\0" * 20), "weights"),

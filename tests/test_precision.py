@@ -97,9 +97,7 @@ def test_half_precision_is_computed_in_float32_and_answered_as_it_came(kind, dty
     want = isp(half.float())
     # Its numbers stay whole, so that black levels are not rounded.
     shortened = copy.deepcopy(isp).to(dtype)
-    assert {t.dtype for t in shortened.state_dict().values() if t.is_floating_point()} <= {
-        torch.float32
-    }
+    assert {t.dtype for t in shortened.state_dict().values() if t.is_floating_point()} <= {torch.float32}
     for each in (isp, shortened):
         image = each(half)
         assert image.dtype == dtype
@@ -123,9 +121,7 @@ def test_the_form_in_memory_does_not_matter(kind, form, raw):
     isp, want = KINDS[kind](), KINDS[kind]()(raw)
     forms = {
         "channels last": raw.to(memory_format=torch.channels_last),
-        "permuted": torch.from_numpy(np.ascontiguousarray(raw.permute(0, 2, 3, 1))).permute(
-            0, 3, 1, 2
-        ),
+        "permuted": torch.from_numpy(np.ascontiguousarray(raw.permute(0, 2, 3, 1))).permute(0, 3, 1, 2),
         "odd storage": torch.cat([torch.zeros(1), raw.flatten()])[1:].view(raw.shape),
         "expanded": raw[:1].expand(2, 1, 32, 32),
     }

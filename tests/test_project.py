@@ -50,11 +50,7 @@ def test_conda_and_pip_ask_for_the_same_versions():
         ("train", "lightning", "import r2l.training"),
         ("train", "torchvision", "import r2l; r2l.fit"),
         ("train", "mlflow", "import r2l.drift.forensics"),
-        (
-            "train",
-            "sklearn",
-            "from r2l.datasets.splits import group_folds as f; f([0] * 8, range(8), 2)",
-        ),
+        ("train", "sklearn", "from r2l.datasets.splits import group_folds as f; f([0] * 8, range(8), 2)"),
         ("train", "matplotlib", "import r2l.viz"),
         ("notebooks", "ipywidgets", "import r2l.widgets"),
         ("sweep", "distributed", "from r2l.sweep import read_sweep"),
@@ -84,14 +80,7 @@ def test_the_base_imports_nothing_of_the_extras():
     code += "('training', 'drift')]\nprint(*{m.split('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    more = {
-        "lightning",
-        "mlflow",
-        "sklearn",
-        "torchvision",
-        "torchmetrics",
-        "segmentation_models_pytorch",
-    }
+    more = {"lightning", "mlflow", "sklearn", "torchvision", "torchmetrics", "segmentation_models_pytorch"}
     more |= {"matplotlib", "cma", "b2sdk", "dask", "distributed", "ipywidgets", "papermill", "yaml"}
     assert {"torch", "rawpy"} <= loaded
     assert not loaded & more
@@ -112,12 +101,7 @@ def test_every_import_is_a_dependency():
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
         tops = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        tops |= {
-            a.name.split(".")[0]
-            for n in ast.walk(tree)
-            if isinstance(n, ast.Import)
-            for a in n.names
-        }
+        tops |= {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         foreign = tops - set(sys.stdlib_module_names) - {"r2l"}
         missing = {packages.get(t, t).replace("_", "-") for t in foreign} - named
         assert not missing, f"{path.relative_to(ROOT)} imports {missing}"

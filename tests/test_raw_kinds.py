@@ -175,10 +175,7 @@ def test_between_two_illuminants_the_matrix_follows_the_white(tmp_path, xy):
 
 def test_calibration_and_analog_balance_stand_before_the_matrix(tmp_path):
     calibration = np.array([[1.1, 0.05, 0], [0, 0.95, 0], [0.02, 0, 1.2]])
-    tags = [
-        (50723, "2i", 9, rationals(calibration), True),
-        (50727, "2I", 3, rationals((1.5, 1, 2)), True),
-    ]
+    tags = [(50723, "2i", 9, rationals(calibration), True), (50727, "2I", 3, rationals((1.5, 1, 2)), True)]
     camera = read_raw(write(tmp_path / "a.dng", tags=tags)).camera
     want = colour_matrix(np.diag((1.5, 1, 2)) @ calibration @ CM)
     np.testing.assert_allclose(camera.colour_matrix, want, atol=1e-5)
@@ -221,9 +218,7 @@ def write_pages(path, *pages):
 
 def test_of_several_exposures_one_is_named(tmp_path):
     path = write_pages(tmp_path / "a.dng", (steps(), 0), (steps() // 2, 0), (steps()[:24], 0))
-    with pytest.raises(
-        RawFileError, match=r"2 exposures of 64 x 48 pixels\.\nSay which: frame=0 to 1"
-    ):
+    with pytest.raises(RawFileError, match=r"2 exposures of 64 x 48 pixels\.\nSay which: frame=0 to 1"):
         read_raw(path)
     assert_light(path, frame=0)
     other = read_raw(path, frame=1)
@@ -349,9 +344,7 @@ def test_what_needs_imagecodecs_names_the_extra(tmp_path, name, words):
     if name == "a.tif":
         path = tmp_path / name
         tifffile.imwrite(path, steps(), compression="lzw")
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, path], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", WITHOUT, path], capture_output=True, text=True, check=True)
     assert "pip install 'r2l[codecs]'" in done.stdout
     assert words in done.stdout
 
@@ -453,9 +446,7 @@ def pack(values, packing):
             out += bytes((a >> 4, (b & 15) << 4 | a & 15, b >> 4))
             continue
         out += bytes(int(v) >> (bits - 8) for v in pixels)
-        low = sum(
-            (int(v) & (2 ** (bits - 8) - 1)) << ((bits - 8) * i) for i, v in enumerate(pixels)
-        )
+        low = sum((int(v) & (2 ** (bits - 8) - 1)) << ((bits - 8) * i) for i, v in enumerate(pixels))
         out += low.to_bytes(group * (bits - 8) // 8, "little")
     return bytes(out)
 
@@ -511,10 +502,7 @@ def test_frames_without_a_header_on_the_command_line_and_in_a_folder(tmp_path):
     with Image.open(tmp_path / "1_bi-s-ga.png") as picture:
         assert picture.size == (64, 48)
     done = CliRunner().invoke(app, [*command, *sizes[:4]])
-    assert (done.exit_code, done.output) == (
-        2,
-        "error: a frame without a header also needs --bits\n",
-    )
+    assert (done.exit_code, done.output) == (2, "error: a frame without a header also needs --bits\n")
 
     data = RawFolder(photos, camera=SENSOR, layout=RawLayout(64, 48, 12, "mono12p"))
     assert [len(data), data.classes] == [3, ("a", "b")]

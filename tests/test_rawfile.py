@@ -17,13 +17,7 @@ from r2l.rawfile import RawFileError, load_camera, read_raw, write_dng
 from r2l.rawfile.dng_tags import standard_form
 
 FULL = 65535
-ORIENTATION, AS_SHOT_NEUTRAL, COLOR_MATRIX, BLACK_LEVEL, WHITE_LEVEL = (
-    274,
-    50728,
-    50721,
-    50714,
-    50717,
-)
+ORIENTATION, AS_SHOT_NEUTRAL, COLOR_MATRIX, BLACK_LEVEL, WHITE_LEVEL = (274, 50728, 50721, 50714, 50717)
 # Different in every place where two things could be mixed up; levels are whole 16-bit steps.
 SENSOR = Camera(
     name="a sensor",
@@ -54,9 +48,7 @@ def write_tiff_dng(path, values, photometric, *tags):
     """Write a DNG with no more than the given tags, to have kinds that r2l does not write."""
     version = (50706, "B", 4, bytes((1, 4, 0, 0)), True)
     model = (50708, "s", 0, "a sensor", True)
-    tifffile.imwrite(
-        path, values, photometric=photometric, extratags=[version, model, *tags], metadata=None
-    )
+    tifffile.imwrite(path, values, photometric=photometric, extratags=[version, model, *tags], metadata=None)
 
 
 def cfa_tags(pattern, side):
@@ -83,9 +75,7 @@ def test_libraw_reads_what_write_dng_wrote(tmp_path, cfa):
         np.testing.assert_allclose(raw.color_matrix[:, :3], camera.colour_matrix, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "camera", [MICROSCOPE, DRONE, SENSOR, SINGULAR, BEYOND], ids=lambda c: c.name
-)
+@pytest.mark.parametrize("camera", [MICROSCOPE, DRONE, SENSOR, SINGULAR, BEYOND], ids=lambda c: c.name)
 @pytest.mark.parametrize("cfa", CFA)
 def test_read_raw_returns_exactly_the_camera_that_was_written(tmp_path, camera, cfa):
     camera, mosaic = replace(camera, cfa=cfa), random_mosaic()
@@ -99,9 +89,7 @@ def test_read_raw_returns_exactly_the_camera_that_was_written(tmp_path, camera, 
     np.testing.assert_array_equal(mosaic, before)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st_numpy.arrays(
         np.float32,
@@ -121,18 +109,14 @@ gain = st.floats(0.2, 8)
 off_diagonal = st.floats(-0.4, 0.4)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.tuples(gain, gain, gain),
     st.lists(st.tuples(off_diagonal, off_diagonal, off_diagonal), min_size=3, max_size=3),
     st.lists(st.integers(0, 5000), min_size=4, max_size=4),
     st.integers(6000, FULL),
 )
-def test_other_programs_find_the_standard_form_of_any_sensible_camera(
-    tmp_path, gains, mixing, black, white
-):
+def test_other_programs_find_the_standard_form_of_any_sensible_camera(tmp_path, gains, mixing, black, white):
     matrix = tuple(map(tuple, np.array(mixing) + 1.5 * np.eye(3)))
     camera = Camera("x", CFA.GRBG, tuple(b / FULL for b in black), white / FULL, gains, matrix)
     path = write_dng(tmp_path / "a.dng", random_mosaic(), camera)
@@ -502,11 +486,7 @@ BAD = {
     "text.npy": (make_text, "headerless", "layout=RawLayout"),
     "text.tif": (make_text, "no readable TIFF", CUT),
     "photo.jpg": (make_jpeg, "a JPEG picture, already developed", OTHER_SENSOR),
-    "unknown.dng": (
-        lambda path: write_tiff_dng(path, EIGHT[:8, :8], "cfa"),
-        "no known layout",
-        OTHER_SENSOR,
-    ),
+    "unknown.dng": (lambda path: write_tiff_dng(path, EIGHT[:8, :8], "cfa"), "no known layout", OTHER_SENSOR),
     "xtrans.dng": (make_xtrans, "X-Trans", OTHER_SENSOR),
     "linear.dng": (make_linear, "already demosaiced", "apps that save plain (Bayer) DNG"),
     "quad.dng": (make_quad_bayer, "R R G G", OTHER_SENSOR),
@@ -564,9 +544,7 @@ def test_files_without_calibration_ask_for_a_camera(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     save(path, EIGHT)
 
-    with pytest.raises(
-        RawFileError, match=r"camera=.*--camera microscope\|drone\|file.json"
-    ) as caught:
+    with pytest.raises(RawFileError, match=r"camera=.*--camera microscope\|drone\|file.json") as caught:
         read_raw(path)
 
     assert str(path) in str(caught.value)

@@ -238,9 +238,7 @@ def test_two_processes_train_one_model(tmp_path):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    (one, history), (two, same) = (
-        torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1)
-    )
+    (one, history), (two, same) = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
     trained = {name for name in one if "running" not in name}
     assert all(torch.equal(one[name], two[name]) for name in trained)
     assert len(history["train_loss"]) == 2

@@ -57,11 +57,7 @@ def dangers(source: str) -> list[str]:
     for node in ast.walk(tree):
         name = _name(node, aliases)
         method = node.attr if isinstance(node, ast.Attribute) else ""
-        if (
-            name in FORBIDDEN
-            or method in FORBIDDEN_METHODS
-            or name.partition(".")[0] in FORBIDDEN_MODULES
-        ):
+        if name in FORBIDDEN or method in FORBIDDEN_METHODS or name.partition(".")[0] in FORBIDDEN_MODULES:
             found.add((node.lineno, name or method))
         elif name in SAFE_IF or name == "yaml.load":
             # Handed on, it is called elsewhere, with its defaults.
@@ -109,9 +105,7 @@ def _constant(call: ast.Call, name: str) -> object:
     return value.value if isinstance(value, ast.Constant) else None
 
 
-def _is_safe_call(
-    name: str, call: ast.Call, aliases: dict[str, str], safe_loaders: set[str]
-) -> bool:
+def _is_safe_call(name: str, call: ast.Call, aliases: dict[str, str], safe_loaders: set[str]) -> bool:
     if name == "yaml.load":
         loader = call.args[1] if len(call.args) > 1 else _argument(call, "Loader")
         return loader is not None and _name(loader, aliases) in safe_loaders
@@ -222,9 +216,7 @@ def test_the_lab_is_for_this_machine_unless_asked(start):
 def test_pages_that_make_serves_are_for_this_machine(target, argument):
     plain = {name: value for name, value in os.environ.items() if name != "IP"}
     command = ["make", "--dry-run", "--no-print-directory", target]
-    done = subprocess.run(
-        command, cwd=ROOT, env=plain, capture_output=True, text=True, check=True
-    ).stdout
+    done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=True).stdout
     given = re.findall(rf"{argument}(\S+)", done)
     assert all(map(is_loopback, given))
     # JupyterLab's own default is this machine; Voila is told.

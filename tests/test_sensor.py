@@ -109,9 +109,7 @@ def test_shot_noise_is_whole_electrons_with_the_variance_of_the_mean(mean):
     assert (electrons >= 0).all()
     assert torch.equal(electrons, electrons.round())
     assert electrons.mean().item() == pytest.approx(mean, abs=5 * (mean / 160_000) ** 0.5)
-    assert electrons.var().item() == pytest.approx(
-        mean, rel=5 * (3.5 / min(mean, 1) / 160_000) ** 0.5
-    )
+    assert electrons.var().item() == pytest.approx(mean, rel=5 * (3.5 / min(mean, 1) / 160_000) ** 0.5)
 
 
 def test_published_gain_in_electrons():
@@ -161,9 +159,7 @@ def test_intensity_is_fewer_photons(camera, noise):
 def test_recording_repeats_with_the_seed_and_leaves_the_rest_alone():
     scene = torch.rand(2, 3, 8, 8)
     before, state, numpy_state = scene.clone(), torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
-    one, same, other = (
-        record(scene, DRONE, DRONE_NOISE, rng=np.random.default_rng(s)) for s in (1, 1, 2)
-    )
+    one, same, other = (record(scene, DRONE, DRONE_NOISE, rng=np.random.default_rng(s)) for s in (1, 1, 2))
     assert one.shape == (2, 1, 8, 8)
     assert one.dtype == torch.float32
     assert torch.equal(one, same)

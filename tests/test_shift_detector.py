@@ -174,11 +174,7 @@ def test_answers_of_a_model_can_be_watched_and_the_model_stays(views):
     assert network.training
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     masks = torch.nn.Conv2d(3, 1, 1)
-    assert list(image_features(views.images[CODES[0]][:5], masks)) == [
-        "foreground",
-        "unsure",
-        "largest",
-    ]
+    assert list(image_features(views.images[CODES[0]][:5], masks)) == ["foreground", "unsure", "largest"]
 
 
 def summary_of(views):
@@ -195,13 +191,7 @@ def summary_of(views):
 def test_matrix_tells_what_is_noticed_before_the_score_falls(views):
     summary = summary_of(views)
     table = detection_rates(views, summary, (8, 24, 500), repeats=6, draws=59, progress=False)
-    assert set(table["verdict"]) <= {
-        "noticed",
-        "missed",
-        "early warning",
-        "quiet",
-        "stream too short",
-    }
+    assert set(table["verdict"]) <= {"noticed", "missed", "early warning", "quiet", "stream too short"}
     long, own = table["n_images"] == 24, table["train"] == table["test"]
     assert (table[long & ~own]["raised"] == 1).all()
     assert (table[long & own]["raised"] <= 0.5).all()
@@ -212,9 +202,7 @@ def test_matrix_tells_what_is_noticed_before_the_score_falls(views):
     figure = plot_detection_rates(table)
     figure.canvas.draw()
     watched = [Trained(model(), code, np.arange(len(views))) for code in CODES]
-    by_model = detection_rates(
-        views, summary, (24,), models=watched, repeats=2, draws=59, progress=False
-    )
+    by_model = detection_rates(views, summary, (24,), models=watched, repeats=2, draws=59, progress=False)
     assert len(by_model) == 4
 
 

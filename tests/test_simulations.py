@@ -10,13 +10,7 @@ import pytest
 
 from r2l.drift.factorial import _effect_contrasts
 from r2l.drift.forensics.sensitivity import Prober, scan, tolerated
-from r2l.drift.statistics import (
-    crossed_means,
-    crossed_ratios,
-    effective_groups,
-    few_groups_text,
-    holm,
-)
+from r2l.drift.statistics import crossed_means, crossed_ratios, effective_groups, few_groups_text, holm
 from r2l.isp import PIPELINES
 from r2l.isp.settings import Setting
 from tests.test_forensics import compared

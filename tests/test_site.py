@@ -44,14 +44,10 @@ def test_every_link_and_picture_leads_somewhere(site):
         for element in soup.find_all(["a", "img", "link", "script"]):
             target = urlsplit(element.get("href") or element.get("src") or "")
             if target.scheme or target.netloc:
-                assert element.name == "a" or target.scheme == "data", (
-                    f"{path}: {target.geturl()[:80]}"
-                )
+                assert element.name == "a" or target.scheme == "data", f"{path}: {target.geturl()[:80]}"
                 continue
             file = (path.parent / unquote(target.path)).resolve() if target.path else path
-            there = file.exists() and (
-                file.suffix != ".html" or target.fragment in {"", *names[file]}
-            )
+            there = file.exists() and (file.suffix != ".html" or target.fragment in {"", *names[file]})
             lost += [] if there else [f"{path.name}: {target.geturl()}"]
     assert not lost, lost
 

@@ -72,8 +72,7 @@ def test_the_test_part_shares_no_group_with_the_folds(seed):
     validated = []
     for fold in range(5):
         train, val, test = (
-            split_indices(split, labels, groups, fold=fold, seed=seed)
-            for split in ("train", "val", "test")
+            split_indices(split, labels, groups, fold=fold, seed=seed) for split in ("train", "val", "test")
         )
         assert len(test) / len(labels) == pytest.approx(0.2, abs=0.05)
         sides = [set(groups[part]) for part in (train, val, test)]

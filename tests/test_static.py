@@ -8,15 +8,7 @@ import torch
 from colour_demosaicing import demosaicing_CFA_Bayer_Malvar2004, demosaicing_CFA_Bayer_Menon2007
 
 from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
-from r2l.isp import (
-    PIPELINES,
-    ParametrizedISP,
-    StaticISP,
-    develop_all,
-    functional,
-    open_pipeline,
-    save_isp,
-)
+from r2l.isp import PIPELINES, ParametrizedISP, StaticISP, develop_all, functional, open_pipeline, save_isp
 from r2l.isp.pipeline import Affine, Pipeline, Pointwise
 from r2l.isp.static import parse_code, pipeline_code
 from r2l.sensor import mosaic
@@ -339,9 +331,7 @@ def test_the_quick_way_follows_from_the_list_whatever_its_order(code):
             self._fuse()
 
         def listed(self):
-            black, demosaic, _, matrix, sharpen, denoise, clip, _ = StaticISP.from_code(
-                code, DRONE
-            ).listed()
+            black, demosaic, _, matrix, sharpen, denoise, clip, _ = StaticISP.from_code(code, DRONE).listed()
             gains = tuple(DRONE.white_balance[colour] for colour in DRONE.cfa.value)
             balance = Affine("white_balance", lambda raw: raw * functional.per_site(gains, raw))
             gamma = Pointwise("gamma", functional.gamma_correct, 1.8)

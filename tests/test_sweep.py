@@ -109,10 +109,7 @@ def test_several_grids_and_values_from_outside(tmp_path):
         ("train: {}\ngrid: {fold: 0}", "fold needs a list"),
         ("train: {}\ngrid: {fold: []}", "fold needs a list"),
         ("train: {}\ngrid: 3", "below grid"),
-        (
-            f"train: {{}}\ngrid: {{seed: {list(range(400))}, fold: {list(range(400))}}}",
-            "1.6e.05 runs",
-        ),
+        (f"train: {{}}\ngrid: {{seed: {list(range(400))}, fold: {list(range(400))}}}", "1.6e.05 runs"),
         ("train: {epoch: 3}", "no option epoch that a sweep can give"),
         ("train: {folder: x}", "no option folder that a sweep can give"),
         ("train: {dataset: Moon}", "unknown dataset 'Moon'"),
@@ -136,18 +133,12 @@ def test_a_file_that_is_no_sweep(tmp_path, text, message):
     assert len(str(error.value).splitlines()) == 2 or "YAML" in message
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_sweeps_of_the_project_are_sweeps(path):
     sweep = read_sweep(path)
     assert sweep.about, "its comment says what it is"
-    stated = [
-        word for word in sweep.about.split() if word.isdigit() and int(word) == len(sweep.jobs)
-    ]
-    assert stated or "Four" in sweep.about, (
-        f"{len(sweep.jobs)} runs, the comment says another number"
-    )
+    stated = [word for word in sweep.about.split() if word.isdigit() and int(word) == len(sweep.jobs)]
+    assert stated or "Four" in sweep.about, f"{len(sweep.jobs)} runs, the comment says another number"
 
 
 @pytest.mark.parametrize(
@@ -170,10 +161,7 @@ def test_workers_that_never_come_are_missed(monkeypatch, capsys):
     none = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(**none) as cluster:
         engine = open_engine(scheduler=cluster.scheduler_address, wait=2)
-        with (
-            pytest.raises(ClusterError, match=r"inproc://.* no worker came within 2 s"),
-            engine.connect(),
-        ):
+        with pytest.raises(ClusterError, match=r"inproc://.* no worker came within 2 s"), engine.connect():
             pass
     assert "still no worker" in capsys.readouterr().err
 
@@ -281,9 +269,7 @@ def test_engines_that_cannot_be(tmp_path):
 def test_a_scheduler_that_is_not_there():
     engine = open_engine(scheduler="tcp://127.0.0.1:9", wait=1)
     with (
-        pytest.raises(
-            ClusterError, match=r"//127.0.0.1:9: no Dask scheduler answers (?s:.*)dask scheduler"
-        ),
+        pytest.raises(ClusterError, match=r"//127.0.0.1:9: no Dask scheduler answers (?s:.*)dask scheduler"),
         engine.connect(),
     ):
         pass
@@ -366,9 +352,7 @@ def test_every_run_leaves_its_folder_and_its_record(swept):
         kept = {path.name for path in run.folder.iterdir()}
         assert {"result.json", "log.txt", "predictions.csv", "tested.csv", "scores.csv"} <= kept
         assert json.loads((run.folder / RESULT).read_text())["scores"] == run.scores
-    records = query(
-        "select name, status from runs where name like 'pipeline%'", str(folder / "m.db")
-    )
+    records = query("select name, status from runs where name like 'pipeline%'", str(folder / "m.db"))
     assert sorted(records["name"]) == sorted(run.job.name for run in runs)
     assert set(records["status"]) == {"FINISHED"}
 
@@ -425,9 +409,7 @@ def test_the_plan_is_reckoned_from_what_is_finished(tiny, tmp_path):
     runs = read_outcomes(tiny, tmp_path)
     lines = plan(runs, 1, tmp_path).splitlines()
     assert lines[0] == "runs    4, of which 2 are finished and 2 are left"
-    assert lines[1] == (
-        "time    300.00 s with 1 worker(s), 150.00 s a run; the mean of 2 finished run(s)"
-    )
+    assert lines[1] == ("time    300.00 s with 1 worker(s), 150.00 s a run; the mean of 2 finished run(s)")
     assert lines[2].startswith("disk    300.")
     assert "kiB more; " in lines[2]
     assert "150.00 s with 2 worker(s)" in plan(runs, 2, tmp_path)
@@ -438,9 +420,7 @@ def test_the_plan_is_reckoned_from_what_is_finished(tiny, tmp_path):
 
 def test_the_page_says_what_was_trained(tmp_path):
     grid = "train: {dataset: SyntheticDrone, variant: paper, epochs: 3}\n"
-    sweep = read_sweep(
-        written(tmp_path, grid + "grid: {pipeline: ['bi,s,ga', 'ma,u,me'], lr: [0.5]}\n")
-    )
+    sweep = read_sweep(written(tmp_path, grid + "grid: {pipeline: ['bi,s,ga', 'ma,u,me'], lr: [0.5]}\n"))
     page = write_report(sweep, read_outcomes(sweep, tmp_path), tmp_path).read_text("utf-8")
     for told in ("SyntheticDrone", "bi,s,ga@paper; ma,u,me@paper", "3", "0.5, given", "ResNet18"):
         assert f"<td>{told}</td>" in page
@@ -515,10 +495,7 @@ def test_workers_that_a_queue_ends_are_replaced(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("r2l.sweep.driver.carry_out", end)
     monkeypatch.setattr("r2l.sweep.engine._RENEWAL", "200ms")
     engine = in_this_process(tmp_path, monkeypatch, lifetime="1s")
-    with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "200ms"}),
-        engine.connect() as client,
-    ):
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "200ms"}), engine.connect() as client:
         ended = list(_ended(client, read_outcomes(tiny, tmp_path), None))
     assert count(ended) == {"finished": 4}, [run.error for run in ended]
     assert len({run.host for run in ended}) > 1, "one worker after the other"

@@ -144,9 +144,7 @@ def test_models_see_their_fold_alone_and_share_their_start(views):
     assert torch.equal(starts[0], starts[1]), "two pipelines, one fold"
     assert not torch.equal(starts[0], starts[2]), "two folds"
     folds = group_folds(views.labels, views.groups, 2, 0)
-    for (code, indices), (fold, expected) in zip(
-        seen, [(f, c) for f in folds for c in CODES], strict=True
-    ):
+    for (code, indices), (fold, expected) in zip(seen, [(f, c) for f in folds for c in CODES], strict=True):
         assert code == expected
         np.testing.assert_array_equal(indices, fold.train)
     fold = folds[0]
@@ -182,9 +180,7 @@ def told(path, then=lambda: None, *, dropout=0.5):
 def same(models, others):
     for one, other in zip(models, others, strict=True):
         assert (one.code, one.seed, one.fold) == (other.code, other.seed, other.fold)
-        torch.testing.assert_close(
-            one.module.state_dict(), other.module.state_dict(), rtol=0, atol=0
-        )
+        torch.testing.assert_close(one.module.state_dict(), other.module.state_dict(), rtol=0, atol=0)
         pd.testing.assert_frame_equal(one.module.history, other.module.history)
 
 
@@ -297,9 +293,7 @@ def test_summary_finds_the_cell_that_differs_and_no_other():
     drops = [got["a", "a"] - got["a", "b"], got["b", "b"] - got["b", "a"]]
     assert summary.totals.loc["drop", "estimate"] == pytest.approx(np.mean(drops))
     assert summary.totals.loc["drop without worst column", "estimate"] == pytest.approx(drops[1])
-    assert summary.totals.loc["diagonal", "estimate"] == pytest.approx(
-        (got["a", "a"] + got["b", "b"]) / 2
-    )
+    assert summary.totals.loc["diagonal", "estimate"] == pytest.approx((got["a", "a"] + got["b", "b"]) / 2)
     assert summary.worst_column == "b"
     assert summary.chance == {"majority": 0.25, "uniform": 0.25}
 
@@ -354,9 +348,7 @@ def test_what_the_order_of_stages_predicts_of_the_published_columns(name):
     for x, labels in ((drops, others), (drops[others], sharp[others])):
         picks = [list(pick) for pick in itertools.combinations(range(len(x)), labels.sum())]
         sums = np.array([x.to_numpy()[pick].sum() for pick in picks])
-        results.append(
-            (np.mean(sums >= x[labels].sum() - 1e-9), x[labels].mean(), x[~labels].mean())
-        )
+        results.append((np.mean(sums >= x[labels].sum() - 1e-9), x[labels].mean(), x[~labels].mean()))
     (p_demosaic, other, bilinear), (p_sharp, sharpened, unsharp) = results
     assert (other > bilinear) == (name == "microscopy"), "it fits one of the two"
     assert sharpened > unsharp
@@ -468,9 +460,7 @@ def test_cells_of_a_matrix_of_masks_are_data_set_ious(cars):
     assert len(table) == 12 * 4
     assert (table["intersection"] <= table["union"]).all()
     module = RawToLogits(Threshold(), task="segmentation").eval()
-    answers = predict_matrix(
-        [Trained(module, CODES[0], np.arange(12))], cars, CODES, progress=False
-    )
+    answers = predict_matrix([Trained(module, CODES[0], np.arange(12))], cars, CODES, progress=False)
     for code in CODES:
         found = cars.images[code].mean(1) > 0.5
         there = cars.truth.reshape(found.shape) > 0
@@ -489,13 +479,7 @@ def test_cells_of_a_matrix_of_masks_are_data_set_ious(cars):
 def test_a_segmenter_is_made_by_name(cars):
     with seeded(0):
         table = train_and_test(
-            cars,
-            CODES[:1],
-            model="unet/resnet18",
-            n_splits=2,
-            epochs=1,
-            batch_size=6,
-            progress=False,
+            cars, CODES[:1], model="unet/resnet18", n_splits=2, epochs=1, batch_size=6, progress=False
         )
     assert len(table) == 12
     assert {"iou", "union", "false_positives"} <= set(table)
@@ -570,9 +554,7 @@ def corrupted(rates, n=200, scale="published"):
 def test_drops_are_measured_from_each_models_diagonal():
     pipelines = {("a", "a"): 0.9, ("a", "b"): 0.8, ("b", "a"): 0.7, ("b", "b"): 0.8}
     results = simulated(pipelines)
-    others = corrupted(
-        {("a", "dust"): 0.5, ("b", "dust"): 0.6, ("a", "fog"): 0.9, ("b", "fog"): 0.8}
-    )
+    others = corrupted({("a", "dust"): 0.5, ("b", "dust"): 0.6, ("a", "fog"): 0.9, ("b", "fog"): 0.8})
     drops = drop_table(results, others).set_index("kind")
     hits = {k: v["correct"].mean() for k, v in others.groupby(["train", "kind"])}
     own = {k: results.query("train == @k and test == @k")["correct"].mean() for k in "ab"}
@@ -603,13 +585,7 @@ def test_benchmark_corruptions_tells_three_sizes(views, models, results):
 def test_names_beside_marks_do_not_cover_one_another():
     kinds = [f"a long name {n}" for n in range(6)]
     rows = [
-        {
-            "scale": scale,
-            "kind": kind,
-            "severity": 1,
-            "distance": 25 + 0.1 * n,
-            "drop": 0.1 + 0.001 * n,
-        }
+        {"scale": scale, "kind": kind, "severity": 1, "distance": 25 + 0.1 * n, "drop": 0.1 + 0.001 * n}
         for scale in ("matched", "sensor")
         for n, kind in enumerate(kinds)
     ]

@@ -17,9 +17,7 @@ from r2l.isp import StaticISP
 SETS = {
     "microscopy": lambda n=12, seed=0, **k: SyntheticMicroscopy(n, seed, size=32, **k),
     "segmentation": lambda n=12, seed=0, **k: SyntheticDrone(n, seed, size=32, **k),
-    "classification": lambda n=12, seed=0, **k: SyntheticDrone(
-        n, seed, size=32, task="classification", **k
-    ),
+    "classification": lambda n=12, seed=0, **k: SyntheticDrone(n, seed, size=32, task="classification", **k),
 }
 every_set = pytest.mark.parametrize("make", SETS.values(), ids=SETS)
 
@@ -196,9 +194,7 @@ def test_small_tiles_show_the_same_field():
         large, small = (draw_smear(name, zone, s, np.random.default_rng(8)) for s in (256, 64))
         shrunk = large.reshape(3, 64, 4, 64, 4).mean((2, 4))
         assert np.corrcoef(shrunk[1].ravel(), small[1].ravel())[0, 1] > 0.9, name
-    large, small = (
-        paint_photo(draw_photo(0, 0), s, 2 * s, s, s, TILE / s)[1].mean() for s in (256, 64)
-    )
+    large, small = (paint_photo(draw_photo(0, 0), s, 2 * s, s, s, TILE / s)[1].mean() for s in (256, 64))
     assert large == pytest.approx(small, abs=0.01)
 
 

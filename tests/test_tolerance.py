@@ -112,9 +112,7 @@ def test_groups_of_unequal_size_are_told_to_be_few():
 
 def test_a_blind_model_stands_everything():
     frames = flat_frames([0.3] * 120)
-    table = tolerance_report(
-        Blind(), frames, settings=["gamma", "blur"], points=5, progress=False
-    ).table
+    table = tolerance_report(Blind(), frames, settings=["gamma", "blur"], points=5, progress=False).table
     settings = settings_of("bi,s,ga", PLAIN)
     for name in ("gamma", "blur"):
         assert table.loc[name, ["safe_low", "safe_high"]].to_list() == [
@@ -214,12 +212,7 @@ def test_a_sensors_defects_have_tolerances_and_a_measured_one_is_judged_by_them(
     isp = AdjustableISP("bi,s,ga", UNIT_GAINS, sharpening=0.0, blur=0.0, gamma=1.0)
     limit = 0.2 + 0.02 * 0.8
     found = tolerance_report(
-        Bright(limit),
-        frames,
-        isp,
-        settings=["defective_pixels", "row_noise"],
-        refine=8,
-        progress=False,
+        Bright(limit), frames, isp, settings=["defective_pixels", "row_noise"], refine=8, progress=False
     )
     high = found.table.loc["defective_pixels", "high"]
     assert high == pytest.approx(0.02, rel=0.2)
@@ -244,10 +237,7 @@ def test_what_the_reports_own_frames_show_of_defects_is_no_fault_of_a_camera(tmp
     edge = found.table.loc["row_noise", "safe_high"]
     own = found.defects["row noise"]
     assert 0.02 < own < 0.06, "the most of forty small frames"
-    verdicts = [
-        found.check(UNIT_GAINS, {"row noise": noise})["verdict"].item()
-        for noise in (0.5 * own, own)
-    ]
+    verdicts = [found.check(UNIT_GAINS, {"row noise": noise})["verdict"].item() for noise in (0.5 * own, own)]
     assert verdicts == ["inside"] * 2
     beyond = np.hypot(own, 1.5 * edge + 0.01)
     checked = found.check(UNIT_GAINS, {"row noise": beyond})
@@ -335,13 +325,9 @@ def test_figures_are_drawn(report, tmp_path):
 def test_an_attack_is_drawn():
     frames = flat_frames([0.3] * 4, side=12)
     isp = ParametrizedISP(PLAIN)
-    table, attacks = attack_parameters(
-        Bright(0.5), frames, frames, isp, ("gamma",), steps=2, progress=False
-    )
+    table, attacks = attack_parameters(Bright(0.5), frames, frames, isp, ("gamma",), steps=2, progress=False)
     assert len(drawn(plot_attacks(table)).axes) == 1
-    figure = plot_attack(
-        frames.raw[:1], isp, attacks["gamma"].pipeline(), lambda image: image.mean() * 3
-    )
+    figure = plot_attack(frames.raw[:1], isp, attacks["gamma"].pipeline(), lambda image: image.mean() * 3)
     assert len(drawn(figure).axes) == 30
 
 
@@ -349,9 +335,7 @@ def test_an_attack_is_drawn():
 def test_landscape_explorer_at_every_value():
     frames = flat_frames([LEVEL, 0.3])
     prober = Prober(Bright(THRESHOLD), frames)
-    pairs = [
-        landscape(prober, *names, points=3) for names in (("exposure", "gamma"), ("blur", "gamma"))
-    ]
+    pairs = [landscape(prober, *names, points=3) for names in (("exposure", "gamma"), ("blur", "gamma"))]
     explorer = landscape_explorer(pairs, prober, frames.raw[:1])
     assert "r2l-landscape-explorer" in explorer._dom_classes
     (menu, note), sliders, picture = (

@@ -61,10 +61,7 @@ def test_a_parameter_file_names_its_notebook_and_says_what_it_is(notebooks):
     [
         ("", "the first line must read"),
         ("SIZE: 9\n", "the first line must read"),
-        (
-            "# Parameters for 09_none.ipynb\n",
-            r"no notebook 09_none.ipynb\.\nThere are 01_one.ipynb",
-        ),
+        ("# Parameters for 09_none.ipynb\n", r"no notebook 09_none.ipynb\.\nThere are 01_one.ipynb"),
         ("# Parameters for 01_one.ipynb\n[1, 2\n", "no readable YAML"),
         ("# Parameters for 01_one.ipynb\n- SIZE\n", "name: value"),
     ],
@@ -110,9 +107,7 @@ def test_a_notebook_that_fails_is_kept_with_its_error(notebooks, tmp_path):
     with pytest.raises(PapermillExecutionError, match="too small"):
         run(notebooks / "01_one.ipynb", {"SIZE": -1}, tmp_path / "out", progress=False)
     kept = nbformat.read(tmp_path / "out" / "01_one.ipynb", as_version=4)
-    assert any(
-        o.get("ename") == "ArithmeticError" for c in kept.cells for o in c.get("outputs", [])
-    )
+    assert any(o.get("ename") == "ArithmeticError" for c in kept.cells for o in c.get("outputs", []))
 
 
 @pytest.mark.notebook

@@ -77,11 +77,7 @@ def test_experiments_are_found_again_and_files_lie_beside_the_database(store, cl
 
 @pytest.mark.parametrize(("error", "status"), [(OSError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_a_run_that_ends_badly_is_marked_and_the_error_goes_on(store, client, error, status):
-    with (
-        pytest.raises(error),
-        track("ends badly", store=store) as run,
-        run.nested("child") as child,
-    ):
+    with pytest.raises(error), track("ends badly", store=store) as run, run.nested("child") as child:
         raise error
     assert {client.get_run(r.run_id).info.status for r in (run, child)} == {status}
 
@@ -100,11 +96,7 @@ with track("x") as run:
 def test_a_new_store_in_the_working_folder_is_made_in_silence(tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", FRESH_PROCESS], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "sqlite:///mlflow.db\n"
@@ -203,10 +195,7 @@ def test_paths_are_their_own_address(tmp_path):
     assert resolve(str(tmp_path / "weights")) == tmp_path / "weights"
 
 
-SEGMENTER = {
-    "maker": "make_segmenter",
-    "arguments": {"architecture": "unet", "encoder": "resnet18"},
-}
+SEGMENTER = {"maker": "make_segmenter", "arguments": {"architecture": "unet", "encoder": "resnet18"}}
 
 
 def test_task_models_load_again_and_draw_nothing(tmp_path):
@@ -221,10 +210,7 @@ def test_task_models_load_again_and_draw_nothing(tmp_path):
     with torch.no_grad():
         assert torch.equal(again(image), model(image))
     # Weights that would be fetched only to be overwritten.
-    assert (
-        json.loads((tmp_path / "segmenter" / "model.json").read_text())["arguments"]["pretrained"]
-        is False
-    )
+    assert json.loads((tmp_path / "segmenter" / "model.json").read_text())["arguments"]["pretrained"] is False
 
 
 @pytest.mark.parametrize(
@@ -294,10 +280,7 @@ def test_a_store_that_is_none_is_noticed_at_once(tmp_path, name, reason):
     (tmp_path / "text.db").write_bytes(b"no database")
     (tmp_path / "folder.db").mkdir()
     start = time.monotonic()
-    with (
-        pytest.raises(TrackingError, match=rf"{name}: {reason}\.\n.*\.$"),
-        track("x", store=tmp_path / name),
-    ):
+    with pytest.raises(TrackingError, match=rf"{name}: {reason}\.\n.*\.$"), track("x", store=tmp_path / name):
         pass
     assert time.monotonic() - start < 5
 
@@ -352,9 +335,7 @@ with track("x", store=sys.argv[1]):
 
 
 @pytest.mark.slow
-def test_a_store_whose_making_was_killed_is_made_the_next_time(
-    tmp_path, copied_stores, monkeypatch
-):
+def test_a_store_whose_making_was_killed_is_made_the_next_time(tmp_path, copied_stores, monkeypatch):
     monkeypatch.setattr("r2l.training.tracking.store._make_tables", copied_stores)
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
@@ -368,8 +349,7 @@ def test_a_store_whose_making_was_killed_is_made_the_next_time(
 def test_two_processes_write_to_one_store(tmp_path):
     store = f"sqlite:///{tmp_path}/mlflow.db"  # which neither finds there
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, store, name], stderr=subprocess.PIPE)
-        for name in "ab"
+        subprocess.Popen([sys.executable, "-c", WRITER, store, name], stderr=subprocess.PIPE) for name in "ab"
     ]
     errors = [writer.communicate(timeout=200)[1].decode() for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0], errors
@@ -386,9 +366,7 @@ def test_a_server_that_is_not_there_is_noticed_before_training():
     before = dict(os.environ)
     start = time.monotonic()
     with (
-        pytest.raises(
-            TrackingError, match=rf"{address}: no answer \(Connection refused\)"
-        ) as caught,
+        pytest.raises(TrackingError, match=rf"{address}: no answer \(Connection refused\)") as caught,
         track("x", store=address),
     ):
         pytest.fail("the block was entered")
@@ -405,10 +383,7 @@ def test_a_server_that_is_silent_is_noticed_before_training():
         mute.listen()
         address = f"http://127.0.0.1:{mute.getsockname()[1]}"
         start = time.monotonic()
-        with (
-            pytest.raises(TrackingError, match=r"no answer .*timed out"),
-            track("x", store=address),
-        ):
+        with pytest.raises(TrackingError, match=r"no answer .*timed out"), track("x", store=address):
             pytest.fail("the block was entered")
         assert time.monotonic() - start < 25
 

@@ -108,9 +108,7 @@ def test_the_options_have_the_published_names_and_their_types_defaults():
     assert set(PUBLISHED.split()) <= set(FIELDS)
     for name, option in FIELDS.items():
         assert option.metadata["help"].strip(), name
-        assert option.default is None or type(option.default) in (
-            get_args(option.type) or [option.type]
-        )
+        assert option.default is None or type(option.default) in (get_args(option.type) or [option.type])
 
 
 @pytest.mark.parametrize(
@@ -143,14 +141,8 @@ def test_the_options_have_the_published_names_and_their_types_defaults():
         ({"dataset": "SyntheticDrone", "root": "x"}, "have none"),
         ({"dataset": "Drone", "task": "segmentation"}, "contradicts --dataset Drone"),
         ({"freeze_classifier": True}, "needs a trained one"),
-        (
-            {"freeze_classifier": True, "freeze_processor": True, "classifier_uri": "x"},
-            "nothing to train",
-        ),
-        (
-            {"freeze_classifier": True, "processing_mode": "static", "classifier_uri": "x"},
-            "nothing to train",
-        ),
+        ({"freeze_classifier": True, "freeze_processor": True, "classifier_uri": "x"}, "nothing to train"),
+        ({"freeze_classifier": True, "processing_mode": "static", "classifier_uri": "x"}, "nothing to train"),
         ({"classifier_uri": "x", "classifier_pretrained": True}, "two sources"),
         ({"state_dict_uri": "x", "processor_uri": "y"}, "holds processor and classifier"),
         ({"adv_training": True, "output_norm": "batch"}, "needs --output_norm none"),
@@ -166,11 +158,7 @@ def test_what_does_not_exist_or_contradicts_is_an_error_at_once(changes, message
     [
         (
             {"adv_training": True, "freeze_processor": True, "processing_mode": "static"},
-            {
-                "freeze_classifier": True,
-                "freeze_processor": False,
-                "processing_mode": "parametrized",
-            },
+            {"freeze_classifier": True, "freeze_processor": False, "processing_mode": "parametrized"},
             "adversarial training",
         ),
         (
@@ -256,9 +244,7 @@ def folder(tmp_path_factory):
         write_dng(root / f"{i:02d}.dng", mosaic, DRONE)
         rows.append({"file": f"{i:02d}.dng", "label": 1.5 * i, "group": i // 2})
     pd.DataFrame(rows).to_csv(root / "numbers.csv", index=False)
-    pd.DataFrame(rows).assign(label=["low"] * 6 + ["high"] * 6).to_csv(
-        root / "classes.csv", index=False
-    )
+    pd.DataFrame(rows).assign(label=["low"] * 6 + ["high"] * 6).to_csv(root / "classes.csv", index=False)
     return root
 
 
@@ -314,11 +300,7 @@ def test_a_single_split_has_about_the_share_asked_for(share):
 
 def test_published_splits_overlap():
     options = Options(
-        dataset="SyntheticDroneSegmentation",
-        n_images=20,
-        image_size=16,
-        n_splits=4,
-        splits="published",
+        dataset="SyntheticDroneSegmentation", n_images=20, image_size=16, n_splits=4, splits="published"
     )
     folds = make_folds(open_data(options), options)
     assert [len(f.train) for f in folds] == [16] * 4
@@ -379,9 +361,7 @@ def test_saved_models_give_the_answers_of_the_table(static_run):
         raw = torch.stack([twin[i]["raw"] for i in part["image"]])
         with torch.no_grad():
             answers = model(isp(raw)).softmax(1)
-        np.testing.assert_allclose(
-            answers[range(len(part)), part["label"]], part["p_true"], atol=1e-5
-        )
+        np.testing.assert_allclose(answers[range(len(part)), part["label"]], part["p_true"], atol=1e-5)
     assert not list(outcome.folder.rglob("*.ckpt")), "checkpoints go when a fold is finished"
 
 
@@ -487,9 +467,7 @@ def test_a_frozen_classifier_stays_and_the_processor_learns(small, static_run):
             log_model=False,
         )
     )
-    before, after = (
-        load_file(p / "weights.safetensors") for p in (model, later.folder / "fold_0" / "model")
-    )
+    before, after = (load_file(p / "weights.safetensors") for p in (model, later.folder / "fold_0" / "model"))
     assert all(torch.equal(before[k], after[k]) for k in before)
     processor = load_isp(later.folder / "fold_0" / "processor")
     assert not torch.equal(processor.black_level, ParametrizedISP(MICROSCOPE).black_level)
@@ -516,9 +494,7 @@ def test_adversarial_search_changes_what_it_may_and_nothing_else(small, paramete
     processor = load_isp(outcome.folder / "fold_0" / "processor")
     fresh = ParametrizedISP(MICROSCOPE, processor.additive_shape)
     changed = {
-        name
-        for name, value in processor.numbers().items()
-        if not torch.equal(value, fresh.numbers()[name])
+        name for name, value in processor.numbers().items() if not torch.equal(value, fresh.numbers()[name])
     }
     wanted = {"gamma_correct,black_level": {"gamma", "black_level"}, "additive_layer": {"additive"}}
     assert changed == wanted[parameters]
@@ -537,9 +513,7 @@ def test_a_state_dict_of_both(small, static_run, tmp_path):
     save_file(weights, path)
     components = open_components(small(state_dict_uri=str(path)), data, print)
     assert components.processor.gamma.item() == pytest.approx(1.7)
-    assert torch.equal(
-        components.model.state_dict()["network.0.weight"], weights["model.network.0.weight"]
-    )
+    assert torch.equal(components.model.state_dict()["network.0.weight"], weights["model.network.0.weight"])
     with pytest.raises(ValueError, match="no weights for these models"):
         open_components(small(state_dict_uri=str(path), classifier_network="ResNet18"), data, print)
 
@@ -577,9 +551,7 @@ def test_training_goes_on_with_the_batch_normalisation_it_is_given():
     norm = torch.nn.BatchNorm2d(3, momentum=0.0)  # keeps its running statistics
     norm.running_mean += 0.25
     settings = {"epochs": 4, "progress": False, "accelerator": "cpu", "output_norm": norm}
-    trained = fit(
-        make_classifier("SmallResNet", 9), data, processor=StaticISP(MICROSCOPE), **settings
-    )
+    trained = fit(make_classifier("SmallResNet", 9), data, processor=StaticISP(MICROSCOPE), **settings)
     assert torch.equal(trained.norm.running_mean, norm.running_mean)
     assert trained.norm is not norm
     assert not torch.equal(trained.norm.weight, norm.weight)
@@ -588,9 +560,7 @@ def test_training_goes_on_with_the_batch_normalisation_it_is_given():
 def test_a_loaded_network_goes_before_the_one_that_is_named(small, static_run):
     outcome, _, _ = static_run
     said, uri = [], str(outcome.folder / "fold_0" / "model")
-    open_components(
-        small(classifier_uri=uri, classifier_network="ResNet18"), open_data(small()), said.append
-    )
+    open_components(small(classifier_uri=uri, classifier_network="ResNet18"), open_data(small()), said.append)
     assert f"{uri} holds a SmallResNet: --classifier_network is not used" in said
 
 
@@ -656,9 +626,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_result(small, tmp_path, m
     assert done.returncode == -signal.SIGKILL, done.stderr
     trained = []
     run = FoldTrainer.run
-    monkeypatch.setattr(
-        FoldTrainer, "run", lambda self, n, *a: trained.append(n) or run(self, n, *a)
-    )
+    monkeypatch.setattr(FoldTrainer, "run", lambda self, n, *a: trained.append(n) or run(self, n, *a))
     resumed, lines = quietly(options)
     assert trained == [1], "a finished fold is not trained again"
     assert any("going on with the run" in line and "1 of 2 folds" in line for line in lines)
@@ -695,9 +663,7 @@ def test_ctrl_c_marks_the_run_and_keeps_the_checkpoint(small, monkeypatch):
     same_results(resumed, quietly(small(run_name="undisturbed", save_locally=True))[0])
 
 
-def test_other_options_data_code_or_no_resume_begin_anew_and_a_finished_run_is_repeated(
-    small, monkeypatch
-):
+def test_other_options_data_code_or_no_resume_begin_anew_and_a_finished_run_is_repeated(small, monkeypatch):
     def opened(options, data="d", finish=False):
         try:
             with run_folder(options, data) as folder:
@@ -711,11 +677,7 @@ def test_other_options_data_code_or_no_resume_begin_anew_and_a_finished_run_is_r
     assert not first.resumed
     assert opened(small()).path == first.path
     assert opened(small(num_workers=1)).path == first.path, "which changes nothing in the result"
-    for other in (
-        opened(small(lr=2e-3)),
-        opened(small(), "other data"),
-        opened(small(resume=False)),
-    ):
+    for other in (opened(small(lr=2e-3)), opened(small(), "other data"), opened(small(resume=False))):
         assert not other.resumed
         assert other.path != first.path
     with monkeypatch.context() as patch:

@@ -83,9 +83,7 @@ def test_the_published_lines_run_as_they_stand(published, tmp_path, monkeypatch,
         done = train(*words)
         assert done.exit_code == 0, done.output
     assert "no processor given (--processor_uri is empty): made afresh" in done.stdout
-    assert (
-        f"Microscopy: {KEPT} images of 32 x 32, classification, 9 classes; 2 folds" in done.stdout
-    )
+    assert f"Microscopy: {KEPT} images of 32 x 32, classification, 9 classes; 2 folds" in done.stdout
     assert ("--freeze_processor False" in done.stdout) == (name == "forensics")
     records = Records(tmp_path)
     folds = records.children(records.find("Y"))
@@ -132,9 +130,7 @@ def test_every_flag_takes_a_value_and_the_last_counts(monkeypatch):
     flags = [name for name, option in FIELDS.items() if isinstance(option.default, bool)]
     # Those that another option has to go with.
     harmless = [
-        n
-        for n in flags
-        if n not in {"freeze_classifier", "own_colours", "skip_broken", "lens_corrections"}
+        n for n in flags if n not in {"freeze_classifier", "own_colours", "skip_broken", "lens_corrections"}
     ]
     for value in (True, False):
         words = [w for n in harmless for w in (f"--{n}", str(value))]
@@ -151,19 +147,14 @@ def test_every_flag_takes_a_value_and_the_last_counts(monkeypatch):
         ("--epoch_count 3", "--epoch_count"),
         ("--epochs", "--epochs"),
         ("--dataset Telescope", "unknown dataset 'Telescope'; choose from Microscopy, Drone"),
-        (
-            "--processing_mode static --freeze_classifier True --classifier_uri x",
-            "nothing to train",
-        ),
+        ("--processing_mode static --freeze_classifier True --classifier_uri x", "nothing to train"),
         ("--dataset Microscopy --root nowhere", "r2l data fetch microscopy"),
         ("--classifier_uri runs:/none", "is no address"),
         ("--classifier_pretrained", "does not exist"),
         ("--tracking_uri http://127.0.0.1:9", "store can't be opened"),
     ],
 )
-def test_errors_come_before_the_work_in_a_line_or_two(
-    in_tmp_path, monkeypatch, tmp_path, words, message
-):
+def test_errors_come_before_the_work_in_a_line_or_two(in_tmp_path, monkeypatch, tmp_path, words, message):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     # As where there is no network.
     monkeypatch.setattr(socket, "getaddrinfo", _no_network)
@@ -238,9 +229,7 @@ def test_a_learning_rate_that_is_not_given_fits_the_weights(monkeypatch):
 def test_a_variant_is_that_of_fixed_processing_or_told_by_its_suffix():
     options = Options(dataset="SyntheticMicroscopy", processing_mode="static", variant="paper")
     tests = "all bi,s,ga+jpeg:75 libraw:ahd ma,u,me@camera"
-    resolved, lines = resolve_options(
-        replace(options, sp_debayer="menon2007", test_pipelines=tests)
-    )
+    resolved, lines = resolve_options(replace(options, sp_debayer="menon2007", test_pipelines=tests))
     assert resolved.pipeline == "me,s,ga@paper"
     wanted = "all@paper bi,s,ga@paper+jpeg:75 libraw:ahd ma,u,me@camera"
     assert resolved.test_pipelines == wanted

@@ -97,9 +97,7 @@ def same_weights(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "name", [*CLASSIFIERS, "mobilenet_v3_small", "squeezenet1_0", "timm:test_resnet"]
-)
+@pytest.mark.parametrize("name", [*CLASSIFIERS, "mobilenet_v3_small", "squeezenet1_0", "timm:test_resnet"])
 def test_classifiers_map_rgb_to_logits_of_any_tile_size(name):
     model = make_classifier(name, 9).eval()
     with torch.no_grad():
@@ -221,9 +219,7 @@ def test_evaluation_has_one_row_an_image_and_domain(trained):
     part = table[table["pipeline"] == "b"].set_index("image")
     assert list(part.index) == [5, 2, 40], "a subset keeps the identity of its images"
     whole = table[table["pipeline"] == "a"].set_index("image").loc[part.index]
-    pd.testing.assert_frame_equal(
-        part.drop(columns="pipeline"), whole.drop(columns="pipeline"), rtol=1e-4
-    )
+    pd.testing.assert_frame_equal(part.drop(columns="pipeline"), whole.drop(columns="pipeline"), rtol=1e-4)
     with torch.no_grad():
         logits = trained(data.frames)
     np.testing.assert_array_equal(table["prediction"][:48], logits.argmax(1))
@@ -294,12 +290,7 @@ class Squares(Dataset):
 
     def __getitem__(self, i):
         mask, image = self.masks[i], self.images[i]
-        return {
-            "image": image,
-            "mask": mask,
-            "target": self.numbers[i].item(),
-            "meta": {"group": i // 2},
-        }
+        return {"image": image, "mask": mask, "target": self.numbers[i].item(), "meta": {"group": i // 2}}
 
 
 class Threshold(nn.Module):
@@ -317,9 +308,7 @@ class Threshold(nn.Module):
 def test_a_segmenter_learns_masks():
     data = Squares()
     settings = {"task": "segmentation", "validation": data, "epochs": 6, "batch_size": 6}
-    module = fit(
-        lambda: make_segmenter("unet", "resnet18"), data, lr=3e-3, progress=False, **settings
-    )
+    module = fit(lambda: make_segmenter("unet", "resnet18"), data, lr=3e-3, progress=False, **settings)
     assert {"train_loss", "train_iou", "val_loss", "val_iou"} <= set(module.history)
     assert module.history["val_iou"].iloc[-1] > 0.8 > module.history["train_iou"].iloc[0]
     table = predict(module, {"a": data})
@@ -367,9 +356,7 @@ def test_iou_in_the_history_is_that_of_the_data_and_not_a_mean_of_batches():
     data = Squares()
     settings = {"task": "segmentation", "epochs": 1, "lr": 1e-12, "progress": False}
     ious = [
-        fit(Threshold(0.2), data, validation=data, batch_size=size, **settings).history["val_iou"][
-            0
-        ]
+        fit(Threshold(0.2), data, validation=data, batch_size=size, **settings).history["val_iou"][0]
         for size in (1, 5, 24)
     ]
     assert ious == pytest.approx([ious[0]] * 3, rel=1e-6)
@@ -411,9 +398,7 @@ def test_the_loss_of_several_classes_is_cross_entropy_and_dice_of_those_that_are
 def test_scores_of_several_classes_are_those_of_libraries():
     generator = torch.Generator().manual_seed(0)
     masks = torch.randint(0, 4, (6, 1, 8, 8), generator=generator) % 3  # none of class 3
-    logits = 2 * torch.randn(6, 4, 8, 8, generator=generator) + 2 * F.one_hot(
-        masks[:, 0], 4
-    ).movedim(-1, 1)
+    logits = 2 * torch.randn(6, 4, 8, 8, generator=generator) + 2 * F.one_hot(masks[:, 0], 4).movedim(-1, 1)
     logits[:, 3] = -99
     answers = TASKS["segmentation"].answers(logits, masks.float())
     there, found = masks.numpy().ravel(), logits.argmax(1).numpy().ravel()
@@ -427,9 +412,7 @@ def test_scores_of_several_classes_are_those_of_libraries():
     np.testing.assert_allclose(ious, [*each, np.nan], rtol=1e-6)
     one = MulticlassJaccardIndex(4)
     np.testing.assert_allclose(
-        table["iou"],
-        [one(a[None], m).item() for a, m in zip(logits, masks, strict=True)],
-        rtol=1e-5,
+        table["iou"], [one(a[None], m).item() for a, m in zip(logits, masks, strict=True)], rtol=1e-5
     )
 
 
@@ -497,14 +480,10 @@ def test_several_numbers_an_image():
     module = fit_once(lambda: make_regressor("SmallResNet", 2), Pairs(), task="regression")
     table = predict(module, {"a": Pairs()})
     assert list(table)[2:6] == ["target_0", "target_1", "prediction_0", "prediction_1"]
-    error = (
-        table[["prediction_0", "prediction_1"]].to_numpy() - table.iloc[:, 2:4].to_numpy()
-    ) ** 2
+    error = (table[["prediction_0", "prediction_1"]].to_numpy() - table.iloc[:, 2:4].to_numpy()) ** 2
     np.testing.assert_allclose(table["loss"], error.mean(1), rtol=1e-4)
     assert scores(table).loc["a", "rmse"] == pytest.approx(np.sqrt(error.mean()), rel=1e-5)
-    with pytest.raises(
-        ValueError, match=r"shape \(.*, 1\), but regression has targets.*make_regressor"
-    ):
+    with pytest.raises(ValueError, match=r"shape \(.*, 1\), but regression has targets.*make_regressor"):
         fit_once(lambda: make_regressor("SmallResNet", 1), Pairs(), task="regression")
 
 
@@ -522,14 +501,8 @@ def threes():
         (lambda: make_segmenter("vnet"), "'vnet'; choose from unet, unetplusplus"),
         (lambda: make_segmenter("unet", "resnet19"), r"'resnet19'; choose from .*resnet18"),
         (lambda: make_segmenter("linknet", "mit_b0"), "does not go with"),
-        (
-            lambda: make_regressor("SmallResNet", 2, target_std=(1.0, 0.0)),
-            "target_std has to be pos",
-        ),
-        (
-            lambda: make_regressor("SmallResNet", 2, target_mean=(1.0, 0.0, 2.0)),
-            "3 numbers, expected 1 or 2",
-        ),
+        (lambda: make_regressor("SmallResNet", 2, target_std=(1.0, 0.0)), "target_std has to be pos"),
+        (lambda: make_regressor("SmallResNet", 2, target_mean=(1.0, 0.0, 2.0)), "3 numbers, expected 1 or 2"),
         (
             lambda: fit_once(small, Shades(), task="detection"),
             "'detection'; choose from classification, regression",
@@ -542,21 +515,12 @@ def threes():
             lambda: fit_once(small, Squares(), task="segmentation"),
             r"but segmentation has targets.*make_segmenter",
         ),
-        (
-            lambda: fit_once(Threshold(), threes(), task="segmentation"),
-            "2 classes apart.*a label 3",
-        ),
-        (
-            lambda: fit_once(small, Shades(), output_norm="layer"),
-            "'layer'; choose from none, batch",
-        ),
+        (lambda: fit_once(Threshold(), threes(), task="segmentation"), "2 classes apart.*a label 3"),
+        (lambda: fit_once(small, Shades(), output_norm="layer"), "'layer'; choose from none, batch"),
         (lambda: fit_once(small, Shades(0)), "0 images"),
         (lambda: predict(small(), {}), "nothing to predict"),
         (lambda: predict(small(), Shades(), by="camera"), r"meta\['camera'\]"),
-        (
-            lambda: scores(pd.DataFrame({"label": [0], "prediction": [0], "pipeline": ["a"]})),
-            "n_classes",
-        ),
+        (lambda: scores(pd.DataFrame({"label": [0], "prediction": [0], "pipeline": ["a"]})), "n_classes"),
         (lambda: scores(pd.DataFrame({"pipeline": ["a"]})), "no table of answers"),
     ],
 )
@@ -668,9 +632,7 @@ def test_pretrained_weights_of_other_networks_leave_the_last_layer(tmp_path, mon
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     monkeypatch.setattr(
-        torchvision.models.SqueezeNet1_1_Weights,
-        "get_state_dict",
-        lambda self, **options: known.state_dict(),
+        torchvision.models.SqueezeNet1_1_Weights, "get_state_dict", lambda self, **options: known.state_dict()
     )
     (tmp_path / "checkpoints" / url.rsplit("/", 1)[-1]).touch()
     network = make_classifier("squeezenet1_1", 1000, pretrained=True).network
@@ -762,13 +724,7 @@ def test_batches_cut_out_of_memory_train_as_single_items_do(developed):
     data = frames.seen_as(isp(frames.raw)) if developed else frames
     settings = {"processor": None if developed else isp, "epochs": 2, "batch_size": 5}
     one, other = (
-        fit(
-            lambda: make_classifier("SmallResNet", 9),
-            train,
-            validation=train,
-            progress=False,
-            **settings,
-        )
+        fit(lambda: make_classifier("SmallResNet", 9), train, validation=train, progress=False, **settings)
         for train in (data, Subset(data, range(12)))
     )
     for name, weight in one.state_dict().items():

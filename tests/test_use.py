@@ -79,17 +79,10 @@ def test_a_fold_is_loaded_as_one_module_from_raw_to_logits(trained):
     place, run = trained
     model = r2l.load(run / "fold_0")
     data = RawFolder(place / "photos")
-    assert (model.classes, model.camera, model.task.name) == (
-        data.classes,
-        data.camera,
-        "classification",
-    )
+    assert (model.classes, model.camera, model.task.name) == (data.classes, data.camera, "classification")
     assert model.about.shape == (32, 32)
     assert not any(part.training for part in model.modules())
-    isp, network = (
-        load_isp(run / "fold_0" / "processor"),
-        load_model(run / "fold_0" / "model").eval(),
-    )
+    isp, network = (load_isp(run / "fold_0" / "processor"), load_model(run / "fold_0" / "model").eval())
     norm = load_norm(run / "fold_0").eval()
     raw = torch.stack([data[i]["raw"] for i in range(4)])
     with torch.inference_mode():
@@ -175,9 +168,7 @@ def test_containers_and_layouts_are_lined_up_and_other_cameras_refused(trained):
     renamed = replace(frame.camera, name="the same under another name")
     assert model.predict(RawFrame(frame.mosaic, renamed)) == plain
     other = RawFrame(frame.mosaic, DRONE)
-    with pytest.raises(
-        FrameError, match=r"Hasselblad.*trained for the colours of 'PCO(.|\n)*any_c"
-    ):
+    with pytest.raises(FrameError, match=r"Hasselblad.*trained for the colours of 'PCO(.|\n)*any_c"):
         model.predict(other)
     assert set(model.predict(other, any_camera=True)) == set(plain)
     with pytest.warns(UserWarning, match="frames of 16 x 16, and the model was trained on 32 x 32"):
@@ -219,9 +210,7 @@ def test_a_broken_file_is_told_and_skipped_and_nothing_is_replaced_unasked(train
     assert sorted(table["file"]) == sorted(str(p) for p in photos.glob("[0-9]*.dng"))
     np.testing.assert_allclose(table.filter(regex="^p_").sum(axis=1), 1, rtol=1e-5)
     (photos / "broken.dng").unlink()
-    assert "exists: --force" in r2l_command(
-        "predict", run / "fold_0", photos, "-o", answers, code=2
-    )
+    assert "exists: --force" in r2l_command("predict", run / "fold_0", photos, "-o", answers, code=2)
     r2l_command("predict", run / "fold_0", photos, "-o", answers, "--force")
     assert not list(answers.parent.glob(".*")), "no halves are left"
     write_dng(photos / "z.dng", np.full((32, 32), 0.4, np.float32), DRONE)
@@ -268,9 +257,7 @@ def test_frames_without_a_header_are_answered_as_their_dngs(trained, tmp_path):
     np.testing.assert_allclose(*tables, atol=2e-3)
     told = r2l_command("evaluate", fold, tmp_path / "raws", *described)
     assert "18 images of RawFolder" in told
-    assert "also needs --bits" in r2l_command(
-        "evaluate", fold, tmp_path / "raws", *described[:-2], code=2
-    )
+    assert "also needs --bits" in r2l_command("evaluate", fold, tmp_path / "raws", *described[:-2], code=2)
     wrong = r2l_command("predict", fold, place, "-o", answers, "-f", "--accelerator", "x", code=2)
     assert "--accelerator x" in wrong
 
@@ -315,9 +302,7 @@ def test_masks_of_several_classes_are_learned_and_written_as_numbers(tmp_path):
         right.append(answer == np.asarray(Image.open(tmp_path / "masks" / f"{number}.png")))
     assert np.mean(right) > 0.6, "a third by chance"
     frames = r2l.Frames.of(
-        RawFolder(
-            tmp_path / "photos", masks=tmp_path / "masks", classes=("car", "road", "background")
-        ),
+        RawFolder(tmp_path / "photos", masks=tmp_path / "masks", classes=("car", "road", "background")),
         progress=False,
     )
     taken = model.take(frames)
@@ -387,18 +372,14 @@ def test_tolerances_are_of_the_models_own_processor(trained, tmp_path):
     assert "inside" in r2l_command("check", "--tolerances", path, "--camera", photo)
     assert "exists" in r2l_command("tolerances", run / "fold_0", *data, "-o", path, code=2)
     r2l_command(
-        *("tolerances", run / "fold_0", *data, "-o", path, "-f", "--points", "3"),
-        *("--pipeline", "ma,u,me"),
+        *("tolerances", run / "fold_0", *data, "-o", path, "-f", "--points", "3"), *("--pipeline", "ma,u,me")
     )
     assert ToleranceReport.load(path).pipeline.startswith("malvar2004, unsharp")
 
 
 def test_reports_and_attacks_take_the_models_own_processor_unless_told_otherwise():
     frames = r2l.Frames.of(SyntheticMicroscopy(8, size=16, crops_per_zone=2), progress=False)
-    network, about = (
-        r2l.make_classifier("SmallResNet", 9),
-        About("classification", tuple("abcdefghi")),
-    )
+    network, about = (r2l.make_classifier("SmallResNet", 9), About("classification", tuple("abcdefghi")))
     static = SavedModel(network, StaticISP.from_code("ma,u,me", MICROSCOPE), about)
     short = {"settings": ["gamma"], "points": 3, "refine": 0, "progress": False}
     report = tolerance_report(static, frames, **short)
@@ -420,9 +401,7 @@ def test_runs_are_listed_and_compared_with_data_and_scores(trained, tmp_path):
     place, run = trained
     kept = ["--folder", tmp_path, "--tracking_uri", f"sqlite:///{place}/mlflow.db"]
     data = ["--dataset", "RawFolder", "--root", place / "photos", "--run_name", "other"]
-    said = r2l_command(
-        "train", *data, *TRAIN, *kept, "--seed", 5, "--test_pipelines", "bi,s,ga me,u,me"
-    )
+    said = r2l_command("train", *data, *TRAIN, *kept, "--seed", 5, "--test_pipelines", "bi,s,ga me,u,me")
     store = ["--store", place / "mlflow.db"]
     records = Records(f"sqlite:///{place}/mlflow.db")
     listed = r2l_command("lab", "runs", *store)
@@ -441,8 +420,7 @@ def test_runs_are_listed_and_compared_with_data_and_scores(trained, tmp_path):
     second = next(r.info.run_id for r in records.all() if r.data.tags.get("r2l.folder") == str(run))
     told = r2l_command("lab", "compare", first, second, *store)
     answers = [
-        pd.concat([pd.read_csv(f / f"fold_{n}" / "predictions.csv") for n in (0, 1)])
-        for f in (folder, run)
+        pd.concat([pd.read_csv(f / f"fold_{n}" / "predictions.csv") for n in (0, 1)]) for f in (folder, run)
     ]
     rights = [table.set_index("name")["correct"].astype(float) for table in answers]
     difference = (rights[0] - rights[1]).mean()

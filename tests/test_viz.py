@@ -127,9 +127,7 @@ def test_stages_tell_their_range_and_are_clipped_for_show():
 
 def test_samples_stand_under_their_class():
     dataset = SyntheticMicroscopy(20, 0, size=16)
-    figure = drawn(
-        plot_samples(dataset, per_class=2, develop=lambda raw: raw.expand(-1, 3, -1, -1))
-    )
+    figure = drawn(plot_samples(dataset, per_class=2, develop=lambda raw: raw.expand(-1, 3, -1, -1)))
     assert len(figure.axes) == 2 * len(dataset.classes)
     for label, name in enumerate(dataset.classes):
         members = np.flatnonzero(dataset.labels == label)
@@ -141,9 +139,7 @@ def test_samples_stand_under_their_class():
 
 def test_no_figure_asks_for_smaller_letters_or_another_resolution():
     sources = [
-        p.read_text("utf-8")
-        for part in ("viz", "widgets")
-        for p in (ROOT / "r2l" / part).glob("*.py")
+        p.read_text("utf-8") for part in ("viz", "widgets") for p in (ROOT / "r2l" / part).glob("*.py")
     ]
     sizes = re.findall(r"""(?:font|label)size["']?(?:=|: )([\w.]+)""", "".join(sources))
     assert sizes.count("LETTERS") > 20
@@ -269,9 +265,7 @@ def test_the_runner_finds_a_notebook_by_its_number():
             find(name)
 
 
-@pytest.mark.parametrize(
-    "names", [["bi,s,ga", "libraw:ahd+jpeg:75", "libraw:dht+jpeg:75", "me,u,me"]]
-)
+@pytest.mark.parametrize("names", [["bi,s,ga", "libraw:ahd+jpeg:75", "libraw:dht+jpeg:75", "me,u,me"]])
 def test_long_names_of_a_matrix_do_not_cover_one_another(names):
     figure = drawn(plot_matrix(pd.DataFrame(np.eye(4), names, names)))
     ax = figure.axes[0]

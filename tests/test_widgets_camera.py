@@ -26,9 +26,7 @@ from tests.test_widgets import controls, pages, pictures, pixels, upload
 def report():
     frames = flat_frames(np.linspace(0.3, 0.9, 80), DRONE)
     settings = ["black_level", "red_gain", "blue_gain", "gamma"]
-    return tolerance_report(
-        Bright(0.45), frames, settings=settings, points=5, refine=1, progress=False
-    )
+    return tolerance_report(Bright(0.45), frames, settings=settings, points=5, refine=1, progress=False)
 
 
 @pytest.fixture
@@ -98,9 +96,9 @@ def test_camera_explorer_at_every_value(report, frames):
                 if numbers != _OWN:
                     camera = own.on_layout_of(DRONE, camera)
                 tile = torch.tensor(frames[name].mosaic)[None, None]
-                expected = StaticISP.from_code(code, camera)(clip_highlights(tile, camera))[
-                    0
-                ].permute(1, 2, 0)
+                expected = StaticISP.from_code(code, camera)(clip_highlights(tile, camera))[0].permute(
+                    1, 2, 0
+                )
                 difference = pixels(data) / 255 - expected.numpy()
                 assert abs(difference).max() <= 0.5 / 255 + 1e-5
                 seen.add(data)
@@ -132,18 +130,14 @@ def test_a_file_can_be_added(report, frames, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(424, 420), (1000, 1500), (2000, 1002), (2748, 3664)])
-def test_a_file_of_any_size_is_shown_whole_and_says_what_it_leaves_out(
-    report, frames, tmp_path, shape
-):
+def test_a_file_of_any_size_is_shown_whole_and_says_what_it_leaves_out(report, frames, tmp_path, shape):
     mosaic = np.tile(frames["own"].mosaic, (60, 80))[: shape[0], : shape[1]]
     box = own.camera_explorer(frames, report)
     path = write_dng(tmp_path / "large.dng", mosaic, replace(DRONE, name="large"))
     upload(controls(box)["raw file"], "large.dng", path.read_bytes())
     ((_, data),) = pictures(box)
     shown = np.array(pixels(data).shape[:2])
-    said = (
-        r"(\d+) x \1 sites of a colour .* without (\d+) rows below and (\d+) columns on the right"
-    )
+    said = r"(\d+) x \1 sites of a colour .* without (\d+) rows below and (\d+) columns on the right"
     n, *left_out = map(int, re.search(said, pages(box)).groups())
     assert n % 2
     assert max(shown) <= own._PICTURE
@@ -170,9 +164,7 @@ def store(tmp_path_factory):
                             path = out / kind / "demosaic" / f"epoch_{epoch:03d}.png"
                             path.parent.mkdir(parents=True, exist_ok=True)
                             value = (100 * fold + 10 * epoch) / 255
-                            _save_strip(
-                                torch.full((1, 3, 8, 8), value), path, signed=kind == "gradients"
-                            )
+                            _save_strip(torch.full((1, 3, 8, 8), value), path, signed=kind == "gradients")
     with track("widgets", "bare", store=folder):
         pass
     return folder

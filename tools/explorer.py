@@ -87,9 +87,7 @@ def door(visitors: int) -> Callable[..., nbformat.NotebookNode]:
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description="A lesson's sliders as a page.")
-    parser.add_argument(
-        "lesson", help="its name, such as 02_differentiable_processing, or a notebook's path"
-    )
+    parser.add_argument("lesson", help="its name, such as 02_differentiable_processing, or a notebook's path")
     parser.add_argument("--ip", default="127.0.0.1")
     parser.add_argument("--port", default="8866")
     parser.add_argument("--visitors", type=int, default=3, help="at most so many at a time")
@@ -102,9 +100,7 @@ def main() -> None:
     # Who has gone to lunch makes room, page open or not.
     cull = {"cull_idle_timeout": _IDLE, "cull_interval": 60, "cull_connected": True}
     config.MappingKernelManager.update(cull)
-    print(
-        f"http://{asked.ip}:{asked.port}/ shows {asked.lesson} to {asked.visitors}; Ctrl-C ends it"
-    )
+    print(f"http://{asked.ip}:{asked.port}/ shows {asked.lesson} to {asked.visitors}; Ctrl-C ends it")
     listen = [f"--Voila.ip={asked.ip}", f"--port={asked.port}", "--Voila.log_level=WARN"]
     Voila.launch_instance([str(path), "--no-browser", *listen], config=config)
 

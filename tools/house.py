@@ -20,9 +20,9 @@ from tools.places import NOTEBOOKS, ROOT
 #: the package is on its way: a bound is what was measured last, lowered when it has become smaller, raised
 #: only with a capability that is worth its lines.
 BOUNDS = {
-    "lines of r2l": (28_764, 18_000),
+    "lines of r2l": (28_092, 18_000),
     "files of r2l": (144, 110),
-    "lines of tests": (21_449, 14_000),
+    "lines of tests": (20_893, 14_000),
     "modules loaded by import r2l": (2, 2),
     "modules loaded by import r2l.isp": (15, 15),
     "modules loaded by import r2l.drift": (60, 60),
@@ -43,9 +43,7 @@ def lines(path: Path) -> int:
 def loaded(package: str) -> list[str]:
     """Return the modules of r2l that a fresh Python has once it has imported ``package``."""
     code = f"import sys, {package}; print(*(m for m in sys.modules if m.split('.')[0] == 'r2l'))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 

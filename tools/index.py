@@ -77,9 +77,7 @@ def index() -> str:
         "| --- | --- | ---: | ---: |",
         *map(row, sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))),
     ]
-    return "\n".join(
-        [*table, "", "Larger experiments, as parameter files:", "", *experiment_lines()]
-    )
+    return "\n".join([*table, "", "Larger experiments, as parameter files:", "", *experiment_lines()])
 
 
 def with_index(text: str, new: str) -> str:

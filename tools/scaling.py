@@ -62,9 +62,7 @@ def main(
             whole, runs = seconds(number)
             times[number].append((whole, runs))
             print(f"{number} worker(s): {whole:.1f} s, the runs alone {runs:.1f} s", flush=True)
-    one, several = (
-        [statistics.median(column) for column in zip(*times[n], strict=True)] for n in times
-    )
+    one, several = ([statistics.median(column) for column in zip(*times[n], strict=True)] for n in times)
     whole, runs = (a / b for a, b in zip(one, several, strict=True))
     print(
         f"{workers} workers against 1, {os.cpu_count()} cores: {whole:.2f} times as fast, "

@@ -37,8 +37,7 @@ def _tell_version(asked: bool) -> None:
 @app.callback()
 def root(
     _: Annotated[
-        bool,
-        typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell it, and end."),
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell it, and end.")
     ] = False,
 ) -> None:
     """From raw sensor data to logits: controlled dataset drift with camera pipelines."""

@@ -183,10 +183,7 @@ def _parameter(option: Field, kind: Any) -> inspect.Parameter:
         show_default=option.default not in (None, False),
     )
     return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=option.default,
-        annotation=Annotated[kind, info],
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=Annotated[kind, info]
     )
 
 

@@ -69,9 +69,7 @@ def verify(
     if published and not (labels or masks):
         results = [verify_data(kind, root) for kind in published]
     elif root is None:
-        raise ValueError(
-            f"nothing in {place}: fetch a data set, or give the folder of own files (--root)"
-        )
+        raise ValueError(f"nothing in {place}: fetch a data set, or give the folder of own files (--root)")
     else:
         drawn = labels and local_path(labels), masks and local_path(masks)
         given = camera and load_camera(camera), layout and RawLayout.from_file(layout)

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 _EXIT_OUTSIDE = 1
 
 
-_PACKING = (
-    "u8, u16le, u16be, u16le_left, u16be_left, mipi10, mipi12, mipi14, mono12p, mono12packed."
-)
+_PACKING = "u8, u16le, u16be, u16le_left, u16be_left, mipi10, mipi12, mipi14, mono12p, mono12packed."
 
 
 def _headerless(text: str) -> Any:
@@ -165,9 +163,7 @@ _CAMERAS = "A raw file of the camera, microscope, drone, or a JSON file; may be 
 
 
 def check(
-    tolerances: Annotated[
-        Path, option("The report of a model's tolerances, JSON.", metavar="FILE")
-    ],
+    tolerances: Annotated[Path, option("The report of a model's tolerances, JSON.", metavar="FILE")],
     camera: Annotated[list[str], option(_CAMERAS, metavar="CAMERA")],
 ) -> None:
     """Say for each setting whether cameras lie inside the tolerances of a model.
@@ -206,9 +202,7 @@ def check(
 
 def show(
     source: Annotated[str, argument("FILE", "A raw file, a JSON file, microscope or drone.")],
-    output: Annotated[
-        Path | None, option("Write it there.", "--output", "-o", metavar="FILE")
-    ] = None,
+    output: Annotated[Path | None, option("Write it there.", "--output", "-o", metavar="FILE")] = None,
     force: Annotated[bool, replacing("a file that exists")] = False,
 ) -> None:
     """Print a camera as JSON, or write it to a file that --camera takes.

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 lab = typer.Typer(
-    invoke_without_command=True,
-    help="Look at the runs; without a command, as a page in the browser.",
+    invoke_without_command=True, help="Look at the runs; without a command, as a page in the browser."
 )
 
 _STORE = (
@@ -33,9 +32,7 @@ def page(
     store: _Store = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the page answers.")] = 5000,
     host: Annotated[str, typer.Option(help=_EVERYBODY)] = "127.0.0.1",
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Whether to open the page.")
-    ] = True,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page.")] = True,
 ) -> None:
     """Look at the runs; without a command, as a page in the browser until Ctrl-C."""
     if context.invoked_subcommand:
@@ -87,18 +84,14 @@ def compare(
     from r2l.drift.statistics import few_groups_text, interval_text
 
     tables = [_answers(run, store or context.obj) for run in (first, second)]
-    truths = [
-        t.set_index("name").filter(regex="^(label|target)").groupby("name").first() for t in tables
-    ]
+    truths = [t.set_index("name").filter(regex="^(label|target)").groupby("name").first() for t in tables]
     both = truths[0].index.intersection(truths[1].index)
     if both.empty or not truths[0].loc[both].equals(truths[1].loc[both]):
         raise ValueError(
             f"{first} and {second} answered no image both, or to other labels: nothing to compare"
         )
     # Their names may be equal, as those of two runs of one command line are.
-    answers = pd.concat(
-        [table[table["name"].isin(both)].assign(run=n) for n, table in enumerate(tables)]
-    )
+    answers = pd.concat([table[table["name"].isin(both)].assign(run=n) for n, table in enumerate(tables)])
     value = "absolute_error" if "absolute_error" in answers else None
     paired = paired_scores(answers.assign(image=answers["name"]), "run", value)
     scores = paired.jackknife(0.95)
@@ -149,9 +142,7 @@ def export(
     gif: Annotated[
         str | None, option("Animate a stage, such as demosaic, over the epochs.", metavar="STAGE")
     ] = None,
-    gradient: Annotated[
-        bool, option("Animate the loss's gradient at that stage.", "--gradient")
-    ] = False,
+    gradient: Annotated[bool, option("Animate the loss's gradient at that stage.", "--gradient")] = False,
     out: Annotated[
         Path | None, option("The GIF.  [default: STAGE.gif]", "--output", "-o", metavar="FILE")
     ] = None,

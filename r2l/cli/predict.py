@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2l.cli.commands import (
-    EXIT_ERROR,
-    argument,
-    check_targets,
-    option,
-    replacing,
-    told,
-    with_options,
-)
+from r2l.cli.commands import EXIT_ERROR, argument, check_targets, option, replacing, told, with_options
 from r2l.cli.develop import HEADERLESS, headerless_layout
 from r2l.option_fields import TASK_OF
 from r2l.options import FIELDS, Options
@@ -153,9 +145,7 @@ def tolerances(
     output: Annotated[Path, _output("The report, JSON.")],
     data: _Data = None,
     drop: Annotated[float, typer.Option(help="By how much the metric may fall.")] = 0.05,
-    metric: Annotated[
-        str | None, option("accuracy, p_true or iou.  [default: as the task is]")
-    ] = None,
+    metric: Annotated[str | None, option("accuracy, p_true or iou.  [default: as the task is]")] = None,
     points: Annotated[int, typer.Option(min=3, help="Values of a setting that are tried.")] = 21,
     pipeline: Annotated[
         str | None, option("Another than the model's own, as bi,s,ga.", metavar="CODE")
@@ -205,9 +195,7 @@ def _options(data: str | None, given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
-def _open(
-    model: str, options: Options, trusted: list[str] | None
-) -> tuple[SavedModel, Frames, np.ndarray]:
+def _open(model: str, options: Options, trusted: list[str] | None) -> tuple[SavedModel, Frames, np.ndarray]:
     """Return model, data as the model takes them, and which of these are asked about."""
     import numpy as np
 

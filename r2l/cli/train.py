@@ -34,8 +34,7 @@ def train(**given: Any) -> None:
         experiment(Options(**given), say=partial(print, flush=True))
     except KeyboardInterrupt:
         print(
-            "interrupted: the run is marked as killed; the same command line goes on with it",
-            file=sys.stderr,
+            "interrupted: the run is marked as killed; the same command line goes on with it", file=sys.stderr
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -89,9 +88,7 @@ def _pairs(photos: list[Path]) -> list[tuple[Path, Path]]:
         ValueError: an odd number of files, or two of the same kind.
     """
     if len(photos) % 2:
-        raise ValueError(
-            f"{len(photos)} files are no pairs: give a raw file and its JPEG, and so on"
-        )
+        raise ValueError(f"{len(photos)} files are no pairs: give a raw file and its JPEG, and so on")
     pairs = []
     for two in zip(photos[::2], photos[1::2], strict=True):
         raw, picture = sorted(two, key=lambda path: path.suffix.lower() in _PICTURES)
@@ -104,9 +101,7 @@ def _pairs(photos: list[Path]) -> list[tuple[Path, Path]]:
 _EXIT_FAILED, _SWEEPS = 1, Path("runs/sweeps")
 
 _FILES = "Grids of runs, such as experiments/small.yaml, or parameter files of notebooks."
-_PLAN = (
-    "Say what is left and, by the runs that are finished, what it costs (hours, disk); run nothing."
-)
+_PLAN = "Say what is left and, by the runs that are finished, what it costs (hours, disk); run nothing."
 _WORKERS = "Runs at a time.  [default: one a GPU; without a GPU one a core, at most 8]"
 _THREADS = "Threads of each run.  [default: the cores shared out]"
 _SCHEDULER = "A Dask scheduler that runs already, tcp://HOST:8786."
@@ -159,12 +154,7 @@ def sweep(
                 "one, or give each a command and --folder of its own"
             )
         engine = open_engine(
-            workers=workers,
-            threads=threads,
-            scheduler=scheduler,
-            cluster=cluster,
-            wait=wait,
-            deaths=deaths,
+            workers=workers, threads=threads, scheduler=scheduler, cluster=cluster, wait=wait, deaths=deaths
         )
         for one in sweeps:
             place = folder / one.name

@@ -108,9 +108,7 @@ class RawFolder(RawDataset):
         for error in (*wrong, *(rest if strict else ())):
             raise error
         if table.empty:
-            remedy = (
-                "Give each image a label or a mask, or leave strict=True to hear which has none"
-            )
+            remedy = "Give each image a label or a mask, or leave strict=True to hear which has none"
             raise DatasetNotFoundError(self.root, "no raw file with a label or a mask", remedy)
         if self._has_masks:
             self.classes = tuple(classes or ("background", "object"))
@@ -215,9 +213,7 @@ def is_number(text: str) -> bool:
 
 
 def _class_names(labels: pd.Series, classes: Sequence[str] | None, source: Path) -> tuple[str, ...]:
-    names = sorted(
-        set(labels), key=lambda name: (0, float(name), name) if is_number(name) else (1, 0, name)
-    )
+    names = sorted(set(labels), key=lambda name: (0, float(name), name) if is_number(name) else (1, 0, name))
     unknown = [name for name in names if classes is not None and name not in classes]
     if unknown:
         reason = f"labels that are not among the classes: {', '.join(unknown)}"

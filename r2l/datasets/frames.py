@@ -67,11 +67,7 @@ class RawDataset(Dataset[Item], ABC):
     def __getitem__(self, index: int) -> Item:
         """Return item ``index``, counted from the end if negative. Raises an IndexError: no such item."""
         index = range(len(self))[index]
-        meta = {
-            "group": int(self.groups[index]),
-            "intensity": self.intensity,
-            "camera": self.camera.name,
-        }
+        meta = {"group": int(self.groups[index]), "intensity": self.intensity, "camera": self.camera.name}
         item = {**self.read(index), "meta": meta}
         return self.transform(item) if self.transform else item
 

@@ -15,13 +15,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from r2l.datasets.layout import (
-    IMAGE_SUFFIXES,
-    DatasetError,
-    DatasetNotFoundError,
-    by_stem,
-    images_in,
-)
+from r2l.datasets.layout import IMAGE_SUFFIXES, DatasetError, DatasetNotFoundError, by_stem, images_in
 from r2l.files import content_hash
 
 # Raw formats of today's and yesterday's cameras; what a file really is, `read_raw` finds out.
@@ -103,9 +97,7 @@ def raw_files(root: Path) -> list[Path]:
             elif path.suffix.lower() in _RAW_SUFFIXES:
                 files.append(path)
     if not files:
-        remedy = (
-            "Give a folder of DNG, CR3, NEF, ARW and the like, or of mosaics as TIFF, PNG or NPY"
-        )
+        remedy = "Give a folder of DNG, CR3, NEF, ARW and the like, or of mosaics as TIFF, PNG or NPY"
         raise DatasetNotFoundError(root, "no raw files in it", remedy)
     return sorted(files)
 
@@ -124,9 +116,7 @@ def _rows_of_folders(root: Path) -> _Found:
             rest.append(DatasetError(path, "an image outside of the class folders", _KEEP_OR_SKIP))
     folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
     if empty := sorted(folders - {label for _, label, *_ in rows}):
-        warnings.warn(
-            f"{root}: no raw files in {', '.join(empty)}, so there is no such class", stacklevel=4
-        )
+        warnings.warn(f"{root}: no raw files in {', '.join(empty)}, so there is no such class", stacklevel=4)
     return rows, [], rest
 
 
@@ -205,9 +195,7 @@ def _rows_of_masks(root: Path, folder: Path) -> _Found:
     masks = by_stem(drawn, image_of)
     rows = [(p, None, str(p), masks[stem]) for stem, p in images.items() if stem in masks]
     rest = _without(images.values(), {p for p, *_ in rows}, f"an image without a mask in {folder}")
-    rest += _without(
-        masks.values(), {mask for *_, mask in rows}, f"a mask without an image in {root}"
-    )
+    rest += _without(masks.values(), {mask for *_, mask in rows}, f"a mask without an image in {root}")
     return rows, [], rest
 
 
@@ -221,9 +209,7 @@ def _contents(paths: Iterable[Path]) -> list[Hashable]:
     keys: list[tuple] = [()] * len(paths)
     for step in (lambda path: path.stat().st_size, _piece, content_hash):
         many = Counter(keys)
-        keys = [
-            (*k, _tried(step, p)) if many[k] > 1 else k for k, p in zip(keys, paths, strict=True)
-        ]
+        keys = [(*k, _tried(step, p)) if many[k] > 1 else k for k, p in zip(keys, paths, strict=True)]
     return keys
 
 

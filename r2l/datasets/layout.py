@@ -165,9 +165,7 @@ def images_in(folder: Path) -> list[Path]:
     return [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
 
 
-def by_stem(
-    paths: Iterable[Path], name: Callable[[Path], str] = lambda path: path.stem
-) -> dict[str, Path]:
+def by_stem(paths: Iterable[Path], name: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:
     """Return files by their names without suffix, or by another ``name``.
 
     Raises:

@@ -24,9 +24,7 @@ from r2l.rawfile.frame import check_whole
 from r2l.rawfile.raster import load_npy, load_tiff, open_png
 
 _FULL_SCALE = np.float32(65535)
-_CLASS_NUMBERS = (
-    32  # a mask of up to so many values holds numbers of classes, not shades of an edge
-)
+_CLASS_NUMBERS = 32  # a mask of up to so many values holds numbers of classes, not shades of an edge
 _CACHE_VERSION = 1  # of what is stored; another number makes all caches new
 
 
@@ -81,9 +79,7 @@ def object_of(values: np.ndarray, path: Path | None = None) -> np.ndarray:
         values = colours.max(axis=2)
     several = np.unique(values)
     if path is not None and len(several) > 2 and several[-1] < _CLASS_NUMBERS:
-        reason = (
-            f"the values {', '.join(map(str, several))} look like classes, and here is one object"
-        )
+        reason = f"the values {', '.join(map(str, several))} look like classes, and here is one object"
         remedy = (
             "Name the classes, from 0 on: --classes background,road,car (classes=[...]). Or say which values "
             "are the object: --foreground 2,3 (foreground=(2, 3))"

@@ -222,10 +222,7 @@ class RawMicroscopy(PublishedDataset):
         if not label_file.is_file():
             raise self._not_found(label_file)
         class_of = layout.read_labels(label_file)
-        dropped = {
-            layout.BAD_STEM,
-            *(stem for stem, name in class_of.items() if name not in self.classes),
-        }
+        dropped = {layout.BAD_STEM, *(stem for stem, name in class_of.items() if name not in self.classes)}
         paths = {stem: path for stem, path in paths.items() if stem not in dropped}
         if not paths:
             raise self._not_found(images / self._scale)

@@ -92,9 +92,7 @@ class RawDrone(PublishedDataset):
             order = ["tiles" if self.view else "photos"]
         source = next((kind for kind in order if layout.images_in(raw[kind])), order[0])
         self._cuts = self._tiled and source == "photos"
-        self._pair(
-            raw[source], f"masks_tiles_{_TILE}" if source == "tiles" else "masks_full", strict
-        )
+        self._pair(raw[source], f"masks_tiles_{_TILE}" if source == "tiles" else "masks_full", strict)
         names, shares, photos = self._candidates()
         if self.task == "classification":
             self._chosen = _balanced(shares, photos)
@@ -167,9 +165,7 @@ class RawDrone(PublishedDataset):
         self._check_size(number, self._read_mask(number), steps)
         return steps
 
-    def _cut_all(
-        self, what: str, sources: Sequence[Path], read: Callable[[int], np.ndarray]
-    ) -> np.ndarray:
+    def _cut_all(self, what: str, sources: Sequence[Path], read: Callable[[int], np.ndarray]) -> np.ndarray:
         """Return the chosen tiles of what ``read`` gives of each photo, cut the first time ever."""
         numbers, tiles = np.divmod(self._chosen, self._per_photo)
 
@@ -226,10 +222,7 @@ def _balanced(shares: np.ndarray, photos: np.ndarray) -> np.ndarray:
     chosen: list[int] = []
     for photo in np.unique(photos):
         here = photos == photo
-        sides = [
-            np.flatnonzero(here & (shares > layout.CAR_SHARE)),
-            np.flatnonzero(here & (shares == 0)),
-        ]
+        sides = [np.flatnonzero(here & (shares > layout.CAR_SHARE)), np.flatnonzero(here & (shares == 0))]
         count = min(map(len, sides))
         for side in sides:
             chosen += rng.permutation(side)[:count].tolist()

@@ -48,14 +48,8 @@ def group_folds(
         raise ValueError(f"one label and one group an image: got {labels.shape}, {groups.shape}")
     n_groups = len(np.unique(groups))
     if not 2 <= n_splits <= n_groups:
-        choice = (
-            f"choose 2 to {n_groups}"
-            if n_groups > 1
-            else "nothing can be held out: use more images"
-        )
-        raise ValueError(
-            f"n_splits is {n_splits}; with {n_groups} group{'s' * (n_groups > 1)} {choice}"
-        )
+        choice = f"choose 2 to {n_groups}" if n_groups > 1 else "nothing can be held out: use more images"
+        raise ValueError(f"n_splits is {n_splits}; with {n_groups} group{'s' * (n_groups > 1)} {choice}")
     if np.unique(labels, return_counts=True)[1].max() < n_splits:
         labels = np.zeros_like(labels)  # no class can be in every fold, so shares mean nothing
     need_extra("train", "sklearn")

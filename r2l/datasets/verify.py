@@ -62,9 +62,7 @@ def _inventory(kind: str, root: Path) -> Iterator[str]:
         yield f"views {' '.join(sorted(views))}"
 
 
-def verify(
-    kind: str, root: str | Path | None = None, progress: bool = True
-) -> tuple[list[str], list[str]]:
+def verify(kind: str, root: str | Path | None = None, progress: bool = True) -> tuple[list[str], list[str]]:
     """Check a data set: each file against the record of its fetching, each image by decoding it.
 
     Returns:
@@ -186,9 +184,7 @@ def _damaged(data: PublishedDataset, progress: bool) -> Iterator[str]:
             yield f"{path}: {steps.shape} pixels, and the others have {shape} ({data.remedy})"
 
 
-def _check_record(
-    kind: str, root: Path, manifest: Manifest, progress: bool
-) -> tuple[list[str], list[str]]:
+def _check_record(kind: str, root: Path, manifest: Manifest, progress: bool) -> tuple[list[str], list[str]]:
     recorded, remedy = manifest.files_of(kind), layout.fetch_again(kind, root)
     wrong = []
     for name, (size, crc) in tqdm(recorded.items(), desc="checksums", disable=not progress):

@@ -78,11 +78,7 @@ def develop_views(
 
 
 def with_views(
-    data: RawDataset | Frames,
-    pipelines: Pipelines,
-    *,
-    variant: str = "corrected",
-    progress: bool = True,
+    data: RawDataset | Frames, pipelines: Pipelines, *, variant: str = "corrected", progress: bool = True
 ) -> Frames:
     """Return frames with images of these pipelines: those that they hold, else `develop_views`.
 

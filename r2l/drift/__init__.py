@@ -4,12 +4,7 @@ Here is drift synthesis, the train x test matrix and what goes with it; `r2l.dri
 `r2l.drift.adjustment` stand for themselves.
 """
 
-from r2l.drift.corruption_benchmark import (
-    benchmark_corruptions,
-    corruption_table,
-    drop_table,
-    sensor_table,
-)
+from r2l.drift.corruption_benchmark import benchmark_corruptions, corruption_table, drop_table, sensor_table
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, corrupt
 from r2l.drift.factorial import factorial_effects
 from r2l.drift.matrix import flips, published_corruptions, published_matrix, summarise

@@ -17,13 +17,7 @@ import torch
 from torch import Tensor
 
 from r2l.datasets.frames import Frames
-from r2l.drift.corruptions import (
-    PUBLISHED_CORRUPTIONS,
-    SCALES,
-    Corruptions,
-    corrupt,
-    name_corruptions,
-)
+from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, Corruptions, corrupt, name_corruptions
 from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
 from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
@@ -86,9 +80,7 @@ def corruption_table(
                 how = {"severity": severity, "scale": scale, "seed": seed}
                 if scale == _MATCHED:
                     how["scale"] = "image"
-                    match = match_amount(
-                        images[some], kind, target, distance=distance, ids=some, **how
-                    )
+                    match = match_amount(images[some], kind, target, distance=distance, ids=some, **how)
                     size, reached = match.amount, match.reached
                 change = _name(code, scale, name, severity) | {"amount": size, "reached": reached}
                 yield change, corrupt(images, kind, amount=size, **how)
@@ -218,9 +210,7 @@ class CorruptionBenchmark:
                 text = interval_text(*row[["ratio", "ratio_low", "ratio_high"]], ".1f")
                 ratio = f"{text} times that of the pipelines"
             lost = interval_text(*row[["drop", "low", "high"]])
-            lines.append(
-                f"{name:>10}: {lost}, {ratio}; {self.distance} {row['distance']:.3g}{unit}"
-            )
+            lines.append(f"{name:>10}: {lost}, {ratio}; {self.distance} {row['distance']:.3g}{unit}")
         for code, kinds in self.left_out.items():
             lines.append(f"{code}: out of reach and not in the matched mean: {', '.join(kinds)}")
         return "\n".join(lines)
@@ -258,14 +248,10 @@ def benchmark_corruptions(
         ValueError: as `corruption_table` and `predict_matrix`.
     """
     if results is None:
-        results = predict_matrix(
-            models, views, list(views.images), device=device, progress=progress
-        )
+        results = predict_matrix(models, views, list(views.images), device=device, progress=progress)
     scales = (*SCALES, _MATCHED)
     options = {"distance": distance, "seed": seed, "device": device, "progress": progress}
-    tables = [
-        corruption_table(models, views, kinds, (severity,), scale=s, **options) for s in scales
-    ]
+    tables = [corruption_table(models, views, kinds, (severity,), scale=s, **options) for s in scales]
     others = pd.concat(tables, ignore_index=True)
     counted = others["reached"]
     groups = {s: (others["scale"] == s) & counted for s in scales}
@@ -310,11 +296,7 @@ def drop_table(
 
 
 def _mean_drops(
-    results: pd.DataFrame,
-    others: pd.DataFrame,
-    groups: dict[str, pd.Series],
-    value: str | None,
-    level: float,
+    results: pd.DataFrame, others: pd.DataFrame, groups: dict[str, pd.Series], value: str | None, level: float
 ) -> tuple[Interval, Interval, str]:
     """Return mean drops of the pipelines and of groups of rows, their ratios to the first, the metric."""
     kept = results[results["train"].isin(others["train"].unique())]

@@ -67,19 +67,12 @@ def _single(
     return _Corruption(constants, apply, lambda c, amount: (weaken(c[0], amount),), lengths)
 
 
-_ELASTIC = (
-    (0, 0, 0.08),
-    (0.05, 0.2, 0.07),
-    (0.08, 0.06, 0.06),
-    (0.1, 0.04, 0.05),
-    (0.1, 0.03, 0.03),
-)
+_ELASTIC = ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
 _KINDS: dict[str, _Corruption] = {
     "gaussian_noise": _single(distortions.gaussian_noise, 0.04, 0.06, 0.08, 0.09, 0.10),
     # The noise goes with the root of the photons.
     "shot_noise": _single(
-        *(distortions.shot_noise, 500, 250, 100, 75, 50),
-        weaken=lambda c, a: c / a**2 if a else np.inf,
+        *(distortions.shot_noise, 500, 250, 100, 75, 50), weaken=lambda c, a: c / a**2 if a else np.inf
     ),
     "impulse_noise": _single(distortions.impulse_noise, 0.01, 0.02, 0.03, 0.05, 0.07),
     "speckle_noise": _single(distortions.speckle_noise, 0.06, 0.10, 0.12, 0.16, 0.20),
@@ -90,8 +83,7 @@ _KINDS: dict[str, _Corruption] = {
         lambda c, a: (1 + (c[0] - 1) * a, c[1]),
     ),
     "contrast": _single(
-        *(distortions.contrast, 0.75, 0.5, 0.4, 0.3, 0.15),
-        weaken=lambda c, a: max(0, 1 - (1 - c) * a),
+        *(distortions.contrast, 0.75, 0.5, 0.4, 0.3, 0.15), weaken=lambda c, a: max(0, 1 - (1 - c) * a)
     ),
     "brightness": _single(distortions.brightness, 0.05, 0.1, 0.15, 0.2, 0.3),
     "saturate": _Corruption(
@@ -105,9 +97,7 @@ _KINDS: dict[str, _Corruption] = {
         lambda c, a: (c[0] * a, c[1], c[2] * a),
         (0, 1, 2),
     ),
-    "jpeg_compression": _single(
-        distortions.jpeg_compression, 80, 65, 58, 50, 40, weaken=_weaken_jpeg
-    ),
+    "jpeg_compression": _single(distortions.jpeg_compression, 80, 65, 58, 50, 40, weaken=_weaken_jpeg),
 }
 CORRUPTIONS = tuple(_KINDS)
 #: The ten of the published comparison, in its order.

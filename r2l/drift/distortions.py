@@ -22,10 +22,7 @@ def generators(
     seed: int, number: int, count: int, ids: Sequence[int] | np.ndarray | None = None
 ) -> Generators:
     """Return a generator for each of ``count`` images, seeded by its identity (its place, if not given)."""
-    return [
-        np.random.default_rng((seed, number, int(i)))
-        for i in (range(count) if ids is None else ids)
-    ]
+    return [np.random.default_rng((seed, number, int(i))) for i in (range(count) if ids is None else ids)]
 
 
 def at_severity(constants: Sequence[T], severity: int) -> T:

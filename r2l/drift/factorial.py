@@ -75,12 +75,8 @@ def _effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame
 
 def _choices(codes: Iterable[str]) -> pd.DataFrame:
     parts = pd.Series([str(code) for code in codes]).str.extract(_CODE).fillna("usual")
-    if odd := sorted(
-        {code for code, known in zip(codes, parts[0] != "usual", strict=True) if not known}
-    ):
-        raise ValueError(
-            f"expected pipelines such as 'bi,s,me' or 'bi,s,me@camera+jpeg:75', got {odd}"
-        )
+    if odd := sorted({code for code, known in zip(codes, parts[0] != "usual", strict=True) if not known}):
+        raise ValueError(f"expected pipelines such as 'bi,s,me' or 'bi,s,me@camera+jpeg:75', got {odd}")
     return parts.set_axis(_FACTORS, axis=1)
 
 

@@ -85,18 +85,13 @@ class MatrixSummary:
                 *lines,
                 *self.caveats,
                 f"worst column: {self.worst_column}",
-                "chance: "
-                + ", ".join(f"{name} {value:.3f}" for name, value in self.chance.items()),
+                "chance: " + ", ".join(f"{name} {value:.3f}" for name, value in self.chance.items()),
             ]
         )
 
 
 def summarise(
-    results: pd.DataFrame,
-    *,
-    value: str | None = None,
-    n_classes: int | None = None,
-    level: float = 0.95,
+    results: pd.DataFrame, *, value: str | None = None, n_classes: int | None = None, level: float = 0.95
 ) -> MatrixSummary:
     """Average the results of `predict_matrix` by cell and say how sure each number is.
 
@@ -232,9 +227,7 @@ def _compare_answers(results: pd.DataFrame, train: str, test: str) -> pd.DataFra
     tests = set(rows["test"])
     if not {train, test} <= tests:
         raise ValueError(f"no answers for {train!r} under {test!r}; tested under {sorted(tests)}")
-    before, after = (
-        rows[rows["test"] == code].set_index("image").sort_index() for code in (train, test)
-    )
+    before, after = (rows[rows["test"] == code].set_index("image").sort_index() for code in (train, test))
     score, answer = ("correct", "prediction") if "correct" in results else ("iou", "iou")
     table = before[["label"] if "label" in before else []]
     fall = before[score].astype(float) - after[score].astype(float)

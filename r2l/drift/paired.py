@@ -55,9 +55,7 @@ def _score_column(results: pd.DataFrame) -> str:
     raise ValueError(f"no score among the columns {list(results.columns)}; name one by value=")
 
 
-def paired_scores(
-    results: pd.DataFrame, by: str | Sequence[str], value: str | None = None
-) -> PairedScores:
+def paired_scores(results: pd.DataFrame, by: str | Sequence[str], value: str | None = None) -> PairedScores:
     """Lay the answers of all cells side by side, image by image.
 
     Seeds that not all images of all cells have are no sample of seeds: such repetitions are averaged.
@@ -143,9 +141,7 @@ def paired_summary(
     if baseline not in arms:
         raise ValueError(f"no {baseline!r} among the arms {arms}")
     parts = [
-        _summarise_domain(part, arm, arms, baseline, value, level).assign(
-            **dict(zip(by, names, strict=True))
-        )
+        _summarise_domain(part, arm, arms, baseline, value, level).assign(**dict(zip(by, names, strict=True)))
         for names, part in answers.groupby(by, sort=False)
     ]
     table = pd.concat(parts, ignore_index=True)

@@ -78,9 +78,7 @@ def _white_balance(light: Tensor, shift: float, sensor: _Sensor) -> Tensor:
     return balance_mosaic(light, (1 + shift, 1.0, 1 / (1 + shift)), sensor.camera.cfa)
 
 
-def _shading(
-    light: Tensor, lost: float, sensor: _Sensor, *, parts: tuple[float, float, float]
-) -> Tensor:
+def _shading(light: Tensor, lost: float, sensor: _Sensor, *, parts: tuple[float, float, float]) -> Tensor:
     kept = torch.cat([falloff(light[0].double(), lost * part)[None] for part in parts])
     return _exposure(light, mosaic(kept, sensor.camera.cfa).cpu().numpy(), sensor)
 

@@ -222,10 +222,7 @@ def detection_rates(
         for train, part in cells.groupby("train", sort=False):
             model, pool = _watched(train, views, models)
             groups = views.groups[pool]
-            seen = {
-                test: image_features(views.images[test][pool], model).to_numpy()
-                for test in part["test"]
-            }
+            seen = {test: image_features(views.images[test][pool], model).to_numpy() for test in part["test"]}
             for cell in part.itertuples():
                 raised: dict[int, list[bool]] = {length: [] for length in n_images}
                 for length, number, kept, stream in _deals(groups, n_images, repeats, seed):

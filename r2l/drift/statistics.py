@@ -226,9 +226,7 @@ def _group_totals(values: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.
     """
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
     if values.ndim < 2 or 0 in values.shape[:-1] or groups.shape != values.shape[-2:-1]:
-        raise ValueError(
-            f"expected values (N, K) and groups (N,), got {values.shape}, {groups.shape}"
-        )
+        raise ValueError(f"expected values (N, K) and groups (N,), got {values.shape}, {groups.shape}")
     if not np.isfinite(values).all():
         raise ValueError("values hold a number that is not finite")
     _, members, counts = np.unique(groups, return_inverse=True, return_counts=True)

@@ -63,9 +63,7 @@ def _picture(images: Tensor) -> dict[str, Tensor]:
     centred = flat - flat.mean(2, keepdim=True)
     unit = centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-6)
     for a, b in ((0, 1), (1, 2), (0, 2)):
-        columns[f"correlation, {_CHANNELS[a]} and {_CHANNELS[b]}"] = (unit[:, a] * unit[:, b]).sum(
-            1
-        )
+        columns[f"correlation, {_CHANNELS[a]} and {_CHANNELS[b]}"] = (unit[:, a] * unit[:, b]).sum(1)
     return columns
 
 
@@ -92,9 +90,7 @@ def least_p(n_reference: int, n_stream: int, draws: int) -> float:
     return max(reached / comb(n_reference + n_stream, n_stream), 1 / (draws + 1))
 
 
-def thinned(
-    groups: np.ndarray, stream_groups: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def thinned(groups: np.ndarray, stream_groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return which images stay if no group may have more than is usual (the median) on the smaller side."""
     sides, rng = (groups, stream_groups), np.random.default_rng((seed, 1))
     cap = min(int(np.median(np.unique(side, return_counts=True)[1])) for side in sides)

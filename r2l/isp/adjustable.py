@@ -70,9 +70,7 @@ def _base_of(pipeline: PipelineLike, camera: Camera | None) -> _Base:
 
 def _base_of_parametrized(isp: ParametrizedISP) -> _Base:
     numbers, camera = _in_numbers(isp)
-    sharpening, blurring = (
-        tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel")
-    )
+    sharpening, blurring = (tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel"))
     return _Base(
         name="parametrized",
         camera=camera,
@@ -166,9 +164,7 @@ class AdjustableISP(Pipeline):
         camera, gain = self.camera, 2.0 ** self.values["exposure"]
         levels = Affine("black_level", _exposed, camera.black_level, camera.white_level, gain)
         if (learned := self.base.learned) is not None:
-            calibration = {
-                n: torch.tensor(getattr(camera, n)) for n in ("white_balance", "colour_matrix")
-            }
+            calibration = {n: torch.tensor(getattr(camera, n)) for n in ("white_balance", "colour_matrix")}
             _, *steps = learned.listed(learned.numbers() | calibration, self.values["gamma"])
             return [levels, *steps[:-3], self._sharpening(), *self._denoising(), steps[-1]]
         return [

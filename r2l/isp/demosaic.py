@@ -32,26 +32,14 @@ def _eighths(*rows: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
 # Malvar, He & Cutler, "High-quality linear interpolation for demosaicing of Bayer-patterned color
 # images", ICASSP 2004, figure 2.
 _GREEN_AT_RED_BLUE = _eighths(
-    (0, 0, -1, 0, 0),
-    (0, 0, 2, 0, 0),
-    (-1, 2, 4, 2, -1),
-    (0, 0, 2, 0, 0),
-    (0, 0, -1, 0, 0),
+    (0, 0, -1, 0, 0), (0, 0, 2, 0, 0), (-1, 2, 4, 2, -1), (0, 0, 2, 0, 0), (0, 0, -1, 0, 0)
 )
 _AT_GREEN_SAME_ROW = _eighths(
-    (0, 0, 0.5, 0, 0),
-    (0, -1, 0, -1, 0),
-    (-1, 4, 5, 4, -1),
-    (0, -1, 0, -1, 0),
-    (0, 0, 0.5, 0, 0),
+    (0, 0, 0.5, 0, 0), (0, -1, 0, -1, 0), (-1, 4, 5, 4, -1), (0, -1, 0, -1, 0), (0, 0, 0.5, 0, 0)
 )
 _AT_GREEN_SAME_COLUMN = tuple(zip(*_AT_GREEN_SAME_ROW, strict=True))
 _AT_OPPOSITE = _eighths(
-    (0, 0, -1.5, 0, 0),
-    (0, 2, 0, 2, 0),
-    (-1.5, 0, 6, 0, -1.5),
-    (0, 2, 0, 2, 0),
-    (0, 0, -1.5, 0, 0),
+    (0, 0, -1.5, 0, 0), (0, 2, 0, 2, 0), (-1.5, 0, 6, 0, -1.5), (0, 2, 0, 2, 0), (0, 0, -1.5, 0, 0)
 )
 _MALVAR = (_GREEN_AT_RED_BLUE, _AT_GREEN_SAME_ROW, _AT_GREEN_SAME_COLUMN, _AT_OPPOSITE)
 
@@ -96,10 +84,7 @@ def malvar2004(raw: Tensor, cfa: CFA, border: Border = "mirror") -> Tensor:
     for colour in (RED, GREEN, BLUE):
         choice = [_malvar_choice(cfa, colour, position) for position in range(4)]
         colours.append(
-            sum(
-                candidates[k] * per_site([float(c == k) for c in choice], raw)
-                for k in sorted(set(choice))
-            )
+            sum(candidates[k] * per_site([float(c == k) for c in choice], raw) for k in sorted(set(choice)))
         )
     return torch.cat(colours, dim=1)
 
@@ -183,10 +168,7 @@ def _activity(difference: _Row, along: int, across: int, half: int) -> _Row:
 
 @torch.no_grad()
 def _directions(
-    differences: tuple[_Row, _Row],
-    steps: tuple[int, int],
-    shape: torch.Size,
-    silent: _Margins | None,
+    differences: tuple[_Row, _Row], steps: tuple[int, int], shape: torch.Size, silent: _Margins | None
 ) -> _Row:
     """Return for each red and blue site 1 where it is interpolated along the row, 0 along the column.
 
@@ -226,9 +208,7 @@ def _mirrored(decisions: _Row, shape: torch.Size, margins: _Margins) -> _Row:
     return _Row(_sites(pad(frame, *margins, "mirror"))[0].view(-1))
 
 
-def _menon(
-    mosaic: Tensor, matrix: Sequence[Sequence[float]], silent: _Margins | None = None
-) -> Tensor:
+def _menon(mosaic: Tensor, matrix: Sequence[Sequence[float]], silent: _Margins | None = None) -> Tensor:
     """Demosaic an RGGB mosaic (B, 1, H, W), with refinement, and mix the colours: (B, C, H, W).
 
     Past green everything is a colour difference, R - G, B - G or R - B, averaged along the direction
@@ -293,10 +273,7 @@ _PLAIN = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 def menon_inside(
-    raw: Tensor,
-    cfa: CFA,
-    silent: bool = False,
-    matrix: Sequence[Sequence[float]] = _PLAIN,
+    raw: Tensor, cfa: CFA, silent: bool = False, matrix: Sequence[Sequence[float]] = _PLAIN
 ) -> Tensor:
     """`menon2007` where it fits: (B, 3, H - 16, W - 16), `MENON_RADIUS` pixels less on each side.
 

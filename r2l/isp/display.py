@@ -81,11 +81,7 @@ def _contrast(image: Tensor) -> Tensor:
     return (image + image**2 * (3 - 2 * image)) / 2
 
 
-_CURVES: dict[str, Callable[[Tensor], Tensor]] = {
-    "srgb": _srgb,
-    "filmic": _filmic,
-    "contrast": _contrast,
-}
+_CURVES: dict[str, Callable[[Tensor], Tensor]] = {"srgb": _srgb, "filmic": _filmic, "contrast": _contrast}
 
 
 def _tone(image: Tensor, curve: str) -> Tensor:
@@ -155,9 +151,7 @@ def mosaic_stage(text: str, camera: Camera) -> Stage:
     return Stage(name, function, camera, value)
 
 
-def _read_stage(
-    what: str, text: str, kinds: Mapping[str, _Kind]
-) -> tuple[str, Callable[..., Tensor], Any]:
+def _read_stage(what: str, text: str, kinds: Mapping[str, _Kind]) -> tuple[str, Callable[..., Tensor], Any]:
     """Return name, function and number of ``name`` or ``name:number``, one of ``kinds``.
 
     Raises:

@@ -77,9 +77,7 @@ def gaussian_kernel(sigma: float) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def blur(
-    x: Tensor, sigma: float, border: Border | None = "mirror", vertical_only: bool = False
-) -> Tensor:
+def blur(x: Tensor, sigma: float, border: Border | None = "mirror", vertical_only: bool = False) -> Tensor:
     """Gaussian filter of each channel (B, C, H, W), sigma in pixels; ``border`` as in `correlate`."""
     kernel = gaussian_kernel(sigma)
     x = correlate(x, [[k] for k in kernel], border)

@@ -62,11 +62,7 @@ def check_image(image: Tensor) -> None:
         or image.ndim != 4
         or image.shape[1] != 3
     ):
-        given = (
-            f"{image.dtype} {tuple(image.shape)}"
-            if isinstance(image, Tensor)
-            else type(image).__name__
-        )
+        given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f"image is {given}, expected a float tensor (B, 3, H, W)")
 
 
@@ -114,9 +110,7 @@ def subtract_black_level(
     levels = torch.as_tensor(black_level, dtype=raw.dtype)
     black = on_device(black_level, raw)
     if black.numel() != 4:
-        raise ValueError(
-            f"black_level has {black.numel()} values, expected 4, one a position of the tile"
-        )
+        raise ValueError(f"black_level has {black.numel()} values, expected 4, one a position of the tile")
     if white_level is None:
         return raw - per_site(black, raw)
     # A compiler can't branch on values, and asking a GPU for them would make it wait.
@@ -150,9 +144,7 @@ def signed_columns(
     matrix: Sequence[Sequence[float]], gains: Sequence[float]
 ) -> tuple[tuple[float, ...], ...]:
     """Return a colour matrix that takes over the signs of gains of which only magnitudes were applied."""
-    return tuple(
-        tuple(math.copysign(1.0, g) * x for g, x in zip(gains, row, strict=True)) for row in matrix
-    )
+    return tuple(tuple(math.copysign(1.0, g) * x for g, x in zip(gains, row, strict=True)) for row in matrix)
 
 
 def apply_colour_matrix(image: Tensor, matrix: Sequence[Sequence[float]] | Tensor) -> Tensor:
@@ -314,9 +306,7 @@ class _Gamma(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, y = ctx.saved_tensors
         grad_x = grad_gamma = None
         if ctx.needs_input_grad[0]:

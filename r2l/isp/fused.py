@@ -38,9 +38,7 @@ _Result = TypeVar("_Result")
 _Tile = tuple[slice, slice, slice]
 
 
-def measure_affine(
-    stages: Callable[[Tensor], Tensor], radius: int, like: Tensor
-) -> tuple[Tensor, Tensor]:
+def measure_affine(stages: Callable[[Tensor], Tensor], radius: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weights and the bias of the convolution that equals affine ``stages``.
 
     Args:
@@ -198,11 +196,7 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        mosaic: Tensor,
-        margin: int,
-        develop: Callable[..., list[Tensor]],
-        *parameters: Tensor,
+        ctx: Any, mosaic: Tensor, margin: int, develop: Callable[..., list[Tensor]], *parameters: Tensor
     ) -> Tensor:
         ctx.margin, ctx.develop = margin, develop
         ctx.save_for_backward(mosaic, *parameters)

@@ -80,9 +80,7 @@ def _parsed(text: str) -> _Name:
         for step in texts:
             mosaic_stage(step, None)
         if not rest or rest in MOSAIC:
-            raise ValueError(
-                f"{text!r} only prepares a mosaic: behind it goes a pipeline, as +ma,s,ga"
-            )
+            raise ValueError(f"{text!r} only prepares a mosaic: behind it goes a pipeline, as +ma,s,ga")
     base, plus, steps = (rest, "", "") if _is_saved(rest) else rest.partition("+")
     base, variant, program = base.strip(), "", base.partition(":")[0].strip()
     if plus:
@@ -279,10 +277,7 @@ def name_pipelines(pipelines: Pipelines) -> dict[str, PipelineLike]:
 
 
 def develop_all(
-    raw: Tensor,
-    camera: Camera,
-    pipelines: Pipelines = PIPELINES,
-    variant: Variant = "corrected",
+    raw: Tensor, camera: Camera, pipelines: Pipelines = PIPELINES, variant: Variant = "corrected"
 ) -> dict[str, Tensor]:
     """Develop ``raw`` (B, 1, H, W) by several pipelines: {name: (B, 3, H, W) in display domain}.
 
@@ -307,11 +302,7 @@ def develop_all(
     stage.check_mosaic(raw)
     isps = open_pipelines(pipelines, camera, variant)
     parts = {
-        name: (
-            tuple(getattr(isp, "before", ())),
-            getattr(isp, "base", isp),
-            getattr(isp, "after", ()),
-        )
+        name: (tuple(getattr(isp, "before", ())), getattr(isp, "base", isp), getattr(isp, "after", ()))
         for name, isp in isps.items()
     }
     views: dict[tuple[tuple[Stage, ...], nn.Module], Tensor] = {}

@@ -166,10 +166,7 @@ class ParametrizedISP(Pipeline):
     @torch.no_grad()
     def _measure_units(self, raw: Tensor) -> None:
         """Measure what each step changes, along the slope that training sees."""
-        exact, raw = (
-            copy.deepcopy(self).double(),
-            pad(raw.double(), *[(_REACH, _REACH)] * 2, "mirror"),
-        )
+        exact, raw = (copy.deepcopy(self).double(), pad(raw.double(), *[(_REACH, _REACH)] * 2, "mirror"))
         distances = _SHARE * torch.minimum(exact.steps.below, exact.steps.above)
         weight, bias, gamma = exact._measured(exact.steps.moved(0 * distances))
         linear = apply_affine(raw, weight, bias)

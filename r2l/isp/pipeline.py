@@ -43,12 +43,7 @@ class Stage:
     """
 
     def __init__(
-        self,
-        name: str,
-        function: Callable[..., Tensor],
-        *values: Any,
-        reach: int = 0,
-        **options: Any,
+        self, name: str, function: Callable[..., Tensor], *values: Any, reach: int = 0, **options: Any
     ) -> None:
         self.name, self.function, self.reach = name, function, reach
         self.values, self.options = values, options
@@ -125,9 +120,7 @@ class _Plan(NamedTuple):
         before, directional = take(Affine), take(Directional)
         plan = cls(before, directional, take(Affine), take(Luma), take(Pointwise))
         # A directional stage is given the mosaic as it is, and a matrix: what is around it has no reach.
-        lone = not directional or (
-            len(directional) == 1 and not any(s.reach for s in before + plan.after)
-        )
+        lone = not directional or (len(directional) == 1 and not any(s.reach for s in before + plan.after))
         return plan if lone and not rest else None
 
     @property
@@ -256,10 +249,7 @@ def _numbered(plans: Sequence[_Plan]) -> list[list[int]]:
     """Number what plans begin with: the front, the front and one filter of luma ...; alike, the same."""
     numbers: dict[tuple[Any, ...], int] = {}
     return [
-        [
-            numbers.setdefault((*plan.front, *plan.luma[:n]), len(numbers))
-            for n in range(len(plan.luma) + 1)
-        ]
+        [numbers.setdefault((*plan.front, *plan.luma[:n]), len(numbers)) for n in range(len(plan.luma) + 1)]
         for plan in plans
     ]
 

@@ -151,9 +151,7 @@ def measure_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> dict
         ValueError: as `correct_defects`; fewer than 6 x 6 pixels.
     """
     if min(raw.shape[-2:]) < 6:
-        raise ValueError(
-            f"{raw.shape[-2]}x{raw.shape[-1]} pixels are too few, expected 6x6 or more"
-        )
+        raise ValueError(f"{raw.shape[-2]}x{raw.shape[-1]} pixels are too few, expected 6x6 or more")
     fixed = correct_defects(raw, camera, threshold)
     span = camera.white_level - sum(camera.black_level) / 4
     planes = F.pixel_unshuffle(fixed, 2).double() / span

@@ -74,15 +74,11 @@ def _described(isp: nn.Module) -> dict[str, Any]:
     """Return how an ISP is made; one that is an option of another as a description in its place."""
     kind, names = _KINDS.get(type(isp).__name__, (None, ()))
     if type(isp) is not kind:
-        raise ValueError(
-            f"{type(isp).__name__} is no ISP that can be saved; those are {', '.join(_KINDS)}"
-        )
+        raise ValueError(f"{type(isp).__name__} is no ISP that can be saved; those are {', '.join(_KINDS)}")
     options = {name: getattr(isp, name) for name in names}
     return {
         "kind": kind.__name__,
-        "options": {
-            n: _described(v) if isinstance(v, nn.Module) else v for n, v in options.items()
-        },
+        "options": {n: _described(v) if isinstance(v, nn.Module) else v for n, v in options.items()},
         "camera": isp.camera.to_dict(),
     }
 

@@ -148,7 +148,5 @@ def settings_for(camera: Camera, unsharp: bool, blur: float, gamma: float) -> di
     if unsharp:
         settings.append(Setting("sharpening_radius", "sharpening radius", "px", 1.0, 0.4, 3.0, 1.0))
     settings.append(Setting("blur", "blur width", "px", blur, 0.0, 2.0, 1.0))
-    settings.append(
-        Setting("gamma", "gamma", "", gamma, gamma / 2, gamma * 2, gamma, geometric=True)
-    )
+    settings.append(Setting("gamma", "gamma", "", gamma, gamma / 2, gamma * 2, gamma, geometric=True))
     return {setting.name: setting for setting in settings}

@@ -10,14 +10,7 @@ from r2l.files import choose
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC, MENON_RADIUS, menon_inside
 from r2l.isp.filters import Border, blur, median3x3
-from r2l.isp.pipeline import (
-    Affine,
-    Directional,
-    Luma,
-    Pipeline,
-    Pointwise,
-    Stage,
-)
+from r2l.isp.pipeline import Affine, Directional, Luma, Pipeline, Pointwise, Stage
 from r2l.isp.saving import saved_with
 
 Variant = Literal["corrected", "paper", "camera"]
@@ -114,8 +107,7 @@ def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
     """
     chosen = zip((demosaic, sharpening, denoising), _PARTS.items(), strict=True)
     return ",".join(
-        choose(what, name, {value: part for part, value in table.items()})
-        for name, (what, table) in chosen
+        choose(what, name, {value: part for part, value in table.items()}) for name, (what, table) in chosen
     )
 
 
@@ -200,10 +192,7 @@ class StaticISP(Pipeline):
 MOSAIC = ("defects", "shading", "lines")
 
 #: Programs that demosaic, and their methods.
-ENGINES = {
-    "libraw": ("linear", "ppg", "ahd", "dcb", "dht", "vng"),
-    "opencv": ("bilinear", "ea", "vng"),
-}
+ENGINES = {"libraw": ("linear", "ppg", "ahd", "dcb", "dht", "vng"), "opencv": ("bilinear", "ea", "vng")}
 
 
 @saved_with("engine")
@@ -244,9 +233,7 @@ class EngineISP(Pipeline):
         camera = self.camera
         demosaic = Stage("demosaic", demosaic_by, *self.engine.split(":"), camera)
         return [
-            Affine(
-                "black_level", stage.subtract_black_level, camera.black_level, camera.white_level
-            ),
+            Affine("black_level", stage.subtract_black_level, camera.black_level, camera.white_level),
             *colour_stages(camera, demosaic, balance_first=True),
             Pointwise("clip", stage.clip),
             Pointwise("gamma", stage.gamma_correct, StaticISP.gamma),

@@ -126,9 +126,7 @@ class Steps(nn.ParameterDict):
         room = torch.where(moves < 0, self.below, self.above)
         # No product of matrices, which autocast would cut short.
         moves = (self._kept * (room * torch.tanh(moves / room))).sum(1)
-        return self._parted(
-            torch.where(self._is_factor, self.start * moves.exp(), self.start + moves)
-        )
+        return self._parted(torch.where(self._is_factor, self.start * moves.exp(), self.start + moves))
 
     def _parted(self, flat: Tensor) -> dict[str, Tensor]:
         parts = flat.split([step.numel() for step in self.values()])
@@ -136,10 +134,7 @@ class Steps(nn.ParameterDict):
 
     @torch.no_grad()
     def begin_at(
-        self,
-        numbers: Mapping[str, Tensor],
-        bounds: Mapping[str, tuple[Tensor, Tensor]],
-        **tops: Tensor,
+        self, numbers: Mapping[str, Tensor], bounds: Mapping[str, tuple[Tensor, Tensor]], **tops: Tensor
     ) -> None:
         """Start anew at these numbers, with room up to the bounds; ``black_level`` to another top."""
         start = self.start.copy_(_flat(numbers[name] for name in self))

@@ -157,8 +157,7 @@ def align(frame: RawFrame, picture: np.ndarray, name: str = "picture") -> Pair:
         alike = local.textured & (local.score > _ALIKE)
         if alike.sum() < max(4, _ENOUGH * local.textured.sum()):
             raise _refused(
-                name,
-                f"of {local.textured.sum()} blocks with something in them, {alike.sum()} show the same",
+                name, f"of {local.textured.sum()} blocks with something in them, {alike.sum()} show the same"
             )
         step = np.rint(np.median(local.shift[alike], axis=0)).astype(int)
         if not step.any():

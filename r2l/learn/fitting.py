@@ -68,9 +68,7 @@ class Learned:
         lines.append(f"judged on {self.judged} blocks that were not fitted")
         gains = ", ".join(f"{gain:.3f}" for gain in self.isp.white_balance.tolist())
         lines += [f"white balance {gains}", "colour matrix"]
-        lines += [
-            "  " + " ".join(f"{x:7.3f}" for x in row) for row in self.isp.colour_matrix.tolist()
-        ]
+        lines += ["  " + " ".join(f"{x:7.3f}" for x in row) for row in self.isp.colour_matrix.tolist()]
         for number, pair in enumerate(self.pairs, 1):
             notes = [f"begins at row {pair.shift[0]}, column {pair.shift[1]} of the raw frame"]
             notes += [f"turned by {90 * pair.turned} degrees"] if pair.turned else []
@@ -112,9 +110,7 @@ def learn_pipeline(pairs: Sequence[_PairLike], *, seed: int = 0) -> Learned:
         ValueError: no pairs, or pairs of several cameras.
     """
     if not pairs:
-        raise ValueError(
-            "no pairs to learn from: give raw files and the JPEGs of the same exposures"
-        )
+        raise ValueError("no pairs to learn from: give raw files and the JPEGs of the same exposures")
     aligned = [_open(*pair) for pair in pairs]
     camera = aligned[0].frame.camera
     if len(names := sorted({pair.frame.camera.name for pair in aligned})) > 1:
@@ -147,10 +143,7 @@ def _split(pairs: Sequence[Pair], camera: Camera, rng: np.random.Generator) -> l
     for pair in pairs:
         order = rng.permutation(len(pair.corners))
         kept = max(1, round(_KEPT * len(order)))
-        for part, numbers, most in (
-            (parts[0], order[kept:], _FITTED),
-            (parts[1], order[:kept], _JUDGED),
-        ):
+        for part, numbers, most in ((parts[0], order[kept:], _FITTED), (parts[1], order[:kept], _JUDGED)):
             part.append(pair.blocks(numbers[: max(1, most // len(pairs))], camera))
     return [Blocks(*map(torch.cat, zip(*part, strict=True))) for part in parts]
 
@@ -192,12 +185,7 @@ def _start(blocks: Blocks, camera: Camera, rng: np.random.Generator) -> _Colours
 
 
 def _refine(
-    fit: _Colours,
-    blocks: Blocks,
-    camera: Camera,
-    method: str,
-    rng: np.random.Generator,
-    rounds: int,
+    fit: _Colours, blocks: Blocks, camera: Camera, method: str, rng: np.random.Generator, rounds: int
 ) -> LearnedISP:
     """Fit curves and filters in turn, each to what the other leaves."""
     values = _demosaiced(blocks, camera, fit.gains, method)
@@ -245,9 +233,7 @@ def _balanced(fit: _Colours, target: np.ndarray) -> _Colours:
     if levels[0] >= levels[-1] or not (neutral > 0).all():
         return fit  # too little of all colours to tell
     return fit._replace(
-        gains=fit.gains * neutral[1] / neutral,
-        matrix=matrix * neutral,
-        offset=fit.offset * scale[1] / scale,
+        gains=fit.gains * neutral[1] / neutral, matrix=matrix * neutral, offset=fit.offset * scale[1] / scale
     )
 
 

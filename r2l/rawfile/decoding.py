@@ -85,8 +85,7 @@ def tiff_facts(path: Path) -> TiffFacts | None:
             pictures = [
                 _picture(path, number, page)
                 for number, page in enumerate(pages if is_dng else ())
-                if int(page.photometric or 0) in (CFA_PHOTOMETRIC, LINEAR_RAW)
-                and not page.is_reduced
+                if int(page.photometric or 0) in (CFA_PHOTOMETRIC, LINEAR_RAW) and not page.is_reduced
             ]
             return TiffFacts(
                 path=path,
@@ -158,9 +157,7 @@ def decode_dng(picture: RawPicture) -> np.ndarray:
                 reason = f"a DNG compressed by {compression}, which needs the package imagecodecs"
                 remedy = f"pip install 'r2l[codecs]', or {uncompressed}"
             else:
-                reason = (
-                    f"damaged, or compressed by {compression} in a way that nothing here decodes"
-                )
+                reason = f"damaged, or compressed by {compression} in a way that nothing here decodes"
                 remedy = f"{FETCH_AGAIN}, or {uncompressed}"
             raise picture.unusable(reason, remedy) from error
     table = picture.linearization
@@ -190,9 +187,7 @@ def _opened(path: Path) -> rawpy.RawPy:
     return rawpy.imread(str(path))
 
 
-def decode_camera_file(
-    path: Path, model: str, camera: Camera | None, allow_damaged: bool
-) -> RawFrame:
+def decode_camera_file(path: Path, model: str, camera: Camera | None, allow_damaged: bool) -> RawFrame:
     """Return the visible mosaic of a camera raw file that is no DNG, and its camera, both upright.
 
     Args:

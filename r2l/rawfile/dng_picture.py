@@ -124,9 +124,7 @@ class RawPicture:
             raise self.unusable("the mosaic of an X-Trans sensor, not Bayer")
         names = [_colour_name(planes, value) for value in pattern]
         if (rows, columns) != (2, 2) or "".join(names) not in CFA.__members__:
-            what = (
-                f"the layout {' '.join(names)} in {columns} columns" if names else "no known layout"
-            )
+            what = f"the layout {' '.join(names)} in {columns} columns" if names else "no known layout"
             raise self.unusable(f"a sensor with {what}, not Bayer")
         if self.number(50711, 1) != 1:
             raise self.unusable("a sensor with staggered rows or columns, not Bayer")
@@ -179,9 +177,7 @@ class RawPicture:
             raise self.unusable(f"{len(values)} black level deltas for {length} rows or columns")
         return values
 
-    def levelled(
-        self, samples: np.ndarray, black: _Black | None
-    ) -> tuple[np.ndarray, np.ndarray, float]:
+    def levelled(self, samples: np.ndarray, black: _Black | None) -> tuple[np.ndarray, np.ndarray, float]:
         """Return the active area of samples, cut to even size, and its levels.
 
         Where rows or columns have black levels of their own, each sample moves to where it would be with
@@ -205,9 +201,7 @@ class RawPicture:
         if rest is not None:
             rest = rest[:height, :width]
             level = np.tile(base, (height // 2, width // 2))
-            area = level + (area - level - rest) * (
-                (self.white - level) / (self.white - level - rest)
-            )
+            area = level + (area - level - rest) * ((self.white - level) / (self.white - level - rest))
         if self.is_float and not (np.isfinite(area).all() and area.min() >= 0):
             raise self.unusable("floating-point samples below 0 or not finite, which are no light")
         # What counts as 1.0: a full container of 16 bit; of floats the largest, 1.0 at the least.
@@ -228,9 +222,7 @@ class RawPicture:
             raise self.unusable("tags that don't say where the picture lies")
         missing = int(max((offsets + counts).max() - self.path.stat().st_size, 0))
         if missing:
-            raise self.unusable(
-                f"truncated, {missing} bytes of the picture are missing", FETCH_AGAIN
-            )
+            raise self.unusable(f"truncated, {missing} bytes of the picture are missing", FETCH_AGAIN)
         pixels, have = math.prod(self.shape), int(counts.sum())
         if self.number(259, 1) == 1 and 324 not in self.tags:
             promised = self.shape[0] * -(-self.shape[1] * self.bits // 8) * self.number(277, 1)

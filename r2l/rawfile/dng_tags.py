@@ -23,11 +23,7 @@ from r2l.files import atomic_path
 
 # Linear sRGB to CIE XYZ under D65 (IEC 61966-2-1): an output of (1, 1, 1) is the white of D65.
 XYZ_FROM_SRGB = np.array(
-    [
-        [0.4124564, 0.3575761, 0.1804375],
-        [0.2126729, 0.7151522, 0.0721750],
-        [0.0193339, 0.1191920, 0.9503041],
-    ]
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 # Correlated colour temperatures in kelvin of the light sources of Exif.
 _KELVIN = {1: 5500, 2: 4150, 3: 2850, 4: 5500, 9: 5500, 10: 6500, 11: 7500, 12: 6430, 13: 5000}
@@ -42,9 +38,7 @@ _ENOUGH, _MOST_STEPS = 1e-7, 30
 _CameraFromXYZ = Callable[[tuple[float, float]], np.ndarray]
 
 
-def colours(
-    tags: Mapping[int, Any],
-) -> tuple[tuple[float, float, float], tuple[tuple[float, ...], ...]]:
+def colours(tags: Mapping[int, Any]) -> tuple[tuple[float, float, float], tuple[tuple[float, ...], ...]]:
     """Work out gains and matrix, as `Camera` has them, from the tags of a DNG's first page.
 
     >>> gains, matrix = colours({50728: (0.5, 1.0, 0.625)})
@@ -193,11 +187,7 @@ def write_dng(path: str | Path, mosaic: np.ndarray, camera: Camera) -> Path:
         OSError: the file can't be written.
     """
     path, mosaic = Path(path), np.asarray(mosaic)
-    if (
-        mosaic.ndim != 2
-        or min(mosaic.shape) < _MIN_DNG_SIDE
-        or mosaic.shape[0] % 2 + mosaic.shape[1] % 2
-    ):
+    if mosaic.ndim != 2 or min(mosaic.shape) < _MIN_DNG_SIDE or mosaic.shape[0] % 2 + mosaic.shape[1] % 2:
         raise ValueError(
             f"mosaic has shape {mosaic.shape}, expected (H, W), even and {_MIN_DNG_SIDE} or more"
         )
@@ -262,12 +252,7 @@ def _white_preserving(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
 
 def same_calibration(a: Camera, b: Camera) -> bool:
     """Say whether two cameras are the same but for their names and the rounding of DNG's tags."""
-    tolerances = {
-        "black_level": 1e-6,
-        "white_level": 1e-6,
-        "white_balance": 1e-4,
-        "colour_matrix": 1e-4,
-    }
+    tolerances = {"black_level": 1e-6, "white_level": 1e-6, "white_balance": 1e-4, "colour_matrix": 1e-4}
     return a.cfa is b.cfa and all(
         np.allclose(getattr(a, field), getattr(b, field), rtol=tolerance, atol=tolerance)
         for field, tolerance in tolerances.items()

@@ -88,9 +88,7 @@ class RawFrame:
 def check_layout(path: Path, cfa: CFA, camera: Camera) -> None:
     """Raise a RawFileError where a frame's layout is not that of the camera given for it."""
     if camera.cfa is not cfa:
-        reason = (
-            f"its layout is {cfa.name}, and that of the camera {camera.name!r} is {camera.cfa.name}"
-        )
+        reason = f"its layout is {cfa.name}, and that of the camera {camera.name!r} is {camera.cfa.name}"
         raise RawFileError(path, reason, USE_BAYER)
 
 
@@ -105,9 +103,7 @@ def check_whole(path: Path, frame: RawFrame) -> None:
     last = int(np.flatnonzero(mosaic.any(axis=1))[-1]) + 1
     if len(mosaic) - last >= max(8, _CUT_OFF * len(mosaic)):
         reason = f"truncated, it is all zeros below row {last} of {len(mosaic)}"
-        raise RawFileError(
-            path, reason, f"{FETCH_AGAIN}, or read what there is: allow_damaged=True"
-        )
+        raise RawFileError(path, reason, f"{FETCH_AGAIN}, or read what there is: allow_damaged=True")
 
 
 def look_at(path: Path, frame: RawFrame) -> None:
@@ -124,9 +120,7 @@ def look_at(path: Path, frame: RawFrame) -> None:
     plateau = float((sample >= bright).mean())
     doubts = {
         "all of its pixels are alike": dark == bright,
-        "its black level lies above many of its pixels": float(
-            (sample < black - _BELOW_BLACK * span).mean()
-        )
+        "its black level lies above many of its pixels": float((sample < black - _BELOW_BLACK * span).mean())
         > _MANY,
         "its black level lies far below its darkest pixels": dark > black + _FAR_FROM_BLACK * span,
         "nothing in it comes near its white level": bright < black + _FAR_FROM_WHITE * span,
@@ -137,9 +131,7 @@ def look_at(path: Path, frame: RawFrame) -> None:
         _say(doubt, camera, path.name, dark, bright)
 
 
-def look_at_picture(
-    picture: torch.Tensor, raw: torch.Tensor | np.ndarray, camera: Camera, name: str
-) -> None:
+def look_at_picture(picture: torch.Tensor, raw: torch.Tensor | np.ndarray, camera: Camera, name: str) -> None:
     """Warn, once a camera, where hardly anything of a development is neither black nor white.
 
     Args:

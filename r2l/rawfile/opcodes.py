@@ -78,9 +78,7 @@ def apply_gains(picture: RawPicture, mosaic: np.ndarray, camera: Camera) -> np.n
 
 def _spread(tile: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return four values, by position of the tile, over a mosaic (H, W)."""
-    return np.tile(tile.reshape(2, 2), (shape[0] // 2 + 1, shape[1] // 2 + 1))[
-        : shape[0], : shape[1]
-    ]
+    return np.tile(tile.reshape(2, 2), (shape[0] // 2 + 1, shape[1] // 2 + 1))[: shape[0], : shape[1]]
 
 
 def fix_bad_pixels(picture: RawPicture, samples: np.ndarray) -> np.ndarray:
@@ -207,9 +205,7 @@ def _multiply_gain_map(
     area = (slice(top, bottom, pitch[0]), slice(left, right, pitch[1]))
     where = [
         _between((np.arange(n)[part] + 0.5) / n, o, s, count)
-        for n, part, o, s, count in zip(
-            total.shape, area, origin, spacing, (rows, columns), strict=True
-        )
+        for n, part, o, s, count in zip(total.shape, area, origin, spacing, (rows, columns), strict=True)
     ]
     for colour in range(3) if colours is not None else (0,):
         if plane <= colour < plane + planes:
@@ -241,9 +237,7 @@ def _listed(picture: RawPicture, data: bytes) -> np.ndarray:
         raise _damaged(picture, f"{points} bad points and {boxes} rectangles in {len(data)} bytes")
     numbers = np.frombuffer(data, ">u4", offset=12).astype(np.int64)
     corners = numbers[: 2 * points].reshape(-1, 2)
-    corners = np.concatenate(
-        [np.hstack([corners, corners + 1]), numbers[2 * points :].reshape(-1, 4)]
-    )
+    corners = np.concatenate([np.hstack([corners, corners + 1]), numbers[2 * points :].reshape(-1, 4)])
     first, last = corners[:, :2], corners[:, 2:]
     if (first > last).any() or (last > picture.shape).any():
         raise _damaged(picture, "bad pixels outside the picture")

@@ -31,9 +31,7 @@ _DESCRIBE = (
     "If it is a frame without a header, say what it is: layout=RawLayout(...) in Python, --width, "
     "--height, --bits and --packing on the command line, or NAME.json beside it; and the camera"
 )
-_NAME_CAMERA = (
-    "Pass camera=... in Python, or --camera microscope|drone|file.json on the command line"
-)
+_NAME_CAMERA = "Pass camera=... in Python, or --camera microscope|drone|file.json on the command line"
 #: How files begin that LibRaw may be given, and where: their content says what they are. LibRaw itself
 #: takes some others for a camera's by their length alone. Source: LibRaw's identify.cpp, and libmagic.
 _MAGIC = (
@@ -168,9 +166,7 @@ def _first_bytes(path: Path) -> bytes:
 
 def _read_headerless(path: Path, layout: RawLayout, camera: Camera | None) -> RawFrame:
     if camera is None:
-        raise RawFileError(
-            path, "a headerless file does not say which camera took it", _NAME_CAMERA
-        )
+        raise RawFileError(path, "a headerless file does not say which camera took it", _NAME_CAMERA)
     check_layout(path, layout.cfa or camera.cfa, camera)
     return RawFrame(read_headerless(path, layout), camera)
 
@@ -182,9 +178,7 @@ def _read_raster(path: Path, kind: str, camera: Camera | None) -> RawFrame:
         raise
     except Exception as error:
         # Decoders fail in many ways on damaged files.
-        raise RawFileError(
-            path, f"no readable {kind} file ({_brief(error)})", FETCH_AGAIN
-        ) from error
+        raise RawFileError(path, f"no readable {kind} file ({_brief(error)})", FETCH_AGAIN) from error
     if camera is None:
         raise RawFileError(path, f"a {kind} file does not say which camera took it", _NAME_CAMERA)
     return RawFrame(mosaic, camera)
@@ -232,9 +226,7 @@ def _read_camera_file(
     path: Path, facts: decoding.TiffFacts | None, camera: Camera | None, allow_damaged: bool
 ) -> RawFrame:
     try:
-        return decoding.decode_camera_file(
-            path, facts.model if facts else "", camera, allow_damaged
-        )
+        return decoding.decode_camera_file(path, facts.model if facts else "", camera, allow_damaged)
     except rawpy.LibRawFileUnsupportedError:
         reason = "no raw file of a camera that LibRaw knows"
         raise RawFileError(path, reason, _USE_KNOWN) from None

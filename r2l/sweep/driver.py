@@ -111,9 +111,7 @@ def _alone(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise ParameterError(
-            folder,
-            "another process is at work on this sweep",
-            "Wait for it, or give another --folder",
+            folder, "another process is at work on this sweep", "Wait for it, or give another --folder"
         ) from None
 
 
@@ -125,9 +123,7 @@ def _claim(sweep: Sweep, folder: Path) -> None:
         # One that is not there any more has moved.
         if other != source and Path(other).exists():
             raise ParameterError(
-                folder,
-                f"it holds the sweep of {other}",
-                "Give another --folder, or rename one of the two",
+                folder, f"it holds the sweep of {other}", "Give another --folder, or rename one of the two"
             )
     with atomic_path(note) as part:
         part.write_text(json.dumps({"file": source}) + "\n", "utf-8")
@@ -146,9 +142,7 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def _until_done(
-    outcomes: list[Outcome], engine: Engine, setting: Setting, bar: Progress
-) -> list[str]:
+def _until_done(outcomes: list[Outcome], engine: Engine, setting: Setting, bar: Progress) -> list[str]:
     """Carry out what is left, put how each run ended into ``outcomes``, and tell it; return the losses."""
     places = {run.folder: place for place, run in enumerate(outcomes)}
     task = bar.add_task("runs", total=len(outcomes))

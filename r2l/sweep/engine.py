@@ -124,9 +124,7 @@ class Engine:
             client.wait_for_workers(1, timeout=max(self.wait - _PATIENCE, 0.01))
         except (OSError, TimeoutError) as error:
             raise ClusterError(
-                self.about,
-                f"no worker came within {self.wait:g} s",
-                "Look at the cluster's queue and logs",
+                self.about, f"no worker came within {self.wait:g} s", "Look at the cluster's queue and logs"
             ) from error
 
 
@@ -199,9 +197,7 @@ def _read_cluster(path: Path) -> dict[str, Any]:
             raise ParameterError(path, f"{name} is {value!r}", f"Give {expected}")
     options = values.get("options", {})
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise ParameterError(
-            path, "below options are no values by name", "Give lines 'name: value'"
-        )
+        raise ParameterError(path, "below options are no values by name", "Give lines 'name: value'")
     try:
         choose("cluster", values.get("cluster", "local"), ("local", *_CLUSTERS))
     except ValueError as error:
@@ -222,8 +218,7 @@ def _local_cluster(workers: int, gpus: int, threads: int) -> Cluster:
     home = {"host": "127.0.0.1", "dashboard": False}
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": 50, **home}
     spec = {
-        i: {"cls": Nanny, "options": {**each, "env": _environment(i, gpus, threads)}}
-        for i in range(workers)
+        i: {"cls": Nanny, "options": {**each, "env": _environment(i, gpus, threads)}} for i in range(workers)
     }
     scheduler = {"cls": Scheduler, "options": {**home, "dashboard_address": "127.0.0.1:0"}}
     return SpecCluster(spec, scheduler, silence_logs=50)

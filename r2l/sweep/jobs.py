@@ -14,13 +14,7 @@ from r2l.files import content_hash, local_path
 from r2l.isp.grammar import check_pipeline
 from r2l.isp.static import parse_code
 from r2l.options import FIELDS, Options
-from r2l.sweep.notebook import (
-    ParameterError,
-    check_parameters,
-    code_of,
-    find_notebook,
-    read_yaml,
-)
+from r2l.sweep.notebook import ParameterError, check_parameters, code_of, find_notebook, read_yaml
 from r2l.training.run_folder import WHERE, identity, what_counts
 
 #: What a finished run leaves, last of all.
@@ -183,9 +177,7 @@ def _files_of(job: Job, hashes: dict[tuple, str]) -> str:
         return identity(*map(content_hash, paths)) if paths else ""
     options = job.options()
     if options.dataset.startswith("Synthetic"):
-        return (
-            ""  # as `data_identity` says too, once it is imported, which a plan need not wait for
-        )
+        return ""  # as `data_identity` says too, once it is imported, which a plan need not wait for
     data = tuple(getattr(options, n) for n, f in FIELDS.items() if f.metadata["group"] == "Data")
     if data not in hashes:
         hashes[data] = resolve_name("r2l.training.data:data_identity")(options)

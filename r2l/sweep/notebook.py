@@ -140,11 +140,7 @@ def code_of(notebook: Path) -> str:
 
 
 def run(
-    notebook: Path,
-    parameters: dict[str, Any],
-    folder: Path,
-    cwd: Path | None = None,
-    progress: bool = True,
+    notebook: Path, parameters: dict[str, Any], folder: Path, cwd: Path | None = None, progress: bool = True
 ) -> Path:
     """Run a notebook with parameters and return where the executed one lies.
 

@@ -49,9 +49,7 @@ class _Matrix:
     missing: tuple[str, ...]
 
 
-def write_report(
-    sweep: Sweep, outcomes: list[Outcome], folder: Path, notes: Sequence[str] = ()
-) -> Path:
+def write_report(sweep: Sweep, outcomes: list[Outcome], folder: Path, notes: Sequence[str] = ()) -> Path:
     """Write ``report.html``, ``runs.csv``, ``scores.csv`` and each matrix into the folder of a sweep.
 
     What they hold depends on the finished runs alone, not on how the sweep came to its end, except for the
@@ -91,12 +89,7 @@ def _runs_table(outcomes: list[Outcome]) -> pd.DataFrame:
     import pandas as pd  # half a second: not for a plan
 
     return pd.DataFrame(
-        {
-            "run": run.job.name,
-            **_axes(run),
-            "state": run.state.removesuffix(" before"),
-            **run.scores,
-        }
+        {"run": run.job.name, **_axes(run), "state": run.state.removesuffix(" before"), **run.scores}
         for run in outcomes
     )
 

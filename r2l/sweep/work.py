@@ -169,10 +169,7 @@ def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, flo
     from r2l.training.experiment import experiment
 
     options = job.options(
-        experiment_name=setting.sweep,
-        run_name=job.name,
-        tracking_uri=setting.store,
-        folder=str(folder),
+        experiment_name=setting.sweep, run_name=job.name, tracking_uri=setting.store, folder=str(folder)
     )
     with (folder / LOG).open("a", encoding="utf-8") as log:
         say = partial(print, file=log, flush=True)

@@ -69,9 +69,7 @@ class Adversary:
         object.__setattr__(self, "parameters", names)
         unknown = [name for name in names if name not in PARAMETERS and name != "all"]
         if unknown or not names:
-            raise ValueError(
-                f"unknown parameters {unknown}; choose from all, {', '.join(PARAMETERS)}"
-            )
+            raise ValueError(f"unknown parameters {unknown}; choose from all, {', '.join(PARAMETERS)}")
         choose("distance", self.distance, PENALTIES)
         if not (0 <= self.weight < float("inf") and 0 <= self.confidence < float("inf")):
             raise ValueError(

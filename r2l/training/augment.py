@@ -88,6 +88,4 @@ def _turn_and_distort(images: Tensor, masks: Tensor | None = None) -> tuple[Tens
         distort(tv_tensors.Image(image), tv_tensors.Mask(mask))
         for image, mask in zip(images, masks, strict=True)
     ]
-    return tuple(
-        torch.stack([p.as_subclass(Tensor) for p in parts]) for parts in zip(*pairs, strict=True)
-    )
+    return tuple(torch.stack([p.as_subclass(Tensor) for p in parts]) for parts in zip(*pairs, strict=True))

@@ -129,9 +129,7 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def check_settings(
-    folder: Path, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]
-) -> None:
+def check_settings(folder: Path, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """See that a checkpoint is of a run of these settings.
 
     Raises:

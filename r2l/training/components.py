@@ -93,9 +93,7 @@ def open_components(options: Options, data: Frames, say: Say) -> Components:
     return components
 
 
-def _load_components(
-    options: Options, data: Frames, fetch: Callable[[str], Path], say: Say
-) -> Components:
+def _load_components(options: Options, data: Frames, fetch: Callable[[str], Path], say: Say) -> Components:
     """Load what the options give addresses of, and make the processor where they give none."""
     processor_uri, classifier_uri = options.processor_uri, options.classifier_uri
     if options.state_dict_uri:
@@ -121,9 +119,7 @@ def _load_components(
     return replace(components, model=model, description=description, norm=norm)
 
 
-def _load_state_dict(
-    path: Path, options: Options, data: Frames, fetch: Callable[[str], Path]
-) -> Components:
+def _load_state_dict(path: Path, options: Options, data: Frames, fetch: Callable[[str], Path]) -> Components:
     with seeded(options.seed):
         make, description = build_model(options, data, *UNKNOWN)
         model = make()
@@ -156,11 +152,7 @@ def _build_processor(options: Options, data: Frames, fetch: Callable[[str], Path
 
 
 def build_model(
-    options: Options,
-    data: Frames,
-    mean: Sequence[float],
-    std: Sequence[float],
-    targets: Tensor | None = None,
+    options: Options, data: Frames, mean: Sequence[float], std: Sequence[float], targets: Tensor | None = None
 ) -> tuple[Callable[[], nn.Module], dict[str, Any]]:
     """Return what makes a task model with random or pretrained weights, and how to describe it.
 

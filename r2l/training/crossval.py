@@ -35,15 +35,7 @@ from r2l.training.seeding import mixed_seed
 from r2l.training.tracking import Run, resolve
 
 # Options that `fit` takes under the same names.
-_OF_FIT = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "processor_lr",
-    "weight_decay",
-    "num_workers",
-    "augmentation",
-)
+_OF_FIT = ("epochs", "batch_size", "lr", "processor_lr", "weight_decay", "num_workers", "augmentation")
 _OF_FIT += ("freeze_processor", "accelerator", "precision", "gradient_clip_val")
 
 
@@ -120,13 +112,9 @@ class FoldTrainer:
         if self.components.model is None:
             callbacks = [MetricTracker(record, "task_model.")]  # it has curves of its own
             checkpoint = folder / "checkpoint_model"
-            first = self._train(
-                self.images, fold, seed, checkpoint, model, callbacks, freeze_model=False
-            )
+            first = self._train(self.images, fold, seed, checkpoint, model, callbacks, freeze_model=False)
             model = first.model
-        adversary = Adversary(
-            options.adv_aux_weight, options.adv_aux_loss, options.adversarial_parameters
-        )
+        adversary = Adversary(options.adv_aux_weight, options.adv_aux_loss, options.adversarial_parameters)
         callbacks = self._callbacks(fold, record)
         trained = self._train(
             self.data, fold, seed, folder / "checkpoint", model, callbacks, adversary=adversary
@@ -202,9 +190,7 @@ class FoldTrainer:
     def _named(self, table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(name=self.data.names[table["image"].to_numpy()])
 
-    def _test(
-        self, trained: RawToLogits, fold: Fold, number: int, record: Run, folder: Path
-    ) -> None:
+    def _test(self, trained: RawToLogits, fold: Fold, number: int, record: Run, folder: Path) -> None:
         """Ask the task model about the validation images as each of the test pipelines develops them."""
         isp, options = self.components.processor, self.options
         name = options.pipeline or self.components.mode
@@ -214,18 +200,14 @@ class FoldTrainer:
         frames = self.data.take(fold.test)
         model = Trained(trained, name, np.arange(len(frames)), options.seed, number)
         isps = open_pipelines(
-            options.tested_codes,
-            frames.camera,
-            fetch=lambda address: resolve(address, options.tracking_uri),
+            options.tested_codes, frames.camera, fetch=lambda address: resolve(address, options.tracking_uri)
         )
         table = predict_matrix([model], frames, isps, batch_size=options.batch_size, progress=False)
         table = self._named(table.assign(image=fold.test[table["image"]]))
         write_csv(table, folder / TESTED)
         record.table(table, TESTED)
 
-    def _keep(
-        self, trained: RawToLogits, description: dict[str, Any], record: Run, folder: Path
-    ) -> None:
+    def _keep(self, trained: RawToLogits, description: dict[str, Any], record: Run, folder: Path) -> None:
         """Save processor and task model where the options say."""
         processor = trained.processor
         if isinstance(processor, nn.Identity):

@@ -68,10 +68,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         say(line)
     open_client(options.tracking_uri)  # likewise
     components = open_components(options, data, say)
-    with (
-        run_folder(options, data.fingerprint()) as folder,
-        _record(options, data, folder, say) as run,
-    ):
+    with run_folder(options, data.fingerprint()) as folder, _record(options, data, folder, say) as run:
         # Of a resumed run too: the process before may have been killed just before.
         run.camera(data.camera)
         trainer = FoldTrainer(options, data, components, progress)
@@ -149,12 +146,9 @@ def _record(options: Options, data: Frames, folder: RunFolder, say: Say) -> Iter
         yield run
 
 
-def _conclude(
-    data: Frames, tables: dict[int, pd.DataFrame], run: Run, folder: RunFolder
-) -> Outcome:
+def _conclude(data: Frames, tables: dict[int, pd.DataFrame], run: Run, folder: RunFolder) -> Outcome:
     scores = pd.concat(
-        [fold_scores(t, len(data.classes)).assign(fold=n) for n, t in tables.items()],
-        ignore_index=True,
+        [fold_scores(t, len(data.classes)).assign(fold=n) for n, t in tables.items()], ignore_index=True
     )
     predictions = pd.concat(tables.values(), ignore_index=True)
     tested = [t for t in map(folder.tested, tables) if t is not None]

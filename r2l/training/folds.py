@@ -65,16 +65,12 @@ def train_fold(
     return fit(model, data.subset(fold.train), validation=validation, seed=seed, **settings)
 
 
-def fresh_model(
-    model: str | ModelFactory, data: Frames, statistics: Statistics
-) -> Callable[[], nn.Module]:
+def fresh_model(model: str | ModelFactory, data: Frames, statistics: Statistics) -> Callable[[], nn.Module]:
     """Return what makes a task model for these frames, normalised by ``statistics``; see `model_factory`."""
     return partial(model_factory(model, data.task), len(data.classes), *statistics)
 
 
-def training_statistics(
-    data: Frames, indices: np.ndarray, processor: nn.Module | None = None
-) -> Statistics:
+def training_statistics(data: Frames, indices: np.ndarray, processor: nn.Module | None = None) -> Statistics:
     """Return the `channel_statistics` of some images, as a processor develops them if there is one."""
     size = len(indices) if processor is None else 64
     return channel_statistics(torch.cat([*image_batches(data, indices, processor, size)]))
@@ -159,9 +155,7 @@ def train_models(
     return [models[job[:3]] for job in jobs]
 
 
-def _jobs(
-    frames: Frames, pipelines: Sequence[str], n_splits: int, seeds: Sequence[int]
-) -> Iterator[_Job]:
+def _jobs(frames: Frames, pipelines: Sequence[str], n_splits: int, seeds: Sequence[int]) -> Iterator[_Job]:
     for seed in seeds:
         folds = group_folds(frames.labels, frames.groups, n_splits, seed)
         for (number, fold), name in product(enumerate(folds), pipelines):
@@ -181,9 +175,7 @@ def _processes(settings: Mapping[str, Any], most: int) -> int:
     return max(min(cores, most), 1) if forks and alike and set(settings) <= _PLAIN else 1
 
 
-def _side_by_side(
-    train: Callable[..., Trained], jobs: Sequence[_Job], processes: int
-) -> Iterator[Trained]:
+def _side_by_side(train: Callable[..., Trained], jobs: Sequence[_Job], processes: int) -> Iterator[Trained]:
     """Yield ``train(job)`` of each job as it is ready, trained by several forked processes at once.
 
     A process leaves a checkpoint, which is read here. Where it failed or was killed, training goes on from

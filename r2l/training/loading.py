@@ -51,9 +51,7 @@ class SavedModel(RawToLogits):
         self.camera: Camera = about.camera or processor.camera
         self.eval()
 
-    def line_up(
-        self, frame: RawFrame, *, crop: int | None = None, any_camera: bool = False
-    ) -> Tensor:
+    def line_up(self, frame: RawFrame, *, crop: int | None = None, any_camera: bool = False) -> Tensor:
         """Return a frame as the model takes it, raw domain (1, H, W).
 
         As `r2l.RawFolder` does it: another layout is brought in line by cutting a row or a column off at
@@ -132,9 +130,7 @@ class SavedModel(RawToLogits):
         if frames.task != self.task.name:
             why = f"labels of {frames.task}, and the model answers with {self.task.name}"
             raise FrameError("the data set", why, "Give data of its own kind (see --task)")
-        named = (
-            frames.task == "classification" or len(self.classes) > 2
-        )  # not what an object is called
+        named = frames.task == "classification" or len(self.classes) > 2  # not what an object is called
         if named and frames.classes != self.classes:
             frames = replace(frames, truth=self._renumbered(frames), classes=self.classes)
         own, has = self.camera, frames.camera
@@ -160,9 +156,7 @@ class SavedModel(RawToLogits):
         return numbers[frames.truth.long()].to(frames.truth.dtype)
 
 
-def load(
-    uri: str | Path, store: str | Path | None = None, trusted: Collection[str] = ()
-) -> SavedModel:
+def load(uri: str | Path, store: str | Path | None = None, trusted: Collection[str] = ()) -> SavedModel:
     """Return a saved model with its processor as one module from raw to logits, on the CPU, in eval mode.
 
     >>> import tempfile, r2l

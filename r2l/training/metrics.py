@@ -79,10 +79,7 @@ def scores(
         ValueError: a classification without ``n_classes``, or a table that `predict` did not make.
     """
     measure = _measure_of(table, n_classes)
-    rows = {
-        domain: {**measure(part), "images": len(part)}
-        for domain, part in table.groupby(by, sort=False)
-    }
+    rows = {domain: {**measure(part), "images": len(part)} for domain, part in table.groupby(by, sort=False)}
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.names = [by] if isinstance(by, str) else by
     return frame
@@ -99,9 +96,7 @@ def _measure_of(table: pd.DataFrame, n_classes: int | None):  # noqa: ANN202 - t
     if any(str(name).startswith("target") for name in table):
         return _regression
     if "label" not in table:
-        raise ValueError(
-            f"no table of answers: columns {', '.join(map(str, table))}; predict() makes one"
-        )
+        raise ValueError(f"no table of answers: columns {', '.join(map(str, table))}; predict() makes one")
     if n_classes is None:
         raise ValueError("scores of a classification need n_classes, the number of classes")
     # Of classes that occur in neither answers nor labels none counts.

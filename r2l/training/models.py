@@ -55,16 +55,12 @@ class Rescale(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, n_targets: int, mean: float | Sequence[float], std: float | Sequence[float]
-    ) -> None:
+    def __init__(self, n_targets: int, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
         super().__init__()
         for name, value in (("mean", mean), ("std", std)):
             tensor = torch.as_tensor(value, dtype=EXACT)
             if tensor.ndim > 1 or tensor.numel() not in (1, n_targets):
-                raise ValueError(
-                    f"target_{name} has {tensor.numel()} numbers, expected 1 or {n_targets}"
-                )
+                raise ValueError(f"target_{name} has {tensor.numel()} numbers, expected 1 or {n_targets}")
             self.register_buffer(name, tensor.expand(n_targets).clone())
         if not (self.std > 0).all():
             raise ValueError(f"target_std has to be positive, got {std}")
@@ -258,9 +254,7 @@ def describe_model(
 
 def n_outputs(task: str, n_classes: int) -> int:
     """Return how many outputs, or logits a pixel, a task of so many classes needs: two of masks are one."""
-    return (
-        n_classes if task == "classification" or (task == "segmentation" and n_classes > 2) else 1
-    )
+    return n_classes if task == "classification" or (task == "segmentation" and n_classes > 2) else 1
 
 
 def make_described(description: Mapping[str, Any], pretrained: bool = False) -> nn.Module:

@@ -97,9 +97,7 @@ class RawToLogits(L.LightningModule):
         for name, frozen in parts.items():
             if frozen:
                 getattr(self, name).requires_grad_(False)
-        self.frozen = [
-            name for name in parts if parts[name] or _asks_for_nothing(getattr(self, name))
-        ]
+        self.frozen = [name for name in parts if parts[name] or _asks_for_nothing(getattr(self, name))]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> RawToLogits:

@@ -44,9 +44,7 @@ def _load_imagenet_weights(network: nn.Module, name: str) -> None:
     weights = getattr(kinds, "IMAGENET1K_V1", kinds.DEFAULT)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / weights.url.rsplit("/", 1)[-1]
-    remedy = (
-        f"fetch {weights.url} on a machine that can, put it into {folder}, or leave pretrained off"
-    )
+    remedy = f"fetch {weights.url} on a machine that can, put it into {folder}, or leave pretrained off"
     if not path.exists():
         why = f"{path} does not exist, and {weights.url} can't be reached"
         with _explained(name, why, f"To go on, {remedy}"):

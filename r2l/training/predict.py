@@ -131,9 +131,7 @@ def device_of(accelerator: str) -> torch.device:
 
 
 @contextmanager
-def on_device(
-    module: nn.Module, device: str | torch.device | None = None
-) -> Iterator[torch.device]:
+def on_device(module: nn.Module, device: str | torch.device | None = None) -> Iterator[torch.device]:
     """Put a model into eval mode and onto a device, by default where it is; and back at the end."""
     home = next((p.device for p in module.parameters()), torch.device("cpu"))
     device = torch.device(device) if device else home
@@ -194,9 +192,7 @@ def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {name: torch.cat([b[name] for b in batches]).cpu().numpy() for name in names}
 
 
-def answer_table(
-    parts: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]],
-) -> pd.DataFrame:
+def answer_table(parts: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]) -> pd.DataFrame:
     """Lay parts below one another: of each what is the same in all its rows, and its columns.
 
     At once, since a frame for each cell of a matrix costs more than a small model's answers.

@@ -122,9 +122,7 @@ def load_model(folder: str | Path, trusted: Collection[str] = ()) -> nn.Module:
     return load_described(folder, trusted)[0]
 
 
-def load_described(
-    folder: str | Path, trusted: Collection[str] = ()
-) -> tuple[nn.Module, dict[str, Any]]:
+def load_described(folder: str | Path, trusted: Collection[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
     """Return what `load_model` does, and the description that it was saved with."""
     path, described = Path(folder) / DESCRIPTION, {}
 
@@ -174,9 +172,7 @@ def load_state(path: str | Path, processor: nn.Module, model: nn.Module) -> nn.B
     Raises:
         ValueError: no such file, or weights of other models.
     """
-    remedy = (
-        "Give a safetensors file of a trained RawToLogits, or a folder with processor and model"
-    )
+    remedy = "Give a safetensors file of a trained RawToLogits, or a folder with processor and model"
     with reading(Path(path), "no weights for these models", remedy):
         weights = load_file(path)
         own = {

@@ -67,9 +67,7 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Fig
     return figure
 
 
-def plot_learning_curves(
-    learning: Learning, column: str = "val_accuracy", *, level: float = 0.95
-) -> Figure:
+def plot_learning_curves(learning: Learning, column: str = "val_accuracy", *, level: float = 0.95) -> Figure:
     """Draw a learning curve of each arm, one panel a domain: mean over seeds, thin lines the seeds.
 
     The band is the interval over seeds; with fewer than three seeds none is drawn, since it would tell
@@ -95,9 +93,7 @@ def plot_learning_curves(
     return figure
 
 
-def draw_arms(
-    ax: Axes, curves: pd.DataFrame, bands: pd.DataFrame, domain: str, column: str
-) -> None:
+def draw_arms(ax: Axes, curves: pd.DataFrame, bands: pd.DataFrame, domain: str, column: str) -> None:
     """Draw the learning curves of one domain: mean, band (of three seeds or more) and seeds of each arm."""
     for arm, colour in zip(bands["arm"].unique(), CYCLE, strict=False):
         band, seeds = (

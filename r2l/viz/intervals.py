@@ -159,23 +159,11 @@ def plot_tolerances(report: ToleranceReport, cameras: Mapping[str, Camera] | Non
         left, right = row["low"] - reach, row["high"] + reach
         ax.set_xlim(left, right)
         ax.set_ylim(-1, 1)
-        for colour, marker, (camera, values) in zip(
-            CYCLE[1:], "DsoP^v", told.items(), strict=False
-        ):
+        for colour, marker, (camera, values) in zip(CYCLE[1:], "DsoP^v", told.items(), strict=False):
             spot = np.clip(values[name], left + 0.15 * reach, right - 0.15 * reach)
             ax.plot(spot, 0, marker, color=colour, label=camera, clip_on=False, zorder=3)
-        ax.set_ylabel(
-            row["label"], rotation=0, ha="right", va="center", fontsize=LETTERS, color=INK
-        )
-        ax.text(
-            1.01,
-            0.5,
-            row["unit"],
-            transform=ax.transAxes,
-            fontsize=LETTERS,
-            color=SOFT,
-            va="center",
-        )
+        ax.set_ylabel(row["label"], rotation=0, ha="right", va="center", fontsize=LETTERS, color=INK)
+        ax.text(1.01, 0.5, row["unit"], transform=ax.transAxes, fontsize=LETTERS, color=SOFT, va="center")
         ax.set_yticks([])
         ax.tick_params(labelsize=LETTERS, labelcolor=SOFT, length=2)
         ax.spines[["left", "right", "top"]].set_visible(False)

@@ -55,9 +55,7 @@ def plot_matrix(
     width = max(sum(widths) + 1.2, 6.4)
     size = (width, height + 0.5 + 0.16 * len(below) / (12 * width))
     figure, axes = panels(1, len(sources), size, layout, width_ratios=widths)
-    for ax, frame, shade, width, (source, name) in zip(
-        axes[0], frames, shades, widths, sources, strict=True
-    ):
+    for ax, frame, shade, width, (source, name) in zip(axes[0], frames, shades, widths, sources, strict=True):
         summary = source if isinstance(source, MatrixSummary) else None
         _draw_scores(ax, frame, shade, scale, summary)
         heading(ax, textwrap.fill(name, int(9.5 * width)), 10)
@@ -105,11 +103,7 @@ def _colour_scale(shades: Sequence[pd.DataFrame], colour: str) -> ScalarMappable
 
 
 def _draw_scores(
-    ax: Axes,
-    frame: pd.DataFrame,
-    shade: pd.DataFrame,
-    scale: ScalarMappable,
-    summary: MatrixSummary | None,
+    ax: Axes, frame: pd.DataFrame, shade: pd.DataFrame, scale: ScalarMappable, summary: MatrixSummary | None
 ) -> None:
     ax.imshow(shade, cmap=scale.cmap, norm=scale.norm)
     ax.set_anchor("N")
@@ -180,10 +174,7 @@ def plot_detection_rates(table: pd.DataFrame) -> Figure:
         heading(ax, f"{length} images")
         ax.set_xlabel("stream from", fontsize=LETTERS, color=INK)
     axes[0, 0].set_ylabel("trained under,\nreference", fontsize=LETTERS, color=INK)
-    note(
-        figure,
-        "share of streams that raise the alarm; framed: the score falls; diagonal: false alarms",
-    )
+    note(figure, "share of streams that raise the alarm; framed: the score falls; diagonal: false alarms")
     return figure
 
 

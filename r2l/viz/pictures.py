@@ -39,11 +39,7 @@ def draw_image(ax: Axes, image: np.ndarray) -> None:
 
 
 def plot_views(
-    images: Mapping[str, Tensor],
-    *,
-    reference: str | None = None,
-    gain: float = 5.0,
-    columns: int = 4,
+    images: Mapping[str, Tensor], *, reference: str | None = None, gain: float = 5.0, columns: int = 4
 ) -> Figure:
     """Draw one frame as several pipelines develop it.
 
@@ -112,12 +108,7 @@ def _broken(name: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in lines)
 
 
-def plot_samples(
-    dataset: RawDataset,
-    *,
-    per_class: int = 3,
-    develop: PipelineLike = "bi,s,ga",
-) -> Figure:
+def plot_samples(dataset: RawDataset, *, per_class: int = 3, develop: PipelineLike = "bi,s,ga") -> Figure:
     """Draw the first few images of each class, one class a column.
 
     Args:
@@ -140,9 +131,7 @@ def plot_samples(
     return figure
 
 
-def plot_flips(
-    views: Frames, results: pd.DataFrame, train: str, test: str, *, most: int = 8
-) -> Figure:
+def plot_flips(views: Frames, results: pd.DataFrame, train: str, test: str, *, most: int = 8) -> Figure:
     """Draw images that lose most under another pipeline, a right answer or the overlap of their mask:
     above seen under ``train``, below under ``test``, each with the answer.
 
@@ -259,20 +248,13 @@ def plot_isp_change(
         for ax, row in zip(column, rows, strict=True):
             image = first_image(row[stage])
             draw_image(ax, image / white)
-            ax.set_title(
-                f"{stage}\n{image.min():.3f} to {image.max():.3f}", fontsize=LETTERS, color=INK
-            )
+            ax.set_title(f"{stage}\n{image.min():.3f} to {image.max():.3f}", fontsize=LETTERS, color=INK)
     _name_rows(axes, names)
     return figure
 
 
 def plot_attack(
-    raw: Tensor,
-    before: nn.Module,
-    after: nn.Module,
-    loss: Callable[[Tensor], Tensor],
-    *,
-    gain: float = 5.0,
+    raw: Tensor, before: nn.Module, after: nn.Module, loss: Callable[[Tensor], Tensor], *, gain: float = 5.0
 ) -> Figure:
     """Draw one frame stage by stage before and after an attack, their difference, and the gradients.
 

@@ -68,9 +68,7 @@ def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> widgets.
         raise ValueError(f"no frames for {sorted(missing)}")
     last = int(learning.curves["epoch"].max())
     domain = widgets.Dropdown(options=domains, value=domains[-1], description="domain")
-    epoch = widgets.IntSlider(
-        value=last, min=0, max=last, description="epoch", continuous_update=False
-    )
+    epoch = widgets.IntSlider(value=last, min=0, max=last, description="epoch", continuous_update=False)
     picture, note = widgets.Image(format="png"), widgets.HTML()
 
     def draw() -> None:
@@ -82,9 +80,7 @@ def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> widgets.
     return explorer("learning", beside(domain, epoch), scrolled(picture), note)
 
 
-def _plot_spot(
-    landscape: Landscape, prober: Prober, raw: Tensor, point: tuple[float, float]
-) -> Figure:
+def _plot_spot(landscape: Landscape, prober: Prober, raw: Tensor, point: tuple[float, float]) -> Figure:
     """Draw a landscape with one of its points marked, beside the frame as it is developed there.
 
     Args:
@@ -106,9 +102,7 @@ def _plot_spot(
     return figure
 
 
-def landscape_explorer(
-    landscapes: Sequence[Landscape], prober: Prober, raw: Tensor
-) -> widgets.Widget:
+def landscape_explorer(landscapes: Sequence[Landscape], prober: Prober, raw: Tensor) -> widgets.Widget:
     """Return a menu of pairs and a slider for each setting, above the landscape and the picture.
 
     Args:

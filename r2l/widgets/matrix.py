@@ -118,9 +118,7 @@ def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
     return explorer("matrix", _grid(scores, cells), note, picture)
 
 
-def _cells(
-    scores: pd.DataFrame, differences: pd.DataFrame
-) -> dict[tuple[str, str], widgets.Button]:
+def _cells(scores: pd.DataFrame, differences: pd.DataFrame) -> dict[tuple[str, str], widgets.Button]:
     reach, cells = difference_reach(differences), {}
     for train, test in product(scores.index, scores):
         colour = colormaps["RdBu"](0.5 + 0.5 * differences.loc[train, test] / reach)
@@ -146,6 +144,4 @@ def _grid(scores: pd.DataFrame, cells: dict[tuple[str, str], widgets.Button]) ->
     for train in scores.index:
         children += [name(train), *(cells[train, test] for test in scores)]
     columns = f"100px repeat({scores.shape[1]}, minmax(52px, 84px))"
-    return widgets.GridBox(
-        children, layout={"grid_template_columns": columns, "align_items": "center"}
-    )
+    return widgets.GridBox(children, layout={"grid_template_columns": columns, "align_items": "center"})

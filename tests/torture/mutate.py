@@ -217,9 +217,7 @@ def png(content: bytes) -> Mutants:
     """Chunks of a PNG edited, taken out, repeated, exchanged, or put in, with the right checksums."""
     whole = _chunks_of(content)
     pixels = zlib.decompress(b"".join(data for kind, data in whole if kind == b"IDAT"))
-    changes = st.sampled_from(
-        ("edit", "edit", "size", "size", "form", "pixels", "drop", "add", "swap")
-    )
+    changes = st.sampled_from(("edit", "edit", "size", "size", "form", "pixels", "drop", "add", "swap"))
 
     @st.composite
     def mutants(draw: Callable) -> bytes:
@@ -280,14 +278,9 @@ def npy(content: bytes) -> Mutants:
         return content[:8] + struct.pack("<H", len(packed)) + packed + data
 
     # One is as it was now and then, so that the others are looked at.
-    kinds, shapes = (
-        st.sampled_from(_KINDS) | st.just(kind),
-        st.sampled_from(_SHAPES) | st.just(shape),
-    )
+    kinds, shapes = (st.sampled_from(_KINDS) | st.just(kind), st.sampled_from(_SHAPES) | st.just(shape))
     orders = st.sampled_from((order, order, "True", "False", "None", "2"))
-    heads = st.builds(
-        "{{'descr': {}, 'fortran_order': {}, 'shape': {}, }}\n".format, kinds, orders, shapes
-    )
+    heads = st.builds("{{'descr': {}, 'fortran_order': {}, 'shape': {}, }}\n".format, kinds, orders, shapes)
     return edited(content) | _often(heads.map(whole), 3) | st.sampled_from(_HEADS).map(whole)
 
 
@@ -463,10 +456,7 @@ _ENCODINGS = (*("utf-8",) * 8, "utf-8-sig", "utf-16", "utf-32", "latin-1")
 
 
 def text(
-    content: str,
-    words: Sequence[str],
-    pattern: str = r"\w+|\s+|.",
-    encodings: Sequence[str] = _ENCODINGS,
+    content: str, words: Sequence[str], pattern: str = r"\w+|\s+|.", encodings: Sequence[str] = _ENCODINGS
 ) -> Mutants:
     """Text with some of its words replaced, taken out, repeated or exchanged; in another encoding.
 

@@ -58,9 +58,7 @@ TINY = (24, 32)
 
 pytestmark = [
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(
-        sys.platform != "linux", reason="memory is limited and measured as on Linux"
-    ),
+    pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and measured as on Linux"),
 ]
 
 
@@ -97,9 +95,7 @@ class Kind:
 # Kinds of files. What takes long to import is imported by those who need it.
 
 
-def _seed(
-    folder: Path, name: str, mutants: Callable[[bytes], Mutants], content: Any = None
-) -> Seed:
+def _seed(folder: Path, name: str, mutants: Callable[[bytes], Mutants], content: Any = None) -> Seed:
     """Return a seed of one file: of its content, or already written."""
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,9 +132,7 @@ def _raws(folder: Path) -> list[Seed]:
     tifffile.imwrite(folder / "deflate.dng", values, compression="zlib", **tags)
     tifffile.imwrite(folder / "eight.dng", (values >> 8).astype(np.uint8), **tags)
     cut = (50829, "I", 4, (1, 1, 23, 31), True)
-    tifffile.imwrite(
-        folder / "margins.dng", values, **tags | {"extratags": [version, *mosaic, cut]}
-    )
+    tifffile.imwrite(folder / "margins.dng", values, **tags | {"extratags": [version, *mosaic, cut]})
     model = (272, "s", 0, "NIKON D850", True), (271, "s", 0, "NIKON CORPORATION", True)
     tifffile.imwrite(folder / "maker.nef", values, **tags | {"extratags": [*model, *mosaic]})
 
@@ -289,9 +283,7 @@ def _read_masks(path: Path) -> None:
     mask = read_mask(path, "Draw it again")
     assert set(np.unique(mask)) <= {0, 1}
     for classes in (None, [str(i) for i in range(256)]):
-        data = RawFolder(
-            path.parents[1] / "images", masks=path.parent, camera=DRONE, classes=classes
-        )
+        data = RawFolder(path.parents[1] / "images", masks=path.parent, camera=DRONE, classes=classes)
         item = data[0]
         assert item["raw"].shape[1:] == item["mask"].shape == TINY
 
@@ -299,9 +291,7 @@ def _read_masks(path: Path) -> None:
 def _cameras(folder: Path) -> list[Seed]:
     mutants = functools.partial(mutate.values_json, values=("RGGB", "RGBG", "gbrg"))
     cameras = {"sensor": SENSOR, "drone": DRONE}
-    return [
-        _seed(folder, f"{n}.json", mutants, json.dumps(c.to_dict())) for n, c in cameras.items()
-    ]
+    return [_seed(folder, f"{n}.json", mutants, json.dumps(c.to_dict())) for n, c in cameras.items()]
 
 
 def _read_camera(path: Path) -> None:
@@ -318,9 +308,7 @@ def _reports(folder: Path) -> list[Seed]:
     edges = ("low", "high", "safe_low", "safe_high")
     row = {"label": "x", "unit": "", "value": 1.0} | dict.fromkeys(edges, 1.0)
     row |= {f"{edge}_open": False for edge in edges}
-    table = pd.DataFrame(
-        [row] * 3, index=pd.Index(["exposure", "red_gain", "gamma"], name="setting")
-    )
+    table = pd.DataFrame([row] * 3, index=pd.Index(["exposure", "red_gain", "gamma"], name="setting"))
     words = {"model": "a model", "pipeline": "bi,s,ga", "metric": "accuracy"}
     numbers = {"drop": 0.05, "level": 0.95, "score": 0.9, "images": 9, "groups": 3}
     report = ToleranceReport(camera=SENSOR, table=table, **words, **numbers)
@@ -859,9 +847,7 @@ def test_every_mutant_is_read_or_refused(tmp_path, capsys):
     with capsys.disabled():
         print(f"\n{table_of(tallies)}")
     faults = Counter((name, why) for name, tally in tallies.items() for why, _ in tally.faults)
-    first = {
-        (name, why): place for name, tally in tallies.items() for why, place in tally.faults[::-1]
-    }
+    first = {(name, why): place for name, tally in tallies.items() for why, place in tally.faults[::-1]}
     assert not faults, "\n".join(
         [
             f"files that did wrong are in {kept}",

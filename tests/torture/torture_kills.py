@@ -317,9 +317,7 @@ class Training(Work):
                 "status": records.call("get_run", run_id).info.status,
                 "settings": records.call("get_run", run_id).data.params,
                 "curves": records.history(run_id).sort_index(axis=1).to_csv(),
-                "files": {
-                    file: digest(records.local(run_id, file)) for file in records.files(run_id)
-                },
+                "files": {file: digest(records.local(run_id, file)) for file in records.files(run_id)},
             }
             for name, run_id in ids.items()
         }
@@ -639,28 +637,16 @@ class Forgetful(Careful):
 
 
 class Greedy(Careful):
-    what, write = (
-        "greedy",
-        Careful.write + "; os.path.exists('notes.txt') and os.remove('notes.txt')",
-    )
+    what, write = ("greedy", Careful.write + "; os.path.exists('notes.txt') and os.remove('notes.txt')")
 
 
 class Untidy(Careful):
-    what, write = (
-        "untidy",
-        "part = f'{name}.{os.getpid()}.part'; slowly(part); os.replace(part, name)",
-    )
+    what, write = ("untidy", "part = f'{name}.{os.getpid()}.part'; slowly(part); os.replace(part, name)")
 
 
 @pytest.mark.parametrize(
     ("kind", "noticed"),
-    [
-        (Careful, None),
-        (Hasty, "corrupted"),
-        (Forgetful, "lost"),
-        (Greedy, "lost"),
-        (Untidy, "left"),
-    ],
+    [(Careful, None), (Hasty, "corrupted"), (Forgetful, "lost"), (Greedy, "lost"), (Untidy, "left")],
 )
 def test_programs_with_faults_are_found_out(tmp_path, kind, noticed):
     tally = torture([kind(tmp_path / "0")], kills=8)

@@ -110,9 +110,7 @@ def compare(sweep_folder, undisturbed):
     assert len(names) == RUNS
     for name in names:
         for table in (PREDICTIONS, TESTED, SCORES):
-            ours, theirs = (
-                folder / "runs" / name / table for folder in (sweep_folder, undisturbed)
-            )
+            ours, theirs = (folder / "runs" / name / table for folder in (sweep_folder, undisturbed))
             assert ours.read_bytes() == theirs.read_bytes(), (name, table)
     for table in ("runs.csv", "scores.csv", "matrix.csv"):
         assert (sweep_folder / table).read_bytes() == (undisturbed / table).read_bytes(), table
@@ -188,9 +186,7 @@ def test_a_worker_killed_a_scheduler_lost_a_full_disk_and_a_run_that_cannot_be(p
     sweep = command(place, "--scheduler", f"tcp://127.0.0.1:{port}", "--threads", "1")
     try:
         with kept_alive(start(worker)) as one, kept_alive(start(worker)):
-            driver = subprocess.Popen(
-                sweep, cwd=place, env=environment(), stdout=subprocess.PIPE, text=True
-            )
+            driver = subprocess.Popen(sweep, cwd=place, env=environment(), stdout=subprocess.PIPE, text=True)
             wait_for(lambda: witness.look() >= 4)
             kill(children(one["process"].pid)[-1][0])
             wait_for(lambda: witness.look() >= 8)
@@ -217,9 +213,7 @@ def test_a_worker_killed_a_scheduler_lost_a_full_disk_and_a_run_that_cannot_be(p
             assert "What failed" in page
             assert "n_splits is 1000" in page
             subprocess.run(["umount", str(full)], check=True)
-            again = subprocess.run(
-                sweep, cwd=place, env=environment(), capture_output=True, text=True
-            )
+            again = subprocess.run(sweep, cwd=place, env=environment(), capture_output=True, text=True)
             assert "23 finished before, 1 finished, 1 failed" in again.stdout, again.stdout
     finally:
         scheduler.kill()
@@ -241,9 +235,7 @@ def test_kills_at_random_moments(place, undisturbed):
         kills += until_finished(place, Witness(folder), chance, KILLS - sum(kills.values()))
         compare(folder, undisturbed)
         assert_recorded_once(place)
-    print(
-        f"\nsweep: {dict(kills)} kills in {sweeps} sweep(s) of {RUNS} runs, nothing lost, none twice"
-    )
+    print(f"\nsweep: {dict(kills)} kills in {sweeps} sweep(s) of {RUNS} runs, nothing lost, none twice")
 
 
 def until_finished(place, witness, chance, most):

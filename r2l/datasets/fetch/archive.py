@@ -138,9 +138,7 @@ class Destination:
             members = safe_members(file, str(archive))
             places = [place_of(self.kind, archive.name, member.filename) for member in members]
             pairs = list(zip(members, places, strict=True))
-            check_room(
-                self.root, sum(m.file_size for m, p in pairs if not (self.root / p).exists())
-            )
+            check_room(self.root, sum(m.file_size for m, p in pairs if not (self.root / p).exists()))
             total = sum(member.file_size for member in members)
             with progress_bar(total, f"unpack {archive.name}", self.progress) as bar:
                 for member, place in pairs:
@@ -153,9 +151,7 @@ class Destination:
         for path in inner:
             self.unpack(path, depth + 1)
 
-    def extract(
-        self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: PurePosixPath
-    ) -> None:
+    def extract(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: PurePosixPath) -> None:
         """Write one file of an archive to its place below the root, and write it down."""
         _extract(archive, member, self.root / place)
         self.manifest.files[str(place)] = (member.file_size, member.CRC)

@@ -6,13 +6,7 @@ from pathlib import Path, PurePosixPath
 from b2sdk.v3 import B2Api, Bucket, FileVersion, InMemoryAccountInfo
 from b2sdk.v3.exception import B2Error
 
-from r2l.datasets.fetch.transfer import (
-    DownloadError,
-    check_room,
-    progress_bar,
-    translated,
-    whole_file,
-)
+from r2l.datasets.fetch.transfer import DownloadError, check_room, progress_bar, translated, whole_file
 
 _KEY_ID, _KEY = "B2_APPLICATION_KEY_ID", "B2_APPLICATION_KEY"
 # Folder of the bucket to folder below the root; those with zips go to the downloads.

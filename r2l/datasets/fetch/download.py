@@ -76,9 +76,7 @@ def fetch(
                     return _fetch_some(into, files, session, tiles, intensity)
                 except NoRangesError as error:
                     why = ": ".join(error.args[:2])
-                    notes = [
-                        f"Whole archives were fetched, since single images can't be had: {why}."
-                    ]
+                    notes = [f"Whole archives were fetched, since single images can't be had: {why}."]
             return [*notes, *_fetch_whole(into, files, session)]
 
 
@@ -101,9 +99,7 @@ def _locked(root: Path) -> Iterator[layout.Manifest]:
     with transfer.explained(root):
         (root / _DOWNLOADS).mkdir(parents=True, exist_ok=True)
     with FileLock(root / _DOWNLOADS / ".lock"):
-        for partial in root.glob(
-            f".{layout.MANIFEST}.????????.part"
-        ):  # of a process that was killed
+        for partial in root.glob(f".{layout.MANIFEST}.????????.part"):  # of a process that was killed
             partial.unlink()
         manifest = layout.Manifest.read(root)
         try:
@@ -134,9 +130,7 @@ def _from_b2(into: Destination) -> list[str]:
     return [f"{layout.INFO[into.kind].title} is in {root / into.kind}."]
 
 
-def _fetch_whole(
-    into: Destination, files: Sequence[RemoteFile], session: requests.Session
-) -> list[str]:
+def _fetch_whole(into: Destination, files: Sequence[RemoteFile], session: requests.Session) -> list[str]:
     kind, root, archives = into.kind, into.root, into.manifest.archives
     into.manifest.begin(root, kind)
     whole, notes = into.manifest.is_whole(root, kind), []
@@ -166,11 +160,7 @@ def _fetch_whole(
 
 
 def _fetch_some(
-    into: Destination,
-    files: Sequence[RemoteFile],
-    session: requests.Session,
-    count: int,
-    intensity: float,
+    into: Destination, files: Sequence[RemoteFile], session: requests.Session, count: int, intensity: float
 ) -> list[str]:
     """Fetch ``count`` images (tiles, or photos if there are no tiles) with their labels or masks.
 

@@ -66,9 +66,7 @@ def explained(path: Path | str, url: str = "") -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         why = f"no room on the disk ({os.strerror(error.errno)})"
-        remedy = (
-            "Make room or choose another --root, then run the same command: it goes on from here"
-        )
+        remedy = "Make room or choose another --root, then run the same command: it goes on from here"
         raise DownloadError(path, why, remedy) from error
 
 

@@ -121,10 +121,7 @@ def _gap(spots: Array, boxes: list[Box]) -> Array:
     nearest = np.full(len(spots), np.inf)
     for box in boxes:
         along, across = turned(spots[:, 0] - box.y, spots[:, 1] - box.x, box.heading)
-        outside = (
-            np.maximum(abs(along) - box.length / 2, 0),
-            np.maximum(abs(across) - box.width / 2, 0),
-        )
+        outside = (np.maximum(abs(along) - box.length / 2, 0), np.maximum(abs(across) - box.width / 2, 0))
         nearest = np.minimum(nearest, np.hypot(*outside))
     return nearest
 
@@ -138,9 +135,7 @@ def _draw_roads(rng: np.random.Generator) -> list[Box]:
     """Draw a street through the photo and often a second one across it."""
     heading = rng.uniform(0, np.pi)
     headings = [heading, heading + np.pi / 2 + rng.normal(0, 0.15)][: 1 + (rng.random() < 0.6)]
-    return [
-        _slab(_EXTENT * rng.uniform(0.25, 0.75, 2), h, 400, rng.uniform(5.5, 8)) for h in headings
-    ]
+    return [_slab(_EXTENT * rng.uniform(0.25, 0.75, 2), h, 400, rng.uniform(5.5, 8)) for h in headings]
 
 
 def _draw_lots(roads: list[Box], rng: np.random.Generator) -> list[Box]:

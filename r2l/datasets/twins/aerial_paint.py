@@ -33,11 +33,7 @@ _ASPHALT, _PAVING, _MARKING = seen(0.36, 0.37, 0.40), seen(0.46, 0.46, 0.47), se
 _GLASS = seen(0.13, 0.15, 0.18)
 _SUNLIGHT = np.array([1.06, 1.0, 0.9], np.float32)  # what a shadow lacks: it is bluer than the sun
 # Where windscreen and rear window begin and end, as shares of the length, by kind of car.
-_WINDOWS = (
-    ((0.29, 0.43), (0.74, 0.84)),
-    ((0.27, 0.41), (0.88, 0.95)),
-    ((0.10, 0.20), (0.98, 0.99)),
-)
+_WINDOWS = (((0.29, 0.43), (0.74, 0.84)), ((0.27, 0.41), (0.88, 0.95)), ((0.10, 0.20), (0.98, 0.99)))
 
 
 @lru_cache(maxsize=3)
@@ -65,9 +61,7 @@ def _each(paint: Callable[[Any], None], things: list[Any]) -> None:
 class _Window:
     """The part of a photo that is being painted, arguments as of `paint_photo`."""
 
-    def __init__(
-        self, photo: Photo, top: int, left: int, height: int, width: int, pixel: float
-    ) -> None:
+    def __init__(self, photo: Photo, top: int, left: int, height: int, width: int, pixel: float) -> None:
         self.photo, self.pixel = photo, pixel
         self.y = ((np.arange(top, top + height) + 0.5) * pixel).astype(np.float32)[:, None]
         self.x = ((np.arange(left, left + width) + 0.5) * pixel).astype(np.float32)[None]

@@ -226,8 +226,7 @@ class SyntheticDrone(_Twin):
         """
         tiles = [[self._tile(photo, r, c) for c in range(COLUMNS)] for r in range(ROWS)]
         raw, mask = (
-            torch.cat([torch.cat([tile[i] for tile in line], -1) for line in tiles], -2)
-            for i in (0, 1)
+            torch.cat([torch.cat([tile[i] for tile in line], -1) for line in tiles], -2) for i in (0, 1)
         )
         return {"raw": raw, "mask": mask}
 

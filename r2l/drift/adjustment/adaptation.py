@@ -196,8 +196,6 @@ def summarise_adaptations(
     """
     settings = [key for key in ("batch_size", "equal") if answers[key].nunique() > 1]
     keys = ["target", *settings, "method"]
-    table = paired_summary(
-        answers, arm="method", baseline=baseline, by=keys[:-1], value=value, level=level
-    )
+    table = paired_summary(answers, arm="method", baseline=baseline, by=keys[:-1], value=value, level=level)
     costs = answers.groupby(keys)[["seconds", "steps", "skipped", "undone", "labelled"]].mean()
     return table.join(costs.astype({"labelled": bool}), on=keys)

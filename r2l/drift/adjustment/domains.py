@@ -44,9 +44,7 @@ class Domain:
         """Return the normalisation of a model that is trained on the frames ``indices``."""
         return self.normalisation or training_statistics(self.frames, indices, self.processor)
 
-    def train(
-        self, model: str | ModelFactory, fold: Fold, seed: int, **settings: Any
-    ) -> RawToLogits:
+    def train(self, model: str | ModelFactory, fold: Fold, seed: int, **settings: Any) -> RawToLogits:
         """Train a fresh task model behind the ISP, see `train_fold`."""
         fresh = fresh_model(model, self.frames, self.statistics(fold.train))
         return train_fold(self.frames, fold, fresh, seed, processor=self.processor, **settings)
@@ -63,9 +61,7 @@ class RandomPipeline(nn.Module):
         variant: "corrected", "paper" or "camera", see `StaticISP`.
     """
 
-    def __init__(
-        self, camera: Camera, codes: Pipelines = PIPELINES, variant: str = "corrected"
-    ) -> None:
+    def __init__(self, camera: Camera, codes: Pipelines = PIPELINES, variant: str = "corrected") -> None:
         super().__init__()
         if not codes:
             raise ValueError("no pipelines to draw from")

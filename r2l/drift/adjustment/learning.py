@@ -53,13 +53,7 @@ class Learning:
     states: dict[tuple[str, str, int, int], list[_State]] = field(repr=False)
 
     def processor(
-        self,
-        domain: str,
-        epoch: int = -1,
-        *,
-        arm: str = "learned",
-        seed: int | None = None,
-        fold: int = 0,
+        self, domain: str, epoch: int = -1, *, arm: str = "learned", seed: int | None = None, fold: int = 0
     ) -> nn.Module:
         """Return the ISP of one training as it stood after ``epoch`` (0: before the first; -1: the last).
 
@@ -163,8 +157,7 @@ def compare_processing(
     for name, domain in domains.items():
         if "learned" in arms and not [*domain.processor.parameters()]:
             raise ValueError(
-                f"{name}: {type(domain.processor).__name__} has nothing to learn; "
-                "take a ParametrizedISP"
+                f"{name}: {type(domain.processor).__name__} has nothing to learn; take a ParametrizedISP"
             )
     frames = next(iter(domains.values())).frames
     folds = {seed: group_folds(frames.labels, frames.groups, n_splits, seed) for seed in seeds}

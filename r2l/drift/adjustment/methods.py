@@ -119,9 +119,7 @@ def adapt(
     """
     choose("method", method, METHODS)
     if len(target) == 0 or steps < 1 or batch_size < 1:
-        raise ValueError(
-            f"nothing to adapt to: {len(target)} frames, {steps} steps of {batch_size} images"
-        )
+        raise ValueError(f"nothing to adapt to: {len(target)} frames, {steps} steps of {batch_size} images")
     begin = time.perf_counter()
     module = copy.deepcopy(trained).eval()
     record: dict[str, Any] = {"method": method, "losses": []}
@@ -146,9 +144,7 @@ def adapt(
             record |= _fine_tune(module, batches, lr or _RATES["fine_tune"])
         elif method in _WEIGHTS:
             weights = _WEIGHTS[method]
-            record |= _adjust_isp(
-                module, batches, lr or _RATES["isp"], weights, statistics, **guard
-            )
+            record |= _adjust_isp(module, batches, lr or _RATES["isp"], weights, statistics, **guard)
     record["steps"] = len(record["losses"])
     record["seconds"] = time.perf_counter() - begin
     module.adaptation = record

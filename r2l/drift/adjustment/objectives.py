@@ -97,9 +97,7 @@ def forward_features(module: RawToLogits, frames: Tensor) -> tuple[Tensor, dict[
 
 
 @torch.no_grad()
-def source_statistics(
-    trained: RawToLogits, data: Dataset, *, batch_size: int = 64
-) -> SourceStatistics:
+def source_statistics(trained: RawToLogits, data: Dataset, *, batch_size: int = 64) -> SourceStatistics:
     """Measure, in eval mode, what a trained model sees of the data it was trained on.
 
     Args:
@@ -148,9 +146,7 @@ def _fisher_information(trained: RawToLogits, data: Dataset) -> dict[str, Tensor
     for row in rows.tolist():
         logits = of_classes(trained(data[row]["raw"][None]))
         loss = F.cross_entropy(logits, logits.argmax(1))
-        for total, slope in zip(
-            totals.values(), torch.autograd.grad(loss, [*affine.values()]), strict=True
-        ):
+        for total, slope in zip(totals.values(), torch.autograd.grad(loss, [*affine.values()]), strict=True):
             total += slope.square() / len(rows)
     for parameter, before in zip(affine.values(), asked, strict=True):
         parameter.requires_grad_(before)
@@ -189,9 +185,7 @@ def alignment(features: Mapping[str, Tensor], source: SourceStatistics) -> Tenso
         ValueError: features that the source statistics lack.
     """
     if missing := set(features) - set(source.layers):
-        raise ValueError(
-            f"the source statistics lack {sorted(missing)}; measure them on this model"
-        )
+        raise ValueError(f"the source statistics lack {sorted(missing)}; measure them on this model")
     parts = []
     for name, feature in features.items():
         variance, mean = torch.var_mean(_by_channel(feature), dim=1, correction=0)

@@ -15,25 +15,8 @@ from r2l.drift.forensics.attack import (
     static_attack,
 )
 from r2l.drift.forensics.random_baseline import Comparison, attack_parameters, compare_to_random
-from r2l.drift.forensics.search_space import (
-    METRICS,
-    Evaluator,
-    ParameterSpace,
-    SettingSpace,
-    task_model,
-)
-from r2l.drift.forensics.sensitivity import (
-    SENSOR_SETTINGS,
-    Landscape,
-    Prober,
-    Scan,
-    landscape,
-    scan,
-)
-from r2l.drift.forensics.tolerance_report import (
-    ToleranceReport,
-    tolerance_report,
-    verify_tolerances,
-)
+from r2l.drift.forensics.search_space import METRICS, Evaluator, ParameterSpace, SettingSpace, task_model
+from r2l.drift.forensics.sensitivity import SENSOR_SETTINGS, Landscape, Prober, Scan, landscape, scan
+from r2l.drift.forensics.tolerance_report import ToleranceReport, tolerance_report, verify_tolerances
 from r2l.isp.adjustable import AdjustableISP, settings_of
 from r2l.isp.settings import Setting, camera_settings

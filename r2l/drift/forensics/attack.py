@@ -62,9 +62,7 @@ class _Search:
         ValueError: no evaluations.
     """
 
-    def __init__(
-        self, method: str, asked: Evaluator, space: SearchSpace, total: int, progress: bool
-    ) -> None:
+    def __init__(self, method: str, asked: Evaluator, space: SearchSpace, total: int, progress: bool) -> None:
         if total < 1:
             raise ValueError(f"{total} evaluations find nothing")
         self.method, self.evaluator, self.space = method, asked, space
@@ -131,9 +129,7 @@ def bounded_attack(
         raise ValueError(f"nothing to search: {steps} steps, {restarts} starts")
     isp = _searchable(model, isp)
     space = ParameterSpace(copy.deepcopy(isp).to(frames.raw.device), parameters, fraction)
-    search = _Search(
-        "projected gradient", Evaluator(model, frames), space, steps * restarts, progress
-    )
+    search = _Search("projected gradient", Evaluator(model, frames), space, steps * restarts, progress)
     rng = np.random.default_rng(seed)
     for start in range(restarts):
         size = len(space.coordinates)
@@ -213,10 +209,7 @@ def _searchable(model: nn.Module, isp: Any, kinds: Any = Searchable) -> Any:
 
 
 def random_points(
-    space: SearchSpace,
-    count: int,
-    seed: int | np.random.SeedSequence = 0,
-    size: np.ndarray | None = None,
+    space: SearchSpace, count: int, seed: int | np.random.SeedSequence = 0, size: np.ndarray | None = None
 ) -> np.ndarray:
     """Draw perturbations (count, d) of a box, none smaller than what a search may use.
 

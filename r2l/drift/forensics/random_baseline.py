@@ -185,9 +185,7 @@ def attack_parameters(
         ValueError: fewer than two searches, whose luck can't be told from skill.
     """
     if searches < 2:
-        raise ValueError(
-            f"searches is {searches}, expected 2 or more: one can't tell luck from skill"
-        )
+        raise ValueError(f"searches is {searches}, expected 2 or more: one can't tell luck from skill")
     rows, attacks = {}, {}
     for name in progress_bar(iterable=parameters, desc="attacks", disable=not progress):
         effort = {"parameters": name, "fraction": fraction, "steps": steps, "restarts": restarts}
@@ -197,9 +195,7 @@ def attack_parameters(
         tried = [bounded_attack(model, frames, isp, seed=s, **effort) for s in starts]
         attack = attacks[name] = min(tried, key=lambda found: found.margin)
         budget = attack.evaluations
-        randoms = [
-            random_search(model, frames, attack.space, evaluations=budget, seed=s) for s in seeds
-        ]
+        randoms = [random_search(model, frames, attack.space, evaluations=budget, seed=s) for s in seeds]
         judged = compare_to_random(
             model, fresh, tried, randoms, metric=metric, typical=1, level=level, seed=seed
         )

@@ -235,9 +235,7 @@ class ParameterSpace(SearchSpace):
 
     def point(self, values: Mapping[str, Tensor]) -> np.ndarray:
         """Return the point (d,) of parameters by name; beyond the box it leaves [-1, 1]."""
-        parts = [
-            ((values[n].detach() - self.centre[n]) / self.reach[n]).flatten() for n in self.names
-        ]
+        parts = [((values[n].detach() - self.centre[n]) / self.reach[n]).flatten() for n in self.names]
         return torch.cat(parts).double().cpu().numpy()
 
     def develop(self, raw: Tensor, point: Tensor) -> Tensor:

@@ -83,9 +83,7 @@ class Prober:
 
     def scores(self, **values: float) -> np.ndarray:
         """Return the score (N,) of each frame under these settings; asked twice, remembered."""
-        moved = {
-            n: v for n, v in values.items() if n not in self.settings or v != self.settings[n].value
-        }
+        moved = {n: v for n, v in values.items() if n not in self.settings or v != self.settings[n].value}
         key = tuple(sorted(moved.items()))
         if key not in self._remembered:
             self._remembered[key] = self.evaluator.scores(self.pipeline(**moved))
@@ -135,9 +133,7 @@ def scan(prober: Prober, name: str, points: int = 21) -> Scan:
     return Scan(setting, prober.evaluator.metric, table)
 
 
-def tolerated(
-    prober: Prober, scanned: Scan, drop: float, refine: int = 4
-) -> dict[str, float | bool]:
+def tolerated(prober: Prober, scanned: Scan, drop: float, refine: int = 4) -> dict[str, float | bool]:
     """Return the interval around the present value in which the metric falls by less than ``drop``.
 
     Outwards from the present value, by half the step of the scan, up to the first value that fails: a metric

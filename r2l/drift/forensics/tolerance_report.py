@@ -132,9 +132,7 @@ class ToleranceReport:
             ValueError: a camera whose colours can't be compared.
         """
         told = camera_settings(camera, self.camera)
-        told |= {
-            name.replace(" ", "_"): self._beyond(name, v) for name, v in (measured or {}).items()
-        }
+        told |= {name.replace(" ", "_"): self._beyond(name, v) for name, v in (measured or {}).items()}
         table = self.table[["unit", "safe_low", "safe_high"]].copy()
         table.insert(0, "value", [told.get(name, np.nan) for name in table.index])
         # Forgives the rounding of a DNG's tags, which matters more where the range is small.
@@ -142,9 +140,7 @@ class ToleranceReport:
         inside = (table["value"] >= table["safe_low"] - slack) & (
             table["value"] <= table["safe_high"] + slack
         )
-        table["verdict"] = np.where(
-            table["value"].isna(), "unknown", np.where(inside, "inside", "outside")
-        )
+        table["verdict"] = np.where(table["value"].isna(), "unknown", np.where(inside, "inside", "outside"))
         return table
 
     def _beyond(self, defect: str, measured: float) -> float:
@@ -157,9 +153,7 @@ class ToleranceReport:
         few = f" ({text})" if (text := few_groups_text(self.groups)) else ""
         outside = [self.table["label"][n] for n in checked.index[checked["verdict"] == "outside"]]
         if outside:
-            return (
-                f"outside in {len(outside)} of {len(checked)} settings: {', '.join(outside)}{few}"
-            )
+            return f"outside in {len(outside)} of {len(checked)} settings: {', '.join(outside)}{few}"
         unknown = int((checked["verdict"] == "unknown").sum())
         rest = f"; of {unknown} settings a camera tells nothing" if unknown else ""
         return f"inside, in all {len(checked) - unknown} settings that it tells{rest}{few}"
@@ -247,10 +241,7 @@ def _defects_of(frames: Frames, at_most: int = 200) -> dict[str, float]:
 
 
 def verify_tolerances(
-    report: ToleranceReport,
-    model: nn.Module,
-    fresh: Frames,
-    pipeline: str | nn.Module | None = None,
+    report: ToleranceReport, model: nn.Module, fresh: Frames, pipeline: str | nn.Module | None = None
 ) -> pd.DataFrame:
     """Measure the model at every edge of a report, on images that the report has not seen.
 

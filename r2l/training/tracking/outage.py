@@ -175,9 +175,7 @@ def upload(
 class _Upload:
     """One way from a store to another, and what went along it."""
 
-    def __init__(
-        self, source: Records, client: MlflowClient, progress: Callable[[str], None]
-    ) -> None:
+    def __init__(self, source: Records, client: MlflowClient, progress: Callable[[str], None]) -> None:
         self.source, self.client, self.progress = source, client, progress
         self.runs = {run.info.run_id: run for run in source.all()}
         self.now: dict[str, str] = {}
@@ -218,9 +216,7 @@ class _Upload:
         own = (PARENT, _REMOTE_RUN, _REMOTE_STORE, _UPLOADED, _REGISTER, "mlflow.log-model")
         tags = [RunTag(k, v) for k, v in data.tags.items() if not k.startswith(own)]
         params = [Param(key, value) for key, value in data.params.items()]
-        metrics = [
-            m for key in data.metrics for m in self.source.call("get_metric_history", run_id, key)
-        ]
+        metrics = [m for key in data.metrics for m in self.source.call("get_metric_history", run_id, key)]
         for batch in batches(tags=tags, params=params, metrics=metrics):
             call(self.client, "log_batch", there, **batch)
         files = self.source.local(run_id, "")

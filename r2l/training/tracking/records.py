@@ -210,9 +210,7 @@ def missing(what: str, names: Iterable[str], none: str = "none yet") -> ValueErr
     return ValueError(f"{what}; there are: {', '.join(names[:_SHOWN]) or none}{more}")
 
 
-def resolve(
-    uri: str | Path, store: str | Path | None = None, cache: str | Path | None = None
-) -> Path:
+def resolve(uri: str | Path, store: str | Path | None = None, cache: str | Path | None = None) -> Path:
     """Return the folder or file that an address means; it is fetched if it lies on a server.
 
     Args:

@@ -117,8 +117,7 @@ class Run:
     def tensors(self, tensors: Mapping[str, Tensor | np.ndarray], name: str) -> None:
         """Write tensors as the artefact ``name`` (.npz or .safetensors); neither holds any code."""
         plain = {
-            k: np.ascontiguousarray(torch.as_tensor(v).detach().cpu().numpy())
-            for k, v in tensors.items()
+            k: np.ascontiguousarray(torch.as_tensor(v).detach().cpu().numpy()) for k, v in tensors.items()
         }
         with self._file(name) as path:
             if path.suffix == ".safetensors":
@@ -184,9 +183,7 @@ class Run:
         """Yield where to write the artefact of that name, file or folder."""
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-            raise ValueError(
-                f"{name!r} is no name of an artefact; give one such as stages/gamma.png"
-            )
+            raise ValueError(f"{name!r} is no name of an artefact; give one such as stages/gamma.png")
         with self.files() as folder:
             path = folder / parts
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,9 +260,7 @@ def _eight_bit(image: np.ndarray | Tensor) -> np.ndarray:
     if values.ndim == 3 and values.shape[0] in (1, 3):
         values = values.transpose(1, 2, 0) if values.shape[0] == 3 else values[0]
     elif values.ndim != 2:
-        raise ValueError(
-            f"a picture of shape {values.shape}, expected (3, H, W), (1, H, W), (H, W)"
-        )
+        raise ValueError(f"a picture of shape {values.shape}, expected (3, H, W), (1, H, W), (H, W)")
     return np.ascontiguousarray(values) if values.dtype == np.uint8 else to_uint8(values)
 
 

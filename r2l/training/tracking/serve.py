@@ -42,11 +42,7 @@ class Server:
 
 @contextmanager
 def serve(
-    store: str | Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 5000,
-    *,
-    make: bool = False,
+    store: str | Path | None = None, host: str = "127.0.0.1", port: int = 5000, *, make: bool = False
 ) -> Iterator[Server]:
     """Serve mlflow's page on a store for the length of a ``with`` block; SIGTERM ends it cleanly too.
 
@@ -88,12 +84,7 @@ def _start(address: str, host: str, port: int, log: IO[bytes]) -> subprocess.Pop
     }
     # A session of its own: Ctrl-C reaches this process, which ends that one and its workers in order.
     return subprocess.Popen(
-        command,
-        stdout=log,
-        stderr=log,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
+        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
     )
 
 
@@ -118,9 +109,7 @@ def _await_answer(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) ->
     log.seek(0)
     last = log.read().decode(errors="replace").strip().splitlines()[-1:]
     raise TrackingError(
-        "mlflow's server",
-        f"did not start: {last[0] if last else 'no reason given'}",
-        "Try it again",
+        "mlflow's server", f"did not start: {last[0] if last else 'no reason given'}", "Try it again"
     )
 
 

@@ -27,10 +27,7 @@ _MISTAKES = {"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"
 # mlflow's own patience is seven retries of two minutes each.
 _OPENING = {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "0", "TIMEOUT": "5"}
 _WRITING = {"MAX_RETRIES": "3", "BACKOFF_FACTOR": "1", "TIMEOUT": "30"}
-_SILENT = {
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
+_SILENT = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 _LOCKED_TRIES = 6
 _OPENING_SECONDS = 120  # to make all tables, on a machine that has much else to do
 _AT_ONCE = {"params": 100, "tags": 100, "metrics": 1000}  # mlflow's limits
@@ -233,9 +230,7 @@ def _remedy(address: str, why: str) -> str:
         )
     if "locked" in why:
         return "Another process holds it: wait until that ends, or give another store"
-    return (
-        "Give sqlite:///FILE that can be written, a folder, or the http address of an mlflow server"
-    )
+    return "Give sqlite:///FILE that can be written, a folder, or the http address of an mlflow server"
 
 
 @contextmanager
