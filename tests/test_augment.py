@@ -6,7 +6,7 @@ import torch
 
 from r2l.training import fit, make_classifier
 from r2l.training.augment import make_augment
-from r2l.training.seeding import seeded
+from r2l.training.checkpoints import seeded
 from tests.test_training import Shades
 
 

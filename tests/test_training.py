@@ -46,10 +46,9 @@ from r2l.training import (
     seeded,
     target_statistics,
 )
-from r2l.training.metrics import per_class
+from r2l.training.metrics import TASKS, _entropy_dice, per_class
 from r2l.training.models import describe_model, make_described
 from r2l.training.saving import load_model, save_model
-from r2l.training.tasks import TASKS, _entropy_dice
 
 
 class Shades(Dataset):

@@ -170,8 +170,8 @@ def _ask_changed(
             moved = distances(images, views.images[code], distance).numpy()
             seen = views.seen_as(images)
             for trained in (t for t in models if t.code == code):
-                with on_device(trained.module, device) as there:
-                    answers = predict_columns(trained.module, seen, trained.test, device=there)
+                with on_device(trained.module, device):
+                    answers = predict_columns(trained.module, seen, trained.test)
                 cell = {**change, "seed": trained.seed, "fold": trained.fold}
                 parts.append((cell, {"distance": moved[trained.test], **answers}))
     return answer_table(parts)

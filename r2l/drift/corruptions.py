@@ -24,7 +24,7 @@ from torch import Tensor
 from r2l.drift import distortions
 from r2l.drift.distortions import Constants, Generators, at_severity, generators
 from r2l.files import choose, load_named
-from r2l.training.seeding import mixed_seed, seeded
+from r2l.training.checkpoints import mixed_seed, seeded
 
 SCALES = ("published", "image")
 _SIDE = 32  # pixels; of the images that the published constants were made for

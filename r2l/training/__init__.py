@@ -16,7 +16,7 @@ offer_late(
         "r2l.training.adversarial": ["Adversary"],
         "r2l.training.augment": ["AUGMENTATIONS"],
         "r2l.training.fit": ["fit"],
-        "r2l.training.metrics": ["scores"],
+        "r2l.training.metrics": ["TASKS", "scores"],
         "r2l.training.models": [
             *("SEGMENTERS", "channel_statistics", "make_classifier", "make_regressor"),
             *("make_segmenter", "target_statistics"),
@@ -24,7 +24,6 @@ offer_late(
         "r2l.training.module": ["RawToLogits"],
         "r2l.training.networks": ["CLASSIFIERS"],
         "r2l.training.predict": ["predict"],
-        "r2l.training.seeding": ["seeded"],
-        "r2l.training.tasks": ["TASKS"],
+        "r2l.training.checkpoints": ["seeded"],
     },
 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from r2l.files import choose
 from r2l.isp import ParametrizedISP
+from r2l.training.metrics import image_distance
 
 #: The published names of what can be searched, and those of `ParametrizedISP`.
 PARAMETERS = {
@@ -40,8 +41,7 @@ class Adversary:
       the others' cost (minus the cross-entropy, which was published, has no bound), and its gradient does
       not vanish where the model is sure. Masks: the mean of it over the pixels. Regression: minus the
       squared error of an image, not below -``confidence``, in units of the target squared.
-    - *distance* is `image_distance` between the image and that of a frozen copy of the initial ISP: the
-      mean squared difference, or one minus the SSIM.
+    - *distance* is `image_distance` between the image and that of a frozen copy of the initial ISP.
 
     What is searched are steps of a `ParametrizedISP`, none of which leaves its bounds; a narrower tolerance
     is kept by projection after each step.
@@ -92,34 +92,22 @@ class Adversary:
             )
         return names
 
-    def check(self, processor: nn.Module, output_norm: str) -> None:
-        """See that the search makes sense with this processor.
+    def reference(self, isp: nn.Module) -> ParametrizedISP:
+        """Return a copy of ``isp`` to measure from; have only the chosen parameters ask for gradients.
 
         Raises:
-            ValueError: no `ParametrizedISP`, or a fresh batch normalisation behind it.
+            ValueError: no `ParametrizedISP`, or as `searched`.
         """
-        if not isinstance(processor, ParametrizedISP):
+        if not isinstance(isp, ParametrizedISP):
             raise ValueError(
-                f"adversarial search needs a ParametrizedISP as processor, got {type(processor).__name__}"
+                f"adversarial search needs a ParametrizedISP as processor, got {type(isp).__name__}"
             )
-        if output_norm != "none":
-            raise ValueError(
-                "adversarial search needs output_norm='none': a batch normalisation that still learns would "
-                "take out what the search changes; for a model that was trained with one, pass "
-                "model=nn.Sequential(trained.norm, trained.model)"
-            )
-        self.searched(processor)
-
-    def reference(self, isp: ParametrizedISP) -> ParametrizedISP:
-        """Return a copy of ``isp`` to measure from; have only the chosen parameters ask for gradients."""
         reference = copy.deepcopy(isp)
         isp.search_(self.searched(isp))
         return reference
 
     def distances(self, image: Tensor, reference: Tensor) -> Tensor:
         """Return how far each image (B, 3, H, W) is from its reference, (B,)."""
-        from r2l.training.metrics import image_distance  # takes seconds: only for a search
-
         return image_distance(image, reference, self.distance)
 
     def objective(self, task: str, outputs: Tensor, targets: Tensor, distance: Tensor) -> Tensor:
@@ -129,10 +117,7 @@ class Adversary:
     def aims(self, task: str, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the bounded margin of each image, (B,): positive where the model is right.
 
-        Args:
-            task: "classification", "regression" (squared error) or "segmentation".
-            outputs: of the model.
-            targets: labels (B,), numbers (B, n) or masks (B, 1, H, W).
+        Targets are labels (B,), numbers (B, n) or masks (B, 1, H, W), as the ``task`` is.
         """
         if task == "segmentation" and outputs.shape[1] == 1:
             margins = (2 * targets - 1) * outputs

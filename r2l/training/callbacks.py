@@ -19,10 +19,10 @@ from torch.utils.data import Dataset, default_collate
 
 from r2l.files import to_uint8
 from r2l.isp import stage_gradients
+from r2l.training.checkpoints import seeded
 from r2l.training.fit import epoch_numbers
+from r2l.training.metrics import per_image
 from r2l.training.module import RawToLogits, frames_of
-from r2l.training.seeding import seeded
-from r2l.training.tasks import per_image
 from r2l.training.tracking import Run
 
 #: The text of a gradient's PNG that holds what white stands for; black is its negative, mid-grey nought.

@@ -1,4 +1,4 @@
-"""Checkpoints: a training run that is killed goes on, to the same weights as if it had not been.
+"""Same seed, same weights: seeded generators, and checkpoints from which a killed run goes on to them.
 
 A folder holds ``last.ckpt`` (Lightning's checkpoint after the last whole epoch, with what the run was started
 with) and ``previous.ckpt`` (the one before, in case the last is damaged). They are read with
@@ -8,39 +8,97 @@ nor the states of the generators.
 
 import hashlib
 import os
+import random
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from r2l.datasets.frames import Frames
-from r2l.training.module import RawToLogits
-from r2l.training.seeding import global_states, seeded, set_global_states
+
+if TYPE_CHECKING:
+    from r2l.training.module import RawToLogits
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _PARTS = {"state_dict", "epoch", "callbacks", "generators", "settings"}
+# The thread that draws holds it; it may seed again within.
+_ALONE = threading.RLock()
+
+
+def _global_states() -> dict[str, Any]:
+    """Return the states of the global generators of torch, numpy and Python, as a checkpoint holds them."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - other people's transforms draw from it
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def _set_global_states(states: Mapping[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    random.setstate(states["python"])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python; put their states back at the end.
+
+    One thread of a process at a time: the generators are the process's, so that others wait here.
+
+    >>> with seeded(3):
+    ...     first = torch.rand(2)
+    >>> with seeded(3):
+    ...     bool((torch.rand(2) == first).all())
+    True
+    """
+    with _ALONE:
+        states = _global_states()
+        try:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
+            yield
+        finally:
+            _set_global_states(states)
+
+
+def mixed_seed(*place: int) -> int:
+    """Return one seed for a place (seed, fold) in an experiment; no two places share their draws.
+
+    Fold 1 of seed 0 would share them with fold 0 of seed 1 if the two were added.
+
+    >>> mixed_seed(0, 1) == mixed_seed(1, 0)
+    False
+    """
+    return int(np.random.SeedSequence(place).generate_state(1)[0])
 
 
 class Shuffled(DataLoader):
     """A loader whose order can be taken up again.
 
     Its generator decides the order of every epoch. What it had come to at the end of an epoch is kept
-    with the checkpoint; `pin` makes the next epoch begin there, however often an iterator is made before.
+    with the checkpoint; ``pinned`` to it, the next epoch begins there, however often an iterator is made
+    before.
     """
 
     pinned: Tensor | None = None
-
-    def pin(self, state: Tensor | None) -> None:
-        """Begin at this state of the generator; None goes on from wherever it is."""
-        self.pinned = state
 
     def __iter__(self) -> Iterator[Any]:
         if self.pinned is not None:
@@ -60,23 +118,23 @@ class Keeper(Checkpoint):
     ) -> None:
         """Add the settings, and the states of all generators."""
         checkpoint["settings"] = dict(self.settings)
-        checkpoint["generators"] = {**global_states(), "order": self.loader.generator.get_state()}
+        checkpoint["generators"] = {**_global_states(), "order": self.loader.generator.get_state()}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Have the order of images go on where it was."""
         self.states = checkpoint["generators"]
-        self.loader.pin(self.states["order"])
+        self.loader.pinned = self.states["order"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the global generators where they were: nothing draws between this and the first image."""
         if self.states is not None:
-            set_global_states(self.states)
+            _set_global_states(self.states)
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         """Let the order of later epochs follow from this one's."""
-        self.loader.pin(None)
+        self.loader.pinned = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write aside, then rename: there is a whole checkpoint at every moment."""
@@ -130,11 +188,7 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def check_settings(folder: Path, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """See that a checkpoint is of a run of these settings.
-
-    Raises:
-        ValueError: it is of others; names those that differ.
-    """
+    """Raise a ValueError unless a checkpoint is of a run of these settings; it names those that differ."""
     kept = checkpoint["settings"]
     differing = [
         f"{name} was {kept.get(name)!r}, is {settings.get(name)!r}"
@@ -149,7 +203,7 @@ def check_settings(folder: Path, checkpoint: Mapping[str, Any], settings: Mappin
 
 
 def settings_of(
-    module: RawToLogits, data: Dataset, validation: Dataset | None, trainer: dict[str, Any]
+    module: "RawToLogits", data: Dataset, validation: Dataset | None, trainer: dict[str, Any]
 ) -> dict[str, Any]:
     """Return as plain values what tells one run in a folder from another; see `check_settings`."""
     return {

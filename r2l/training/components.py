@@ -15,9 +15,9 @@ from r2l.datasets import Frames
 from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, load_isp, open_pipeline
 from r2l.isp.saving import can_be_saved
 from r2l.options import Options
+from r2l.training.checkpoints import seeded
 from r2l.training.models import describe_model, make_described, n_outputs
 from r2l.training.saving import NORM, load_described, load_norm, load_state
-from r2l.training.seeding import seeded
 from r2l.training.tracking import resolve
 
 _MODE_OF = {

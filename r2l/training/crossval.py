@@ -22,6 +22,7 @@ from r2l.isp.static import pipeline_code
 from r2l.options import Options
 from r2l.training.adversarial import Adversary
 from r2l.training.callbacks import BestEpoch, MetricTracker, StageTracker
+from r2l.training.checkpoints import mixed_seed
 from r2l.training.components import UNKNOWN, Components, build_model
 from r2l.training.fit import Model
 from r2l.training.folds import image_batches, train_fold
@@ -31,7 +32,6 @@ from r2l.training.module import RawToLogits
 from r2l.training.predict import Trained, predict, predict_matrix
 from r2l.training.run_folder import TESTED
 from r2l.training.saving import NORM, About, save_model, save_norm
-from r2l.training.seeding import mixed_seed
 from r2l.training.tracking import Run, resolve
 
 # Options that `fit` takes under the same names.

@@ -1,7 +1,7 @@
-"""The loop: raw data through a processor and a task model to an answer, on Lightning.
+"""The loop, on Lightning: `RawToLogits` holds what is trained, and `fit` trains it.
 
-One module, `RawToLogits`, holds what is trained, and `fit` trains it. A data set is anything with a length
-whose items are ``dict(raw or image; label, target or mask; meta)``; for ``meta`` see `predict`.
+A data set is anything with a length whose items are ``dict(raw or image; label, target or mask; meta)``; for
+``meta`` see `predict`.
 """
 
 import copy
@@ -10,7 +10,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,22 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from r2l.datasets.frames import Frames
 from r2l.progress import progress_bar, quiet_lightning
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import make_augment
-from r2l.training.checkpoints import Keeper, Shuffled, check_settings, read_last, settings_of
+from r2l.training.checkpoints import Keeper, Shuffled, check_settings, read_last, seeded, settings_of
+from r2l.training.metrics import Loss
 from r2l.training.module import RawToLogits, frames_of
-from r2l.training.seeding import seeded
-from r2l.training.tasks import Loss
 
 # A learned processor measures its units on at most so many.
 _CALIBRATION_FRAMES = 16
+# A trainer of Lightning's writes and prints nothing unless it is asked to.
+_QUIET = {"devices": 1, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+_QUIET |= {"enable_model_summary": False, "enable_progress_bar": False}
 Model = nn.Module | Callable[[], nn.Module]
 
 
@@ -73,19 +74,6 @@ class _Epochs(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
         self.bar.update(len(self.rows) - self.bar.n)
-
-
-def make_trainer(**options: Any) -> L.Trainer:
-    """Return a Lightning trainer that writes and prints nothing unless ``options`` ask for it."""
-    defaults = {
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "enable_progress_bar": False,
-        "num_sanity_val_steps": 0,
-    }
-    return L.Trainer(**{**defaults, **options})
 
 
 def fit(
@@ -144,15 +132,11 @@ def fit(
         task: "classification", "regression" or "segmentation".
         epochs: passes over the data.
         batch_size: images a step (on each device).
-        lr: peak learning rate, see `RawToLogits`.
-        processor_lr: factor on it for the processor. A `ParametrizedISP` is calibrated on the data first.
-        weight_decay: of AdamW.
-        loss: see `RawToLogits`.
+        lr, weight_decay, loss, output_norm: see `RawToLogits`.
+        processor_lr: factor on ``lr`` for the processor. A `ParametrizedISP` is calibrated on the data first.
         seed: of initial weights, order of the images, augmentation and dropout, 0 or more.
         num_workers: processes that load data; 0 loads in this one.
         augmentation: "none", "weak" or "strong", of images in training, see `make_augment`.
-        output_norm: "none", "batch" or a trained one: batch normalisation behind the processor, see
-            `RawToLogits`.
         freeze_processor: train the task model alone.
         freeze_model: train the processor alone.
         adversary: search processing that makes the task model fail; it freezes the task model.
@@ -200,22 +184,28 @@ def fit(
             freeze_model=freeze_model,
             adversary=adversary,
         )
-        _calibrate(module, data)
+        calibrate = getattr(module.processor, "calibrate", None)
+        if calibrate and "processor" not in module.frozen:
+            some = range(0, len(data), -(-len(data) // _CALIBRATION_FRAMES))
+            calibrate(torch.stack([frames_of(data[row]) for row in some]))
         # A model that was evaluated before comes in eval mode, in which Lightning would leave it.
         module.train()
         _lay_out(module.model, torch.channels_last)
-        shuffled = _shuffled(data, batch_size, num_workers, seed)
-        ordered = None
-        if validation is not None:
-            ordered = _loader(DataLoader, validation, batch_size, num_workers=num_workers)
-        options = {
-            "max_epochs": epochs,
-            "check_val_every_n_epoch": validate_every,
-            "callbacks": [counter, *(callbacks or [])],
-            **trainer,
-        }
+        loading = {"batch_size": batch_size, "num_workers": num_workers}
+        ordered = None if validation is None else _loader(DataLoader, validation, **loading)
+        shuffled = _loader(
+            Shuffled,
+            data,
+            **loading,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(seed),
+            # A last batch of one image has no variance for batch normalisation to divide by.
+            drop_last=len(data) > batch_size and len(data) % batch_size == 1,
+        )
+        options = {"max_epochs": epochs, "check_val_every_n_epoch": validate_every, **_QUIET, **trainer}
+        options["callbacks"] = [counter, *(callbacks or [])]
         if checkpoint is None:
-            make_trainer(**options).fit(module, shuffled, ordered)
+            L.Trainer(**options).fit(module, shuffled, ordered)
         else:
             settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
             settings |= {"augmentation": augmentation, "validate_every": validate_every}
@@ -227,37 +217,11 @@ def fit(
     return module.cpu().eval()
 
 
-def _calibrate(module: RawToLogits, data: Dataset) -> None:
-    """Have a processor that is to learn measure its units on some of the frames, where it does so."""
-    calibrate = getattr(module.processor, "calibrate", None)
-    if calibrate and "processor" not in module.frozen:
-        some = range(0, len(data), -(-len(data) // _CALIBRATION_FRAMES))
-        calibrate(torch.stack([frames_of(data[row]) for row in some]))
-
-
-def _shuffled(data: Dataset, batch_size: int, num_workers: int, seed: int) -> Shuffled:
-    return _loader(
-        Shuffled,
-        data,
-        batch_size,
-        shuffle=True,
-        num_workers=num_workers,
-        generator=torch.Generator().manual_seed(seed),
-        # A last batch of one image has no variance for batch normalisation to divide by.
-        drop_last=len(data) > batch_size and len(data) % batch_size == 1,
-    )
-
-
-def _loader(kind: type[DataLoader], data: Dataset, batch_size: int, **options: Any) -> DataLoader:
+def _loader(kind: type[DataLoader], data: Dataset, **options: Any) -> DataLoader:
     """Return a loader; of `Frames` it cuts batches out of memory, without the ``meta`` of single items."""
     if isinstance(data, Frames):
-        options["collate_fn"] = partial(_batch, data)
-        data = range(len(data))
-    return kind(data, batch_size, **options)
-
-
-def _batch(data: Frames, rows: list[int]) -> dict[str, Tensor]:
-    return data.batch(torch.tensor(rows))
+        return kind(range(len(data)), collate_fn=data.batch, **options)
+    return kind(data, **options)
 
 
 @torch.no_grad()
@@ -283,10 +247,10 @@ def _resume(
     if kept is not None:
         check_settings(folder, kept[1], settings)
     if kept is None or kept[1]["epoch"] + 1 < settings["epochs"]:
-        options = {**options, "enable_checkpointing": True}
-        options["callbacks"] = [*options["callbacks"], Keeper(folder, shuffled, settings)]
+        callbacks = [*options["callbacks"], Keeper(folder, shuffled, settings)]
+        trainer = L.Trainer(**options | {"enable_checkpointing": True, "callbacks": callbacks})
         path = None if kept is None else kept[0]
-        make_trainer(**options).fit(module, shuffled, ordered, ckpt_path=path, weights_only=True)
+        trainer.fit(module, shuffled, ordered, ckpt_path=path, weights_only=True)
         # Processes that were spawned have kept the history for themselves.
         kept = None if counter.rows else read_last(folder)
     if kept is not None:

@@ -35,11 +35,11 @@ from r2l.isp import PIPELINES, name_pipelines
 from r2l.isp.grammar import Pipelines
 from r2l.progress import progress_bar, usable_cores
 from r2l.rawfile.frame import look_at_picture
+from r2l.training.checkpoints import mixed_seed
 from r2l.training.fit import Model, fit
 from r2l.training.models import ModelFactory, Statistics, channel_statistics, model_factory
 from r2l.training.module import RawToLogits
 from r2l.training.predict import Trained
-from r2l.training.seeding import mixed_seed
 
 _Job = tuple[str, int, int, Fold]
 # Options of `fit` that leave nothing behind but the model.

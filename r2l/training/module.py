@@ -15,8 +15,8 @@ from r2l.files import choose
 from r2l.options import check_precision
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import Augment
+from r2l.training.metrics import TASKS, Loss, per_image
 from r2l.training.models import Rescale
-from r2l.training.tasks import TASKS, Loss, per_image
 
 #: What may stand between processor and task model, by the name of the option.
 OUTPUT_NORMS = {"none": nn.Identity, "batch": nn.BatchNorm2d}
@@ -35,7 +35,7 @@ class RawToLogits(L.LightningModule):
         lr: peak learning rate of AdamW; one cycle of warming up and cosine decay.
         processor_lr: factor on it for the processor.
         weight_decay: of AdamW; an adversary has none.
-        task: "classification", "regression" or "segmentation", see `r2l.training.tasks`.
+        task: "classification", "regression" or "segmentation", see `r2l.training.metrics`.
         augment: applied to developed images (and masks) in training, see `r2l.training.augment`.
         output_norm: "batch" puts a batch normalisation behind the processor, whichever it is; one that was
             trained before goes there as it is. It takes out differences of brightness and colour between
@@ -43,7 +43,7 @@ class RawToLogits(L.LightningModule):
             neither processor nor model, and never frozen.
         freeze_processor: leave the processor as it is, running statistics of its batch normalisation too.
         freeze_model: leave the task model as it is, likewise.
-        adversary: see `r2l.training.adversarial`; freezes the task model.
+        adversary: see `Adversary`; freezes the task model.
 
     Attributes:
         history: one row an epoch, filled by `fit`: ``train_loss``, ``train_accuracy`` (``train_mae``,
@@ -77,28 +77,29 @@ class RawToLogits(L.LightningModule):
         self.norm = output_norm if given else choose("output_norm", output_norm, OUTPUT_NORMS)(3)
         self.model = model
         self.loss = loss or self.task.loss
-        self.lr, self.processor_lr = lr, processor_lr
-        self.weight_decay = weight_decay
-        self.augment = augment
-        self.adversary = adversary
+        self.lr, self.processor_lr, self.weight_decay = lr, processor_lr, weight_decay
+        self.augment, self.adversary = augment, adversary
         self.reference: nn.Module | None = None
         self.history = pd.DataFrame()
         self._most = 0  # classes that the labels of a batch tell of
         if adversary is not None:
-            adversary.check(self.processor, output_norm)
+            if output_norm != "none":
+                raise ValueError(
+                    "adversarial search needs output_norm='none': a batch normalisation that still learns "
+                    "would take out what the search changes; for a model that was trained with one, pass "
+                    "model=nn.Sequential(trained.norm, trained.model)"
+                )
             self.reference = adversary.reference(self.processor)
-        self._freeze(freeze_processor and adversary is None, freeze_model or adversary is not None)
+        searches = adversary is not None
+        parts = {"processor": freeze_processor and not searches, "model": freeze_model or searches}
+        parts["reference"] = searches
+        for name in (name for name, frozen in parts.items() if frozen):
+            getattr(self, name).requires_grad_(False)
+        self.frozen = [name for name in parts if parts[name] or _asks_for_nothing(getattr(self, name))]
+        self.train(self.training)
         if task == "segmentation":
             # Sums over the whole epoch: the mean of the batches' IoU is not the IoU of the data.
             self.ious = nn.ModuleDict({f"{s}_iou": BinaryJaccardIndex() for s in ("train", "val")})
-
-    def _freeze(self, processor: bool, model: bool) -> None:
-        parts = {"processor": processor, "model": model, "reference": self.reference is not None}
-        for name, frozen in parts.items():
-            if frozen:
-                getattr(self, name).requires_grad_(False)
-        self.frozen = [name for name in parts if parts[name] or _asks_for_nothing(getattr(self, name))]
-        self.train(self.training)
 
     def train(self, mode: bool = True) -> RawToLogits:
         """Set the mode, of all but the frozen parts: those stay in eval, their statistics as they are."""
@@ -148,11 +149,7 @@ class RawToLogits(L.LightningModule):
         return batch
 
     def _answer(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the outputs, checked: on a GPU a label beyond them would end the process.
-
-        Raises:
-            ValueError: fewer classes than the labels have.
-        """
+        """Return the outputs, checked: on a GPU a label beyond them would end the process."""
         outputs = self.task.check(outputs, targets)
         logits = 2 if outputs.shape[1] == 1 else outputs.shape[1]
         if self.task.name != "regression" and logits < self._most:
@@ -176,15 +173,8 @@ class RawToLogits(L.LightningModule):
             distance = self.adversary.distances(images, self.reference(frames)).mean()
             loss = self.adversary.objective(self.task.name, outputs, targets, distance)
             measured |= {"objective": loss, "distance": distance}
-        for name, value in measured.items():
-            self.log(
-                f"{stage}_{name}",
-                value,
-                on_step=False,
-                on_epoch=True,
-                batch_size=len(targets),
-                sync_dist=True,
-            )
+        named = {f"{stage}_{name}": value for name, value in measured.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(targets), sync_dist=True)
         rescale = getattr(self.model, "rescale", None)
         if isinstance(rescale, Rescale) and self.adversary is None:
             # Steps don't depend on the targets' unit, whose square float32 may not hold.
@@ -193,12 +183,12 @@ class RawToLogits(L.LightningModule):
 
     def _measure(self, outputs: Tensor, targets: Tensor, stage: str) -> dict[str, Any]:
         if self.task.name == "segmentation":
-            if outputs.shape[1] > 1 and isinstance(self.ious["train_iou"], BinaryJaccardIndex):
+            several = outputs.shape[1] > 1
+            if several and isinstance(self.ious["train_iou"], BinaryJaccardIndex):
                 for name in self.ious:
-                    meter = MulticlassJaccardIndex(outputs.shape[1]).to(outputs.device)
-                    self.ious[name] = meter
+                    self.ious[name] = MulticlassJaccardIndex(outputs.shape[1]).to(outputs.device)
             meter = self.ious[f"{stage}_iou"]
-            meter.update(outputs, targets[:, 0].int() if outputs.shape[1] > 1 else targets.int())
+            meter.update(outputs, targets[:, 0].int() if several else targets.int())
             return {"iou": meter}
         if self.task.name == "regression":
             return {"mae": F.l1_loss(outputs, targets)}
@@ -212,14 +202,12 @@ class RawToLogits(L.LightningModule):
         """Log loss and measure of one batch."""
         self._step(batch, "val")
 
-    def predict_step(
-        self, batch: dict[str, Any], batch_idx: int = 0, dataloader_idx: int = 0
-    ) -> dict[str, Any]:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> dict[str, Tensor]:
         """Return what is kept of each image: the answers of the task and the loss, (B,) each."""
         targets = self.task.targets(batch)
         outputs = self._answer(self(frames_of(batch)), targets)
         loss = per_image(self.loss, outputs, targets)
-        return self.task.answers(outputs, targets) | {"loss": loss, "meta": batch.get("meta", {})}
+        return self.task.answers(outputs, targets) | {"loss": loss}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Bring what an adversary searches back into its bounds after each step."""
@@ -232,24 +220,17 @@ class RawToLogits(L.LightningModule):
         Raises:
             ValueError: nothing does.
         """
-        processor = [p for p in self.processor.parameters() if p.requires_grad]
-        own = set(map(id, processor))
-        weights = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
-        rates = [self.lr, self.lr * self.processor_lr]
-        groups = [
-            {"params": params, "lr": lr}
-            for params, lr in zip((weights, processor), rates, strict=True)
-            if params
-        ]
+        learned, own = [p for p in self.parameters() if p.requires_grad], set(self.processor.parameters())
+        weights = {"params": [p for p in learned if p not in own], "lr": self.lr}
+        processor = {"params": [p for p in learned if p in own], "lr": self.lr * self.processor_lr}
+        groups = [group for group in (weights, processor) if group["params"]]
         if not groups:
             raise ValueError("nothing to train: processor and task model are frozen")
         decay = self.weight_decay if self.adversary is None else 0.0
         # All weights at once, on a CPU too, where it is not the default.
         optimizer = torch.optim.AdamW(groups, weight_decay=decay, foreach=True)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, [group["lr"] for group in groups], total_steps=steps
-        )
+        steps, rates = int(self.trainer.estimated_stepping_batches), [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -1,11 +1,11 @@
 """Asking models about images: one table of answers, one row an image, wherever the images come from.
 
 Frames in memory are asked about slice by slice, with nothing between them and the model. Whatever else is a
-data set goes through loaders, item by item, which costs more than a small model itself does. The answers are
+data set goes through a loader, item by item, which costs more than a small model itself does. The answers are
 equal.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +15,20 @@ import pandas as pd
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from r2l.datasets.frames import Frames, RawDataset
 from r2l.datasets.views import with_views
+from r2l.files import choose
 from r2l.isp import PIPELINES, name_pipelines
 from r2l.isp.grammar import Pipelines
-from r2l.progress import progress_bar, quiet_lightning
-from r2l.training.fit import make_trainer
+from r2l.progress import progress_bar
 from r2l.training.module import RawToLogits
+
+_PRECISIONS = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 def predict(
@@ -37,7 +40,8 @@ def predict(
     batch_size: int = 128,
     num_workers: int = 0,
     progress: bool = False,
-    **trainer: Any,
+    accelerator: str = "auto",
+    precision: str = "32-true",
 ) -> pd.DataFrame:
     """Ask a model for its answer to every image, in every domain.
 
@@ -57,10 +61,11 @@ def predict(
         by: name of the column that tells the domain. Without a mapping it is read from ``meta``.
         task: "classification", "regression" or "segmentation", for a model that `fit` did not return;
             one that it did knows its own. By default the task of `Frames`, else classification.
-        batch_size: images a step; not used with a loader.
+        batch_size: images a step.
         num_workers: processes that load data which is not in memory.
-        progress: whether to show a bar that counts images, of frames in memory.
-        **trainer: further arguments of `lightning.Trainer`, such as ``accelerator``.
+        progress: whether to show a bar that counts images.
+        accelerator: one of Lightning's names for where to compute: "auto", "cpu", "gpu".
+        precision: of the task model, "32-true", "16-mixed" or "bf16-mixed".
 
     Returns:
         One row for each image and domain, so that every comparison can be paired: ``image``, ``group``,
@@ -79,25 +84,29 @@ def predict(
         ValueError: no domains, no images, ``meta`` without ``by``, or items that don't fit the task.
     """
     domains = data if isinstance(data, Mapping) else {None: data}
-    if not domains or any(len(_items(domain)) == 0 for domain in domains.values()):
-        raise ValueError("nothing to predict: no domains, or a domain without images")
     held = [_underneath(domain) for domain in domains.values()]
-    in_memory = all(isinstance(below, Frames) for below, _ in held)
-    if task is None:
-        task = held[0][0].task if in_memory else "classification"
+    if not held or not all(len(rows) for _, rows in held):
+        raise ValueError("nothing to predict: no domains, or a domain without images")
+    first = held[0][0]
+    task = task or (first.task if isinstance(first, Frames) else "classification")
     module = model if isinstance(model, RawToLogits) else RawToLogits(model, task=task)
-    # Where Lightning would ask; what else it is told, and other devices, are its own business.
-    own = in_memory and not set(trainer) - {"accelerator"}
-    device = device_of(trainer.get("accelerator", "auto")) if own else None
-    if device is None or device.type not in ("cpu", "cuda"):
-        tables = _through_loaders(module, domains, by, (batch_size, num_workers), trainer)
-        return pd.concat(tables, ignore_index=True)
+    device, dtype = device_of(accelerator), choose("precision", precision, _PRECISIONS)
     tables = []
-    with on_device(module, device), _image_bar(sum(len(i) for _, i in held), progress) as bar:
-        for name, (frames, indices) in zip(domains, held, strict=True):
-            columns = predict_columns(module, frames, indices, batch_size, device, bar)
-            tables.append(pd.DataFrame(columns))
-            tables[-1][by] = _of_item(frames[0]["meta"], by) if name is None else name
+    with (
+        on_device(module, device),
+        torch.autocast(device.type, dtype, enabled=dtype is not None),
+        _image_bar(sum(len(rows) for _, rows in held), progress) as bar,
+    ):
+        for (name, domain), (below, rows) in zip(domains.items(), held, strict=True):
+            if isinstance(below, Frames):
+                columns = predict_columns(module, below, rows, batch_size, bar)
+                names = _of_item(below[0]["meta"], by) if name is None else name
+            else:
+                meta, answers = _answers(module, _ordered(domain, batch_size, num_workers), bar)
+                columns = {"image": rows, "group": rows}
+                columns |= {key: _gathered(meta, key) for key in columns if key in meta[0]} | answers
+                names = _gathered(meta, by) if name is None else name
+            tables.append(pd.DataFrame(columns | {by: names}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -105,12 +114,10 @@ def _image_bar(total: int, progress: bool) -> tqdm:
     return progress_bar(total=total, desc="testing", unit="image", disable=not progress)
 
 
-def _items(data: Dataset | DataLoader) -> Dataset:
-    return data.dataset if isinstance(data, DataLoader) else data
-
-
 def _underneath(data: Dataset | DataLoader) -> tuple[Dataset, np.ndarray]:
     """Return the data set below subsets, and indices into it, so that subsets of one can be paired."""
+    if isinstance(data, DataLoader):
+        return _underneath(data.dataset)
     if not isinstance(data, Subset):
         return data, np.arange(len(data))
     below, indices = _underneath(data.dataset)
@@ -132,24 +139,21 @@ def device_of(accelerator: str) -> torch.device:
 
 @contextmanager
 def on_device(module: nn.Module, device: str | torch.device | None = None) -> Iterator[torch.device]:
-    """Put a model into eval mode and onto a device, by default where it is; and back at the end."""
+    """Put a model into eval mode and onto a device, by default where it is; and each part back at the end."""
     home = next((p.device for p in module.parameters()), torch.device("cpu"))
     device = torch.device(device) if device else home
-    training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     try:
         module.to(device).eval()
         yield device
     finally:
-        module.to(home).train(training)
+        module.to(home)
+        for part, mode in modes:
+            part.training = mode
 
 
 def predict_columns(
-    module: RawToLogits,
-    frames: Frames,
-    indices: np.ndarray,
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
-    bar: tqdm | None = None,
+    module: RawToLogits, frames: Frames, indices: np.ndarray, batch_size: int = 128, bar: tqdm | None = None
 ) -> dict[str, np.ndarray]:
     """Return a model's answers to frames in memory, a column for each kind of number.
 
@@ -158,7 +162,6 @@ def predict_columns(
         frames: raw ones where the module has a processor, else a `view`.
         indices: which, (M,).
         batch_size: images a step.
-        device: where the model is.
         bar: one that counts images, to be moved.
 
     Returns:
@@ -170,15 +173,9 @@ def predict_columns(
     indices = np.asarray(indices)
     if len(indices) == 0:
         raise ValueError(f"none of {len(frames)} images to ask about")
-    batches = [_rows(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
-    answers = []
-    with torch.inference_mode():
-        for rows in batches:
-            batch = module.on_before_batch_transfer(frames.batch(rows))
-            answers.append(module.predict_step({k: v.to(device) for k, v in batch.items()}))
-            if bar is not None:
-                bar.update(len(next(iter(batch.values()))))
-    return {"image": indices, "group": frames.groups[indices], **_joined(answers)}
+    steps = (_rows(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size))
+    answers = _answers(module, map(frames.batch, steps), bar)[1]
+    return {"image": indices, "group": frames.groups[indices], **answers}
 
 
 def _rows(indices: np.ndarray) -> slice | Tensor:
@@ -187,51 +184,29 @@ def _rows(indices: np.ndarray) -> slice | Tensor:
     return slice(int(indices[0]), int(indices[-1]) + 1) if together else torch.from_numpy(indices)
 
 
-def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    names = [name for name in batches[0] if name != "meta"]
-    return {name: torch.cat([b[name] for b in batches]).cpu().numpy() for name in names}
-
-
-def answer_table(parts: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]) -> pd.DataFrame:
-    """Lay parts below one another: of each what is the same in all its rows, and its columns.
-
-    At once, since a frame for each cell of a matrix costs more than a small model's answers.
-    """
-    lengths = [len(next(iter(columns.values()))) for _, columns in parts]
-    head = {name: np.repeat([cell[name] for cell, _ in parts], lengths) for name in parts[0][0]}
-    body = {name: np.concatenate([columns[name] for _, columns in parts]) for name in parts[0][1]}
-    return pd.DataFrame({**head, **body})
-
-
-def _through_loaders(
-    module: RawToLogits,
-    domains: Mapping[str | None, Dataset | DataLoader],
-    by: str,
-    loading: tuple[int, int],
-    trainer: Mapping[str, Any],
-) -> list[pd.DataFrame]:
-    loaders = [_ordered(domain, *loading) for domain in domains.values()]
-    with quiet_lightning():
-        outputs = make_trainer(**trainer).predict(module, loaders)
-    module.trainer = None
-    outputs = outputs if len(loaders) > 1 else [outputs]
-    tables = []
-    for name, loader, batches in zip(domains, loaders, outputs, strict=True):
-        meta, ids = [batch["meta"] for batch in batches], _underneath(_items(loader))[1]
-        head = {"image": ids, "group": ids}
-        head |= {key: _gathered(meta, key) for key in head if key in meta[0]}
-        domain = _gathered(meta, by) if name is None else name
-        tables.append(pd.DataFrame({**head, **_joined(batches), by: domain}))
-    return tables
+@torch.inference_mode()
+def _answers(
+    module: RawToLogits, batches: Iterable[dict[str, Any]], bar: tqdm | None
+) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """Return the ``meta`` of the batches, and the answers to all of them by name."""
+    metas, answers = [], []
+    for batch in batches:
+        metas.append(batch.pop("meta", {}))
+        batch = module.on_before_batch_transfer(batch)
+        answers.append(module.predict_step(move_data_to_device(batch, module.device)))
+        if bar is not None:
+            bar.update(len(answers[-1]["loss"]))
+    return metas, {name: torch.cat([a[name] for a in answers]).cpu().numpy() for name in answers[0]}
 
 
 def _ordered(data: Dataset | DataLoader, batch_size: int, num_workers: int) -> DataLoader:
     # A generator of its own, since a loader draws from torch's otherwise, shuffling or not.
-    options = {"num_workers": num_workers, "generator": torch.Generator()}
+    options = {"batch_size": batch_size, "num_workers": num_workers, "generator": torch.Generator()}
     if isinstance(data, DataLoader):
-        batch_size = data.batch_size or batch_size
+        options["batch_size"] = data.batch_size or batch_size
         options |= {"num_workers": data.num_workers, "collate_fn": data.collate_fn}
-    return DataLoader(_items(data), batch_size, **options)
+        data = data.dataset
+    return DataLoader(data, **options)
 
 
 def _of_item(meta: Mapping[str, Any], by: str) -> Any:
@@ -243,6 +218,17 @@ def _of_item(meta: Mapping[str, Any], by: str) -> Any:
 def _gathered(batches: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
     columns = [_of_item(batch, key) for batch in batches]
     return [v for c in columns for v in (c.tolist() if isinstance(c, Tensor) else c)]
+
+
+def answer_table(parts: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]) -> pd.DataFrame:
+    """Lay parts below one another: of each what is the same in all its rows, and its columns.
+
+    At once, since a frame for each cell of a matrix costs more than a small model's answers.
+    """
+    lengths = [len(next(iter(columns.values()))) for _, columns in parts]
+    head = {name: np.repeat([cell[name] for cell, _ in parts], lengths) for name in parts[0][0]}
+    body = {name: np.concatenate([columns[name] for _, columns in parts]) for name in parts[0][1]}
+    return pd.DataFrame({**head, **body})
 
 
 @dataclass(frozen=True)
@@ -276,8 +262,7 @@ def predict_matrix(
 ) -> pd.DataFrame:
     """Ask each model about the images that it has not seen, as each of the pipelines develops them.
 
-    Every frame is developed once by each pipeline, however many models there are, and batches are
-    slices of what was developed, so that little is done but ask the models.
+    Every frame is developed once by each pipeline, however many models there are.
 
     Args:
         models: what `r2l.drift.train_models` returned, or `Trained` made by hand. A processor of their own
@@ -305,10 +290,8 @@ def predict_matrix(
     with _image_bar(sum(len(one.test) for one in models) * len(views), progress) as bar:
         for trained in models:
             module = trained.module.without_processor()
-            with on_device(module, device) as there:
+            with on_device(module, device):
                 for name, view in views.items():
-                    cell = {"train": trained.code, "test": name}
-                    cell |= {"seed": trained.seed, "fold": trained.fold}
-                    answers = predict_columns(module, view, trained.test, batch_size, there, bar)
-                    parts.append((cell, answers))
+                    cell = {"train": trained.code, "test": name, "seed": trained.seed, "fold": trained.fold}
+                    parts.append((cell, predict_columns(module, view, trained.test, batch_size, bar)))
     return answer_table(parts)

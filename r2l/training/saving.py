@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.files import R2LError, atomic_path, choose
 from r2l.isp.saving import load_module, reading, save_module
+from r2l.training.checkpoints import seeded
+from r2l.training.metrics import TASKS
 from r2l.training.models import MAKERS, make_described
 from r2l.training.networks import is_own_code
-from r2l.training.seeding import seeded
-from r2l.training.tasks import TASKS
 
 DESCRIPTION = "model.json"
 #: Weights of a batch normalisation between processor and task model, in the folder that holds both.

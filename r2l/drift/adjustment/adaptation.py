@@ -16,11 +16,11 @@ from r2l.drift.paired import paired_summary
 from r2l.isp import PIPELINES
 from r2l.isp.grammar import Pipelines
 from r2l.progress import progress_bar
+from r2l.training.checkpoints import mixed_seed, seeded
 from r2l.training.folds import training_statistics
 from r2l.training.models import ModelFactory
 from r2l.training.module import RawToLogits
 from r2l.training.predict import predict
-from r2l.training.seeding import mixed_seed, seeded
 
 
 def compare_adaptations(

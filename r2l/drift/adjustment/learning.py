@@ -24,10 +24,10 @@ from r2l.drift.adjustment.physical import describe_isp
 from r2l.drift.paired import paired_summary
 from r2l.isp import ParametrizedISP
 from r2l.progress import progress_bar
+from r2l.training.checkpoints import mixed_seed
 from r2l.training.models import ModelFactory
 from r2l.training.module import RawToLogits
 from r2l.training.predict import predict
-from r2l.training.seeding import mixed_seed
 
 _ARMS = ("frozen", "learned")
 _State = dict[str, Tensor]

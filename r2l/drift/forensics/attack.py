@@ -23,7 +23,7 @@ from r2l.drift.forensics.search_space import (
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
 from r2l.training.adversarial import Adversary
-from r2l.training.seeding import seeded
+from r2l.training.checkpoints import seeded
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,7 @@ from r2l.isp.learned import LearnedISP
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.training import RawToLogits
 from r2l.training.adversarial import Adversary
-from r2l.training.metrics import image_distance
-from r2l.training.tasks import TASKS, Task
+from r2l.training.metrics import TASKS, Task, image_distance
 
 #: Raw (B, 1, H, W) to display (B, 3, H, W).
 Develop = Callable[[Tensor], Tensor]
