@@ -454,7 +454,7 @@ def simulated(rng, effect, n_groups=30, searches=(3, 3), luck=0.03, per_group=5)
 def compared(rng, effect, times, **options):
     """Return comparisons of simulated scores."""
     sets = (simulated(rng, effect, **options) for _ in range(times))
-    return [_compare_scores(columns, np.ones((4, 2)), groups) for columns, groups in sets]
+    return [_compare_scores(columns, np.ones(4), groups) for columns, groups in sets]
 
 
 @pytest.mark.slow

@@ -67,12 +67,15 @@ class _Search:
             raise ValueError(f"{total} evaluations find nothing")
         self.method, self.evaluator, self.space = method, asked, space
         self.margins: list[float] = []
+        self.known: dict[bytes, float] = {}
         self.best, self.point = math.inf, np.zeros(len(space.coordinates))
         self.bar = progress_bar(total=total, desc=method, disable=not progress)
 
     def ask(self, point: np.ndarray) -> float:
-        """Return the mean margin of the frames at ``point``."""
-        return self.add(point, self.evaluator.margin(self.space.pipeline(point)))
+        """Return the mean margin of the frames at ``point``; a box of few numbers has few corners to draw."""
+        if (key := point.tobytes()) not in self.known:
+            self.known[key] = self.evaluator.margin(self.space.pipeline(point))
+        return self.add(point, self.known[key])
 
     def add(self, point: np.ndarray, margin: float) -> float:
         """Count an evaluation."""
