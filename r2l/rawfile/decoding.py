@@ -30,34 +30,19 @@ _DNG_VERSION, _MODEL, _UNIQUE_CAMERA_MODEL = 50706, 272, 50708
 
 @dataclass(frozen=True, eq=False)
 class TiffFacts:
-    """What the tags of a TIFF-like file (DNG, and most cameras' formats) say beyond LibRaw.
-
-    Attributes:
-        path: of the file.
-        is_dng: it declares a DNG version.
-        has_mosaic: one of its pictures is a colour filter array.
-        model: the camera's model, "" where the file doesn't say.
-        pictures: the full-size raw pictures of a DNG, largest first.
-        flip: how a DNG is turned upright, as `upright` takes it.
-        tags: of the first page of a DNG by number, rationals as floats.
-        exact_camera: the camera that `write_dng` was given, for its files.
-    """
+    """What the tags of a TIFF-like file (DNG, and most cameras' formats) say beyond LibRaw."""
 
     path: Path
     is_dng: bool
-    has_mosaic: bool
-    model: str
-    pictures: tuple[RawPicture, ...]
-    flip: int
-    tags: dict[int, Any]
-    exact_camera: Camera | None
+    has_mosaic: bool  # one of its pictures is a colour filter array
+    model: str  # of the camera, "" where the file doesn't say
+    pictures: list[RawPicture]  # of a DNG, the full-size raw ones, largest first
+    flip: int  # how a DNG is turned upright, as `upright` takes it
+    tags: dict[int, Any]  # of the first page of a DNG, rationals as floats
+    exact_camera: Camera | None  # which `write_dng` was given
 
     def picture(self, frame: int | None) -> RawPicture:
-        """Return the raw picture of a DNG, number ``frame`` of those of its largest size.
-
-        Raises:
-            RawFileError: none, or several and ``frame`` does not say which.
-        """
+        """Return number ``frame`` of a DNG's largest raw pictures; None is the only one."""
         if not self.pictures:
             raise RawFileError(self.path, "a DNG without a raw picture", USE_BAYER)
         same = [p for p in self.pictures if p.shape == self.pictures[0].shape]
@@ -82,17 +67,20 @@ def tiff_facts(path: Path) -> TiffFacts | None:
             first = tiff.pages.first.tags
             is_dng = _DNG_VERSION in first
             pages = _pages(tiff)
+            kinds = [int(page.photometric or 0) for page in pages]
             pictures = [
                 _picture(path, number, page)
-                for number, page in enumerate(pages if is_dng else ())
-                if int(page.photometric or 0) in (CFA_PHOTOMETRIC, LINEAR_RAW) and not page.is_reduced
+                for number, (page, kind) in enumerate(zip(pages, kinds, strict=True))
+                if is_dng and kind in (CFA_PHOTOMETRIC, LINEAR_RAW) and not page.is_reduced
             ]
+            model = first.valueof(_MODEL) or first.valueof(_UNIQUE_CAMERA_MODEL) or ""
+            model = model.decode("utf-8", "replace") if isinstance(model, bytes) else str(model)
             return TiffFacts(
                 path=path,
                 is_dng=is_dng,
-                has_mosaic=any(int(p.photometric or 0) == CFA_PHOTOMETRIC for p in pages),
-                model=_text(first.valueof(_MODEL) or first.valueof(_UNIQUE_CAMERA_MODEL)),
-                pictures=tuple(sorted(pictures, key=lambda p: -math.prod(p.shape))),
+                has_mosaic=CFA_PHOTOMETRIC in kinds,
+                model=model.strip("\0 "),
+                pictures=sorted(pictures, key=lambda p: -math.prod(p.shape)),
                 # Codes that do not exist count as upright.
                 flip=_FLIPS.get(first.valueof(274, 1), 0),
                 tags={tag.code: _plain(tag) for tag in first} if is_dng else {},
@@ -134,17 +122,8 @@ def _plain(tag: Any) -> Any:
         return numbers[:, 0] / numbers[:, 1]
 
 
-def _text(value: Any) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
-    return text.strip("\0 ")
-
-
 def decode_dng(picture: RawPicture) -> np.ndarray:
-    """Decode a raw picture that LibRaw can't, or not in full: (H, W), as stored, linearized.
-
-    Raises:
-        RawFileError: no decoder for its compression, or damaged data.
-    """
+    """Decode a raw picture that LibRaw can't, or not in full: (H, W), as stored, linearized."""
     compression = picture.compression
     uncompressed = "save it uncompressed with Adobe's DNG Converter"
     with tifffile.TiffFile(picture.path) as tiff:
@@ -153,13 +132,12 @@ def decode_dng(picture: RawPicture) -> np.ndarray:
             check_promise(page, page.nbytes, tiff.filehandle.size)
             samples = page.asarray()
         except Exception as error:  # decoders fail in many ways
+            reason = f"damaged, or compressed by {compression} in a way that nothing here decodes"
+            remedy = FETCH_AGAIN
             if "imagecodecs" in str(error):
                 reason = f"a DNG compressed by {compression}, which needs the package imagecodecs"
-                remedy = f"pip install 'r2l[codecs]', or {uncompressed}"
-            else:
-                reason = f"damaged, or compressed by {compression} in a way that nothing here decodes"
-                remedy = f"{FETCH_AGAIN}, or {uncompressed}"
-            raise picture.unusable(reason, remedy) from error
+                remedy = "pip install 'r2l[codecs]'"
+            raise picture.unusable(reason, f"{remedy}, or {uncompressed}") from error
     table = picture.linearization
     if table is not None:
         samples = table[np.minimum(samples, len(table) - 1)]
@@ -190,11 +168,7 @@ def _opened(path: Path) -> rawpy.RawPy:
 def decode_camera_file(path: Path, model: str, camera: Camera | None, allow_damaged: bool) -> RawFrame:
     """Return the visible mosaic of a camera raw file that is no DNG, and its camera, both upright.
 
-    Args:
-        path: the file.
-        model: the camera's, "" where the file doesn't say.
-        camera: calibration to use instead of the file's, for the mosaic as the file stores it.
-        allow_damaged: take a file that is too short for its picture.
+    Arguments are those of `read_raw`, and the camera's model, "" where the file doesn't say.
 
     Raises:
         RawFileError: too few bytes, or another layout than ``camera`` has.
@@ -203,11 +177,10 @@ def decode_camera_file(path: Path, model: str, camera: Camera | None, allow_dama
     """
     with _opened(path) as raw:
         cfa = _layout(raw)
-        steps = raw.raw_image_visible
-        if steps.size > 8 * path.stat().st_size and not allow_damaged:
-            # No camera's encoding needs less than a bit a pixel.
-            reason = f"truncated, {path.stat().st_size} bytes can't hold {steps.size} pixels"
-            raise RawFileError(path, reason, FETCH_AGAIN)
+        steps, size = raw.raw_image_visible, path.stat().st_size
+        # No camera's encoding needs less than a bit a pixel.
+        if steps.size > 8 * size and not allow_damaged:
+            raise RawFileError(path, f"truncated, {size} bytes can't hold {steps.size} pixels", FETCH_AGAIN)
         if camera is None:
             camera = _camera(raw, cfa, model or f"camera of {path.name}")
         else:
@@ -219,8 +192,11 @@ def decode_camera_file(path: Path, model: str, camera: Camera | None, allow_dama
 
 
 def upright_frame(mosaic: np.ndarray, camera: Camera, flip: int) -> RawFrame:
-    """Return a frame turned by LibRaw's code: see `upright`."""
-    return RawFrame(np.ascontiguousarray(upright(mosaic, flip)), _upright_camera(camera, flip))
+    """Return a frame of even size turned by LibRaw's code: see `upright`."""
+    order = upright(np.arange(4).reshape(2, 2), flip).ravel()
+    tile, black = (tuple(values[i] for i in order) for values in (camera.cfa.value, camera.black_level))
+    camera = replace(camera, cfa=CFA(tile), black_level=black)
+    return RawFrame(np.ascontiguousarray(upright(mosaic, flip)), camera)
 
 
 def upright(mosaic: np.ndarray, flip: int) -> np.ndarray:
@@ -230,19 +206,7 @@ def upright(mosaic: np.ndarray, flip: int) -> np.ndarray:
     return turned.T if flip & 4 else turned
 
 
-def _upright_camera(camera: Camera, flip: int) -> Camera:
-    """Return the camera of a mosaic of even size after `upright`."""
-    order = upright(np.arange(4).reshape(2, 2), flip).ravel()
-
-    def turned(values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(values[position] for position in order)
-
-    cfa = CFA(turned(camera.cfa.value))
-    return replace(camera, cfa=cfa, black_level=turned(camera.black_level))
-
-
 def _layout(raw: rawpy.RawPy) -> CFA:
-    """Return the layout of the visible area."""
     if raw.raw_type != rawpy.RawType.Flat:
         raise ValueError("several values at each pixel: already demosaiced, or no Bayer sensor")
     pattern, names = raw.raw_pattern, raw.color_desc.decode()
@@ -260,26 +224,12 @@ def _camera(raw: rawpy.RawPy, cfa: CFA, name: str) -> Camera:
     """Return the calibration of a file, for the visible area before it is turned upright."""
     # LibRaw keeps black levels by colour index, and gives the second green an index of its own.
     black = [raw.black_level_per_channel[index] for index in raw.raw_pattern.ravel()]
-    return Camera(
-        name=name,
-        cfa=cfa,
-        black_level=tuple(level / FULL_SCALE for level in black),
-        white_level=_white_level(raw, max(black)) / FULL_SCALE,
-        white_balance=_white_balance(raw),
-        colour_matrix=_colour_matrix(raw),
-    )
-
-
-def _white_level(raw: rawpy.RawPy, black: int) -> int:
-    """Return the step of saturation.
-
-    LibRaw's level is often the container's, and the sensor saturates below: then the lowest of the levels
-    that the maker notes give keeps highlights neutral.
-    """
-    levels = raw.camera_white_level_per_channel
-    if levels and black < min(levels) < raw.white_level:
-        return min(levels)
-    return raw.white_level
+    # LibRaw's white is often the container's, and the sensor saturates below: then the lowest of the levels
+    # that the maker notes give keeps highlights neutral.
+    white = min(raw.camera_white_level_per_channel or (raw.white_level,))
+    white = white if max(black) < white < raw.white_level else raw.white_level
+    levels = tuple(level / FULL_SCALE for level in black), white / FULL_SCALE
+    return Camera(name, cfa, *levels, _white_balance(raw), _colour_matrix(raw))
 
 
 def _white_balance(raw: rawpy.RawPy) -> tuple[float, float, float]:

@@ -23,35 +23,25 @@ _COMPRESSIONS |= {34892: "lossy JPEG", 50002: "JPEG XL", 52546: "JPEG XL"}
 _COLOURS = ("R", "G", "B", "cyan", "magenta", "yellow", "white")
 # Deltas of the black level that a sensor's rows and columns have, as a part of the range; more is a mistake.
 _LARGEST_DELTA = 0.125
-
-
 #: A black level by position (2, 2), and what rows and columns add to it (H, W), None where nothing.
 _Black = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True, eq=False)
 class RawPicture:
-    """One raw picture of a DNG, as its tags describe it.
-
-    Attributes:
-        path: of the file.
-        index: of its page among all pages of the file, thumbnails and previews too.
-        shape: height and width as stored.
-        area: the active area: top, left, bottom, right.
-        tags: the page's tags by number, rationals as floats.
-    """
+    """One raw picture of a DNG, as its tags describe it; what asks for more raises a RawFileError."""
 
     path: Path
-    index: int
-    shape: tuple[int, int]
-    area: tuple[int, int, int, int]
-    tags: dict[int, Any]
+    index: int  # of its page among all pages of the file, thumbnails and previews too
+    shape: tuple[int, int]  # height and width as stored
+    area: tuple[int, int, int, int]  # the active one: top, left, bottom, right
+    tags: dict[int, Any]  # of the page, by number, rationals as floats
 
     def unusable(self, reason: str, remedy: str = USE_BAYER) -> RawFileError:
         """Return the error that says why this can't serve as a mosaic."""
         return RawFileError(self.path, reason, remedy)
 
-    def numbers(self, code: int, default: Any = ()) -> np.ndarray:
+    def _values(self, code: int, default: Any = ()) -> np.ndarray:
         """Return a tag's values, or ``default``, as float64 (N,)."""
         value = self.tags.get(code, default)
         value = list(value) if isinstance(value, bytes) else value
@@ -60,24 +50,18 @@ class RawPicture:
         except (ValueError, TypeError):
             raise self.unusable(f"a tag {code} that holds no numbers", FETCH_AGAIN) from None
 
-    def number(self, code: int, default: int) -> int:
-        """Return a tag's first value, or ``default``."""
-        return int(self._some(code, default, 1)[0])
-
-    def _some(self, code: int, default: Any, least: int) -> np.ndarray:
-        values = self.numbers(code, default)
+    def _finite(self, code: int, default: Any, least: int = 1) -> np.ndarray:
+        values = self._values(code, default)
         if len(values) < least or not np.isfinite(values).all():
             raise self.unusable(f"a tag {code} of {len(values)} values", FETCH_AGAIN)
         return values
 
-    @property
-    def bits(self) -> int:
-        """Of a sample."""
-        return self.number(258, 16)
+    def number(self, code: int, default: int) -> int:
+        """Return a tag's first value, or ``default``."""
+        return int(self._finite(code, default)[0])
 
     @property
-    def is_float(self) -> bool:
-        """Whether samples are floating-point numbers."""
+    def _is_float(self) -> bool:
         return self.number(339, 1) == 3
 
     @property
@@ -89,40 +73,34 @@ class RawPicture:
     @property
     def libraw_decodes(self) -> bool:
         """Whether LibRaw's decoder gives the samples as they were written."""
-        return self.number(259, 1) in _LIBRAW_DECODES and not self.is_float
+        return self.number(259, 1) in _LIBRAW_DECODES and not self._is_float
 
     @property
-    def white(self) -> float:
+    def _white(self) -> float:
         """The white level, in steps."""
-        return float(self._some(50717, 1.0 if self.is_float else 2**self.bits - 1, 1)[0])
+        return float(self._finite(50717, 1.0 if self._is_float else 2 ** self.number(258, 16) - 1)[0])
 
     @property
     def linearization(self) -> np.ndarray | None:
         """The table that takes stored samples to linear ones, if there is one."""
-        table = self.numbers(50712)
+        table = self._values(50712)
         return table if len(table) else None
 
     def layout(self) -> CFA:
-        """Return the layout of the active area, its top-left first.
-
-        Raises:
-            RawFileError: no Bayer mosaic; says what it is.
-        """
-        samples = self.number(277, 1)
+        """Return the layout of the active area, top-left first; the error says what is no Bayer mosaic."""
         if self.number(262, 0) == LINEAR_RAW:
             raise self.unusable(
                 "a monochrome sensor's picture, without a mosaic of colours"
-                if samples == 1
+                if self.number(277, 1) == 1
                 else "already demosaiced (LinearRaw, as many phones' raw files are), so that what "
                 "the sensor saw at each pixel is gone",
                 "Give a raw file with a mosaic: of phones, apps that save plain (Bayer) DNG",
             )
-        rows, columns = map(int, self._some(33421, (2, 2), 2)[:2])
-        planes = self.numbers(50710, (0, 1, 2)).astype(int).tolist()
-        pattern = self.numbers(33422).astype(int).tolist()
+        rows, columns = map(int, self._finite(33421, (2, 2), 2)[:2])
         if (rows, columns) == (6, 6):
             raise self.unusable("the mosaic of an X-Trans sensor, not Bayer")
-        names = [_colour_name(planes, value) for value in pattern]
+        planes = self._values(50710, (0, 1, 2)).astype(int)
+        names = [_colour_name(planes, value) for value in self._values(33422).astype(int)]
         if (rows, columns) != (2, 2) or "".join(names) not in CFA.__members__:
             what = f"the layout {' '.join(names)} in {columns} columns" if names else "no known layout"
             raise self.unusable(f"a sensor with {what}, not Bayer")
@@ -131,17 +109,9 @@ class RawPicture:
         return CFA["".join(names)]
 
     def black(self) -> _Black:
-        """Return the black level of the active area, in steps.
-
-        Returns:
-            By position (2, 2), the means of the deltas of rows and columns included; and what these add
-            to it (H, W), None where they add nothing.
-
-        Raises:
-            RawFileError: it repeats by more than 2x2, or by rows and columns it differs by much.
-        """
-        rows, columns = map(int, self._some(50713, (1, 1), 2)[:2])
-        values = self.numbers(50714, 0)
+        """Return the black level of the active area, in steps, the mean of its deltas included."""
+        rows, columns = map(int, self._finite(50713, (1, 1), 2)[:2])
+        values = self._values(50714, 0)
         if min(rows, columns) < 1 or len(values) != rows * columns:
             raise self.unusable(f"{len(values)} black levels for a tile of {rows} x {columns}")
         repeats = (2 // math.gcd(2, rows), 2 // math.gcd(2, columns))
@@ -163,16 +133,16 @@ class RawPicture:
             base[row, column] += mean
             rest[row::2, column::2] -= mean
         largest = float(np.abs(rest).max())
-        if largest > _LARGEST_DELTA * (self.white - base.max()):
+        if largest > _LARGEST_DELTA * (self._white - base.max()):
             raise self.unusable(
                 f"a black level that differs by {largest:g} steps between rows or columns, a large part "
-                f"of the range up to {self.white:g}",
+                f"of the range up to {self._white:g}",
                 "Subtract it with the camera's own software first",
             )
         return base, rest
 
     def _deltas(self, code: int, length: int) -> np.ndarray:
-        values = self.numbers(code, np.zeros(length))
+        values = self._values(code, np.zeros(length))
         if len(values) != length:
             raise self.unusable(f"{len(values)} black level deltas for {length} rows or columns")
         return values
@@ -190,9 +160,6 @@ class RawPicture:
         Returns:
             float32 (H, W) in [0, 1], *raw* domain; black level by position (2, 2) and white level, as
             fractions of the same scale.
-
-        Raises:
-            RawFileError: floating-point values that are no light.
         """
         top, left, bottom, right = self.area
         height, width = (bottom - top) // 2 * 2, (right - left) // 2 * 2
@@ -201,64 +168,57 @@ class RawPicture:
         if rest is not None:
             rest = rest[:height, :width]
             level = np.tile(base, (height // 2, width // 2))
-            area = level + (area - level - rest) * ((self.white - level) / (self.white - level - rest))
-        if self.is_float and not (np.isfinite(area).all() and area.min() >= 0):
+            area = level + (area - level - rest) * ((self._white - level) / (self._white - level - rest))
+        if self._is_float and not (np.isfinite(area).all() and area.min() >= 0):
             raise self.unusable("floating-point samples below 0 or not finite, which are no light")
         # What counts as 1.0: a full container of 16 bit; of floats the largest, 1.0 at the least.
-        scale = max(1.0, self.white, float(area.max())) if self.is_float else FULL_SCALE
+        scale = max(1.0, self._white, float(area.max())) if self._is_float else FULL_SCALE
         mosaic = area.astype(np.float32) / np.float32(scale)
-        return np.clip(mosaic, 0, 1, out=mosaic), base / scale, self.white / scale
+        return np.clip(mosaic, 0, 1, out=mosaic), base / scale, self._white / scale
 
     def check_bytes(self) -> None:
-        """Look whether the picture's data are there, and as many as its tags promise.
-
-        Raises:
-            RawFileError: they reach beyond the end of the file, are fewer than any encoding needs, or
-                contradict the tags.
-        """
-        offsets = self.numbers(324 if 324 in self.tags else 273)
-        counts = self.numbers(325 if 325 in self.tags else 279)
+        """Raise a RawFileError where the picture's bytes are not all there, or not those its tags promise."""
+        offsets = self._values(324 if 324 in self.tags else 273)
+        counts = self._values(325 if 325 in self.tags else 279)
         if not len(counts) or len(counts) != len(offsets):
             raise self.unusable("tags that don't say where the picture lies")
         missing = int(max((offsets + counts).max() - self.path.stat().st_size, 0))
         if missing:
             raise self.unusable(f"truncated, {missing} bytes of the picture are missing", FETCH_AGAIN)
-        pixels, have = math.prod(self.shape), int(counts.sum())
-        if self.number(259, 1) == 1 and 324 not in self.tags:
-            promised = self.shape[0] * -(-self.shape[1] * self.bits // 8) * self.number(277, 1)
+        (height, width), have, compression = self.shape, int(counts.sum()), self.number(259, 1)
+        if compression == 1 and 324 not in self.tags:
+            bits = self.number(258, 16)
+            promised = height * -(-width * bits // 8) * self.number(277, 1)
             # Strips may be padded, but not by as much again.
             if not promised <= have < 1.5 * promised:
                 raise self.unusable(
-                    f"{have} bytes for {self.shape[1]} x {self.shape[0]} pixels of {self.bits} bits, "
-                    f"which are {promised}",
+                    f"{have} bytes for {width} x {height} pixels of {bits} bits, which are {promised}",
                     "What wrote it contradicts itself: read it by its description, see RawLayout",
                 )
-        elif self.number(259, 1) == 7:
+        elif compression == 7:
             # Each difference of lossless JPEG takes a bit at least.
-            if have < pixels // 8:
-                reason = f"truncated, {have} bytes can't hold {pixels} pixels of {self.compression}"
+            if have < height * width // 8:
+                reason = f"truncated, {have} bytes can't hold {height * width} pixels of {self.compression}"
                 raise self.unusable(reason, FETCH_AGAIN)
-            _check_lossless(self, int(offsets[0]))
+            if not _is_lossless(self.path, int(offsets[0])):
+                raise self.unusable("an ordinary JPEG where its tags promise a lossless one: no sensor data")
 
 
-def _colour_name(planes: list[int], value: int) -> str:
+def _colour_name(planes: np.ndarray, value: int) -> str:
     if value not in planes:
         return f"unknown colour {value}"
     return _COLOURS[value] if value < len(_COLOURS) else f"colour {value}"
 
 
-def _check_lossless(picture: RawPicture, offset: int) -> None:
+def _is_lossless(path: Path, offset: int) -> bool:
     """Look at the frame header of a JPEG stream: SOF3 is lossless, what cameras call compressed raw."""
-    with picture.path.open("rb") as file:
+    with path.open("rb") as file:
         file.seek(offset)
         head = file.read(4096)
     position = 2
     while head[:2] == b"\xff\xd8" and position + 4 <= len(head) and head[position] == 0xFF:
         marker = head[position + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if marker != 0xC3:
-                raise picture.unusable(
-                    "an ordinary JPEG where its tags promise a lossless one: no sensor data"
-                )
-            return
+            return marker == 0xC3
         position += 2 + int.from_bytes(head[position + 2 : position + 4], "big")
+    return True

@@ -26,9 +26,8 @@ XYZ_FROM_SRGB = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 # Correlated colour temperatures in kelvin of the light sources of Exif.
-_KELVIN = {1: 5500, 2: 4150, 3: 2850, 4: 5500, 9: 5500, 10: 6500, 11: 7500, 12: 6430, 13: 5000}
-_KELVIN |= {14: 4150, 15: 3450, 17: 2856, 18: 4874, 19: 6774, 20: 5503, 21: 6504, 22: 7504}
-_KELVIN |= {23: 5003, 24: 3200}
+_KELVIN = {1: 5500, 2: 4150, 3: 2850, 4: 5500, 9: 5500, 10: 6500, 11: 7500, 12: 6430, 13: 5000, 14: 4150}
+_KELVIN |= {15: 3450, 17: 2856, 18: 4874, 19: 6774, 20: 5503, 21: 6504, 22: 7504, 23: 5003, 24: 3200}
 _D50_XY, _D65_XY = (0.3457, 0.3585), (0.3127, 0.3290)
 _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 # The search for the white that was shot moves less than this, or gives up.
@@ -41,19 +40,14 @@ _CameraFromXYZ = Callable[[tuple[float, float]], np.ndarray]
 def colours(tags: Mapping[int, Any]) -> tuple[tuple[float, float, float], tuple[tuple[float, ...], ...]]:
     """Work out gains and matrix, as `Camera` has them, from the tags of a DNG's first page.
 
+    Gains are relative to green, of the white that was shot, of daylight (D65) where no tag says it. The
+    matrix takes balanced camera colours to linear sRGB, rows sum to 1; the identity where no tag says it.
+
     >>> gains, matrix = colours({50728: (0.5, 1.0, 0.625)})
     >>> gains
     (2.0, 1.0, 1.6)
-
-    Args:
-        tags: by number, rationals as floats.
-
-    Returns:
-        Gains relative to green, of the white that was shot, of daylight (D65) where no tag says it; and
-        the matrix from balanced camera colours to linear sRGB, rows that sum to 1, the identity where no
-        tag says it.
     """
-    neutral = _three(tags, 50728)
+    neutral = _array(tags, 50728, (3,))
     # Some files have zeros where nothing was recorded.
     neutral = None if neutral is None or not (neutral > 0).all() else neutral
     camera_from_xyz = _camera_from_xyz(tags)
@@ -66,38 +60,30 @@ def colours(tags: Mapping[int, Any]) -> tuple[tuple[float, float, float], tuple[
     return _gains(neutral), _srgb_matrix(camera_from_xyz(_white_of(neutral, camera_from_xyz)))
 
 
-def _three(tags: Mapping[int, Any], code: int) -> np.ndarray | None:
-    values = np.ravel(np.asarray(tags.get(code, ()), np.float64))
-    return values if len(values) == 3 and np.isfinite(values).all() else None
-
-
-def _matrix(tags: Mapping[int, Any], code: int) -> np.ndarray | None:
-    values = np.ravel(np.asarray(tags.get(code, ()), np.float64))
-    return values.reshape(3, 3) if len(values) == 9 and np.isfinite(values).all() else None
+def _array(tags: Mapping[int, Any], code: int, shape: tuple[int, ...]) -> np.ndarray | None:
+    values = np.asarray(tags.get(code, ()), np.float64)
+    return values.reshape(shape) if values.size == math.prod(shape) and np.isfinite(values).all() else None
 
 
 def _camera_from_xyz(tags: Mapping[int, Any]) -> _CameraFromXYZ | None:
     """Return the matrix as a function of the white: that of one illuminant, or between those of two."""
-    balance = _three(tags, 50727)
+    balance = _array(tags, 50727, (3,))
     analog = np.eye(3) if balance is None else np.diag(balance)
     calibrated = []
-    for number, kelvin_code in ((0, 50778), (1, 50779)):
-        matrix, calibration = _matrix(tags, 50721 + number), _matrix(tags, 50723 + number)
+    for number in (0, 1):
+        matrix, calibration = (_array(tags, code + number, (3, 3)) for code in (50721, 50723))
         if matrix is not None:
             own = np.eye(3) if calibration is None else calibration
-            calibrated.append((_KELVIN.get(tags.get(kelvin_code)), analog @ own @ matrix))
+            calibrated.append((_KELVIN.get(tags.get(50778 + number)), analog @ own @ matrix))
     if not calibrated:
         return None
-    if len(calibrated) == 1 or None in (calibrated[0][0], calibrated[1][0]):
-        return lambda white: calibrated[0][1]
-    (first, a), (second, b) = calibrated
-    if first == second:
+    (first, a), (second, b) = calibrated[0], calibrated[-1]
+    if None in (first, second) or first == second:
         return lambda white: a
 
     def between(white: tuple[float, float]) -> np.ndarray:
         # Linear in the reciprocal temperature, and no further than the two.
-        share = (1 / _kelvin(white) - 1 / second) / (1 / first - 1 / second)
-        share = min(max(share, 0.0), 1.0)
+        share = np.clip((1 / _kelvin(white) - 1 / second) / (1 / first - 1 / second), 0, 1)
         return share * a + (1 - share) * b
 
     return between
@@ -105,9 +91,6 @@ def _camera_from_xyz(tags: Mapping[int, Any]) -> _CameraFromXYZ | None:
 
 def _kelvin(white: tuple[float, float]) -> float:
     """Return the correlated colour temperature of a white (x, y) in kelvin.
-
-    >>> round(_kelvin((0.3127, 0.3290)), -2)
-    6500.0
 
     Source: McCamy, "Correlated color temperature as an explicit function of chromaticity coordinates",
     Color Research & Application 17(2), 1992.
@@ -138,8 +121,8 @@ def _white_of(neutral: np.ndarray, camera_from_xyz: _CameraFromXYZ) -> tuple[flo
 
 def _gains(neutral: np.ndarray | None) -> tuple[float, float, float]:
     if neutral is None or not (neutral > 0).all():
-        return (1.0, 1.0, 1.0)
-    return (float(neutral[1] / neutral[0]), 1.0, float(neutral[1] / neutral[2]))
+        return 1.0, 1.0, 1.0
+    return float(neutral[1] / neutral[0]), 1.0, float(neutral[1] / neutral[2])
 
 
 def _srgb_matrix(camera_from_xyz: np.ndarray) -> tuple[tuple[float, ...], ...]:
@@ -175,22 +158,18 @@ def write_dng(path: str | Path, mosaic: np.ndarray, camera: Camera) -> Path:
     'photo.dng'
 
     Args:
-        path: the file to write; one that exists is replaced.
+        path: the file to write, and what is returned; one that exists is replaced.
         mosaic: (H, W), even, at least 22 each (LibRaw's limit), in [0, 1], *raw* domain.
         camera: layout and calibration of ``mosaic``.
-
-    Returns:
-        ``path``.
 
     Raises:
         ValueError: ``mosaic`` is not as described.
         OSError: the file can't be written.
     """
     path, mosaic = Path(path), np.asarray(mosaic)
-    if mosaic.ndim != 2 or min(mosaic.shape) < _MIN_DNG_SIDE or mosaic.shape[0] % 2 + mosaic.shape[1] % 2:
-        raise ValueError(
-            f"mosaic has shape {mosaic.shape}, expected (H, W), even and {_MIN_DNG_SIDE} or more"
-        )
+    if mosaic.ndim != 2 or min(mosaic.shape) < _MIN_DNG_SIDE or any(side % 2 for side in mosaic.shape):
+        wanted = f"(H, W), even and {_MIN_DNG_SIDE} or more"
+        raise ValueError(f"mosaic has shape {mosaic.shape}, expected {wanted}")
     if not (mosaic.min() >= 0 and mosaic.max() <= 1):
         raise ValueError(f"mosaic spans {mosaic.min()} to {mosaic.max()}, expected [0, 1]")
     steps = np.round(mosaic.astype(np.float64) * FULL_SCALE).astype(np.uint16)
@@ -201,8 +180,8 @@ def write_dng(path: str | Path, mosaic: np.ndarray, camera: Camera) -> Path:
 
 def encode_dng(file: Path | BinaryIO, steps: np.ndarray, camera: Camera) -> None:
     """Write the steps (H, W) uint16 of a mosaic as `write_dng` does, to a file that may be open."""
-    tags = {"extratags": _cfa_tags(camera), "metadata": None, "software": "r2l"}
-    tifffile.imwrite(file, steps, photometric="cfa", **tags)
+    tags = _cfa_tags(camera)
+    tifffile.imwrite(file, steps, photometric="cfa", extratags=tags, metadata=None, software="r2l")
 
 
 def exact_camera(tags: Any) -> Camera | None:
@@ -219,11 +198,11 @@ def exact_camera(tags: Any) -> Camera | None:
 def standard_form(camera: Camera) -> Camera:
     """Return the camera as the standard tags of a 16-bit DNG can say it.
 
-    Levels become whole steps of 1/65535. The factor of each colour channel moves between white
-    balance and colour matrix until the matrix keeps white white (rows that sum to 1), and gains are
-    given relative to green, so that only the overall brightness differs from ``camera``. The two
-    negative reds of the published microscope cancel on the way. Where no positive gains do this
-    (or the matrix has no inverse), the result has unit gains and no colour matrix.
+    Levels become whole steps of 1/65535. The factor of each colour channel moves between white balance and
+    colour matrix until the matrix keeps white white (rows that sum to 1), and gains are given relative to
+    green, so that only the overall brightness differs from ``camera``. The two negative reds of the published
+    microscope cancel on the way. Where no positive gains do this (or the matrix has no inverse), the result
+    has unit gains and no colour matrix.
     """
     steps = np.clip(np.round(np.multiply(camera.black_level, FULL_SCALE)), 0, FULL_SCALE - 1)
     white = np.clip(round(camera.white_level * FULL_SCALE), steps.max() + 1, FULL_SCALE)
@@ -253,18 +232,12 @@ def _white_preserving(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
 def same_calibration(a: Camera, b: Camera) -> bool:
     """Say whether two cameras are the same but for their names and the rounding of DNG's tags."""
     tolerances = {"black_level": 1e-6, "white_level": 1e-6, "white_balance": 1e-4, "colour_matrix": 1e-4}
-    return a.cfa is b.cfa and all(
-        np.allclose(getattr(a, field), getattr(b, field), rtol=tolerance, atol=tolerance)
-        for field, tolerance in tolerances.items()
-    )
+    pairs = [(getattr(a, field), getattr(b, field), tol, tol) for field, tol in tolerances.items()]
+    return a.cfa is b.cfa and all(np.allclose(*pair) for pair in pairs)
 
 
 def _cfa_tags(camera: Camera) -> list[tuple[int, str, int, Any, bool]]:
-    """Return the tags that make a 16-bit single-channel TIFF a DNG of ``camera``.
-
-    As (code, type, count, value, write once), which is how tifffile takes them. Photometric
-    interpretation and sample layout are the caller's.
-    """
+    """Return the tags that make a 16-bit single-channel TIFF a DNG of ``camera``, as tifffile takes them."""
     standard = standard_form(camera)
     neutral = 1 / np.array(standard.white_balance)
     neutral /= neutral.max()

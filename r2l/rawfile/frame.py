@@ -42,16 +42,14 @@ class RawFileWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class RawFrame:
-    """One exposure as the sensor gave it.
+    """One exposure as the sensor gave it, and its camera.
+
+    The mosaic is float32 (H, W), even H and W, in [0, 1], *raw* domain: fraction of the container's full
+    scale, black level still in it. The camera's layout is the mosaic's, top-left first.
 
     >>> from r2l.camera import DRONE
     >>> RawFrame(np.zeros((8, 8), np.float32), DRONE).tensor().shape
     torch.Size([1, 1, 8, 8])
-
-    Attributes:
-        mosaic: float32 (H, W), even H and W, in [0, 1], *raw* domain: fraction of the container's
-            full scale, black level still in it.
-        camera: layout of ``mosaic`` (its top-left first) and calibration.
     """
 
     mosaic: np.ndarray
@@ -107,38 +105,30 @@ def check_whole(path: Path, frame: RawFrame) -> None:
 
 
 def look_at(path: Path, frame: RawFrame) -> None:
-    """Warn, once a camera and kind of trouble, where levels can't be those of the data.
-
-    Nothing is changed: the camera may be right and the picture strange.
-    """
+    """Warn, once a camera and doubt, where levels can't be those of the data, or the picture is strange."""
     # An odd step keeps every position of the tile.
     step = max(3, math.isqrt(frame.mosaic.size // _SAMPLE) | 1)
     camera, sample = frame.camera, frame.mosaic[::step, ::step]
-    black, white = float(np.mean(camera.black_level)), camera.white_level
-    span = camera.span
+    black, white, span = float(np.mean(camera.black_level)), camera.white_level, camera.span
     dark, bright = (float(v) for v in np.quantile(sample, (0.001, 0.999)))
-    plateau = float((sample >= bright).mean())
+    has_plateau = (sample >= bright).mean() > _MANY
+    is_below = (sample < black - _BELOW_BLACK * span).mean() > _MANY
     doubts = {
         "all of its pixels are alike": dark == bright,
-        "its black level lies above many of its pixels": float((sample < black - _BELOW_BLACK * span).mean())
-        > _MANY,
+        "its black level lies above many of its pixels": is_below,
         "its black level lies far below its darkest pixels": dark > black + _FAR_FROM_BLACK * span,
         "nothing in it comes near its white level": bright < black + _FAR_FROM_WHITE * span,
-        "it saturates below its white level": plateau > _MANY and bright < white - 0.05 * span,
+        "it saturates below its white level": has_plateau and bright < white - 0.05 * span,
         "it goes beyond its white level": bright > white + 0.05 * span,
     }
-    if (doubt := next((text for text, holds in doubts.items() if holds), None)) is not None:
+    for doubt in [text for text, holds in doubts.items() if holds][:1]:
         _say(doubt, camera, path.name, dark, bright)
 
 
 def look_at_picture(picture: torch.Tensor, raw: torch.Tensor | np.ndarray, camera: Camera, name: str) -> None:
     """Warn, once a camera, where hardly anything of a development is neither black nor white.
 
-    Args:
-        picture: (B, 3, H, W), display domain.
-        raw: what it was made of, raw domain.
-        camera: its levels.
-        name: of the photo, or whatever it is.
+    ``picture`` is (B, 3, H, W), display domain, of ``raw``, raw domain; ``name`` is what to call it.
     """
     for end, there in {"black": picture <= 0, "white": picture > 0.999}.items():
         if there.float().mean() > _BLANK:

@@ -11,7 +11,6 @@ the order of the file.
 
 import struct
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,16 +44,8 @@ class _Opcode(NamedTuple):
 def apply_gains(picture: RawPicture, mosaic: np.ndarray, camera: Camera) -> np.ndarray:
     """Multiply the light of a mosaic by the gains of lists 2 and 3; what they saturate is clipped.
 
-    Args:
-        picture: with its tags.
-        mosaic: float32 (H, W), raw domain: the active area without an odd row or column.
-        camera: layout and levels of the mosaic.
-
-    Returns:
-        float32 (H, W), raw domain; the mosaic itself where no list has gains.
-
-    Raises:
-        RawFileError: damaged opcodes, or gains below 0.
+    ``mosaic``, float32 (H, W), raw domain, is the active area without an odd row or column. Raises a
+    RawFileError for damaged opcodes, or gains below 0.
     """
     opcodes = [o for o in _opcodes(picture, 2, 3) if o.number in (_VIGNETTE, _GAIN_MAP)]
     if not opcodes:
@@ -82,17 +73,10 @@ def _spread(tile: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def fix_bad_pixels(picture: RawPicture, samples: np.ndarray) -> np.ndarray:
-    """Replace what list 1 calls bad: by the mean of good same-colour neighbours, else the nearest good one.
+    """Replace what list 1 calls bad in samples (H, W), as stored, linearized.
 
-    Args:
-        picture: with its tags.
-        samples: (H, W) as stored, linearized.
-
-    Returns:
-        float32 (H, W); the samples themselves where nothing is bad.
-
-    Raises:
-        RawFileError: damaged opcodes, pixels outside the picture, or too many of them.
+    By the mean of good neighbours of the same colour, else the nearest good one. Raises a RawFileError for
+    damaged opcodes, pixels outside the picture, or too many of them.
     """
     bad = np.zeros(samples.shape, bool)
     for opcode in _opcodes(picture, 1):
@@ -113,19 +97,14 @@ def fix_bad_pixels(picture: RawPicture, samples: np.ndarray) -> np.ndarray:
 
 
 def warn_of_rest(picture: RawPicture) -> None:
-    """Warn of corrections that the file carries and nothing here applies, or that it carries none.
-
-    Warns:
-        RawFileWarning: names them.
-    """
+    """Warn of corrections that the file carries and nothing here applies, or that it carries none."""
     opcodes = _opcodes(picture, 1, 2, 3)
     # LibRaw applies the polynomials of lossy DNGs, which are part of their decoding.
     decoded = _MAP_POLYNOMIAL if picture.number(259, 1) == 34892 else -1
     rest = [o for o in opcodes if o.list not in _APPLIED.get(o.number, ()) and o.number != decoded]
     names = sorted({_name(o.number) for o in rest if o.number})
     if not opcodes or names:
-        what = f"not applied: {', '.join(names)}" if names else "the file carries none"
-        warn_of(picture.path, what)
+        warn_of(picture.path, f"not applied: {', '.join(names)}" if names else "the file carries none")
 
 
 def warn_of(path: Path, what: str) -> None:
@@ -151,26 +130,22 @@ def _unpack(picture: RawPicture, form: str, data: bytes, offset: int = 0) -> tup
 
 def _opcodes(picture: RawPicture, *lists: int) -> list[_Opcode]:
     """Return the opcodes of some of the lists, in order."""
-    return [o for number in lists for o in _opcodes_of(picture, number)]
-
-
-def _opcodes_of(picture: RawPicture, number: int) -> list[_Opcode]:
-    data = picture.tags.get(_LISTS[number])
-    if data is None:
-        return []
-    if not isinstance(data, bytes):
-        raise _damaged(picture, f"opcode list {number} is no bytes")
-    (count,) = _unpack(picture, ">I", data)
-    if count > _MOST:
-        raise _damaged(picture, f"{count} opcodes in list {number}")
-    opcodes, start = [], 4
-    for _ in range(count):
-        code, _version, _flags, size = _unpack(picture, ">4I", data, start)
-        start += 16
-        if start + size > len(data):
-            raise _damaged(picture, f"{_name(code)} of {size} bytes, which end too early")
-        opcodes.append(_Opcode(number, code, data[start : start + size]))
-        start += size
+    opcodes = []
+    for number in lists:
+        data = picture.tags.get(_LISTS[number], bytes(4))
+        if not isinstance(data, bytes):
+            raise _damaged(picture, f"opcode list {number} is no bytes")
+        (count,) = _unpack(picture, ">I", data)
+        if count > _MOST:
+            raise _damaged(picture, f"{count} opcodes in list {number}")
+        start = 4
+        for _ in range(count):
+            code, _version, _flags, size = _unpack(picture, ">4I", data, start)
+            start += 16
+            if start + size > len(data):
+                raise _damaged(picture, f"{_name(code)} of {size} bytes, which end too early")
+            opcodes.append(_Opcode(number, code, data[start : start + size]))
+            start += size
     return opcodes
 
 
@@ -203,35 +178,27 @@ def _multiply_gain_map(
     points = np.frombuffer(opcode.parameters, ">f4", offset=struct.calcsize(form))
     points = points.reshape(rows, columns, depth).astype(np.float32)
     area = (slice(top, bottom, pitch[0]), slice(left, right, pitch[1]))
-    where = [
-        _between((np.arange(n)[part] + 0.5) / n, o, s, count)
-        for n, part, o, s, count in zip(total.shape, area, origin, spacing, (rows, columns), strict=True)
-    ]
     for colour in range(3) if colours is not None else (0,):
         if plane <= colour < plane + planes:
-            gain = _bilinear(points[..., min(colour - plane, depth - 1)], *where)
+            gain = points[..., min(colour - plane, depth - 1)]
+            for axis, n in enumerate(total.shape):
+                at = (np.arange(n)[area[axis]] + 0.5) / n - origin[axis]
+                gain = _interpolated(gain, axis, at / spacing[axis] if spacing[axis] else 0 * at)
             total[area] *= gain if colours is None else np.where(colours[area] == colour, gain, 1)
 
 
-def _between(
-    at: np.ndarray, origin: float, spacing: float, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the points before and after positions (N,), and how far each lies between; ends go on."""
-    scaled = np.clip((at - origin) / spacing if spacing else 0 * at, 0, count - 1)
-    before = np.minimum(scaled.astype(int), max(count - 2, 0))
-    part = (scaled - before).astype(np.float32)
-    return before, np.minimum(before + 1, count - 1), part
-
-
-def _bilinear(points: np.ndarray, down: Sequence, across: Sequence) -> np.ndarray:
-    above, below, part = down
-    rows = points[above] * (1 - part)[:, None] + points[below] * part[:, None]
-    left, right, part = across
-    return rows[:, left] * (1 - part) + rows[:, right] * part
+def _interpolated(points: np.ndarray, axis: int, at: np.ndarray) -> np.ndarray:
+    """Return what lies linearly between points at numbers (N,) along an axis; ends go on."""
+    last = points.shape[axis] - 1
+    at = np.clip(at, 0, last)
+    before = at.astype(int)
+    part = (at - before).astype(np.float32).reshape((-1, 1) if axis == 0 else -1)
+    low, high = (points.take(np.minimum(before + k, last), axis) for k in (0, 1))
+    return low * (1 - part) + high * part
 
 
 def _listed(picture: RawPicture, data: bytes) -> np.ndarray:
-    """Return where the points and rectangles of a FixBadPixelsList lie (H, W)."""
+    """Return where the points and rectangles of a FixBadPixelsList lie, (H, W)."""
     _, points, boxes = _unpack(picture, ">3I", data)
     if 12 + 8 * points + 16 * boxes != len(data):
         raise _damaged(picture, f"{points} bad points and {boxes} rectangles in {len(data)} bytes")

@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tifffile
@@ -27,27 +27,37 @@ _MOST_PAGES = 200
 _MOST_PLAIN, _MOST_COMPRESSED = 8, 10_000
 
 
-def _unusable(path: Path, reason: str, remedy: str = _USE_GREY) -> RawFileError:
-    return RawFileError(path, reason, remedy)
-
-
 def read_mosaic(path: Path, kind: Literal["PNG", "NPY", "TIFF"]) -> np.ndarray:
     """Return a file's pixels as a mosaic: float32 (H, W), even H and W, in [0, 1], *raw* domain.
 
-    Raises:
-        RawFileError: it is a picture, but no mosaic.
-        Exception: of many kinds, if it is damaged.
+    Raises a RawFileError for a picture that is no mosaic, any Exception if it is damaged.
     """
-    decoders = {"PNG": _decode_png, "NPY": load_npy, "TIFF": _decode_tiff}
-    return _mosaic(path, decoders[kind](path))
+    values = {"PNG": _decode_png, "NPY": load_npy, "TIFF": _decode_tiff}[kind](path)
+    is_colour = False
+    if values.ndim == 3 and values.shape[2] in (2, 3, 4):
+        colours = values[..., : 1 if values.shape[2] == 2 else 3]  # without alpha
+        is_colour, values = np.any(colours != colours[..., :1]), colours[..., 0]
+    if is_colour:
+        reason = "a colour picture, already developed"
+    elif values.ndim != 2:
+        reason = f"an array of shape {values.shape}, not (height, width)"
+    elif min(values.shape) < 2 or any(side % 2 for side in values.shape):
+        reason = f"{values.shape[0]} x {values.shape[1]} pixels, which are not whole 2x2 tiles"
+    elif values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+    elif values.dtype.kind != "f":
+        reason = f"values of type {values.dtype}"
+    elif not np.isfinite(values).all():
+        reason = "values that are not finite (NaN or infinity)"
+    elif values.min() < 0 or values.max() > 1:
+        reason = f"floats from {values.min():g} to {values.max():g}, beyond [0, 1]"
+    else:
+        return values.astype(np.float32)
+    raise RawFileError(path, reason, _USE_GREY)
 
 
 def open_png(path: Path) -> Image.Image:
-    """Open a PNG, and nothing else that goes by its name.
-
-    Raises:
-        Exception: of many kinds, if it is none or damaged.
-    """
+    """Open a PNG, and nothing else that goes by its name. Raises an Exception, of many kinds."""
     # By its content Pillow would choose among dozens of formats, some with decoders seldom looked at.
     return Image.open(path, formats=["PNG"])
 
@@ -57,7 +67,7 @@ def _decode_png(path: Path) -> np.ndarray:
         depth, colour_type = file.read(26)[24:]
     if depth == 16 and colour_type != 0:
         # Pillow would quietly drop the lower eight bits.
-        raise _unusable(path, "a 16-bit PNG with more than one channel")
+        raise RawFileError(path, "a 16-bit PNG with more than one channel", _USE_GREY)
     with open_png(path) as image:
         values = np.asarray(image.convert("RGB") if image.mode in ("1", "P") else image)
     # Some versions of Pillow open 16-bit grey as 32-bit integers.
@@ -73,8 +83,7 @@ def load_npy(path: Path) -> np.ndarray:
 def load_tiff(path: Path) -> np.ndarray:
     """Return the first picture of a TIFF file, unless it claims to be more than the file can hold.
 
-    Raises:
-        Exception: of many kinds, if it is damaged.
+    Raises an Exception, of many kinds, if it is damaged.
     """
     with tifffile.TiffFile(path) as tiff:
         # In a damaged file one page can lead to the next for ever, and tifffile's series follow all.
@@ -100,58 +109,22 @@ def _decode_tiff(path: Path) -> np.ndarray:
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
-        raise _unusable(
-            path,
-            "a TIFF compressed in a way that needs the package imagecodecs",
-            "Save it without compression, or install it: pip install 'r2l[codecs]'",
-        ) from None
-
-
-def _mosaic(path: Path, values: np.ndarray) -> np.ndarray:
-    """Return decoded pixels as a mosaic: float32 (H, W) in [0, 1]."""
-    if values.ndim == 3 and values.shape[2] in (2, 3, 4):
-        colours = values[..., : 1 if values.shape[2] == 2 else 3]  # without alpha
-        if np.any(colours != colours[..., :1]):
-            raise _unusable(path, "a colour picture, already developed")
-        values = colours[..., 0]
-    if values.ndim != 2:
-        raise _unusable(path, f"an array of shape {values.shape}, not (height, width)")
-    height, width = values.shape
-    if min(height, width) < 2 or height % 2 or width % 2:
-        raise _unusable(path, f"{height} x {width} pixels, which are not whole 2x2 tiles")
-    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-        return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
-    if values.dtype.kind != "f":
-        raise _unusable(path, f"values of type {values.dtype}")
-    if not np.isfinite(values).all():
-        raise _unusable(path, "values that are not finite (NaN or infinity)")
-    if values.min() < 0 or values.max() > 1:
-        raise _unusable(path, f"floats from {values.min():g} to {values.max():g}, beyond [0, 1]")
-    return values.astype(np.float32)
+        reason = "a TIFF compressed in a way that needs the package imagecodecs"
+        remedy = "Save it without compression, or install it: pip install 'r2l[codecs]'"
+        raise RawFileError(path, reason, remedy) from None
 
 
 # Frames are unpacked in strips that stay in a processor's cache.
 _STRIP_BYTES = 2**18
 
 
-@dataclass(frozen=True)
-class _Packing:
-    """How pixels lie in bytes.
+class _Packing(NamedTuple):
+    """How pixels lie in bytes."""
 
-    Attributes:
-        pixels, bytes: of a group, the smallest run that begins and ends with a byte.
-        bits: that a pixel takes; None: as many as the description says, in a container of 8 or 16.
-        unpack: groups (N, bytes) uint8 to one array (N,) for each of its pixels.
-    """
-
-    pixels: int
-    bytes: int
-    bits: int | None
-    unpack: Callable[[np.ndarray], list[np.ndarray]]
-
-
-def _wide(groups: np.ndarray, number: int) -> np.ndarray:
-    return groups[:, number].astype(np.uint16)
+    pixels: int  # of a group, the smallest run that begins and ends with a byte
+    bytes: int  # of such a group
+    bits: int | None  # of a pixel; None: as many as the description says, in a container of 8 or 16
+    unpack: Callable[[np.ndarray], list[np.ndarray]]  # (N, bytes) uint8 to (N,) for each pixel
 
 
 def _mipi(bits: int, pixels: int) -> _Packing:
@@ -160,24 +133,23 @@ def _mipi(bits: int, pixels: int) -> _Packing:
     low_bytes = pixels * low // 8
 
     def unpack(groups: np.ndarray) -> list[np.ndarray]:
-        rest = np.zeros(len(groups), np.uint32)
+        *highs, rest = *groups[:, :pixels].T.astype(np.uint16, "C"), np.zeros(len(groups), np.uint32)
         for number in range(low_bytes):
             rest |= groups[:, pixels + number].astype(np.uint32) << (8 * number)
-        lows = (rest >> (low * i) & (2**low - 1) for i in range(pixels))
-        return [_wide(groups, i) << low | own for i, own in enumerate(lows)]
+        return [high << low | rest >> (low * i) & (2**low - 1) for i, high in enumerate(highs)]
 
     return _Packing(pixels, pixels + low_bytes, bits, unpack)
 
 
 def _mono12p(groups: np.ndarray) -> list[np.ndarray]:
     """GenICam's Pixel Format Naming Convention: pixel after pixel from the lowest bit on."""
-    first, middle, last = (_wide(groups, i) for i in range(3))
+    first, middle, last = groups.T.astype(np.uint16, "C")
     return [first | (middle & 15) << 8, middle >> 4 | last << 4]
 
 
 def _mono12packed(groups: np.ndarray) -> list[np.ndarray]:
     """GigE Vision: high byte, both low halves (the first pixel's below), high byte."""
-    first, middle, last = (_wide(groups, i) for i in range(3))
+    first, middle, last = groups.T.astype(np.uint16, "C")
     return [first << 4 | middle & 15, last << 4 | middle >> 4]
 
 
@@ -247,10 +219,8 @@ class RawLayout:
             wanted = packing.bits or f"1 to {most}"
             raise ValueError(f"bits is {self.bits}; {self.packing} has {wanted}")
         if self.offset < 0 or (self.stride is not None and self.stride < self.row_bytes):
-            raise ValueError(
-                f"offset {self.offset}, stride {self.stride}: expected 0 or more, and at least the "
-                f"{self.row_bytes} bytes of a row"
-            )
+            wanted = f"0 or more, and at least the {self.row_bytes} bytes of a row"
+            raise ValueError(f"offset {self.offset}, stride {self.stride}: expected {wanted}")
 
     @property
     def row_bytes(self) -> int:
@@ -263,12 +233,6 @@ class RawLayout:
         """The value that counts as 1.0: 255 for u8, else that of a 16-bit container."""
         return 255 if self.packing == "u8" else 65535
 
-    @property
-    def value_bits(self) -> int:
-        """The bits of a container that a pixel's value may have, as a mask."""
-        mask = 2**self.bits - 1
-        return mask << 16 - self.bits if self.packing.endswith("_left") else mask
-
     def to_json(self) -> str:
         """Return it as `from_file` reads it."""
         return json.dumps(vars(self) | {"cfa": self.cfa and self.cfa.name})
@@ -277,11 +241,9 @@ class RawLayout:
     def from_file(cls, path: str | Path) -> RawLayout:
         """Return the layout that a JSON file describes, or such JSON itself; the attributes are keys.
 
-        Raises:
-            ValueError: no such description; says what is wrong with it.
-            OSError: the file can't be read.
+        Raises a ValueError for what is no such description, an OSError for what can't be read.
         """
-        names = [field.name for field in fields(cls)]
+        names = cls.__dataclass_fields__
         try:
             is_text = str(path).lstrip().startswith("{")
             values: Any = json.loads(path if is_text else Path(path).read_text("utf-8"))
@@ -293,33 +255,23 @@ class RawLayout:
 
 
 def read_headerless(path: Path, layout: RawLayout) -> np.ndarray:
-    """Return the mosaic of a headerless file: float32 (H, W) in [0, 1] of `RawLayout.full_scale`.
-
-    Raises:
-        RawFileError: another size than the layout asks for, or values of more bits.
-    """
+    """Return the mosaic of a headerless file: float32 (H, W) in [0, 1] of `RawLayout.full_scale`."""
     stride = layout.stride or layout.row_bytes
     needed = layout.offset + stride * (layout.height - 1) + layout.row_bytes
     try:
         size = path.stat().st_size
         if not needed <= size <= max(needed, layout.offset + stride * layout.height):
-            raise RawFileError(
-                path,
-                f"{size} bytes, and {layout.width} x {layout.height} pixels as {layout.packing} take "
-                f"{needed} (offset {layout.offset}, {stride} a row)",
-                "Mend width, height, packing, offset or stride",
-            )
+            frame = f"{layout.width} x {layout.height} pixels as {layout.packing}"
+            reason = f"{size} bytes, and {frame} take {needed} (offset {layout.offset}, {stride} a row)"
+            raise RawFileError(path, reason, "Mend width, height, packing, offset or stride")
         data = np.memmap(path, np.uint8, "r", layout.offset, (size - layout.offset,))
     except OSError as error:
         reason = error.strerror or str(error)
         raise RawFileError(path, reason, "Give the path of a readable raw file") from error
-    return _unpack(path, data, layout, stride)
-
-
-def _unpack(path: Path, data: np.ndarray, layout: RawLayout, stride: int) -> np.ndarray:
     packing = _PACKINGS[layout.packing]
     mosaic = np.empty((layout.height, layout.width), np.float32)
     step = max(1, _STRIP_BYTES // stride)
+    allowed = 2**layout.bits - 1 << (16 - layout.bits if layout.packing.endswith("_left") else 0)
 
     def unpack(top: int) -> int:
         """Unpack a strip; return the bits in it that no pixel may have."""
@@ -330,10 +282,7 @@ def _unpack(path: Path, data: np.ndarray, layout: RawLayout, stride: int) -> np.
         groups = strip.reshape(-1, packing.pixels)
         for pixel, plane in enumerate(planes):
             np.multiply(plane, np.float32(1 / layout.full_scale), out=groups[:, pixel])
-        if packing.bits is not None:
-            return 0
-        # The values' bits in common with those that must be none.
-        return int(np.bitwise_or.reduce(planes[0])) & ~layout.value_bits
+        return 0 if packing.bits else int(np.bitwise_or.reduce(planes[0])) & ~allowed
 
     # numpy lets other threads work meanwhile.
     with ThreadPoolExecutor(min(usable_cores(), 4)) as pool:

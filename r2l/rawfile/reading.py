@@ -21,11 +21,12 @@ from r2l.rawfile.frame import (
     check_whole,
     look_at,
 )
-from r2l.rawfile.raster import RawLayout, read_headerless
+from r2l.rawfile.raster import RawLayout
 
 CAMERAS = {"microscope": MICROSCOPE, "drone": DRONE}
 
-_PNG, _NPY, _JPEG = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY", b"\xff\xd8\xff"
+#: How files begin that hold pixels and no calibration.
+_PLAIN = {"PNG": b"\x89PNG\r\n\x1a\n", "NPY": b"\x93NUMPY", "JPEG": b"\xff\xd8\xff"}
 _USE_KNOWN = "Give a camera raw file (DNG, CR3, NEF, ARW ...), or a TIFF, PNG or NPY mosaic"
 _DESCRIBE = (
     "If it is a frame without a header, say what it is: layout=RawLayout(...) in Python, --width, "
@@ -115,40 +116,36 @@ def read_frame(
 ) -> RawFrame:
     """Read as `read_raw` does, without a look whether pixels are whole and levels fit."""
     head = _first_bytes(path)
-    layout = layout or _layout_beside(path, head)
-    in_tiff = layout is None and not head.startswith((_PNG, _NPY, _JPEG))
-    facts = decoding.tiff_facts(path) if in_tiff else None
+    kind = next((kind for kind, magic in _PLAIN.items() if head.startswith(magic)), "")
+    is_known = any(head[at:].startswith(magic) for at, magic in _MAGIC)
+    if layout is None and not kind and not is_known:
+        layout = _layout_beside(path)
+    facts = None if layout or kind else decoding.tiff_facts(path)
     if lens_corrections and not (facts and facts.is_dng):
         opcodes.warn_of(path, "not applied, only those of DNGs are read")
     if layout is not None:
-        return _read_headerless(path, layout, camera)
-    for kind, magic in (("PNG", _PNG), ("NPY", _NPY)):
-        if head.startswith(magic):
-            return _read_raster(path, kind, camera)
-    if head.startswith(_JPEG):
+        if camera is None:
+            raise RawFileError(path, "a headerless file does not say which camera took it", _NAME_CAMERA)
+        check_layout(path, layout.cfa or camera.cfa, camera)
+        return RawFrame(raster.read_headerless(path, layout), camera)
+    if kind == "JPEG":
         raise RawFileError(path, "a JPEG picture, already developed", USE_BAYER)
     # Most cameras' formats are TIFF inside, so the name decides, unless the tags tell of a mosaic.
     has_mosaic = facts is not None and (facts.is_dng or facts.has_mosaic)
-    if path.suffix.lower() in (".tif", ".tiff") and not has_mosaic:
-        return _read_raster(path, "TIFF", camera)
-    if not _is_known(head):
+    if kind or (path.suffix.lower() in (".tif", ".tiff") and not has_mosaic):
+        return _read_raster(path, kind or "TIFF", camera)
+    if not is_known:
         raise RawFileError(path, "headerless: no raw format begins like this", _DESCRIBE)
     if facts is not None and facts.is_dng:
         return _read_dng(facts, camera, frame, allow_damaged, lens_corrections)
-    return _read_camera_file(path, facts, camera, allow_damaged)
+    return _read_camera_file(path, facts.model if facts else "", camera, allow_damaged)
 
 
-def _is_known(head: bytes) -> bool:
-    return any(head[at:].startswith(magic) for at, magic in _MAGIC)
-
-
-def _layout_beside(path: Path, head: bytes) -> RawLayout | None:
+def _layout_beside(path: Path) -> RawLayout | None:
     """Return the layout in ``NAME.json`` beside a file that does not say what it is."""
     beside = path.with_name(f"{path.name}.json")
-    if head.startswith((_PNG, _NPY, _JPEG)) or _is_known(head) or not beside.is_file():
-        return None
     try:
-        return RawLayout.from_file(beside)
+        return RawLayout.from_file(beside) if beside.is_file() else None
     except (ValueError, OSError) as error:
         raise RawFileError(path, f"its description can't be read ({error})", _DESCRIBE) from None
 
@@ -162,13 +159,6 @@ def _first_bytes(path: Path) -> bytes:
     if not head:
         raise RawFileError(path, "the file is empty", FETCH_AGAIN)
     return head
-
-
-def _read_headerless(path: Path, layout: RawLayout, camera: Camera | None) -> RawFrame:
-    if camera is None:
-        raise RawFileError(path, "a headerless file does not say which camera took it", _NAME_CAMERA)
-    check_layout(path, layout.cfa or camera.cfa, camera)
-    return RawFrame(read_headerless(path, layout), camera)
 
 
 def _read_raster(path: Path, kind: str, camera: Camera | None) -> RawFrame:
@@ -222,11 +212,9 @@ def _read_dng(
     return decoding.upright_frame(mosaic, camera, facts.flip)
 
 
-def _read_camera_file(
-    path: Path, facts: decoding.TiffFacts | None, camera: Camera | None, allow_damaged: bool
-) -> RawFrame:
+def _read_camera_file(path: Path, model: str, camera: Camera | None, allow_damaged: bool) -> RawFrame:
     try:
-        return decoding.decode_camera_file(path, facts.model if facts else "", camera, allow_damaged)
+        return decoding.decode_camera_file(path, model, camera, allow_damaged)
     except rawpy.LibRawFileUnsupportedError:
         reason = "no raw file of a camera that LibRaw knows"
         raise RawFileError(path, reason, _USE_KNOWN) from None
@@ -257,9 +245,8 @@ def load_camera(name_or_path: str | Path) -> Camera:
     Raises:
         ValueError: neither a known name nor a readable camera description nor such a raw file.
     """
-    known = CAMERAS.get(str(name_or_path).lower())
-    if known is not None:
-        return known
+    if (published := CAMERAS.get(str(name_or_path).lower())) is not None:
+        return published
     if Path(name_or_path).suffix.lower() not in ("", ".json"):
         return read_raw(name_or_path).camera
     choices = f"choose from {', '.join(CAMERAS)}, a raw file, or a JSON file from Camera.to_dict()"
