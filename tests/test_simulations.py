@@ -12,7 +12,7 @@ from r2l.drift.factorial import _effect_contrasts
 from r2l.drift.forensics.sensitivity import Prober, scan, tolerated
 from r2l.drift.statistics import crossed_means, crossed_ratios, effective_groups, few_groups_text, holm
 from r2l.isp import PIPELINES
-from r2l.isp.settings import Setting
+from r2l.isp.adjustable import Setting
 from tests.test_forensics import compared
 from tests.test_shift_detector import SIZES, false_alarms
 

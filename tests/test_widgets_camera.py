@@ -10,8 +10,8 @@ import torch
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.drift.forensics import tolerance_report
 from r2l.isp import PIPELINES, StaticISP
+from r2l.isp.adjustable import camera_settings
 from r2l.isp.preparation import clip_highlights
-from r2l.isp.settings import camera_settings
 from r2l.rawfile import RawFrame, write_dng
 from r2l.training.callbacks import _save_strip
 from r2l.training.tracking import TrackingError, track

@@ -1,4 +1,9 @@
-"""A pipeline that is turned by named numbers, in units that people and cameras use."""
+"""A pipeline that is turned by named numbers, in units that people and cameras use.
+
+A camera says nothing of a 3x3 matrix's entry (2, 1); it says a black level, gains of red and blue and how
+saturated its colours come out. `AdjustableISP` turns a pipeline by such numbers; untouched, it is the
+pipeline itself.
+"""
 
 import copy
 import math
@@ -9,101 +14,188 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from r2l.camera import Camera
+from r2l.camera import BLUE, GREEN, RED, Camera
 from r2l.isp import functional as stage
 from r2l.isp.filters import Border, blur, correlate, crop, gaussian_kernel
 from r2l.isp.grammar import PipelineLike, open_pipeline
 from r2l.isp.learned import LearnedISP
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import Affine, Luma, Pipeline, Pointwise, Stage
-from r2l.isp.settings import Setting, level_names, luma_rows, settings_for
 from r2l.isp.static import StaticISP, colour_stages, demosaicing
+
+_LEVEL_LABELS = {
+    "black_level": "black level",
+    "black_level_red": "black level, red",
+    "black_level_green_red_row": "black level, green in red rows",
+    "black_level_green_blue_row": "black level, green in blue rows",
+    "black_level_blue": "black level, blue",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One number that a pipeline can be turned by."""
+
+    name: str
+    label: str  # for figures
+    unit: str  # of the values; empty for a plain factor
+    value: float  # what leaves the pipeline as it is
+    low: float  # with `high` the range that is scanned unless another is asked for
+    high: float
+    reach: float  # deviation from `value` that stands for 100 % tolerance
+    geometric: bool = False  # whether steps are factors and not differences
+
+    @property
+    def title(self) -> str:
+        """What an axis of its values is called."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def grid(self, points: int = 21) -> np.ndarray:
+        """Return ``points`` rising values from ``low`` to ``high``, one of them exactly ``value``.
+
+        Raises:
+            ValueError: fewer than 3 points.
+        """
+        if points < 3:
+            raise ValueError(f"{points} points are no scan; take 3 or more")
+        space = np.geomspace if self.geometric else np.linspace
+        below = (points - 1) // 2
+        below = 0 if self.value <= self.low else points - 1 if self.value >= self.high else below
+        left = space(self.low, self.value, below + 1)
+        right = space(self.value, self.high, points - below)
+        values = np.concatenate([left[:-1], right])
+        values[below] = self.value
+        return values
+
+
+def _colour_response(camera: Camera) -> tuple[float, float, float, np.ndarray]:
+    """Take what a camera does to linear colour apart: exposure, gains of red and blue, matrix.
+
+    White balance and colour matrix share a factor a channel; here the matrix keeps white white (rows of
+    sum 1) and green has gain 1, so that cameras can be compared whose makers divide it otherwise.
+    """
+    whole = np.array(camera.colour_matrix) @ np.diag(camera.white_balance)
+    if np.linalg.cond(whole) > 1e6:
+        raise ValueError(f"camera {camera.name!r}: its colour matrix and gains have no inverse")
+    neutral = np.linalg.solve(whole, np.ones(3))
+    if np.any(np.abs(neutral) < 1e-9):
+        raise ValueError(f"camera {camera.name!r}: a channel takes no part in its white")
+    red, green, blue = 1 / neutral
+    return float(green), float(red / green), float(blue / green), whole * neutral
+
+
+def level_names(camera: Camera) -> tuple[str, ...]:
+    """Return the name of each position's black level: by colour, so that layouts can be compared."""
+    red_row = camera.cfa.positions(RED)[0] // 2
+    names = {RED: "black_level_red", BLUE: "black_level_blue"}
+    green = ("black_level_green_blue_row", "black_level_green_red_row")
+    return tuple(
+        green[position // 2 == red_row] if colour == GREEN else names[colour]
+        for position, colour in enumerate(camera.cfa.value)
+    )
+
+
+def camera_settings(camera: Camera, reference: Camera) -> dict[str, float]:
+    """Return the settings that a camera's calibration tells, beside a reference camera.
+
+    ``exposure`` (stops) is relative to the reference, ``saturation`` is how much of the chroma of the
+    reference's colour matrix its own has (least squares); the others are its own numbers. Black levels are
+    in units of the reference's range from black to white, with the containers scaled to one white level:
+    the same for a sensor's data of 12 and of 14 bit.
+    """
+    scale = reference.white_level / camera.white_level / reference.span
+    levels = scale * np.array(camera.black_level)
+    factor, red, blue, matrix = _colour_response(camera)
+    base, _, _, base_matrix = _colour_response(reference)
+    chroma, base_chroma = (m - _luma_rows(m) for m in (matrix, base_matrix))
+    values = {"exposure": float(np.log2(abs(factor / base))), "black_level": float(np.mean(levels))}
+    values |= dict(zip(level_names(camera), levels.tolist(), strict=True))
+    values |= {"red_gain": red, "blue_gain": blue}
+    weight = (base_chroma**2).sum()
+    if weight > 1e-12:
+        values["saturation"] = float((chroma * base_chroma).sum() / weight)
+    return values
+
+
+def _luma_rows(matrix: np.ndarray) -> np.ndarray:
+    """Return the matrix of a camera whose pictures are grey: three times the row of its luma."""
+    return np.tile(np.array(stage.LUMA) @ matrix, (3, 1))
 
 
 @dataclass(frozen=True)
 class _Base:
-    """A pipeline as settings see it. Of denoising the last Gaussian is left out: its width is a setting."""
+    """A pipeline as settings see it."""
 
     name: str
     camera: Camera
     demosaic: Stage
     sharpening: Luma
-    denoising: tuple[Stage, ...]
-    blur: float
-    gamma: float
+    denoising: tuple[Stage, ...]  # without the last Gaussian, whose width is a setting
+    blur: float = 0.0
+    gamma: float = StaticISP.gamma
     balance_first: bool = False
     learned: LearnedISP | None = None
 
     @property
     def settings(self) -> dict[str, Setting]:
-        unsharp = self.sharpening.function is stage.unsharp
-        return settings_for(self.camera, unsharp, self.blur, self.gamma)
+        own, gamma = camera_settings(self.camera, self.camera), self.gamma
+        settings = [Setting("exposure", "exposure", "stops", 0.0, -1.0, 1.0, 1.0)]
+        for name in ("black_level", *level_names(self.camera)):
+            value = own[name]
+            ends = value - 0.03, value + 0.03
+            settings.append(Setting(name, _LEVEL_LABELS[name], "of the range", value, *ends, 0.01))
+        for name in ("red_gain", "blue_gain"):
+            value, label = own[name], name.replace("_", " ")
+            ends = sorted((value / 2, value * 2))
+            settings.append(Setting(name, label, "of green", value, *ends, abs(value), geometric=True))
+        settings.append(Setting("saturation", "saturation", "", 1.0, 0.0, 2.0, 1.0))
+        settings.append(Setting("sharpening", "sharpening strength", "", 1.0, 0.0, 3.0, 1.0))
+        if self.sharpening.function is stage.unsharp:
+            settings.append(Setting("sharpening_radius", "sharpening radius", "px", 1.0, 0.4, 3.0, 1.0))
+        settings.append(Setting("blur", "blur width", "px", self.blur, 0.0, 2.0, 1.0))
+        settings.append(Setting("gamma", "gamma", "", gamma, gamma / 2, gamma * 2, gamma, geometric=True))
+        return {setting.name: setting for setting in settings}
 
 
 def _base_of(pipeline: PipelineLike, camera: Camera | None) -> _Base:
     isp = open_pipeline(pipeline, camera)
     if isinstance(isp, AdjustableISP):
         return isp.base
-    if isinstance(isp, ParametrizedISP) and isp.additive is None:
-        return _base_of_parametrized(isp)
-    if isinstance(isp, LearnedISP):
-        return _base_of_learned(isp)
+    if isinstance(isp, LearnedISP) or (isinstance(isp, ParametrizedISP) and isp.additive is None):
+        return _base_of_numbers(isp)
     if not isinstance(isp, StaticISP) or isp.variant == "paper":
         raise ValueError(
             f"{type(isp).__name__} has no settings to turn; give a code such as 'bi,s,ga', a "
             "StaticISP of the variant corrected or camera, a LearnedISP, or a ParametrizedISP without "
             "additive layer"
         )
-    steps = {step.name: step for step in isp.listed()}
-    gaussian = isp.denoising == "gaussian_denoising"
-    return _Base(
-        name=f"{isp.demosaic}, {isp.sharpening}, {isp.denoising}",
-        camera=isp.camera,
-        demosaic=steps["demosaic"],
-        sharpening=steps["sharpening"],
-        denoising=() if gaussian else (steps["denoising"],),
-        blur=steps["denoising"].values[0] if gaussian else 0.0,
-        gamma=isp.gamma,
-        balance_first=isp.variant == "camera",
-    )
+    name = f"{isp.demosaic}, {isp.sharpening}, {isp.denoising}"
+    demosaic, sharpening, denoising = _filters(isp)
+    balance_first = isp.variant == "camera"
+    base = _Base(name, isp.camera, demosaic, sharpening, (denoising,), balance_first=balance_first)
+    if isp.denoising == "gaussian_denoising":
+        return replace(base, denoising=(), blur=denoising.values[0])
+    return base
 
 
-def _base_of_parametrized(isp: ParametrizedISP) -> _Base:
-    numbers, camera = _in_numbers(isp)
-    sharpening, blurring = (tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel"))
-    return _Base(
-        name="parametrized",
-        camera=camera,
-        demosaic=demosaicing("bilinear", isp.camera.cfa),
-        sharpening=Luma("sharpening", correlate, sharpening, reach=1),
-        denoising=(Luma("denoising", correlate, blurring, reach=2),),
-        blur=0.0,
-        gamma=numbers["gamma"],
-    )
+def _filters(isp: Pipeline) -> list[Stage]:
+    return [step for step in isp.listed() if step.name in ("demosaic", "sharpening", "denoising")]
 
 
-def _in_numbers(isp: ParametrizedISP | LearnedISP) -> tuple[dict[str, list], Camera]:
-    """Return what a pipeline has learned, and the camera of which that is the calibration."""
+def _base_of_numbers(isp: ParametrizedISP | LearnedISP) -> _Base:
+    """Return the base of what a pipeline has learned, with the camera of which that is the calibration."""
     numbers = {name: value.detach().double().tolist() for name, value in isp.numbers().items()}
     calibration = {n: numbers[n] for n in ("black_level", "white_balance", "colour_matrix")}
-    return numbers, replace(isp.camera, **calibration)
-
-
-def _base_of_learned(isp: LearnedISP) -> _Base:
-    numbers, camera = _in_numbers(isp)
-    kernel = tuple(map(tuple, numbers["sharpening_kernel"]))
-    isp = copy.deepcopy(isp).requires_grad_(False)
-    steps = {step.name: step for step in isp.listed()}
-    return _Base(
-        name=f"learned, {isp.demosaic}",
-        camera=camera,
-        demosaic=steps["demosaic"],
-        sharpening=Luma("sharpening", correlate, kernel, reach=len(kernel) // 2),
-        denoising=(steps["denoising"],),
-        blur=0.0,
-        gamma=StaticISP.gamma,
-        learned=isp,
-    )
+    camera = replace(isp.camera, **calibration)
+    sharp, blurring = (tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel"))
+    sharpening = Luma("sharpening", correlate, sharp, reach=len(sharp) // 2)
+    if isinstance(isp, ParametrizedISP):
+        demosaic = demosaicing("bilinear", camera.cfa)
+        denoising = Luma("denoising", correlate, blurring, reach=2)
+        return _Base("parametrized", camera, demosaic, sharpening, (denoising,), gamma=numbers["gamma"])
+    own = copy.deepcopy(isp).requires_grad_(False)
+    demosaic, _, denoising = _filters(own)
+    return _Base(f"learned, {isp.demosaic}", camera, demosaic, sharpening, (denoising,), learned=own)
 
 
 class AdjustableISP(Pipeline):
@@ -193,7 +285,7 @@ class AdjustableISP(Pipeline):
 
 
 def settings_of(pipeline: PipelineLike, camera: Camera | None = None) -> dict[str, Setting]:
-    """Return the settings of a pipeline by name, in the order of processing.
+    """Return the settings of a pipeline, as `AdjustableISP` takes it, by name, in the order of processing.
 
     ``exposure`` is a digital gain before the clip. Black levels are in units of the range from the camera's
     black to white, and are given common to all positions and for each one alone; ``red_gain`` and
@@ -204,10 +296,6 @@ def settings_of(pipeline: PipelineLike, camera: Camera | None = None) -> dict[st
     >>> from r2l.camera import DRONE
     >>> settings_of("bi,u,ga", DRONE)["sharpening_radius"].unit
     'px'
-
-    Args:
-        pipeline: as in `AdjustableISP`.
-        camera: likewise.
 
     Raises:
         ValueError: a pipeline that has no such settings, or a camera without a colour that becomes white.
@@ -243,19 +331,18 @@ def _adjusted_camera(
         level + camera.span * (common + values[name] - neutral[name])
         for level, name in zip(camera.black_level, level_names(camera), strict=True)
     ]
-    factors = [values["red_gain"] / neutral["red_gain"], 1.0]
-    factors.append(values["blue_gain"] / neutral["blue_gain"])
+    red, blue = (values[name] / neutral[name] for name in ("red_gain", "blue_gain"))
     matrix = np.array(camera.colour_matrix)
     if matrix_mix != 1:
         # A gain that is negative, as the published microscope's red, is turned back by the identity's sign.
         plain = np.diag(np.where(np.array(camera.white_balance) < 0, -1.0, 1.0))
         matrix = (1 - matrix_mix) * plain + matrix_mix * matrix
     if values["saturation"] != 1:
-        grey = luma_rows(matrix)
+        grey = _luma_rows(matrix)
         matrix = grey + values["saturation"] * (matrix - grey)
     return replace(
         camera,
         black_level=tuple(levels),
-        white_balance=tuple(np.multiply(camera.white_balance, factors)),
+        white_balance=tuple(np.multiply(camera.white_balance, (red, 1.0, blue))),
         colour_matrix=tuple(map(tuple, matrix)),
     )

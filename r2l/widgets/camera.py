@@ -17,9 +17,9 @@ from r2l.drift.forensics import ToleranceReport
 from r2l.drift.forensics.tolerance_report import as_text
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, name_pipelines, open_pipeline
+from r2l.isp.adjustable import level_names
 from r2l.isp.grammar import Pipelines
 from r2l.isp.preparation import clip_highlights
-from r2l.isp.settings import level_names
 from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
 from r2l.widgets.live import Live, beside, explorer, one_thread, picture_html, sized, whole_factor
 

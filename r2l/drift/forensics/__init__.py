@@ -18,5 +18,4 @@ from r2l.drift.forensics.random_baseline import Comparison, attack_parameters, c
 from r2l.drift.forensics.search_space import METRICS, Evaluator, ParameterSpace, SettingSpace, task_model
 from r2l.drift.forensics.sensitivity import SENSOR_SETTINGS, Landscape, Prober, Scan, landscape, scan
 from r2l.drift.forensics.tolerance_report import ToleranceReport, tolerance_report, verify_tolerances
-from r2l.isp.adjustable import AdjustableISP, settings_of
-from r2l.isp.settings import Setting, camera_settings
+from r2l.isp.adjustable import AdjustableISP, Setting, camera_settings, settings_of

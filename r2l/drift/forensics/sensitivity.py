@@ -13,10 +13,9 @@ from r2l.datasets.frames import Frames
 from r2l.drift.forensics.search_space import Develop, Evaluator, own_processor
 from r2l.drift.statistics import crossed_means, crossed_ratios
 from r2l.files import choose
-from r2l.isp.adjustable import AdjustableISP, settings_of
-from r2l.isp.settings import Setting
+from r2l.isp.adjustable import AdjustableISP, Setting, settings_of
 from r2l.progress import progress_bar
-from r2l.sensor import add_defects, add_line_noise, saturate
+from r2l.sensor import add_defects, add_line_noise
 
 #: What a fall may be above the accepted drop: forgives the order of adding.
 SLACK = 1e-9
@@ -44,7 +43,7 @@ def _worsened(raw: Tensor, camera: Camera, seed: int = 0, **values: float) -> Te
             raw = add_defects(raw, value, camera.white_level, rng)
         else:
             axis = -2 if name == "row_noise" else -1
-            raw = saturate(add_line_noise(raw, value * camera.span, axis, rng), camera)
+            raw = add_line_noise(raw, value * camera.span, axis, rng).clamp(0, camera.white_level)
     return raw
 
 

@@ -17,8 +17,8 @@ from r2l.drift.forensics.sensitivity import SENSOR_SETTINGS, SLACK, Prober, Scan
 from r2l.drift.matched_severity import spread
 from r2l.drift.statistics import effective_groups, few_groups_text
 from r2l.files import atomic_path
+from r2l.isp.adjustable import camera_settings
 from r2l.isp.preparation import measure_defects
-from r2l.isp.settings import camera_settings
 from r2l.progress import progress_bar
 
 _FORMAT, _VERSION = "r2l tolerances", 2
