@@ -8,13 +8,14 @@ TMLR 2023; data: Zenodo, DOI 10.5281/zenodo.5235536).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 RED, GREEN, BLUE = 0, 1, 2
 
+_SHIFTS = ((0, 0), (0, 1), (1, 0), (1, 1))
 # Levels beyond it are counts, not fractions of full scale; those of floating-point files may pass 1.
 _MOST_LEVEL = 2.0
 
@@ -36,17 +37,12 @@ class CFA(Enum):
 
     @classmethod
     def from_name(cls, name: str) -> CFA:
-        """Return the layout called ``name`` ("RGGB", any case).
-
-        Raises:
-            ValueError: no such layout; the message lists those that exist.
-        """
+        """Return the layout called ``name`` ("RGGB", any case); a ValueError lists those that exist."""
         try:
             return cls[name.upper()]
         except KeyError:
-            raise ValueError(
-                f"unknown CFA layout {name!r}; choose from {', '.join(cls.__members__)}"
-            ) from None
+            options = ", ".join(cls.__members__)
+            raise ValueError(f"unknown CFA layout {name!r}; choose from {options}") from None
 
     def positions(self, colour: int) -> tuple[int, ...]:
         """Return the positions in the tile that carry ``colour`` (one for red and blue, two for green)."""
@@ -54,13 +50,11 @@ class CFA(Enum):
 
     def shifted(self, rows: int, columns: int) -> CFA:
         """Return the layout of a mosaic whose first ``rows`` rows and ``columns`` columns were cut off."""
-        tile = tuple(self.value[2 * ((y + rows) % 2) + (x + columns) % 2] for y in (0, 1) for x in (0, 1))
-        return CFA(tile)
+        return CFA(tuple(self.value[2 * ((y + rows) % 2) + (x + columns) % 2] for y, x in _SHIFTS))
 
     def shift_to(self, wanted: CFA) -> tuple[int, int]:
         """Return how many rows and columns to cut off a mosaic so that it has the layout ``wanted``."""
-        shifts = ((rows, columns) for rows in (0, 1) for columns in (0, 1))
-        return next(shift for shift in shifts if self.shifted(*shift) is wanted)
+        return next(shift for shift in _SHIFTS if self.shifted(*shift) is wanted)
 
 
 def _floats(values: Iterable[float], count: int, what: str) -> tuple[float, ...]:
@@ -104,28 +98,23 @@ class Camera:
     def __post_init__(self) -> None:
         if not isinstance(self.cfa, CFA):
             raise ValueError(f"cfa is {self.cfa!r}, expected one of {', '.join(CFA.__members__)}")
-        rows: Sequence[Iterable[float]] = tuple(self.colour_matrix)
+        rows = tuple(self.colour_matrix)
         if len(rows) != 3:
             raise ValueError(f"colour_matrix has {len(rows)} rows, expected 3")
-        checked = {
-            "black_level": _floats(self.black_level, 4, "black_level"),
-            "white_level": _floats([self.white_level], 1, "white_level")[0],
-            "white_balance": _floats(self.white_balance, 3, "white_balance"),
-            "colour_matrix": tuple(_floats(row, 3, "a row of colour_matrix") for row in rows),
-        }
-        if max(checked["white_level"], *checked["black_level"]) > _MOST_LEVEL:
+        black = _floats(self.black_level, 4, "black_level")
+        (white,) = _floats([self.white_level], 1, "white_level")
+        gains = _floats(self.white_balance, 3, "white_balance")
+        matrix = tuple(_floats(row, 3, "a row of colour_matrix") for row in rows)
+        if max(white, *black) > _MOST_LEVEL:
             raise ValueError(
                 f"black level {self.black_level}, white level {self.white_level}: these are counts, where "
                 "fractions of the container's full scale are expected (65535 of 16 bit is 1.0); "
                 "Camera.from_counts(..., bits=12) takes them, and a JSON file with the entry "
                 '"bits": 12 (those of the sensor)'
             )
-        if checked["white_level"] <= max(checked["black_level"]):
-            raise ValueError(
-                f"white_level {self.white_level} is not above the black level {max(self.black_level)}"
-            )
-        for field, value in checked.items():
-            object.__setattr__(self, field, value)
+        if white <= max(black):
+            raise ValueError(f"white_level {white} is not above the black level {max(black)}")
+        vars(self).update(black_level=black, white_level=white, white_balance=gains, colour_matrix=matrix)
 
     @property
     def span(self) -> float:
@@ -151,17 +140,15 @@ class Camera:
         4095.0
 
         Args:
-            name, cfa: as of any camera.
+            name, cfa, **others: as of any camera.
             black_level: one count, or four by position.
             white_level: the count of saturation; by default the largest that ``bits`` hold.
-            bits: of the sensor. Its counts lie in a container of 8 bit up to 8, else of 16 bit, from its
-                lower end: so files have them, and so `read_raw` reads them.
+            bits: of the sensor, 1 to 16. Its counts lie in a container of 8 bit up to 8, else of 16 bit,
+                from its lower end: so files have them, and so `read_raw` reads them.
             full_scale: instead, the count that is 1.0 in your mosaics.
-            **others: ``white_balance`` and ``colour_matrix``.
 
         Raises:
-            ValueError: not one of bits and full scale, more bits than 16, levels beyond them; or as for
-                any camera.
+            ValueError: not one of bits and full scale, levels beyond them; or as for any camera.
         """
         if (bits is None) == (full_scale is None):
             raise ValueError("levels in counts need bits, those of the sensor, or full_scale: one of them")
@@ -169,25 +156,17 @@ class Camera:
             raise ValueError(f"bits is {bits!r}, expected 1 to 16")
         most = full_scale if bits is None else 2**bits - 1
         scale = full_scale if bits is None else 255 if bits <= 8 else 65535
-        white_level = most if white_level is None else white_level
-        many = isinstance(black_level, Iterable)
-        black = _floats(black_level if many else [black_level] * 4, 4, "black_level")
-        white, most, scale = _floats([white_level, most, scale], 3, "levels")
+        black = black_level if isinstance(black_level, Iterable) else [black_level] * 4
+        black = _floats(black, 4, "black_level")
+        white, most, scale = _floats([most if white_level is None else white_level, most, scale], 3, "levels")
         if not 0 < white <= most:
             raise ValueError(f"white_level is {white:g} counts, expected more than 0, at most {most:g}")
-        levels = tuple(level / scale for level in black), white / scale
-        return cls(name, cfa, *levels, **others)
+        return cls(name, cfa, tuple(level / scale for level in black), white / scale, **others)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the camera as plain JSON types; `from_dict` is the way back."""
-        return {
-            "name": self.name,
-            "cfa": self.cfa.name,
-            "black_level": list(self.black_level),
-            "white_level": self.white_level,
-            "white_balance": list(self.white_balance),
-            "colour_matrix": [list(row) for row in self.colour_matrix],
-        }
+        values = {n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items()}
+        return values | {"cfa": self.cfa.name, "colour_matrix": [list(row) for row in self.colour_matrix]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Camera:

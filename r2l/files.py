@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import os
 import sys
 import uuid
@@ -28,7 +26,7 @@ T = TypeVar("T")
 
 
 class R2LError(Exception):
-    """Something that a user can mend. Says what it is about, why it fails, and what to do.
+    """Something that a user can mend: what it is about, why it fails, and what to do, without full stops.
 
     Each kind of trouble is a subclass that is also the standard error of that kind (`ValueError`,
     `OSError`), so that both names catch it.
@@ -36,11 +34,6 @@ class R2LError(Exception):
     >>> print(R2LError("photo.dng", "the file is empty", "Copy it again"))
     photo.dng: the file is empty.
     Copy it again.
-
-    Args:
-        what: the file, option or address that it is about.
-        why: what is wrong with it, without a full stop.
-        remedy: what to do about it, without a full stop.
     """
 
     def __init__(self, what: str | Path, why: str = "", remedy: str = "") -> None:
@@ -87,9 +80,6 @@ def need_extra(extra: str, *modules: str) -> None:
     """Raise unless modules are installed that ``pip install 'r2l[EXTRA]'`` brings.
 
     >>> need_extra("train", "json")
-
-    Raises:
-        MissingExtraError: which are not.
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
@@ -102,13 +92,10 @@ def choose(what: str, name: str, options: Mapping[str, T]) -> T: ...
 @overload
 def choose(what: str, name: str, options: Iterable[str]) -> str: ...
 def choose(what: str, name: str, options: Mapping[str, Any] | Iterable[str]) -> Any:
-    """Return ``name``, or what ``options`` has under it if it is a mapping.
+    """Return ``name``, or what ``options`` has under it if it is a mapping; a ValueError lists them.
 
     >>> choose("colour", "red", {"red": 0, "blue": 2})
     0
-
-    Raises:
-        ValueError: no such option; lists those that exist.
     """
     options = options if isinstance(options, Mapping) else list(options)
     # What comes from a file may be a list, which is no key of a mapping.
@@ -144,8 +131,7 @@ def load_named(text: str, what: str) -> Any:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it becomes ``path`` if the block ends well, and goes if it doesn't.
 
-    Raises:
-        OSError: from the block or the renaming, with ``path`` as its file.
+    An OSError of the block or the renaming has ``path`` as its file.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -213,17 +199,3 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
     import numpy as np  # not needed by the command's help, which uses this module too
 
     return np.rint(np.fmin(np.fmax(values, 0), 1) * 255).astype(np.uint8)
-
-
-def png_base64(pixels: np.ndarray, compression: int = 6) -> str:
-    """Return uint8 pixels (H, W) or (H, W, 3) as a PNG in base64, as pages hold pictures.
-
-    Args:
-        pixels: the picture.
-        compression: from 1, quick, to 9, small.
-    """
-    from PIL import Image  # not needed by those who write other files
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png", compress_level=compression)
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -30,7 +30,6 @@ class _NotebookBar(tqdm):
 
 
 def _in_notebook() -> bool:
-    """Tell whether what is printed goes to a Jupyter front end."""
     return type(sys.stdout).__module__.startswith("ipykernel")
 
 
@@ -47,9 +46,6 @@ def progress_bar(**options: Any) -> tqdm:
 
     Args:
         **options: of tqdm, such as ``total``, ``desc``, and ``disable`` to show none.
-
-    Returns:
-        The bar, a context manager; ``update()`` moves it, ``set_postfix`` writes behind it.
     """
     bar = _NotebookBar if _in_notebook() else tqdm
     return bar(**{"leave": False, "mininterval": 1.0, **options})

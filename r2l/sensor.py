@@ -1,20 +1,16 @@
 """The way backwards: from an image to what a camera's sensor would have recorded of it.
 
-Two journeys, each a list of calls. `unprocess` takes a picture that is meant for the eye (*display*
-domain) back to the colours that the camera saw (*linear*, camera colours); `record` exposes a
-sensor to such light and returns a *raw* mosaic.
+`unprocess` takes a picture that is meant for the eye (*display* domain) back to the colours that the camera
+saw (*linear*, camera colours); `record` exposes a sensor to such light and returns a *raw* mosaic.
 
-The noise is the Poisson-Gaussian model: electrons arrive as a Poisson process (shot noise), the
-electronics add a Gaussian (read noise), the converter rounds. Sources: Foi et al., "Practical
-Poissonian-Gaussian noise modeling and fitting for single-image raw-data", IEEE TIP 2008; EMVA
-Standard 1288 (gain in DN per electron, saturation capacity); Brooks et al., "Unprocessing images
-for learned raw denoising", CVPR 2019.
+The noise is the Poisson-Gaussian model: electrons arrive as a Poisson process (shot noise), the electronics
+add a Gaussian (read noise), the converter rounds. Sources: Foi et al., "Practical Poissonian-Gaussian noise
+modeling and fitting for single-image raw-data", IEEE TIP 2008; EMVA Standard 1288 (gain in DN per electron,
+saturation capacity); Brooks et al., "Unprocessing images for learned raw denoising", CVPR 2019.
 
-Tensors are float32, ``(..., C, H, W)``, and no input is changed. Chance comes from the
-`numpy.random.Generator` that the caller hands in: it draws Poisson numbers as fast as torch does,
-and its seeds can be tuples such as (seed, index) that do not collide (torch's CPU generator keeps
-32 bits of a seed). Nothing here touches a global generator. Noise is drawn on the CPU, so gradients
-do not pass through it; they pass through everything else.
+Tensors are float32, ``(..., C, H, W)``, and no input is changed. Chance comes from the generator that the
+caller hands in: numpy's, since its seeds can be tuples such as (seed, index) that do not collide (torch's on
+the CPU keeps 32 bits). Noise is drawn on the CPU: gradients pass through everything else.
 """
 
 from dataclasses import dataclass
@@ -68,23 +64,18 @@ def _check_colours(image: Tensor) -> None:
 def invert_colour_matrix(image: Tensor, camera: Camera) -> Tensor:
     """Return white-balanced camera colours from linear sRGB; both (..., 3, H, W), linear.
 
-    Raises:
-        RuntimeError: the camera's matrix has no inverse (torch.linalg.LinAlgError).
+    Raises a RuntimeError where the camera's matrix has no inverse.
     """
     _check_colours(image)
-    matrix = torch.tensor(camera.colour_matrix, dtype=torch.float64)
-    inverse = torch.linalg.inv(matrix).to(image)
-    return torch.einsum("ij,...jhw->...ihw", inverse, image)
+    inverse = torch.linalg.inv(torch.tensor(camera.colour_matrix, dtype=torch.float64))
+    return torch.einsum("ij,...jhw->...ihw", inverse.to(image), image)
 
 
 def invert_white_balance(image: Tensor, camera: Camera) -> Tensor:
     """Return camera colours as the sensor saw them; both (..., 3, H, W), linear.
 
     A negative gain is as good as any: `MICROSCOPE`'s inverse matrix gives negative balanced reds,
-    which its negative red gain turns into positive light.
-
-    Raises:
-        ValueError: a gain is zero.
+    which its negative red gain turns into positive light. Raises a ValueError where a gain is zero.
     """
     _check_colours(image)
     if 0 in camera.white_balance:
@@ -92,31 +83,20 @@ def invert_white_balance(image: Tensor, camera: Camera) -> Tensor:
     return image / image.new_tensor(camera.white_balance).reshape(-1, 1, 1)
 
 
-def unprocess(image: Tensor, camera: Camera, gamma: float = 2.2) -> Tensor:
-    """Take a picture back to the light that the camera saw.
-
-    Args:
-        image: (..., 3, H, W), display domain, [0, 1].
-        camera: whose white balance and colour matrix to invert.
-        gamma: exponent to undo.
+def unprocess(image: Tensor, camera: Camera) -> Tensor:
+    """Take a picture (..., 3, H, W), display domain, [0, 1], back to the light that the camera saw.
 
     Returns:
         (..., 3, H, W), linear, camera colours; 1.0 saturates a site. Colours that the camera cannot
         make come out negative or above 1: `record` treats them as dark or saturated.
     """
-    balanced = invert_colour_matrix(image.clamp(min=0) ** gamma, camera)
-    return invert_white_balance(balanced, camera)
+    return invert_white_balance(invert_colour_matrix(image.clamp(min=0) ** 2.2, camera), camera)
 
 
 def mosaic(image: Tensor, cfa: CFA) -> Tensor:
     """Keep of each pixel the one colour that its filter lets through.
 
-    Args:
-        image: (..., 3, H, W) red, green, blue; any domain, which stays.
-        cfa: layout, top-left first.
-
-    Returns:
-        (..., 1, H, W), in the same domain.
+    From (..., 3, H, W) red, green, blue to (..., 1, H, W); any domain, which stays.
     """
     _check_colours(image)
     sites = torch.empty_like(image[..., :1, :, :])
@@ -143,16 +123,10 @@ def _add_shot_noise(electrons: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def add_defects(light: Tensor, share: float, level: float, rng: np.random.Generator) -> Tensor:
-    """Set a share of a sensor's sites to ``level``: 1 is hot, 0 dead.
+    """Set a share of a sensor's sites to ``level``: 1 is hot, 0 dead; all linear.
 
-    Args:
-        light: (..., H, W), linear; all frames have the same sites, since they are the sensor's.
-        share: of the sites, each of which is defective with this probability.
-        level: linear.
-        rng: where chance comes from.
-
-    Raises:
-        ValueError: a share outside 0 to 1.
+    Each site is defective with probability ``share``, the same ones in all frames (..., H, W). Raises a
+    ValueError for a share outside 0 to 1.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share of defective sites is {share}, expected 0 to 1")
@@ -180,24 +154,14 @@ def falloff(like: Tensor, lost: float) -> Tensor:
 
 
 def apply_levels(light: Tensor, camera: Camera) -> Tensor:
-    """Move a linear mosaic onto the camera's levels: ``x * (white - black) + black`` by position.
+    """Move a mosaic (..., H, W), linear, to raw by a camera's levels: ``x * (white - black) + black``.
 
-    Args:
-        light: (..., H, W), linear; 0 is dark, 1 saturates.
-        camera: whose black and white levels to use.
-
-    Returns:
-        The same shape, raw domain.
+    The black level is that of the position in the tile; 0 becomes black, 1 saturates.
     """
     height, width = light.shape[-2:]
     tile = torch.tensor(camera.black_level, dtype=light.dtype, device=light.device).reshape(2, 2)
     black = tile.repeat((height + 1) // 2, (width + 1) // 2)[:height, :width]
     return light * (camera.white_level - black) + black
-
-
-def saturate(raw: Tensor, camera: Camera) -> Tensor:
-    """Clip what the converter cannot hold, below 0 and above the white level (any shape, raw)."""
-    return raw.clamp(0, camera.white_level)
 
 
 def quantise(raw: Tensor, bits: int) -> Tensor:
@@ -214,7 +178,7 @@ def quantise(raw: Tensor, bits: int) -> Tensor:
 def record(
     scene: Tensor, camera: Camera, noise: NoiseModel, *, rng: np.random.Generator, intensity: float = 1.0
 ) -> Tensor:
-    """Expose a sensor to a scene.
+    """Expose a sensor to a scene: (..., 3, H, W) to (..., 1, H, W), raw, [0, camera.white_level].
 
     >>> from r2l.camera import DRONE
     >>> scene = torch.full((3, 8, 8), 0.5)
@@ -222,18 +186,12 @@ def record(
     torch.Size([1, 8, 8])
 
     Args:
-        scene: (..., 3, H, W), linear, camera colours: the light of an exposure of intensity 1, as a
-            fraction of what saturates a site. `unprocess` makes one from a picture.
+        scene: linear, camera colours: the light of an exposure of intensity 1, as a fraction of what
+            saturates a site. `unprocess` makes one from a picture.
         camera: layout and levels.
         noise: gain, read noise, bit depth.
         rng: where chance comes from.
-        intensity: exposure relative to the scene's; 0.05 records a twentieth of the photons.
-
-    Returns:
-        (..., 1, H, W), raw, [0, camera.white_level].
-
-    Raises:
-        ValueError: a negative intensity.
+        intensity: exposure relative to the scene's, not negative; 0.05 records a twentieth of the photons.
     """
     if not intensity >= 0:
         raise ValueError(f"intensity is {intensity}, expected 0 or more")
@@ -242,4 +200,4 @@ def record(
     read = rng.standard_normal(tuple(electrons.shape), dtype=np.float32)
     electrons = electrons + noise.read_noise * torch.from_numpy(read).to(electrons)
     raw = apply_levels(electrons / full_well, camera)
-    return quantise(saturate(raw, camera), noise.bits)
+    return quantise(raw.clamp(0, camera.white_level), noise.bits)

@@ -46,7 +46,6 @@ from r2l.sensor import (
     falloff,
     mosaic,
     quantise,
-    saturate,
 )
 
 _NOISE_MODELS = {MICROSCOPE.name: MICROSCOPE_NOISE, DRONE.name: DRONE_NOISE}
@@ -151,4 +150,4 @@ def drift_sensor(
     dark, bright = (apply_levels(torch.full_like(raw, light), camera) for light in (0, 1))
     light = change((raw - dark) / (bright - dark), constant, sensor)
     bits = min(noise.bits, int(constant)) if kind == "bit_depth" else noise.bits
-    return quantise(saturate(apply_levels(light, camera), camera), bits)
+    return quantise(apply_levels(light, camera).clamp(0, camera.white_level), bits)

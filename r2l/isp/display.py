@@ -47,12 +47,10 @@ def _straight_through(image: Tensor, rounded: Tensor) -> Tensor:
 
 
 def _jpeg(image: Tensor, quality: int) -> Tensor:
-    """Write as JPEG and read; the gradient passes straight through, as if nothing had been coded."""
     return _straight_through(image, jpeg_coded(image, quality))
 
 
 def _quantise(image: Tensor, bits: int) -> Tensor:
-    """Round to so many bits; the gradient passes straight through."""
     steps = 2**bits - 1
     return _straight_through(image, (image.detach() * steps).round() / steps)
 
@@ -81,11 +79,7 @@ def _contrast(image: Tensor) -> Tensor:
     return (image + image**2 * (3 - 2 * image)) / 2
 
 
-_CURVES: dict[str, Callable[[Tensor], Tensor]] = {"srgb": _srgb, "filmic": _filmic, "contrast": _contrast}
-
-
-def _tone(image: Tensor, curve: str) -> Tensor:
-    return _CURVES[curve](image)
+_CURVES = {"srgb": _srgb, "filmic": _filmic, "contrast": _contrast}
 
 
 def _chroma_blur(image: Tensor, sigma: float) -> Tensor:
@@ -110,13 +104,11 @@ class _Kind(NamedTuple):
 _DISPLAY = {
     "jpeg": _Kind(_jpeg, int, 1, 100, "75"),
     "resize": _Kind(_resize, float, 1 / 64, 8),
-    "tone": _Kind(_tone, lambda name: choose("tone", name, list(_CURVES))),
+    "tone": _Kind(lambda image, curve: curve(image), lambda name: choose("tone", name, _CURVES)),
     "quantise": _Kind(_quantise, int, 1, 16, "8"),
     "chroma_blur": _Kind(_chroma_blur, float, 0.1, 100, "1.5"),
     "vignette": _Kind(_vignette, float, 0, 0.95, "0.5"),
 }
-
-
 _MOSAIC = {
     "defects": _Kind(correct_defects, float, 0, 1, "0.1"),
     "shading": _Kind(correct_shading, float, 0, 0.95, "0.5"),
@@ -133,8 +125,7 @@ def display_stage(text: str) -> Stage:
     Raises:
         ValueError: no such stage, tone or number; lists those that exist, or says which numbers do.
     """
-    name, function, value = _read_stage("display stage", text, _DISPLAY)
-    return Stage(name, function, value)
+    return Stage(*_read_stage("display stage", text, _DISPLAY))
 
 
 def mosaic_stage(text: str, camera: Camera) -> Stage:
@@ -152,11 +143,7 @@ def mosaic_stage(text: str, camera: Camera) -> Stage:
 
 
 def _read_stage(what: str, text: str, kinds: Mapping[str, _Kind]) -> tuple[str, Callable[..., Tensor], Any]:
-    """Return name, function and number of ``name`` or ``name:number``, one of ``kinds``.
-
-    Raises:
-        ValueError: no such stage or number; lists those that exist, or says which numbers do.
-    """
+    """Return name, function and number of ``name`` or ``name:number``, one of ``kinds``."""
     name, _, number = (part.strip() for part in text.partition(":"))
     kind = choose(what, name, kinds)
     number = number or kind.default
@@ -167,10 +154,8 @@ def _read_stage(what: str, text: str, kinds: Mapping[str, _Kind]) -> tuple[str, 
         if not kind.low <= value <= kind.high:
             raise ValueError
     except ValueError:
-        number = "a whole number" if kind.read is int else "a number"
-        raise ValueError(
-            f"{what} {text!r}: expected {name}:N, N {number} from {kind.low:g} to {kind.high:g}"
-        ) from None
+        number = f"{'a whole' if kind.read is int else 'a'} number from {kind.low:g} to {kind.high:g}"
+        raise ValueError(f"{what} {text!r}: expected {name}:N, N {number}") from None
     return name, kind.function, value
 
 

@@ -28,11 +28,8 @@ _OneFrame = Callable[[np.ndarray], np.ndarray]
 def demosaic_by(mosaic: Tensor, engine: str, method: str, camera: Camera) -> Tensor:
     """Demosaic (B, 1, H, W), linear and balanced, to (B, 3, H, W), balanced camera colours.
 
-    Args:
-        mosaic: after levels and gains of ``camera``.
-        engine, method: of `r2l.isp.grammar.ENGINES`.
-        camera: layout; gains, of which the largest saturates; and matrix, by which LibRaw's ahd judges
-            which of two directions looks smoother.
+    Of the camera count the layout; gains, of which the largest saturates; and the matrix, by which LibRaw's
+    ahd judges which of two directions looks smoother. Engines are those of `r2l.isp.static.ENGINES`.
 
     Raises:
         ValueError: gradients are wanted.
@@ -86,14 +83,11 @@ def _libraw(method: str, camera: Camera) -> _OneFrame:
 
 
 def _opencv(method: str, camera: Camera) -> _OneFrame:
-    """Return OpenCV's demosaicing."""
     try:
         import cv2
     except ImportError as error:
-        raise R2LError(
-            f"opencv:{method}", "OpenCV is not installed", "pip install opencv-python-headless"
-        ) from error
-
+        remedy = "pip install opencv-python-headless"
+        raise R2LError(f"opencv:{method}", "OpenCV is not installed", remedy) from error
     suffix = {"bilinear": "", "ea": "_EA", "vng": "_VNG"}[method]
     # OpenCV names a layout by the second row: its BG is RGGB.
     second = {"RGGB": "BG", "BGGR": "RG", "GRBG": "GB", "GBRG": "GR"}[camera.cfa.name]

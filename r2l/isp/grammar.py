@@ -19,6 +19,8 @@ from r2l.isp.static import ENGINES, MOSAIC, PIPELINES, EngineISP, StaticISP, Var
 PipelineLike = str | Path | nn.Module | Callable[[Tensor], Tensor]
 #: Several: texts and folders, or a mapping of names to any of them.
 Pipelines = Sequence[str | Path] | Mapping[str, PipelineLike]
+#: An address in a store of runs to the folder where it is.
+_Fetch = Callable[[str], str | Path]
 
 _ADDRESSES = ("runs:/", "models:/")
 
@@ -59,39 +61,33 @@ class _Name(NamedTuple):
     before: str = ""
 
 
-def _is_mosaic(text: str) -> bool:
-    return text.partition("+")[0].partition(":")[0].strip() in MOSAIC
+def _first(text: str, *signs: str) -> str:
+    for sign in signs:
+        text = text.partition(sign)[0]
+    return text.strip()
 
 
 def _parsed(text: str) -> _Name:
-    """Take a text apart and see that its parts exist; nothing is opened.
-
-    Raises:
-        ValueError: one does not; lists those that do.
-    """
+    """Take a text apart and see that its parts exist, else raise a ValueError; nothing is opened."""
     # A folder's name may hold any of the signs.
-    rest, texts = text.strip(), []
-    while _is_mosaic(rest) and "+" in rest and not _is_saved(rest):
+    rest, before = text.strip(), []
+    while _first(rest, "+", ":") in MOSAIC and "+" in rest and not _is_saved(rest):
         head, _, rest = rest.partition("+")
-        texts.append(head.strip())
-    if texts or rest in MOSAIC:
-        from r2l.isp.display import mosaic_stage
-
-        for step in texts:
-            mosaic_stage(step, None)
-        if not rest or rest in MOSAIC:
-            raise ValueError(f"{text!r} only prepares a mosaic: behind it goes a pipeline, as +ma,s,ga")
+        before.append(head.strip())
     base, plus, steps = (rest, "", "") if _is_saved(rest) else rest.partition("+")
-    base, variant, program = base.strip(), "", base.partition(":")[0].strip()
-    if plus:
-        from r2l.isp.display import display_stage
+    if before or plus:
+        from r2l.isp.display import display_stage, mosaic_stage  # what few need
 
-        for step in steps.split("+"):
+        for step in before:
+            mosaic_stage(step, None)
+        for step in steps.split("+") if plus else ():
             display_stage(step)
-    before = "+".join(texts)
+    if rest in MOSAIC or (before and not rest):
+        raise ValueError(f"{text!r} only prepares a mosaic: behind it goes a pipeline, as +ma,s,ga")
+    base, variant, program = base.strip(), "", _first(base, ":")
     if _is_saved(base) or base.startswith(_ADDRESSES):
-        return _Name(base, "", steps, before)
-    if "," in base:
+        pass
+    elif "," in base:
         base, at, variant = (part.strip() for part in base.partition("@"))
         if at:
             choose(f"variant in pipeline {text!r}:", variant, Variant.__args__)
@@ -108,15 +104,11 @@ def _parsed(text: str) -> _Name:
             f"any of them display stages, such as +jpeg:75, before it mosaic stages ({', '.join(MOSAIC)}), "
             "such as defects:0.1+ma,s,ga"
         )
-    return _Name(base, variant, steps, before)
+    return _Name(base, variant, steps, "+".join(before))
 
 
 def check_pipeline(text: str) -> str:
-    """Return a text of the grammar that is well formed; nothing is opened, and no own code run.
-
-    Raises:
-        ValueError: a part that does not exist; lists those that do.
-    """
+    """Return a text of the grammar; a ValueError lists what there is. Nothing is opened, no own code run."""
     _parsed(text)
     return text
 
@@ -125,16 +117,18 @@ def _is_saved(text: str) -> bool:
     return bool(text) and (Path(text) / DESCRIPTION).is_file()
 
 
-def _open_base(
-    name: _Name, camera: Camera, variant: Variant, fetch: Callable[[str], str | Path] | None
-) -> nn.Module:
+def _open_base(name: _Name, camera: Camera, variant: Variant, fetch: _Fetch | None) -> nn.Module:
     base = name.base
-    if "," in base and not _is_saved(base):
+    if _is_saved(base):
+        return _open_saved(base, camera)
+    if base.startswith(_ADDRESSES):
+        # By its name, since what knows stores of runs lies on a higher floor.
+        fetch = fetch or resolve_name("r2l.training.tracking:resolve")
+        return _open_saved(fetch(base), camera)
+    if "," in base:
         return StaticISP.from_code(base, camera, name.variant or variant)
-    if base.partition(":")[0] in ENGINES:
+    if _first(base, ":") in ENGINES:
         return EngineISP(camera, base)
-    if _is_saved(base) or base.startswith(_ADDRESSES):
-        return _open_saved(base if _is_saved(base) else (fetch or _fetch)(base), camera)
     own = load_named(base, "pipeline")
     return _Function(own(camera) if isinstance(own, type) else own)
 
@@ -149,16 +143,8 @@ def _open_saved(folder: str | Path, camera: Camera | None) -> nn.Module:
     return isp
 
 
-def _fetch(address: str) -> Path:
-    # By its name, since what knows stores of runs lies on a higher floor.
-    return resolve_name("r2l.training.tracking:resolve")(address)
-
-
 def open_pipeline(
-    spec: PipelineLike,
-    camera: Camera,
-    variant: Variant = "corrected",
-    fetch: Callable[[str], str | Path] | None = None,
+    spec: PipelineLike, camera: Camera, variant: Variant = "corrected", fetch: _Fetch | None = None
 ) -> nn.Module:
     """Return what ``spec`` names as a module from raw (B, 1, H, W) to display (B, 3, H, W).
 
@@ -211,8 +197,7 @@ def open_pipeline(
     torch.Size([1, 3, 4, 6])
 
     Args:
-        spec: a text as above; the folder of a saved ISP; a module, which is returned as it is; or any
-            function of a raw batch.
+        spec: a text; a path; a module, which is returned as it is; or any function of a raw batch.
         camera: whose frames they are.
         variant: of codes that don't name one; see `StaticISP`.
         fetch: address to folder, for those in a store; the usual store unless given.
@@ -226,16 +211,9 @@ def open_pipeline(
 
 
 def open_pipelines(
-    pipelines: Pipelines,
-    camera: Camera,
-    variant: Variant = "corrected",
-    fetch: Callable[[str], str | Path] | None = None,
+    pipelines: Pipelines, camera: Camera, variant: Variant = "corrected", fetch: _Fetch | None = None
 ) -> dict[str, nn.Module]:
-    """Return `open_pipeline` of each by name; those that differ in the stages around it share their base.
-
-    Raises:
-        ValueError: as `open_pipeline` and `name_pipelines`.
-    """
+    """Return `open_pipeline` of each by name; those that differ in the stages around it share their base."""
     bases: dict[_Name, nn.Module] = {}
 
     def opened(spec: PipelineLike) -> nn.Module:
@@ -243,11 +221,9 @@ def open_pipelines(
             return spec
         if isinstance(spec, Path):
             return _open_saved(spec, camera)
-        if not isinstance(spec, str):
-            if not callable(spec):
-                _parsed(repr(spec))
+        if callable(spec):
             return _Function(spec)
-        name = _parsed(spec)
+        name = _parsed(spec if isinstance(spec, str) else repr(spec))
         key = name._replace(steps="", before="")
         if key not in bases:
             bases[key] = _open_base(name, camera, variant, fetch)
@@ -262,17 +238,11 @@ def open_pipelines(
 
 
 def name_pipelines(pipelines: Pipelines) -> dict[str, PipelineLike]:
-    """Return pipelines by name: a mapping as it is, texts and folders by themselves.
-
-    Raises:
-        ValueError: a module or function without a name.
-    """
+    """Return pipelines by name: a mapping as it is, texts and folders by themselves, else a ValueError."""
     if isinstance(pipelines, Mapping):
         return dict(pipelines)
-    if nameless := [spec for spec in pipelines if not isinstance(spec, str | Path)]:
-        raise ValueError(
-            f"{type(nameless[0]).__name__} has no name; give modules and functions as {{name: pipeline}}"
-        )
+    if nameless := [type(spec).__name__ for spec in pipelines if not isinstance(spec, str | Path)]:
+        raise ValueError(f"{nameless[0]} has no name; give modules and functions as {{name: pipeline}}")
     return {str(spec): spec for spec in pipelines}
 
 
@@ -290,14 +260,9 @@ def develop_all(
     >>> {code: tuple(view.shape) for code, view in views.items()}
     {'bi,s,ga': (2, 3, 8, 8), 'bi,s,ga+resize:0.5': (2, 3, 4, 4)}
 
-    Args:
-        raw: raw domain.
-        camera: whose frames they are.
-        pipelines: texts and folders, or a mapping of names to whatever `open_pipeline` takes.
-        variant: of codes that don't name one.
-
     Raises:
-        ValueError: as `open_pipeline` and `name_pipelines`; wrong shape or dtype, odd height or width.
+        ValueError: as `open_pipeline`; a module or function without a name; wrong shape or dtype, odd height
+            or width.
     """
     stage.check_mosaic(raw)
     isps = open_pipelines(pipelines, camera, variant)

@@ -13,11 +13,10 @@ from r2l.files import choose, need_extra
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC, half_size
 from r2l.isp.filters import correlate, pad
-from r2l.isp.functional import subtract_black_level
 from r2l.isp.packing import pack, unpack
-from r2l.isp.pipeline import Affine, Pipeline, Pointwise, Stage, run
+from r2l.isp.pipeline import Luma, Pipeline, Pointwise, Stage, run
 from r2l.isp.saving import saved_with
-from r2l.isp.static import StaticISP, demosaicing
+from r2l.isp.static import StaticISP, demosaicing, levels
 from r2l.isp.steps import physical_box, tolerance_box
 
 #: Pieces of a tone curve, and the side of its kernels in pixels.
@@ -86,28 +85,24 @@ class LearnedISP(Pipeline):
 
     @torch.no_grad()
     def set_(self, **numbers: Tensor) -> LearnedISP:
-        """Write parameters by name, in place; returns itself.
-
-        Raises:
-            ValueError: a name that is no parameter.
-        """
+        """Write parameters by name, in place; returns itself. Raises a ValueError for a name that is none."""
         for name, value in numbers.items():
             choose("parameter", name, self.numbers()).copy_(value)
         return self
 
+    def _detached(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.named_parameters()}
+
     def physical_bounds(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the widest box that still is a camera, see `r2l.isp.steps.physical_box`."""
-        return physical_box(self.camera, _detached(self.numbers()))
+        return physical_box(self.camera, self._detached())
 
     def tolerance_bounds(self, fraction: float = 0.1) -> dict[str, tuple[Tensor, Tensor]]:
         """Return a box around the present values, see `r2l.isp.steps.tolerance_box`.
 
         Each step of the tone curve, and its value at black, may be off by ``fraction`` of itself.
-
-        Raises:
-            ValueError: a fraction outside (0, 1).
         """
-        numbers = _detached(self.numbers())
+        numbers = self._detached()
         # Where the curve is flat the parameter is far below the step.
         steps = control_points(numbers["tone_curve"]).diff(dim=-1)
         reach = fraction * torch.cat([numbers["tone_curve"][:, :1].abs(), steps], -1)
@@ -124,23 +119,18 @@ class LearnedISP(Pipeline):
         """Return the stages in order, by the parameters or by other numbers; ``gamma`` leads to the curve."""
         number = self.numbers() if numbers is None else numbers
         cfa, gains = self.camera.cfa, number["white_balance"]
-        levels = number["black_level"], self.camera.white_level
         points = control_points(number["tone_curve"])
         return [
-            Stage("black_level", stage.subtract_black_level, *levels),
+            Stage("black_level", stage.subtract_black_level, number["black_level"], self.camera.white_level),
             Stage("white_balance", stage.balance_mosaic, gains, cfa),
             Stage("highlights", torch.minimum, gains.abs().min()),
             demosaicing(self.demosaic, cfa),
             Stage("colour_matrix", stage.apply_colour_matrix, number["colour_matrix"]),
             Stage("tone_curve", apply_tone_curve, points, gamma),
-            Stage("sharpening", _filter_luma, number["sharpening_kernel"]),
+            Luma("sharpening", correlate, number["sharpening_kernel"]),
             Stage("denoising", _filter_chroma, number["blur_kernel"]),
             Stage("clip", stage.clip),
         ]
-
-
-def _detached(numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in numbers.items()}
 
 
 def to_steps(points: Tensor) -> Tensor:
@@ -174,18 +164,9 @@ def apply_tone_curve(image: Tensor, points: Tensor, gamma: float = 2.2) -> Tenso
     return stage.clip(parts[0] + parts[1] + parts[2])
 
 
-def _filter_luma(image: Tensor, kernel: Tensor) -> Tensor:
-    """Filter Y of an image (B, 3, H, W) by a kernel, mirrored at the border."""
-    return stage.filter_luma(image, lambda y: correlate(y, kernel))
-
-
 def _filter_chroma(image: Tensor, kernel: Tensor) -> Tensor:
-    """Filter what Y leaves of an image (B, 3, H, W) by a kernel, mirrored at the border."""
     y = stage.luma(image)
     return y + correlate(image - y, kernel)
-
-
-_DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
 
 @saved_with("encoder", "depth")
@@ -205,9 +186,6 @@ class NeuralISP(Pipeline):
         encoder: any encoder of segmentation-models-pytorch; weights start at random.
         depth: how often the network halves its input, 3 to 5.
 
-    Raises:
-        ValueError: an encoder or a depth that does not exist.
-
     Source: the learned processing of Oala et al., TMLR 2023, which answered at half size.
     """
 
@@ -218,29 +196,17 @@ class NeuralISP(Pipeline):
         super().__init__()
         if encoder not in smp.encoders.get_encoder_names():
             some = "resnet18, resnet34, resnet50, efficientnet-b0, mobilenet_v2"
-            raise ValueError(
-                f"unknown encoder {encoder!r}; choose one of segmentation-models-pytorch, such as {some}"
-            )
+            what = f"unknown encoder {encoder!r}; choose one of segmentation-models-pytorch"
+            raise ValueError(f"{what}, such as {some}")
         if depth not in (3, 4, 5):
             raise ValueError(f"depth is {depth}, expected 3, 4 or 5")
         self.camera, self.encoder, self.depth = camera, encoder, depth
-        self.network = smp.UnetPlusPlus(
-            encoder_name=encoder,
-            encoder_depth=depth,
-            encoder_weights=None,
-            decoder_channels=_DECODER_CHANNELS[:depth],
-            in_channels=4,
-            classes=12,
-        )
+        channels = {"decoder_channels": (256, 128, 64, 32, 16)[:depth], "in_channels": 4, "classes": 12}
+        self.network = smp.UnetPlusPlus(encoder, depth, encoder_weights=None, **channels)
 
     def listed(self) -> list[Stage]:
         """Return the stages in order."""
-        camera = self.camera
-        return [
-            Affine("black_level", subtract_black_level, camera.black_level, camera.white_level),
-            Stage("network", self._answer),
-            Pointwise("sigmoid", torch.sigmoid),
-        ]
+        return [levels(self.camera), Stage("network", self._answer), Pointwise("sigmoid", torch.sigmoid)]
 
     def _answer(self, linear: Tensor) -> Tensor:
         step = 2 ** (self.depth + 1)
@@ -259,9 +225,6 @@ class HalfSizeRGB(Pipeline):
     >>> from r2l.camera import DRONE
     >>> HalfSizeRGB(DRONE)(torch.full((1, 1, 8, 8), 0.25)).shape
     torch.Size([1, 3, 4, 4])
-
-    Args:
-        camera: layout and levels.
     """
 
     def __init__(self, camera: Camera) -> None:
@@ -270,8 +233,4 @@ class HalfSizeRGB(Pipeline):
 
     def listed(self) -> list[Stage]:
         """Return the stages in order."""
-        camera = self.camera
-        return [
-            Affine("black_level", subtract_black_level, camera.black_level, camera.white_level),
-            Stage("half_size", half_size, camera.cfa),
-        ]
+        return [levels(self.camera), Stage("half_size", half_size, self.camera.cfa)]

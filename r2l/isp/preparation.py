@@ -19,12 +19,7 @@ def clip_highlights(raw: Tensor, camera: Camera) -> Tensor:
     gain), and the colour matrix keeps it. Cut like this, saturated white comes out white. It is no stage
     of the published pipelines; raw converters do it before demosaicing.
 
-    Args:
-        raw: (B, 1, H, W), raw domain.
-        camera: levels, layout and gains; one with a gain that is not positive is left alone.
-
-    Returns:
-        (B, 1, H, W), raw domain.
+    From (B, 1, H, W), raw domain, to the like; by a camera with a gain that is not positive nothing changes.
     """
     check_mosaic(raw)
     gains = camera.white_balance
@@ -50,12 +45,9 @@ def correct_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> Tens
     0.2
 
     Args:
-        raw: (B, 1, H, W), raw domain; at its border each colour is mirrored.
+        raw: (B, 1, H, W), raw domain, as is what is returned; at its border each colour is mirrored.
         camera: whose levels to measure by.
         threshold: a share of the range from black to white. Fine points, such as stars, fall to a low one.
-
-    Returns:
-        (B, 1, H, W), raw domain.
 
     Raises:
         ValueError: no mosaic, one smaller than 4 x 4, or a negative threshold.
@@ -63,10 +55,9 @@ def correct_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> Tens
     check_mosaic(raw)
     height, width = raw.shape[-2:]
     if not threshold >= 0 or min(height, width) < 4:
-        raise ValueError(
-            f"threshold {threshold} for {height}x{width} pixels: expected 0 or more, for 4x4 or more"
-        )
-    step = threshold * (camera.white_level - sum(camera.black_level) / 4)
+        what = f"threshold {threshold} for {height}x{width} pixels"
+        raise ValueError(f"{what}: expected 0 or more, for 4x4 or more")
+    step = threshold * camera.span
     planes = F.pixel_unshuffle(raw, 2)
     height, width = planes.shape[-2:]
     padded = F.pad(planes, (1, 1, 1, 1), mode="reflect")
@@ -89,12 +80,9 @@ def correct_shading(raw: Tensor, camera: Camera, lost: float = 0.5) -> Tensor:
     2.0
 
     Args:
-        raw: (B, 1, H, W), raw domain.
+        raw: (B, 1, H, W), raw domain, as is what is returned.
         camera: whose levels; what is lifted beyond white is clipped there.
         lost: of the light in the corners, below 1.
-
-    Returns:
-        (B, 1, H, W), raw domain.
     """
     check_mosaic(raw)
     black = per_site(camera.black_level, raw)
@@ -109,20 +97,16 @@ def correct_lines(raw: Tensor, lines: int = 15) -> Tensor:
     of that over so many lines; so edges that are not as long as the frame stay, and slow shading too.
 
     Args:
-        raw: (B, 1, H, W), raw domain.
+        raw: (B, 1, H, W), raw domain, as is what is returned.
         lines: of one colour, odd; more take off more of the noise, and more of the scene.
-
-    Returns:
-        (B, 1, H, W), raw domain.
 
     Raises:
         ValueError: no mosaic, an even number of lines, or a frame with fewer.
     """
     check_mosaic(raw)
-    if lines % 2 == 0 or min(raw.shape[-2:]) < lines + 1:
-        raise ValueError(
-            f"{lines} lines of {raw.shape[-2]}x{raw.shape[-1]} pixels: expected an odd number that fits"
-        )
+    height, width = raw.shape[-2:]
+    if lines % 2 == 0 or min(height, width) < lines + 1:
+        raise ValueError(f"{lines} lines of {height}x{width} pixels: expected an odd number that fits")
     planes = F.pixel_unshuffle(raw, 2)
     for across in (-1, -2):
         steps = planes.diff(dim=-3 - across).median(dim=across).values
@@ -153,8 +137,7 @@ def measure_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> dict
     if min(raw.shape[-2:]) < 6:
         raise ValueError(f"{raw.shape[-2]}x{raw.shape[-1]} pixels are too few, expected 6x6 or more")
     fixed = correct_defects(raw, camera, threshold)
-    span = camera.white_level - sum(camera.black_level) / 4
-    planes = F.pixel_unshuffle(fixed, 2).double() / span
+    planes = F.pixel_unshuffle(fixed, 2).double() / camera.span
     return {
         "defective pixels": float((fixed != raw).double().mean()),
         "row noise": _line_noise(planes),

@@ -19,17 +19,10 @@ DESCRIPTION, WEIGHTS = "isp.json", "weights.safetensors"
 #: Each kind of ISP by its name, and the arguments besides the camera that make it again.
 _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {}
 # Kinds in modules that are not imported with the others, by name, since few need them.
-_LATE = {
-    "Displayed": "r2l.isp.display",
-    "HalfSizeRGB": "r2l.isp.learned",
-    "LearnedISP": "r2l.isp.learned",
-    "NeuralISP": "r2l.isp.learned",
-}
+_LATE = dict.fromkeys(("HalfSizeRGB", "LearnedISP", "NeuralISP"), "r2l.isp.learned")
+_LATE["Displayed"] = "r2l.isp.display"
 # What reading JSON and weights, and making a module of them, fails in if they are damaged.
-_FAILURES = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError),
-    SafetensorError,
-)
+_FAILURES = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
 _Kind = TypeVar("_Kind", bound=type[nn.Module])
 
 
@@ -125,16 +118,13 @@ def load_module(
     Raises:
         SavedModuleError: something is missing or damaged.
     """
-    with reading(path, f"no description of {what}", remedy):
+    file, about = path.with_name(WEIGHTS), (path, f"no description of {what}", remedy)
+    weighted = file, f"no weights for this {what.split()[-1]}", "Copy the folder again, whole"
+    with reading(*about):
         description = json.loads(path.read_text("utf-8"))
-    weighted = (
-        path.with_name(WEIGHTS),
-        f"no weights for this {what.split()[-1]}",
-        "Copy the folder again, whole",
-    )
     with reading(*weighted):
-        weights = load_file(path.with_name(WEIGHTS))
-    with reading(path, f"no description of {what}", remedy):
+        weights = load_file(file)
+    with reading(*about):
         module = make(description, weights)
     with reading(*weighted):
         module.load_state_dict(weights)
@@ -143,14 +133,10 @@ def load_module(
 
 @contextmanager
 def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """Turn what fails while a part of a saved module is read and understood into one kind of error.
-
-    Raises:
-        SavedModuleError: it failed; names the file, says why in a line, and what to do.
-    """
+    """Turn what fails while a part of a saved module is read and understood into a `SavedModuleError`."""
     try:
         yield
-    except _FAILURES as error:
+    except (*_FAILURES, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SavedModuleError(path, f"{what} ({reason})", remedy) from error
 

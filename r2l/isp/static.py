@@ -68,6 +68,14 @@ def colour_stages(camera: Camera, demosaic: Stage, balance_first: bool) -> list[
     return [*first, Affine("colour_matrix", stage.apply_colour_matrix, matrix)]
 
 
+def levels(camera: Camera) -> Affine:
+    """Return the stage from raw to linear."""
+    return Affine("black_level", stage.subtract_black_level, camera.black_level, camera.white_level)
+
+
+#: From linear sRGB to display.
+_TO_DISPLAY = (Pointwise("clip", stage.clip), Pointwise("gamma", stage.gamma_correct, 2.2))
+
 #: The parts of a pipeline's code, in order: what is chosen, and the choices by their letters.
 _PARTS = {
     "demosaic": {"bi": "bilinear", "ma": "malvar2004", "me": "menon2007"},
@@ -76,17 +84,11 @@ _PARTS = {
 }
 
 #: The twelve published pipelines, demosaic,sharpening,denoising, in the published order.
-PIPELINES: tuple[str, ...] = tuple(
-    ",".join(code) for code in product(("bi", "ma", "me"), ("s", "u"), ("me", "ga"))
-)
+PIPELINES = tuple(",".join(code) for code in product(("bi", "ma", "me"), ("s", "u"), ("me", "ga")))
 
 
 def parse_code(code: str) -> tuple[str, str, str]:
-    """Spell out a pipeline code: "ma,s,ga" to its demosaic, sharpening and denoising.
-
-    Raises:
-        ValueError: not three parts, or a part that does not exist; lists those that do.
-    """
+    """Spell out a pipeline code, "ma,s,ga": its demosaic, sharpening and denoising, else a ValueError."""
     parts = [part.strip() for part in code.split(",")]
     if len(parts) != 3:
         raise ValueError(
@@ -94,21 +96,15 @@ def parse_code(code: str) -> tuple[str, str, str]:
             f"{PIPELINES[0]!r}; the published ones: {' '.join(PIPELINES)}"
         )
     return tuple(
-        choose(f"{what} in pipeline {code!r}:", part, table)
-        for part, (what, table) in zip(parts, _PARTS.items(), strict=True)
+        choose(f"{w} in pipeline {code!r}:", p, _PARTS[w]) for w, p in zip(_PARTS, parts, strict=True)
     )
 
 
 def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
-    """Return the pipeline code of three choices: the inverse of `parse_code`.
-
-    Raises:
-        ValueError: a choice that does not exist; lists those that do.
-    """
-    chosen = zip((demosaic, sharpening, denoising), _PARTS.items(), strict=True)
-    return ",".join(
-        choose(what, name, {value: part for part, value in table.items()}) for name, (what, table) in chosen
-    )
+    """Return the pipeline code of three choices: the inverse of `parse_code`."""
+    letters = {what: {name: part for part, name in table.items()} for what, table in _PARTS.items()}
+    names = {"demosaic": demosaic, "sharpening": sharpening, "denoising": denoising}
+    return ",".join(choose(what, name, letters[what]) for what, name in names.items())
 
 
 @saved_with("demosaic", "sharpening", "denoising", "variant")
@@ -151,22 +147,16 @@ class StaticISP(Pipeline):
         variant: Variant = "corrected",
     ) -> None:
         super().__init__()
-        choose("demosaic", demosaic, DEMOSAIC)
-        choose("sharpening", sharpening, _SHARPENING)
-        choose("denoising", denoising, _DENOISING)
-        choose("variant", variant, get_args(Variant))
         self.camera = camera
-        self.demosaic, self.sharpening, self.denoising = demosaic, sharpening, denoising
-        self.variant: Variant = variant
+        self.demosaic = choose("demosaic", demosaic, list(DEMOSAIC))
+        self.sharpening = choose("sharpening", sharpening, list(_SHARPENING))
+        self.denoising = choose("denoising", denoising, list(_DENOISING))
+        self.variant = choose("variant", variant, get_args(Variant))
         self._fuse()
 
     @classmethod
     def from_code(cls, code: str, camera: Camera, variant: Variant = "corrected") -> StaticISP:
-        """Return the pipeline of a code such as "ma,s,ga".
-
-        Raises:
-            ValueError: a code that does not exist; lists those that do.
-        """
+        """Return the pipeline of a code such as "ma,s,ga"; a ValueError lists those that exist."""
         return cls(camera, *parse_code(code), variant=variant)
 
     def extra_repr(self) -> str:
@@ -176,15 +166,15 @@ class StaticISP(Pipeline):
     def listed(self) -> list[Stage]:
         """Return the stages in order; `paper` differs in levels, borders and filters."""
         camera, paper = self.camera, self.variant == "paper"
-        white_level, filters = (None, "paper") if paper else (camera.white_level, "corrected")
+        published = Affine("black_level", stage.subtract_black_level, camera.black_level, None)
         demosaic = demosaicing(self.demosaic, camera.cfa, "half" if paper else "mirror")
+        filters = "paper" if paper else "corrected"
         return [
-            Affine("black_level", stage.subtract_black_level, camera.black_level, white_level),
+            published if paper else levels(camera),
             *colour_stages(camera, demosaic, self.variant == "camera"),
             _SHARPENING[self.sharpening][filters],
             _DENOISING[self.denoising][filters],
-            Pointwise("clip", stage.clip),
-            Pointwise("gamma", stage.gamma_correct, self.gamma),
+            *_TO_DISPLAY,
         ]
 
 
@@ -230,11 +220,5 @@ class EngineISP(Pipeline):
         """Return the stages in order."""
         from r2l.isp.engines import demosaic_by
 
-        camera = self.camera
-        demosaic = Stage("demosaic", demosaic_by, *self.engine.split(":"), camera)
-        return [
-            Affine("black_level", stage.subtract_black_level, camera.black_level, camera.white_level),
-            *colour_stages(camera, demosaic, balance_first=True),
-            Pointwise("clip", stage.clip),
-            Pointwise("gamma", stage.gamma_correct, StaticISP.gamma),
-        ]
+        demosaic = Stage("demosaic", demosaic_by, *self.engine.split(":"), self.camera)
+        return [levels(self.camera), *colour_stages(self.camera, demosaic, balance_first=True), *_TO_DISPLAY]

@@ -43,8 +43,7 @@ def physical_box(camera: Camera, numbers: Mapping[str, Tensor]) -> dict[str, tup
         "black_level": (0.0, camera.white_level - _LEAST_RANGE * camera.span),
         "white_balance": (gains.amin(0), gains.amax(0)),
         "colour_matrix": (-10.0, 10.0),
-        "sharpening_kernel": (-25.0, 25.0),
-        "blur_kernel": (-25.0, 25.0),
+        **dict.fromkeys(_KERNELS, (-25.0, 25.0)),
         "gamma": (0.2, 5.0),
         "tone_curve": (-1.0, 1.0),
     }
@@ -70,13 +69,14 @@ def tolerance_box(
         raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
     box = {}
     for name, value in numbers.items():
-        reach = fraction * {
-            "black_level": torch.full_like(value, 0.01 * camera.span),
-            "colour_matrix": value.abs().amax(-1, keepdim=True),
-            "sharpening_kernel": value.abs().max(),
-            "blur_kernel": value.abs().max(),
-        }.get(name, value.abs())
-        box[name] = (value - reach, value + reach)
+        size = value.abs()
+        if name == "black_level":
+            size = torch.full_like(value, 0.01 * camera.span)
+        elif name == "colour_matrix":
+            size = size.amax(-1, keepdim=True)
+        elif name in _KERNELS:
+            size = size.max()
+        box[name] = (value - fraction * size, value + fraction * size)
     return box
 
 

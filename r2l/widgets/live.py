@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import html
+import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +13,7 @@ from contextlib import contextmanager
 import ipywidgets as widgets
 import numpy as np
 import torch
-
-from r2l.files import png_base64
+from PIL import Image
 
 # Seconds in which the kernel may read what else has come before the next picture is drawn.
 _SETTLE = 0.004
@@ -122,7 +123,9 @@ def picture_html(pixels: np.ndarray, alt: str, width: int) -> str:
         alt: what it shows, for those who listen.
         width: on the page, in pixels.
     """
-    data = png_base64(pixels, compression=1)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png", compress_level=1)
+    data = base64.b64encode(file.getvalue()).decode()
     height = round(width * pixels.shape[0] / pixels.shape[1])
     return (
         f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" decoding="sync" '
