@@ -20,12 +20,12 @@ from tools.places import NOTEBOOKS, ROOT
 #: the package is on its way: a bound is what was measured last, lowered when it has become smaller, raised
 #: only with a capability that is worth its lines.
 BOUNDS = {
-    "lines of r2l": (27_959, 18_000),
-    "files of r2l": (142, 110),
+    "lines of r2l": (27_431, 18_000),
+    "files of r2l": (141, 110),
     "lines of tests": (20_892, 14_000),
     "modules loaded by import r2l": (2, 2),
     "modules loaded by import r2l.isp": (15, 15),
-    "modules loaded by import r2l.drift": (60, 60),
+    "modules loaded by import r2l.drift": (49, 60),
     "modules under 60 lines": (0, 0),
     "modules over 350 lines": (0, 0),
     "public names that only their own module uses": (0, 0),
