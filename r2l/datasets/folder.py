@@ -170,7 +170,7 @@ class RawFolder(RawDataset):
         settings += [repr(self._layout), self._own_colours, self._foreground]
         settings += ["lens corrections"] * self._lens_corrections
         name, rows = f"{what}_{self.paths[index].name}", lambda: [self._load(what, index)]
-        return cached_array(self._cache, name, sources, 1, rows, settings)[0]
+        return cached_array(self._cache, name, sources, rows, 1, settings)[0]
 
     def _load(self, what: str, index: int) -> np.ndarray:
         frame, path = self.frame(index), self.paths[index]

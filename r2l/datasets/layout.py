@@ -19,12 +19,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePath
-from typing import TypeVar
+from pathlib import Path
 
-from r2l.files import R2LError, atomic_path, local_path
+from r2l.files import R2LError, T, atomic_path, local_path
 
 RECORD = 5235536
+_PAPER = "Data Models for Dataset Drift Controls in Machine Learning With Optical Images"
 INTENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -32,18 +32,10 @@ INTENSITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 class SetInfo:
     """What is published about one data set; `INFO` has it by what `r2l data` calls it.
 
-    Attributes:
-        title: its published name.
-        summary: content, in a sentence.
-        classes: names of the labels, or of the values in a mask.
-        class_counts: images of each class, in the order of ``classes``; None for masks.
-        images: base images. Each intensity and each processed view has as many.
-        tile: side of an image in pixels.
-        groups: what a split must not tear apart.
-        licence: SPDX name.
-        url, paper: source.
-        processed_mean, processed_std: R, G, B of developed images, *display* domain.
-        mosaic_mean, mosaic_std: at R, G, B sites, *raw* domain; None where not published.
+    ``classes`` name the labels, or the values in a mask; ``class_counts`` are the images of each, None for
+    masks. Base images are counted: each intensity and each processed view has as many. ``tile`` is their side
+    in pixels, ``groups`` what a split must not tear apart. Means and deviations are of R, G, B in developed
+    images, *display* domain, and at R, G, B sites, *raw* domain, None where not published.
     """
 
     title: str
@@ -60,10 +52,7 @@ class SetInfo:
     intensities: tuple[float, ...] = INTENSITIES
     licence: str = "CC-BY-4.0"
     url: str = f"https://doi.org/10.5281/zenodo.{RECORD}"
-    paper: str = (
-        'Oala et al., "Data Models for Dataset Drift Controls in Machine Learning With Optical '
-        'Images", TMLR 2023'
-    )
+    paper: str = f'Oala et al., "{_PAPER}", TMLR 2023'
 
 
 INFO = {
@@ -100,10 +89,6 @@ CAR_SHARE = 0.01
 # Unusable as published.
 BAD_STEM = "Ma190c_lame3_zone13_composite_Mcropped_2"
 LABEL_FILE = "Ma190c_annotations.dat"
-
-
-_AnyPath = TypeVar("_AnyPath", bound=PurePath)
-
 IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".npy", ".dng"})
 # Long names of the options behind a pipeline's code, as folder names may spell them.
 _CODE_OF = {
@@ -127,12 +112,9 @@ class DatasetError(R2LError, ValueError):
 
 def not_found(name: str, looked_in: Path, root: Path) -> DatasetNotFoundError:
     """Return the error for a data set ("microscopy", "drone") that isn't in ``looked_in``."""
-    return DatasetNotFoundError(
-        looked_in,
-        f"{INFO[name].title} is not there",
-        f"Fetch it with `r2l data fetch {name} --root {root}` or download=True, or set root= or "
-        "R2L_DATA to where it lies",
-    )
+    remedy = f"Fetch it with `r2l data fetch {name} --root {root}` or download=True"
+    remedy += ", or set root= or R2L_DATA to where it lies"
+    return DatasetNotFoundError(looked_in, f"{INFO[name].title} is not there", remedy)
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -147,10 +129,9 @@ def scale_folder(intensity: float) -> str:
         ValueError: no published intensity; the message lists them.
     """
     if intensity not in INTENSITIES:
-        raise ValueError(
-            f"intensity {intensity} was not recorded; choose from {', '.join(map(str, INTENSITIES))} (any "
-            "other exposure can be simulated: see SyntheticMicroscopy, SyntheticDrone)"
-        )
+        recorded = ", ".join(map(str, INTENSITIES))
+        simulated = "any other exposure can be simulated: see SyntheticMicroscopy, SyntheticDrone"
+        raise ValueError(f"intensity {intensity} was not recorded; choose from {recorded} ({simulated})")
     return f"raw_scale{round(intensity * 100):03d}"
 
 
@@ -179,8 +160,11 @@ def by_stem(paths: Iterable[Path], name: Callable[[Path], str] = lambda path: pa
     return files
 
 
-def read_labels(path: Path) -> dict[str, str]:
-    """Read the label file: "<stem> <CLASS>" a line, to stem and class, all classes of the file.
+def read_labels(path: Path) -> tuple[dict[str, str], set[str]]:
+    """Read the microscope's label file, "<stem> <CLASS>" a line.
+
+    Returns:
+        Stem to class of what is used, and the stems of what is not: rare classes and the bad file.
 
     Raises:
         DatasetError: a line of another form, or two labels for one image.
@@ -198,10 +182,12 @@ def read_labels(path: Path) -> dict[str, str]:
             raise DatasetError(path, reason, remedy)
         if words and labels.setdefault(*words) != words[1]:
             raise DatasetError(path, f"line {number} gives {words[0]} a second label", remedy)
-    return labels
+    classes = INFO["microscopy"].classes
+    kept = {stem: name for stem, name in labels.items() if name in classes and stem != BAD_STEM}
+    return kept, {BAD_STEM, *labels} - {*kept}
 
 
-def pair_masks(images: Iterable[str], masks: Mapping[str, _AnyPath]) -> dict[str, _AnyPath]:
+def pair_masks(images: Iterable[str], masks: Mapping[str, T]) -> dict[str, T]:
     """Return masks by the stems of their images: of the same stem, or the one that contains it.
 
     Masks of no image stay under their own stem.
@@ -231,21 +217,15 @@ def pipeline_code(folder_name: str) -> str | None:
 def view_folders(*parents: Path) -> dict[str, Path]:
     """Return the folders below ``parents`` that hold a view, by pipeline; the first of a name."""
     views: dict[str, Path] = {}
-    for parent in parents:
-        for folder, names, _ in sorted(os.walk(parent)):
-            for name in sorted(names):
-                if code := pipeline_code(name):
-                    views.setdefault(code, Path(folder, name))
+    for folder in (folder for parent in parents for folder in sorted(parent.rglob("*/"))):
+        if code := pipeline_code(folder.name):
+            views.setdefault(code, folder)
     return views
 
 
 MANIFEST = "r2l_manifest.json"
 # What is no manifest; the last two are numbers beyond all bounds, and nesting without end.
 _DAMAGE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-
-
-class ManifestError(R2LError, ValueError):
-    """A record of what was fetched that is damaged."""
 
 
 @dataclass
@@ -269,7 +249,7 @@ class Manifest:
         """Return the record of ``root``; an empty one if nothing was fetched into it.
 
         Raises:
-            ManifestError: the file is damaged.
+            DatasetError: the file is damaged.
         """
         path = root / MANIFEST
         try:
@@ -278,21 +258,19 @@ class Manifest:
             manifest = cls(**values)
             lists = [manifest.unfinished, *manifest.subsets.values()]
             texts = [*manifest.archives.values(), *(name for names in lists for name in names)]
-            if not all(isinstance(names, list) for names in lists):
-                raise TypeError("a list of names is none")
-            if not all(isinstance(text, str) for text in texts):
-                raise TypeError("a name is no text")
+            if {*map(type, lists)} - {list} or {*map(type, texts)} - {str}:
+                raise TypeError("a name is no text, or a list of names is none")
+            return manifest
         except FileNotFoundError:
             return cls()
         except _DAMAGE as error:
             remedy = "Move it away and run `r2l data fetch` again"
-            raise ManifestError(path, f"damaged ({error})", remedy) from None
-        return manifest
+            raise DatasetError(path, f"damaged ({error})", remedy) from None
 
     def write(self, root: Path) -> None:
         """Write the record, whole or not at all."""
-        with atomic_path(root / MANIFEST) as partial:
-            partial.write_text(json.dumps(asdict(self), indent=1), "utf-8")
+        with atomic_path(root / MANIFEST) as unfinished:
+            unfinished.write_text(json.dumps(asdict(self), indent=1), "utf-8")
 
     def files_of(self, kind: str) -> dict[str, tuple[int, int]]:
         """Return the part of ``files`` that is of one data set."""

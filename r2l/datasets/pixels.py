@@ -23,6 +23,8 @@ from r2l.rawfile import RawFileError, read_frame
 from r2l.rawfile.frame import check_whole
 from r2l.rawfile.raster import load_npy, load_tiff, open_png
 
+#: Makes the rows of an array, one by one.
+Rows = Callable[[], Iterable[np.ndarray]]
 _FULL_SCALE = np.float32(65535)
 _CLASS_NUMBERS = 32  # a mask of up to so many values holds numbers of classes, not shades of an edge
 _CACHE_VERSION = 1  # of what is stored; another number makes all caches new
@@ -64,14 +66,10 @@ def read_mask(path: Path, remedy: str) -> np.ndarray:
 
 
 def object_of(values: np.ndarray, path: Path | None = None) -> np.ndarray:
-    """Return a mask (H, W), uint8: 1 where any colour of its values is above 0.
-
-    Args:
-        values: (H, W) or (H, W, channels).
-        path: of the mask, where values that look like the numbers of several classes are to be refused.
+    """Return a mask (H, W), uint8: 1 where any colour of values (H, W) or (H, W, channels) is above 0.
 
     Raises:
-        DatasetError: they do.
+        DatasetError: a ``path`` is given, and the values look like the numbers of several classes.
     """
     if values.ndim == 3:
         # Opacity says nothing: a mask saved as RGBA is opaque all over.
@@ -80,10 +78,8 @@ def object_of(values: np.ndarray, path: Path | None = None) -> np.ndarray:
     several = np.unique(values)
     if path is not None and len(several) > 2 and several[-1] < _CLASS_NUMBERS:
         reason = f"the values {', '.join(map(str, several))} look like classes, and here is one object"
-        remedy = (
-            "Name the classes, from 0 on: --classes background,road,car (classes=[...]). Or say which values "
-            "are the object: --foreground 2,3 (foreground=(2, 3))"
-        )
+        remedy = "Name the classes, from 0 on: --classes background,road,car (classes=[...])"
+        remedy += ". Or say which values are the object: --foreground 2,3 (foreground=(2, 3))"
         raise DatasetError(path, reason, remedy)
     return (values > 0).astype(np.uint8)
 
@@ -133,8 +129,8 @@ def cached_array(
     folder: Path,
     name: str,
     sources: Sequence[Path],
-    count: int,
-    rows: Callable[[], Iterable[np.ndarray]],
+    rows: Rows,
+    count: int | None = None,
     settings: object = None,
 ) -> np.ndarray:
     """Return an array made from files: from the cache if they are unchanged, else made and cached.
@@ -148,13 +144,14 @@ def cached_array(
         folder: where caches lie.
         name: what is cached; a newer cache of this name replaces the older.
         sources: the files that the array is made from.
-        count: how many rows.
         rows: makes the rows, in order, of one shape and type. Its errors are no OSError.
+        count: how many rows; by default one a source.
         settings: JSON types; whatever else the rows depend on.
 
     Returns:
         Read-only, memory-mapped where possible.
     """
+    count = len(sources) if count is None else count
     stats = [(str(p.absolute()), s.st_size, s.st_mtime_ns) for p in sources for s in (p.stat(),)]
     name = f"{name}-{_hash(str(sources[0].absolute().parent))[:8]}"
     key = _hash(json.dumps([_CACHE_VERSION, stats, count, settings]))[:16]
@@ -194,8 +191,7 @@ def _write(path: Path, count: int, rows: Iterable[np.ndarray]) -> None:
 
 def _drop_older(folder: Path, name: str, newest: Path) -> None:
     """Remove caches that ``newest`` replaces, and what a killed process left."""
-    hidden = folder.glob(f".{name}-*.part")
-    for old in (*folder.glob(f"{name}-*.npy"), *hidden):
+    for old in (*folder.glob(f"{name}-*.npy"), *folder.glob(f".{name}-*.part")):
         if old != newest:
             with suppress(OSError):  # open elsewhere, on systems that mind
                 old.unlink()

@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -18,23 +18,20 @@ _KEEP_OR_SKIP = "Put it back or fetch it again, or leave such images out (in Pyt
 
 
 class PublishedDataset(RawDataset):
-    """Images in files of one size; what else is known of them comes from names and other files.
+    """Images in files of one size, decoded once into a cache and memory-mapped from then on.
 
-    Images are decoded once into a cache (the variable R2L_CACHE, else ``.r2l_cache`` below the
-    root) and memory-mapped from then on, by any number of workers.
+    The cache lies at the variable R2L_CACHE, else in ``.r2l_cache`` below the root.
 
     Args:
         root: where data lie, the folder above ``microscopy`` and ``drone``; else the variable
             R2L_DATA, else ./data.
         split: "train", "val", "test" or "all".
-        intensity: 0.01, 0.05, 0.1, 0.25, 0.5, 0.75 or 1.0.
+        intensity: one of `r2l.datasets.layout.INTENSITIES`.
         download: fetch what is missing first (see `r2l.datasets.fetch.download.fetch`).
-        transform: called on each item.
         view: a pipeline such as "bi,s,ga": items have ``image`` (3, H, W) *display*, developed by
             the authors, in the place of ``raw``.
         scheme: "groups" or "published"; see `r2l.datasets.splits.split_indices`.
-        fold: which of the five folds.
-        seed: of the split.
+        fold, seed: of the split.
         strict: raise for an image without label or mask, or one without image; else leave it out.
 
     Raises:
@@ -43,8 +40,6 @@ class PublishedDataset(RawDataset):
         ValueError: an argument that isn't one of those listed, or that doesn't go with the others.
 
     Attributes:
-        root: where the data lie.
-        view: the pipeline that developed the images, None for raw frames.
         files: all images of the set, in every split.
         names: (N,) name of each item.
         rows: (N,) place of each item among all images of the set.
@@ -70,9 +65,9 @@ class PublishedDataset(RawDataset):
     ) -> None:
         self._scale = layout.scale_folder(intensity)
         if view is not None and intensity != 1.0:
+            instead = f"intensity {intensity} with StaticISP.from_code({view!r}, dataset.camera)"
             raise ValueError(
-                "processed views exist of intensity 1.0 only; develop the raw frames of "
-                f"intensity {intensity} with StaticISP.from_code({view!r}, dataset.camera)"
+                f"processed views exist of intensity 1.0 only; develop the raw frames of {instead}"
             )
         self.root = layout.data_root(root)
         self.folder = self.root / self.kind
@@ -85,10 +80,8 @@ class PublishedDataset(RawDataset):
             fetch_if_missing(self.kind, self.root)
         names, *numbers = self._list(strict)
         labels, groups = (np.array(values, np.int64) for values in numbers)
-        self.rows = split_indices(
-            *(split, labels, groups),
-            **{"scheme": scheme, "fold": fold, "seed": seed, "stratified": self.is_stratified},
-        )
+        cut = {"scheme": scheme, "fold": fold, "seed": seed, "stratified": self.is_stratified}
+        self.rows = split_indices(split, labels, groups, **cut)
         self.names = np.array(names)[self.rows]
         self.labels, self.groups = labels[self.rows], groups[self.rows]
 
@@ -145,24 +138,13 @@ class PublishedDataset(RawDataset):
             raise self._not_found(source)
         return stems
 
-    def _once(self, name: str, load: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return an array that this process opens at its first use."""
-        if name not in self._arrays:
-            self._arrays[name] = load()
-        return self._arrays[name]
-
-    def _array(
-        self,
-        name: str,
-        sources: Sequence[Path],
-        rows: Callable[[], Iterable[np.ndarray]],
-        count: int | None = None,
-        settings: object = None,
-    ) -> np.ndarray:
+    def _array(self, name: str, sources: Sequence[Path], rows: pixels.Rows, **options: Any) -> np.ndarray:
         """Return an array made from files, a row of each unless told; see `cached_array`."""
         name = f"{self.kind}_{name}".replace(",", "-")
-        place = pixels.cache_folder(self.root), name, sources, count or len(sources)
-        return self._once(name, lambda: pixels.cached_array(*place, rows, settings))
+        if name not in self._arrays:
+            folder = pixels.cache_folder(self.root)
+            self._arrays[name] = pixels.cached_array(folder, name, sources, rows, **options)
+        return self._arrays[name]
 
     def _decoded(self, paths: Sequence[Path]) -> np.ndarray:
         """Return all images: (M, H, W) or, developed, (M, 3, H, W); uint16."""
@@ -221,15 +203,13 @@ class RawMicroscopy(PublishedDataset):
         paths = layout.by_stem(self._images(images / self._scale, images / "processed_views"))
         if not label_file.is_file():
             raise self._not_found(label_file)
-        class_of = layout.read_labels(label_file)
-        dropped = {layout.BAD_STEM, *(stem for stem, name in class_of.items() if name not in self.classes)}
+        class_of, dropped = layout.read_labels(label_file)
         paths = {stem: path for stem, path in paths.items() if stem not in dropped}
         if not paths:
             raise self._not_found(images / self._scale)
-        kept = {stem: name for stem, name in class_of.items() if stem not in dropped}
-        stems = self._matched(paths, kept, label_file, strict)
+        stems = self._matched(paths, class_of, label_file, strict)
         self.files = [paths[stem] for stem in stems]
-        labels = [self.classes.index(kept[stem]) for stem in stems]
+        labels = [self.classes.index(class_of[stem]) for stem in stems]
         return stems, labels, [_zone(path) for path in self.files]
 
     def read(self, index: int) -> Item:
@@ -238,8 +218,8 @@ class RawMicroscopy(PublishedDataset):
         Raises:
             DatasetError: some image of the set is damaged; all are decoded together, once.
         """
-        frames = self._once("frames", lambda: self._decoded(self.files))
-        return {**self._item(frames[self.rows[index]]), "label": int(self.labels[index])}
+        steps = self._decoded(self.files)[self.rows[index]]
+        return {**self._item(steps), "label": int(self.labels[index])}
 
 
 def _zone(path: Path) -> int:

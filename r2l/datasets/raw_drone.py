@@ -1,6 +1,7 @@
 """Raw-Drone: aerial photos with cars as the sensor saw them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from r2l.datasets.published import PublishedDataset
 from r2l.files import choose
 
 _TILE = layout.INFO["drone"].tile
-# Fixed, so that every split, fold and seed is one of the same tiles.
-_BALANCE_SEED = 0
 
 
 class RawDrone(PublishedDataset):
@@ -96,10 +95,8 @@ class RawDrone(PublishedDataset):
         names, shares, photos = self._candidates()
         if self.task == "classification":
             self._chosen = _balanced(shares, photos)
-        elif self._empty or not self._tiled:
-            self._chosen = np.arange(len(shares))
         else:
-            self._chosen = np.flatnonzero(shares > 0)
+            self._chosen = np.flatnonzero((shares > 0) | self._empty | (not self._tiled))
         shares, photos = shares[self._chosen], photos[self._chosen]
         if not len(shares) or (wants_empty and shares.all()):
             # Tiles on disk are those with cars only: the photos have the others.
@@ -108,7 +105,6 @@ class RawDrone(PublishedDataset):
         return np.array(names)[self._chosen], labels, photos
 
     def _pair(self, raw: Path, masks_folder: str, strict: bool) -> None:
-        """List images and masks in pairs."""
         views = self.folder / "processed_views", raw.parent / "processed_views"
         folder, images = self.folder / masks_folder, layout.by_stem(self._images(raw, *views))
         masks = layout.pair_masks(images, layout.by_stem(layout.images_in(folder)))
@@ -120,11 +116,10 @@ class RawDrone(PublishedDataset):
 
     def _candidates(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Return all there is to choose from: names, shares that are car, and photos."""
-        stems = [path.stem for path in self.files]
         if not self._cuts:
             shares = np.array([mask.mean() for mask in self._whole_masks()])
-            photos = map(_photo_of, self.files) if self._tiled else range(len(stems))
-            return stems, shares, np.array(list(photos))
+            photos = [_photo_of(path) if self._tiled else number for number, path in enumerate(self.files)]
+            return [path.stem for path in self.files], shares, np.array(photos)
         grid = self._array(f"shares_{_TILE}", self._masks, self._read_shares)
         self._per_photo = grid[0].size
         spots = np.indices(grid.shape).reshape(3, -1)
@@ -148,14 +143,9 @@ class RawDrone(PublishedDataset):
         self._check_size(0, self._whole_masks()[0], frames[0])
         return frames
 
-    def _mask_frames(self) -> np.ndarray:
-        if not self._cuts:
-            return self._whole_masks()
-        return self._cut_all("tile_masks", self._masks, self._read_mask)
-
     def _whole_masks(self) -> np.ndarray:
-        name, read = f"masks_{self._masks[0].parent.name}", read_mask
-        return self._array(name, self._masks, lambda: decode_all(self._masks, read, self.remedy))
+        rows = partial(decode_all, self._masks, read_mask, self.remedy)
+        return self._array(f"masks_{self._masks[0].parent.name}", self._masks, rows)
 
     def _read_mask(self, number: int) -> np.ndarray:
         return read_mask(self._masks[number], self.remedy)
@@ -169,12 +159,12 @@ class RawDrone(PublishedDataset):
         """Return the chosen tiles of what ``read`` gives of each photo, cut the first time ever."""
         numbers, tiles = np.divmod(self._chosen, self._per_photo)
 
-        def rows() -> Iterable[np.ndarray]:
+        def rows() -> Iterator[np.ndarray]:
             for number in np.unique(numbers).tolist():
                 yield from _cut(read(number))[tiles[numbers == number]]
 
         name = f"{what}_{self.task}_{len(tiles)}_{self._scale}"
-        return self._array(name, sources, rows, len(tiles), self._chosen.tolist())
+        return self._array(name, sources, rows, count=len(tiles), settings=self._chosen.tolist())
 
     def _check_size(self, number: int, mask: np.ndarray, image: np.ndarray) -> None:
         if mask.shape != image.shape[-2:]:
@@ -189,11 +179,14 @@ class RawDrone(PublishedDataset):
             DatasetError: some image of the set is damaged; all are decoded together, once.
         """
         row = self.rows[index] if self._cuts else self._chosen[self.rows[index]]
-        item = self._item(self._once("frames", self._frames)[row])
+        item = self._item(self._frames()[row])
         if self.task == "classification":
             return {**item, "label": int(self.labels[index])}
-        mask = self._once("masks", self._mask_frames)[row]
-        return {**item, "mask": torch.from_numpy(mask.astype(np.int64))}
+        if self._cuts:
+            masks = self._cut_all("tile_masks", self._masks, self._read_mask)
+        else:
+            masks = self._whole_masks()
+        return {**item, "mask": torch.from_numpy(masks[row].astype(np.int64))}
 
 
 def _photo_of(tile: Path) -> int:
@@ -213,12 +206,11 @@ def _cut(pixels: np.ndarray) -> np.ndarray:
 
 
 def _balanced(shares: np.ndarray, photos: np.ndarray) -> np.ndarray:
-    """Return the sorted tiles of the classification task: cars, and as many tiles without.
+    """Return the sorted tiles of the classification task: cars (above 1 %), and as many tiles without (0).
 
-    A tile counts as car above 1 % and as empty at 0; the few between are left out. The balance is
-    kept within each photo, as published, so that the photo tells nothing about the label.
+    The balance is kept within each photo, as published, so that the photo tells nothing about the label.
     """
-    rng = np.random.default_rng(_BALANCE_SEED)
+    rng = np.random.default_rng(0)  # whatever the split, fold and seed, the same tiles
     chosen: list[int] = []
     for photo in np.unique(photos):
         here = photos == photo

@@ -254,7 +254,7 @@ def _read_labels(path: Path) -> None:
     if path.suffix == ".dat":
         from r2l.datasets.layout import read_labels
 
-        assert all(name and label for name, label in read_labels(path).items())
+        assert all(name and label for name, label in read_labels(path)[0].items())
         return
     from r2l.datasets import RawFolder
 

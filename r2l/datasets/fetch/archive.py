@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -22,10 +23,8 @@ _CELL = re.compile(r"lame\d+_zone\d+")
 _TILE = re.compile(r"\d{2}_\d{5}")
 _SCALE = re.compile(r"raw_scale(\d{3})")
 _JUNK = ("__MACOSX", ".DS_Store", ".bzEmpty", "Thumbs.db")
-_DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, OSError),
-    *(EOFError, NotImplementedError, RuntimeError, ValueError),
-)
+_DAMAGED = zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, ValueError
+_Source = Callable[[], IO[bytes]]  # opens what a file is written from
 
 
 class ArchiveError(DownloadError):
@@ -59,7 +58,7 @@ def safe_members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             method = zipfile.compressor_names.get(member.compress_type, "an unknown method")
             raise _refused(name, f"{member.filename!r} is compressed by {method}")
-    return [m for m in members if not m.is_dir() and not _is_junk(m.filename)]
+    return [member for member in members if not (member.is_dir() or _is_junk(member.filename))]
 
 
 def _refused(name: str, reason: str) -> ArchiveError:
@@ -87,8 +86,7 @@ def place_of(kind: str, archive: str, member: str) -> PurePosixPath:
     view = next((f"processed_views/{part}" for part in above if pipeline_code(part)), None)
     scales = _SCALE.findall(everything)
     scale = f"raw_scale{scales[-1]}" if scales else None
-    is_mask = "mask" in everything
-    folder = None
+    is_mask, folder = "mask" in everything, None
     if path.name == LABEL_FILE:
         kind, folder = "microscopy", "labels"
     elif _CELL.search(path.stem):
@@ -109,14 +107,7 @@ def place_of(kind: str, archive: str, member: str) -> PurePosixPath:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a data set is being put, each file whole or not at all, with a record of what came.
-
-    Attributes:
-        kind: "microscopy" or "drone".
-        root: the folder above it.
-        manifest: the record of ``root``.
-        progress: show bars.
-    """
+    """Where a data set ("microscopy", "drone") is put below a root, with the record of what came."""
 
     kind: str
     root: Path
@@ -136,15 +127,15 @@ class Destination:
         inner: list[Path] = []
         with _zip_errors(archive), zipfile.ZipFile(archive) as file:
             members = safe_members(file, str(archive))
-            places = [place_of(self.kind, archive.name, member.filename) for member in members]
-            pairs = list(zip(members, places, strict=True))
-            check_room(self.root, sum(m.file_size for m, p in pairs if not (self.root / p).exists()))
+            places = {m: place_of(self.kind, archive.name, m.filename) for m in members}
+            missing = (m.file_size for m, place in places.items() if not (self.root / place).exists())
+            check_room(self.root, sum(missing))
             total = sum(member.file_size for member in members)
             with progress_bar(total, f"unpack {archive.name}", self.progress) as bar:
-                for member, place in pairs:
+                for member, place in places.items():
                     if place.suffix.lower() == ".zip" and depth == 0:
                         inner.append(archive.parent / archive.stem / place.name)
-                        _extract(file, member, inner[-1])
+                        _install(partial(file.open, member), member.file_size, member.CRC, inner[-1])
                     else:
                         self.extract(file, member, place)
                     bar.update(member.file_size)
@@ -153,31 +144,28 @@ class Destination:
 
     def extract(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: PurePosixPath) -> None:
         """Write one file of an archive to its place below the root, and write it down."""
-        _extract(archive, member, self.root / place)
-        self.manifest.files[str(place)] = (member.file_size, member.CRC)
+        self._put(partial(archive.open, member), member.file_size, member.CRC, place)
 
     def install(self, path: Path) -> None:
         """Copy a file that came by itself to its place; what isn't known (papers, read-mes) stays."""
         place = place_of(self.kind, "", path.name)
         if "other" not in place.parts:
-            size, crc = path.stat().st_size, crc32(path)
-            _install(lambda: path.open("rb"), size, crc, self.root / place)
-            self.manifest.files[str(place)] = (size, crc)
+            self._put(partial(path.open, "rb"), path.stat().st_size, crc32(path), place)
+
+    def _put(self, source: _Source, size: int, crc: int, place: PurePosixPath) -> None:
+        _install(source, size, crc, self.root / place)
+        self.manifest.files[str(place)] = (size, crc)
 
 
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    _install(lambda: archive.open(member), member.file_size, member.CRC, target)
-
-
-def _install(source: Callable[[], IO[bytes]], size: int, crc: int, target: Path) -> None:
+def _install(source: _Source, size: int, crc: int, target: Path) -> None:
     """Write a file, whole or not at all; leave it if it is there already."""
     if target.exists():
         if (target.stat().st_size, crc32(target)) == (size, crc):
             return
         remedy = "Nothing was replaced: move it away, then run the same command again"
         raise ArchiveError(target, "is there with other content than was published", remedy)
-    with whole_file(target) as partial:
-        with source() as reading, partial.open("wb") as writing:
+    with whole_file(target) as unfinished:
+        with source() as reading, unfinished.open("wb") as writing:
             shutil.copyfileobj(reading, writing, CHUNK)
             came = writing.tell()
         if came != size:

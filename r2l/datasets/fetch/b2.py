@@ -41,47 +41,36 @@ def get_b2_bucket(name: str = "perturbed-minds") -> Bucket:
 
 
 def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[Path]:
-    """Fetch what is missing of a data set's folders; never change or delete what is there.
+    """Fetch what is missing of a data set's folders, and return these; never change what is there.
 
     Each file is checked by B2's SHA-1 (large files have none there; what a zip holds is checked by
     its own sums) and has its name only once it is whole.
-
-    Returns:
-        The folders, as they lie below ``root``.
 
     Raises:
         DownloadError: a file didn't come, or no room on the disk; those that came are kept.
         OSError: a folder can't be made.
     """
     missing: list[tuple[FileVersion, Path]] = []
-    kept = "What came is kept: run the same command again, or use --source zenodo"
+    why, kept = "B2 didn't give it", "What came is kept: run the same command again, or use --source zenodo"
     for prefix, below in _FOLDERS[kind].items():
         target = root / below
         target.mkdir(parents=True, exist_ok=True)
-        with translated(B2Error, f"{bucket.name}/{prefix}", "B2 didn't give it", kept):
+        with translated(B2Error, f"{bucket.name}/{prefix}", why, kept):
             for version, _ in bucket.ls(prefix, recursive=True):
-                path = _place(version.file_name, prefix, target)
+                inside = PurePosixPath(version.file_name).relative_to(prefix)
+                if ".." in inside.parts or "\\" in version.file_name:
+                    outside = f"would be written outside of {target}"
+                    raise DownloadError(version.file_name, outside, "Nothing was fetched")
                 # A file that is there stays, be it older or newer or of another size.
-                if path is not None and not path.exists():
-                    missing.append((version, path))
+                if inside.name != _FOLDER_MARK and not (target / inside).exists():
+                    missing.append((version, target / inside))
     total = sum(version.size for version, _ in missing)
     check_room(root, total)
     with progress_bar(total, "fetch", progress) as bar:
         for version, path in missing:
-            with (
-                translated(B2Error, version.file_name, "B2 didn't give it", kept),
-                whole_file(path) as partial,
-            ):
+            with translated(B2Error, version.file_name, why, kept), whole_file(path) as unfinished:
                 # Without seeking b2sdk uses one stream; with more it hangs for good on a full disk.
                 file = bucket.download_file_by_id(version.id_)
-                file.save_to(partial, "wb", allow_seeking=False)
+                file.save_to(unfinished, "wb", allow_seeking=False)
             bar.update(version.size)
     return [root / below for below in _FOLDERS[kind].values()]
-
-
-def _place(name: str, prefix: str, target: Path) -> Path | None:
-    """Return where a file of the bucket belongs; None for a mark of a folder."""
-    inside = PurePosixPath(name).relative_to(prefix)
-    if ".." in inside.parts or "\\" in name:
-        raise DownloadError(name, f"would be written outside of {target}", "Nothing was fetched")
-    return None if inside.name == _FOLDER_MARK else target / inside

@@ -1,7 +1,7 @@
 """Fetching the published data sets: only when asked, whole or a few images, from Zenodo or B2."""
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -18,10 +18,10 @@ from r2l.datasets.fetch.transfer import RemoteFile
 from r2l.files import R2LError, choose, need_extra
 
 _DOWNLOADS = "downloads"
-_OTHER_ARCHIVES = frozenset({".gz", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"})
+_OTHER_ARCHIVES = {".gz", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"}
 _SEED = 0  # of the choice of a few images: the same for every intensity
 _LABELS = PurePosixPath("microscopy/labels", layout.LABEL_FILE)
-_Members = Mapping[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]]
+_Members = dict[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]]
 
 
 class NoRangesError(R2LError):
@@ -131,32 +131,24 @@ def _from_b2(into: Destination) -> list[str]:
 
 
 def _fetch_whole(into: Destination, files: Sequence[RemoteFile], session: requests.Session) -> list[str]:
-    kind, root, archives = into.kind, into.root, into.manifest.archives
-    into.manifest.begin(root, kind)
-    whole, notes = into.manifest.is_whole(root, kind), []
+    root, archives, folder = into.root, into.manifest.archives, into.root / _DOWNLOADS
+    into.manifest.begin(root, into.kind)
+    whole, notes = into.manifest.is_whole(root, into.kind), []
     pending = [file for file in files if not (whole and archives.get(file.key) == file.checksum)]
-    if pending:
-        paths = transfer.download_all(pending, root / _DOWNLOADS, session, into.progress)
-        for file, path in zip(pending, paths, strict=True):
-            suffix = path.suffix.lower()
-            if suffix == ".zip":
-                into.unpack(path)
-            elif suffix in _OTHER_ARCHIVES:
-                what = f"{path} is an archive that r2l doesn't unpack"
-                notes.append(f"{what}: do so into {root / kind}.")
-            else:
-                into.install(path)
-            archives[file.key] = file.checksum
-    into.manifest.finish(kind)
+    paths = transfer.download_all(pending, folder, session, into.progress) if pending else []
+    for file, path in zip(pending, paths, strict=True):
+        suffix = path.suffix.lower()
+        if suffix == ".zip":
+            into.unpack(path)
+        elif suffix in _OTHER_ARCHIVES:
+            notes.append(f"{path} is an archive that r2l doesn't unpack: do so into {root / into.kind}.")
+        else:
+            into.install(path)
+        archives[file.key] = file.checksum
+    into.manifest.finish(into.kind)
     size = sum(file.size for file in files) / 1e9
-    return [
-        *notes,
-        f"{layout.INFO[kind].title} is in {root / kind}.",
-        f"Its archives ({size:.2f} GB) are in {root / _DOWNLOADS}: not needed any more.",
-    ]
-
-
-# --- a few images, by ranges of bytes ---------------------------------------------------------------
+    notes.append(f"{layout.INFO[into.kind].title} is in {root / into.kind}.")
+    return [*notes, f"Its archives ({size:.2f} GB) are in {folder}: not needed any more."]
 
 
 def _fetch_some(
@@ -169,45 +161,34 @@ def _fetch_some(
     Raises:
         NoRangesError: take whole archives instead.
     """
-    scale, root = layout.scale_folder(intensity), into.root
-    why = "a part of an archive didn't come"
+    scale, root, kind = layout.scale_folder(intensity), into.root, into.kind
     with ExitStack() as stack:
-        members = _open_all(into.kind, files, session, stack)
+        members: _Members = {}
+        for file in files:
+            if file.key.lower().endswith(".zip"):
+                try:
+                    archive = stack.enter_context(RemoteZip(file.url, session=session))
+                except (RemoteZipError, zipfile.BadZipFile) as error:
+                    raise NoRangesError(file.url, str(error), "Fetch whole archives") from error
+                for info in safe_members(archive, file.url):
+                    members[place_of(kind, file.key, info.filename)] = archive, info
         for file in files:
             if Path(file.key).name == layout.LABEL_FILE:
                 (root / _LABELS).parent.mkdir(parents=True, exist_ok=True)
                 with transfer.progress_bar(file.size, "fetch", progress=False) as bar:
                     transfer.download(file, root / _LABELS, session, bar)
-        stack.enter_context(
-            transfer.translated((RemoteIOError, zipfile.BadZipFile), root, why, "Try again later")
-        )
-        if into.kind == "microscopy" and _LABELS in members:
+        why, broken = "a part of an archive didn't come", (RemoteIOError, zipfile.BadZipFile)
+        stack.enter_context(transfer.translated(broken, root, why, "Try again later"))
+        if kind == "microscopy" and _LABELS in members:
             into.extract(*members[_LABELS], _LABELS)
         images = _images_of(into, members, scale)
         stems = sorted(np.random.default_rng(_SEED).permutation(sorted(images))[:count].tolist())
         for stem in tqdm(stems, "fetch", unit="image", disable=not into.progress):
             for place in images[stem]:
                 into.extract(*members[place], place)
-    part, subsets = f"{into.kind}/{scale}", into.manifest.subsets
+    part, subsets = f"{kind}/{scale}", into.manifest.subsets
     subsets[part] = sorted({*subsets.get(part, ()), *stems})
-    return [f"{len(stems)} images of {layout.INFO[into.kind].title} are in {root / into.kind}."]
-
-
-def _open_all(
-    kind: str, files: Sequence[RemoteFile], session: requests.Session, stack: ExitStack
-) -> _Members:
-    """Return what the zips hold, by where it belongs."""
-    members = {}
-    for file in files:
-        if not file.key.lower().endswith(".zip"):
-            continue
-        try:
-            archive = stack.enter_context(RemoteZip(file.url, session=session))
-        except (RemoteZipError, zipfile.BadZipFile) as error:
-            raise NoRangesError(file.url, str(error), "Fetch whole archives") from error
-        for info in safe_members(archive, file.url):
-            members[place_of(kind, file.key, info.filename)] = archive, info
-    return members
+    return [f"{len(stems)} images of {layout.INFO[kind].title} are in {root / kind}."]
 
 
 def _images_of(into: Destination, members: _Members, scale: str) -> dict[str, list[PurePosixPath]]:
@@ -217,12 +198,9 @@ def _images_of(into: Destination, members: _Members, scale: str) -> dict[str, li
         return {place.stem: place for place in members if str(place.parent) == folder}
 
     images: dict[str, list[PurePosixPath]] = {}
-    label_file, classes = into.root / _LABELS, layout.INFO[into.kind].classes
-    if into.kind == "microscopy" and label_file.exists():
-        labels = layout.read_labels(label_file)
-        for stem, place in stems(f"microscopy/images/{scale}").items():
-            if labels.get(stem) in classes and stem != layout.BAD_STEM:
-                images[stem] = [place]
+    if into.kind == "microscopy" and (into.root / _LABELS).exists():
+        kept, _ = layout.read_labels(into.root / _LABELS)
+        images = {s: [place] for s, place in stems(f"microscopy/images/{scale}").items() if s in kept}
     for what in ("tiles_256", "full") if into.kind == "drone" else ():
         places = stems(f"drone/images_{what}/{scale}")
         masks = layout.pair_masks(places, stems(f"drone/masks_{what}"))

@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.exceptions import ChunkedEncodingError, ContentDecodingError, RetryError
 from tqdm import tqdm
 from urllib3.util import Retry
 
@@ -28,12 +30,7 @@ _TIMEOUT = (15, 60)  # seconds to connect, seconds of silence
 _RETRIES = 5  # of one request, and breaks in a row without news
 _BACKOFF = 0.5  # seconds before the second retry; doubles from there
 _MAX_REQUESTS = 2  # Zenodo answers more with 429
-_BREAKS = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-    requests.exceptions.ContentDecodingError,
-)
+_BREAKS = (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, ContentDecodingError)
 _REFUSED = "The files are not public, or this network is refused"
 _ADVICE = {401: _REFUSED, 403: _REFUSED, 404: "The address may have changed; see the record's page"}
 # The names of the record's files are its own business; these words tell the sets apart.
@@ -52,16 +49,16 @@ def explained(path: Path | str, url: str = "") -> Iterator[None]:
     """Turn what a network, a server or a full disk raises into a DownloadError about ``url`` or ``path``."""
     try:
         yield
+    except requests.HTTPError as error:
+        status = error.response.status_code
+        remedy = _ADVICE.get(status, "Try later")
+        raise DownloadError(url or path, f"the server answers {status}", remedy) from error
+    except RetryError as error:
+        remedy = "Try again later; what came so far is kept"
+        raise DownloadError(url or path, "the server stays busy", remedy) from error
     except requests.RequestException as error:
-        why = f"no connection ({type(error).__name__})"
         remedy = "Check the network and try again; what came so far is kept"
-        if isinstance(error, requests.HTTPError):
-            status = error.response.status_code
-            why, remedy = f"the server answers {status}", _ADVICE.get(status, "Try later")
-        elif isinstance(error, requests.exceptions.RetryError):
-            why = "the server stays busy"
-            remedy = "Try again later; what came so far is kept"
-        raise DownloadError(url or path, why, remedy) from error
+        raise DownloadError(url or path, f"no connection ({type(error).__name__})", remedy) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -101,11 +98,9 @@ def check_room(folder: Path, needed: int) -> None:
     """Raise a DownloadError if the disk of ``folder`` has less than ``needed`` bytes left."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DownloadError(
-            folder,
-            f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
-            "Make room or choose another --root; --tiles N fetches a few images only",
-        )
+        why = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+        remedy = "Make room or choose another --root; --tiles N fetches a few images only"
+        raise DownloadError(folder, why, remedy)
 
 
 def progress_bar(total: int, what: str, progress: bool) -> tqdm:
@@ -117,7 +112,7 @@ def polite_session() -> requests.Session:
     """Return a session that waits as long as a busy server says (429, 503 with Retry-After)."""
     retry = Retry(
         total=None,
-        connect=1,  # breaks are `_Resuming`'s business
+        connect=1,  # breaks are `_fetch`'s business
         read=1,
         status=_RETRIES,
         backoff_factor=_BACKOFF,
@@ -169,40 +164,28 @@ def record_files(session: requests.Session) -> list[RemoteFile]:
 def files_of(kind: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
     """Return the files that belong to a data set by their names: all but those of the other set."""
 
-    def kinds_of(file: RemoteFile) -> set[str]:
-        return {k for k, words in _WORDS.items() if any(word in file.key.lower() for word in words)}
+    def is_named(file: RemoteFile, kind: str) -> bool:
+        return any(word in file.key.lower() for word in _WORDS[kind])
 
-    return [file for file in files if kind in kinds_of(file) or not kinds_of(file)]
+    return [f for f in files if is_named(f, kind) or not any(is_named(f, other) for other in _WORDS)]
 
 
 def download_all(
     files: Sequence[RemoteFile], folder: Path, session: requests.Session, progress: bool = True
 ) -> list[Path]:
-    """Download files into a folder, two at once, with one bar; see `download`.
-
-    Returns:
-        Their paths.
+    """Download files into a folder, two at once, with one bar, and return their paths; see `download`.
 
     Raises:
-        DownloadError: the first that fails; the others end first. What came is kept.
+        DownloadError: the first that fails; the others under way end first. What came is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     targets = [folder / file.key for file in files]
-    total, there = sum(file.size for file in files), 0
-    for file, target in zip(files, targets, strict=True):
-        there += sum(min(_size(path), file.size) for path in (target, _part_of(target)))
+    total = sum(file.size for file in files)
+    pairs = zip(files, targets, strict=True)
+    there = sum(min(_size(p), file.size) for file, target in pairs for p in (target, _part_of(target)))
     check_room(folder, total - there)
     with progress_bar(total, "fetch", progress) as bar, ThreadPoolExecutor(_MAX_REQUESTS) as pool:
-        jobs = [
-            pool.submit(download, file, target, session, bar)
-            for file, target in zip(files, targets, strict=True)
-        ]
-        try:
-            for job in jobs:
-                job.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        list(pool.map(partial(download, session=session, bar=bar), files, targets))
     return targets
 
 
@@ -222,7 +205,7 @@ def download(file: RemoteFile, target: Path, session: requests.Session, bar: tqd
     # What is there may be part of another version: then once more, from the start.
     for _ in range(2 if part.exists() else 1):
         with explained(target, file.url):
-            _Resuming(part, file.size, session, bar).fetch(file.url)
+            _fetch(file, part, session, bar)
         # Until it is known to be whole it stays what the next process goes on with.
         if _fits(part, file.checksum):
             os.replace(part, target)
@@ -247,49 +230,45 @@ def _fits(path: Path, checksum: str) -> bool:
         return hashlib.file_digest(file, algorithm).hexdigest() == expected.lower()
 
 
-class _Resuming:
-    """Downloads into a part of a fixed name, over as many connections as it takes."""
+def _fetch(file: RemoteFile, part: Path, session: requests.Session, bar: tqdm) -> None:
+    """Bring a part to the size of the whole file, over as many connections as it takes."""
+    bar.update(_size(part))
+    breaks = 0
+    while (before := _size(part)) < file.size:
+        try:
+            _append(file, part, session, bar)
+        except _BREAKS:
+            breaks += 1
+            if breaks > _RETRIES:
+                raise
+            time.sleep(min(_BACKOFF * 2**breaks, 60))
+        if _size(part) > before:
+            breaks = 0
+    part.touch()  # an empty file is a file
 
-    def __init__(self, part: Path, size: int, session: requests.Session, bar: tqdm) -> None:
-        self.part, self.size, self.session, self.bar = part, size, session, bar
 
-    def fetch(self, url: str) -> None:
-        """Bring the part to the size that the whole file has."""
-        self.bar.update(_size(self.part))
-        breaks = 0
-        while (before := _size(self.part)) < self.size:
-            try:
-                self._append(url, before)
-            except _BREAKS:
-                breaks += 1
-                if breaks > _RETRIES:
-                    raise
-                time.sleep(min(_BACKOFF * 2**breaks, 60))
-            if _size(self.part) > before:
-                breaks = 0
-        self.part.touch()  # an empty file is a file
-
-    def _append(self, url: str, have: int) -> None:
-        """Add what is missing, up to the end or the next break."""
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        with self.session.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
-            goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-            if response.status_code != 416:
-                response.raise_for_status()
-            if have and not (response.status_code == 206 and goes_on):
-                # No ranges here: from the start.
-                self.part.unlink()
-                self.bar.update(-have)
-                have = 0
-                if response.status_code != 200:
-                    return
-            with self.part.open("ab") as file:
-                for chunk in response.iter_content(CHUNK):
-                    have += len(chunk)
-                    if have > self.size:
-                        why = f"sends more than the {self.size} bytes of its record"
-                        raise DownloadError(url, why, "Try again later")
-                    file.write(chunk)
-                    self.bar.update(len(chunk))
-        if have < self.size:
-            raise requests.ConnectionError(f"ended {self.size - have} bytes early")
+def _append(file: RemoteFile, part: Path, session: requests.Session, bar: tqdm) -> None:
+    """Add what a part lacks, up to the end or the next break."""
+    have = _size(part)
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with session.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+        goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if response.status_code != 416:
+            response.raise_for_status()
+        if have and not (response.status_code == 206 and goes_on):
+            # No ranges here: from the start.
+            part.unlink()
+            bar.update(-have)
+            have = 0
+            if response.status_code != 200:
+                return
+        with part.open("ab") as writing:
+            for chunk in response.iter_content(CHUNK):
+                have += len(chunk)
+                if have > file.size:
+                    why = f"sends more than the {file.size} bytes of its record"
+                    raise DownloadError(file.url, why, "Try again later")
+                writing.write(chunk)
+                bar.update(len(chunk))
+    if have < file.size:
+        raise requests.ConnectionError(f"ended {file.size - have} bytes early")
