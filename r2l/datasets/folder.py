@@ -1,6 +1,7 @@
 """Your own raw files as a data set: class folders, a CSV of labels, or masks."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,9 @@ class RawFolder(RawDataset):
             names of the values in them; by default ("background", "object"), object above 0.
         crop: cut this many pixels (even) square out of the middle, so that frames of several sizes
             make a batch.
-        split: "all", "train", "val" or "test", of whole groups; see `r2l.datasets.splits`.
-        fold: which of the five folds.
-        seed: of the split.
-        transform: called on each item.
+        split, fold, seed: "all", "train", "val" or "test", of whole groups; see `r2l.datasets.splits`.
         cache: folder to keep decoded frames in (four bytes a pixel); None decodes at each reading.
-        strict: raise for an image without label or mask, or one without image; else leave it out.
+        strict: as of `PublishedDataset`.
         layout: of headerless frames, which also need ``camera``.
         own_colours: scale the colours of each frame so that ``camera``'s white balance does with
             them what the file's own would do with the file.
@@ -105,8 +103,8 @@ class RawFolder(RawDataset):
         self._has_masks, self._is_binary = masks is not None, classes is None
         source, drawn = (None if path is None else local_path(path) for path in (labels, masks))
         table, wrong, rest = labelled_files(self.root, source, drawn)
-        for error in (*wrong, *(rest if strict else ())):
-            raise error
+        if errors := [*wrong, *(rest if strict else ())]:
+            raise errors[0]
         if table.empty:
             remedy = "Give each image a label or a mask, or leave strict=True to hear which has none"
             raise DatasetNotFoundError(self.root, "no raw file with a label or a mask", remedy)
@@ -125,13 +123,11 @@ class RawFolder(RawDataset):
         self._masks: list[Path] = table["mask"].iloc[rows].tolist()
 
     def _first_camera(self, paths: pd.Series) -> Camera:
-        for number, path in enumerate(paths, 1):
-            try:
+        *early, last = paths if self.skip_broken else paths[:1]
+        for path in early:
+            with suppress(RawFileError):
                 return read_raw(path).camera
-            except RawFileError:
-                if not self.skip_broken or number == len(paths):
-                    raise
-        raise AssertionError("unreachable")
+        return read_raw(last).camera
 
     @property
     def sources(self) -> list[Path]:
@@ -166,27 +162,26 @@ class RawFolder(RawDataset):
         if self._cache is None:
             return self._load(what, index)
         sources = [self.paths[index], *([self._masks[index]] if self._has_masks else [])]
-        settings = [self.camera.to_dict(), self._given is None, self.crop, self.classes]
-        settings += [repr(self._layout), self._own_colours, self._foreground]
-        settings += ["lens corrections"] * self._lens_corrections
+        settings = [self.camera.to_dict(), self._given is None, self.crop, self.classes, repr(self._layout)]
+        settings += [self._own_colours, self._foreground, self._lens_corrections]
         name, rows = f"{what}_{self.paths[index].name}", lambda: [self._load(what, index)]
         return cached_array(self._cache, name, sources, rows, 1, settings)[0]
 
     def _load(self, what: str, index: int) -> np.ndarray:
-        frame, path = self.frame(index), self.paths[index]
+        frame = self.frame(index)
         whole = frame.mosaic.shape
         if what == "frame":
             pixels = in_levels(frame, self.camera, self._own_colours)
         else:
             pixels = self._mask(index, whole)
         pixels = pixels[in_line(whole, frame.camera.cfa, self.camera.cfa)]
-        if self.crop is None:
-            return np.ascontiguousarray(pixels)
-        if min(pixels.shape) < self.crop:
-            size = f"{pixels.shape[0]} x {pixels.shape[1]}"
-            reason = f"{size} pixels, less than the crop of {self.crop}"
-            raise DatasetError(path, reason, "Crop less")
-        return np.ascontiguousarray(pixels[middle(pixels.shape, self.crop)])
+        if self.crop is not None:
+            if min(pixels.shape) < self.crop:
+                size = "{} x {} pixels".format(*pixels.shape)
+                reason = f"{size}, less than the crop of {self.crop}"
+                raise DatasetError(self.paths[index], reason, "Crop less")
+            pixels = pixels[middle(pixels.shape, self.crop)]
+        return np.ascontiguousarray(pixels)
 
     def _mask(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
         path, remedy = self._masks[index], "Draw it on the upright picture, whole"
@@ -214,14 +209,10 @@ def is_number(text: str) -> bool:
 
 def _class_names(labels: pd.Series, classes: Sequence[str] | None, source: Path) -> tuple[str, ...]:
     names = sorted(set(labels), key=lambda name: (0, float(name), name) if is_number(name) else (1, 0, name))
-    unknown = [name for name in names if classes is not None and name not in classes]
-    if unknown:
+    if unknown := [name for name in names if classes is not None and name not in classes]:
         reason = f"labels that are not among the classes: {', '.join(unknown)}"
         raise DatasetError(source, reason, "Add them to classes=..., or leave the argument out")
     return tuple(classes or names)
-
-
-# --- frames of another camera than the set's --------------------------------------------------------
 
 
 def in_line(shape: tuple[int, ...], has: CFA, wanted: CFA) -> tuple[slice, slice]:

@@ -27,7 +27,7 @@ Transform = Callable[[Item], Item]
 
 
 class RawDataset(Dataset[Item], ABC):
-    """The contract. A data set of raw frames has the attributes below and makes items like these::
+    """The contract: a data set of raw frames has these attributes and makes items like these::
 
         {"raw":   (1, H, W) float32 tensor, raw domain (black level still in it),
          "label": int                       for classification, or
@@ -42,7 +42,7 @@ class RawDataset(Dataset[Item], ABC):
         groups: (N,) int64, which items share something that a split must not tear apart (a slide's
             zone, a photo), known without reading.
         intensity: exposure of the frames relative to the base exposure.
-        transform: called on each item as the last step, may be None.
+        transform: called on each item as the last step.
     """
 
     camera: Camera
@@ -178,19 +178,11 @@ class Frames(Dataset):
                 rows.append(index)
         if not rows:
             raise ValueError(f"none of {len(indices)} frames can be read: {skipped[0]}")
-        indices = np.array(rows)
-        numbers = np.arange(len(dataset)).astype(str)
-        return cls(
-            raw[: len(rows)],
-            torch.stack(truth),
-            np.asarray(dataset.groups)[indices],
-            dataset.camera,
-            np.asarray(dataset.labels)[indices],
-            tuple(dataset.classes),
-            names=np.asarray(getattr(dataset, "names", numbers))[indices],
-            intensity=dataset.intensity,
-            skipped=tuple(skipped),
-        )
+        names = getattr(dataset, "names", np.arange(len(dataset)).astype(str))
+        labels, groups, names = (np.asarray(each)[rows] for each in (dataset.labels, dataset.groups, names))
+        rest = {"names": names, "intensity": dataset.intensity, "skipped": tuple(skipped)}
+        truth, classes = torch.stack(truth), tuple(dataset.classes)
+        return cls(raw[: len(rows)], truth, groups, dataset.camera, labels, classes, **rest)
 
     @property
     def task(self) -> str:
@@ -210,12 +202,8 @@ class Frames(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
-        meta = {
-            "image": index,
-            "group": int(self.groups[index]),
-            "intensity": self.intensity,
-            "camera": self.camera.name,
-        }
+        meta = {"image": index, "group": int(self.groups[index]), "intensity": self.intensity}
+        meta["camera"] = self.camera.name
         item = self.batch(index)
         if self.raw is None:
             meta["pipeline"] = next(iter(self.images))
@@ -229,12 +217,12 @@ class Frames(Dataset):
         Raises:
             ValueError: no raw frames, and several pipelines' images to choose from.
         """
-        truth = self.truth[rows, 0] if self.task == "segmentation" else self.truth[rows]
+        truth = {_KEYS[self.task]: self.truth[rows, 0] if self.truth.ndim == 4 else self.truth[rows]}
         if self.raw is not None:
-            return {"raw": self.raw[rows], _KEYS[self.task]: truth}
+            return {"raw": self.raw[rows], **truth}
         if len(self.images) != 1:
             raise ValueError(f"images of {list(self.images)}: choose one of them by view()")
-        return {"image": next(iter(self.images.values()))[rows], _KEYS[self.task]: truth}
+        return {"image": next(iter(self.images.values()))[rows], **truth}
 
     def targets(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Return the truth, of all or some rows, as losses take it: masks and numbers as floats."""
@@ -300,10 +288,8 @@ class Frames(Dataset):
         digest = hashlib.sha256(repr([self.classes, self.camera, self.intensity]).encode())
         for values in (self.names, self.labels, self.groups):
             digest.update(repr((values if rows is None else values[rows]).tolist()).encode())
-        held = {"raw": self.raw, "truth": self.truth, **self.images}
+        held = {**({} if self.raw is None else {"raw": self.raw}), "truth": self.truth, **self.images}
         for name, values in held.items():
-            if values is None:
-                continue
             digest.update(f"{name} {tuple(values.shape[1:])} {values.dtype}".encode())
             for row in range(len(self)) if rows is None else rows:
                 digest.update(values[row].cpu().contiguous().numpy())

@@ -27,9 +27,7 @@ _CAMERA_FORMATS = """
 HEADERLESS = {".bin", ".dat", ".raw"}
 _RAW_SUFFIXES = IMAGE_SUFFIXES | {f".{suffix}" for suffix in _CAMERA_FORMATS.split()} | HEADERLESS
 _MASK_SUFFIXES = {".png", ".tif", ".tiff"}
-_COLUMNS = ["path", "label", "group", "mask"]
 _KEEP_OR_SKIP = "Add what is missing, or leave such images out (in Python: strict=False)"
-_COLUMN_NAMES = "Name the columns file, label and (if known) group"
 # Bytes in the middle of a file, where pictures of one size differ.
 _PIECE = 4096
 
@@ -53,20 +51,22 @@ def labelled_files(
     Warns:
         UserWarning: class folders without raw files.
     """
+    wrong: list[DatasetError] = []
     if masks is not None:
-        rows, wrong, rest = _rows_of_masks(root, masks)
+        rows, rest = _rows_of_masks(root, masks)
     elif labels is not None:
         rows, wrong, rest = _rows_of_csv(root, labels)
     else:
-        rows, wrong, rest = _rows_of_folders(root)
-    table = pd.DataFrame(rows, columns=_COLUMNS)
+        rows, rest = _rows_of_folders(root)
+    table = pd.DataFrame(rows, columns=["path", "label", "group", "mask"])
     if table.empty:
         return table, wrong, rest
     contents = _contents(table["path"])
     table["group"] = _merged(table["group"], contents, [p.with_suffix("") for p in table["path"]])
-    by_content = dict(zip(reversed(contents), reversed(rows), strict=True))
-    for content, (path, label, *_) in zip(contents, rows, strict=True):
-        other, another, *_ = by_content[content]
+    first: dict[Hashable, tuple] = {}
+    for content, row in zip(contents, rows, strict=True):
+        path, label, *_ = row
+        other, another, *_ = first.setdefault(content, row)
         if label != another:
             reason = f"the same picture as {other}, which is {another}, not {label}"
             rest.append(DatasetError(path, reason, "Keep one of the two"))
@@ -102,25 +102,18 @@ def raw_files(root: Path) -> list[Path]:
     return sorted(files)
 
 
-_Found = tuple[list[tuple], list[DatasetError], list[DatasetError]]
-
-
-def _rows_of_folders(root: Path) -> _Found:
+def _rows_of_folders(root: Path) -> tuple[list[tuple], list[DatasetError]]:
     """Return ``root/<class>/<image>``; each image is a group of its own."""
-    rows, rest = [], []
-    for path in raw_files(root):
-        inside = path.relative_to(root).parts
-        if len(inside) > 1:
-            rows.append((path, inside[0], str(path), None))
-        else:
-            rest.append(DatasetError(path, "an image outside of the class folders", _KEEP_OR_SKIP))
-    folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    if empty := sorted(folders - {label for _, label, *_ in rows}):
+    files = {path: path.relative_to(root).parts[:-1] for path in raw_files(root)}
+    rows = [(path, folders[0], str(path), None) for path, folders in files.items() if folders]
+    outside = [path for path, folders in files.items() if not folders]
+    present = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    if empty := sorted(present - {label for _, label, *_ in rows}):
         warnings.warn(f"{root}: no raw files in {', '.join(empty)}, so there is no such class", stacklevel=4)
-    return rows, [], rest
+    return rows, _without(outside, (), "an image outside of the class folders")
 
 
-def _rows_of_csv(root: Path, path: Path) -> _Found:
+def _rows_of_csv(root: Path, path: Path) -> tuple[list[tuple], list[DatasetError], list[DatasetError]]:
     """Return what a CSV says of the files below ``root``."""
     rows, wrong, rest, lines = [], [], [], {}
     files = raw_files(root)
@@ -134,13 +127,11 @@ def _rows_of_csv(root: Path, path: Path) -> _Found:
             reason = f"two labels for {name}, in lines {lines[file]} and {line}"
             wrong.append(DatasetError(path, reason, "Keep one of the two"))
         elif file not in there:
-            reason = f"a label for {name}, which is not in {root}"
-            rest.append(DatasetError(path, reason, _KEEP_OR_SKIP))
+            rest.append(DatasetError(path, f"a label for {name}, which is not in {root}", _KEEP_OR_SKIP))
         else:
             # A name that no group has: a file is not "EU".
             rows.append((file, label, ("group", group) if group else file, None))
-    rest += _without(files, lines, f"an image without a label in {path}")
-    return rows, wrong, rest
+    return rows, wrong, rest + _without(files, lines, f"an image without a label in {path}")
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, str, str, str]]:
@@ -170,7 +161,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str, str, str]]:
     head = [name.lower() for name in lines[0][1]]
     if not {"file", "label"} <= set(head):
         few = ", ".join(name[:20] for name in head[:8]) + (" ..." if len(head) > 8 else "")
-        raise DatasetError(path, f"columns {few}; expected file and label", _COLUMN_NAMES)
+        remedy = "Name the columns file, label and (if known) group"
+        raise DatasetError(path, f"columns {few}; expected file and label", remedy)
     for number, cells in lines[1:]:
         if any(cells[len(head) :]):
             reason = f"line {number} has {len(cells)} cells, and there are {len(head)} columns"
@@ -180,23 +172,22 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str, str, str]]:
             yield number, row["file"], row["label"], row.get("group", "")
 
 
-def _rows_of_masks(root: Path, folder: Path) -> _Found:
+def _rows_of_masks(root: Path, folder: Path) -> tuple[list[tuple], list[DatasetError]]:
     """Return images and their masks: PNG or TIFF of the same stem, or with ``_mask`` behind it."""
     if not folder.is_dir():
         raise DatasetNotFoundError(folder, "no such folder", "Give that of the masks")
     inside = folder.resolve()
     images = by_stem(p for p in raw_files(root) if inside not in p.resolve().parents)
-    drawn = [p for p in images_in(folder) if p.suffix.lower() in _MASK_SUFFIXES]
 
     def image_of(mask: Path) -> str:
         stripped = re.sub(r"[ ._-]masks?$", "", mask.stem, flags=re.IGNORECASE)
         return mask.stem if mask.stem in images else stripped
 
-    masks = by_stem(drawn, image_of)
+    masks = by_stem((p for p in images_in(folder) if p.suffix.lower() in _MASK_SUFFIXES), image_of)
     rows = [(p, None, str(p), masks[stem]) for stem, p in images.items() if stem in masks]
     rest = _without(images.values(), {p for p, *_ in rows}, f"an image without a mask in {folder}")
     rest += _without(masks.values(), {mask for *_, mask in rows}, f"a mask without an image in {root}")
-    return rows, [], rest
+    return rows, rest
 
 
 def _without(files: Iterable[Path], paired: Iterable[Path], reason: str) -> list[DatasetError]:
@@ -205,32 +196,30 @@ def _without(files: Iterable[Path], paired: Iterable[Path], reason: str) -> list
 
 def _contents(paths: Iterable[Path]) -> list[Hashable]:
     """Return a key of each file, equal where the files are: by size, a piece, or all of it, if need be."""
+
+    def piece(path: Path) -> bytes:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size // 2 - _PIECE // 2))
+            return file.read(_PIECE)
+
+    def tried(step: Callable[[Path], Hashable], path: Path) -> Hashable:
+        try:
+            return step(path)
+        except OSError:
+            return path  # like no other; reading the frame will say why
+
     paths = list(paths)
     keys: list[tuple] = [()] * len(paths)
-    for step in (lambda path: path.stat().st_size, _piece, content_hash):
+    for step in (lambda path: path.stat().st_size, piece, content_hash):
         many = Counter(keys)
-        keys = [(*k, _tried(step, p)) if many[k] > 1 else k for k, p in zip(keys, paths, strict=True)]
+        keys = [(*k, tried(step, p)) if many[k] > 1 else k for k, p in zip(keys, paths, strict=True)]
     return keys
-
-
-def _tried(step: Callable[[Path], Hashable], path: Path) -> Hashable:
-    try:
-        return step(path)
-    except OSError:
-        return path  # like no other; reading the frame will say why
-
-
-def _piece(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size // 2 - _PIECE // 2))
-        return file.read(_PIECE)
 
 
 def _merged(*keys: Sequence[Hashable]) -> np.ndarray:
     """Return numbers (N,) of groups in which those are together that share any of their keys."""
-    codes = [pd.factorize(np.fromiter(column, object))[0] for column in keys]
-    rows, starts = np.arange(len(codes[0])), np.cumsum([len(codes[0])] * len(codes))
-    columns = np.concatenate([code + start for code, start in zip(codes, starts, strict=True)])
-    edges = np.ones(len(columns)), (np.tile(rows, len(codes)), columns)
-    size = len(rows) * (len(codes) + 1)
-    return connected_components(coo_array(edges, (size, size)), directed=False)[1][: len(rows)]
+    rows = np.arange(len(keys[0]))
+    edges = [rows, *(pd.factorize(np.fromiter(column, object))[0] for column in keys)]
+    nodes = np.concatenate([codes + len(rows) * k for k, codes in enumerate(edges)])
+    links = coo_array((np.ones(len(nodes)), (np.tile(rows, len(edges)), nodes)), shape=2 * (len(nodes),))
+    return connected_components(links, directed=False)[1][: len(rows)]

@@ -36,7 +36,7 @@ def group_folds(
     Args:
         labels: class of each image, (N,).
         groups: group of each image, (N,); None makes every image its own group.
-        n_splits: number of folds, at least 2.
+        n_splits: how many folds.
         seed: equal seeds give equal folds; no global generator is touched.
 
     Raises:
@@ -77,13 +77,6 @@ def published_resampling(
     The drawings overlap, know nothing of groups and keep no test set aside, so scores on them are
     too good. The study stratified by class for classification and did not for segmentation.
 
-    Args:
-        labels: class of each image, (N,).
-        n_splits: how many drawings.
-        train_share: share of the training images.
-        seed: equal seeds give equal drawings; no global generator is touched.
-        stratified: keep the shares of the classes.
-
     Raises:
         ValueError: a class of one image where stratified, or a share outside 0 to 1.
     """
@@ -110,8 +103,7 @@ def split_indices(
 
     Args:
         split: "train", "val", "test" or "all".
-        labels: class of each image, (N,).
-        groups: group of each image, (N,).
+        labels, groups: of each image, (N,).
         scheme: "groups" for whole groups (a fifth to test, five folds of the rest, by
             `group_folds`), or "published" for `published_resampling`, which has no test set.
         fold: which of the five folds or drawings; "test" is the same for all.

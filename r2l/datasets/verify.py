@@ -13,7 +13,7 @@ from tqdm import tqdm
 from r2l.camera import Camera
 from r2l.datasets import layout
 from r2l.datasets.fetch.archive import crc32
-from r2l.datasets.layout import DRONE_PHOTOS, INFO, DatasetError, Manifest, SetInfo, images_in
+from r2l.datasets.layout import DRONE_PHOTOS, INFO, INTENSITIES, DatasetError, Manifest, SetInfo, images_in
 from r2l.files import R2LError
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def describe(kind: str, root: str | Path | None = None) -> list[str]:
     info, root = INFO[kind], layout.data_root(root)
     counts = info.class_counts or [""] * len(info.classes)
     classes = (f"{name} {count}".strip() for name, count in zip(info.classes, counts, strict=True))
+    exposures = f"at intensities {' '.join(map(str, info.intensities))}, and 12 processed views"
     return [
         f"{info.title}: {info.summary}.",
-        f"  published  {info.images} raw images of {info.tile}x{info.tile}, at intensities "
-        f"{' '.join(map(str, info.intensities))}, and 12 processed views",
+        f"  published  {info.images} raw images of {info.tile}x{info.tile}, {exposures}",
         f"  classes    {', '.join(classes)}",
         f"  groups     {info.groups}",
         f"  licence    {info.licence}",
@@ -45,12 +45,8 @@ def describe(kind: str, root: str | Path | None = None) -> list[str]:
 
 def _raw_folders(kind: str, root: Path) -> list[tuple[float, Path]]:
     """Return the folders of raw frames that are there, with their intensities."""
-    folders = [
-        (intensity, root / kind / name / layout.scale_folder(intensity))
-        for name in _RAW[kind]
-        for intensity in INFO[kind].intensities
-    ]
-    return [(intensity, folder) for intensity, folder in folders if images_in(folder)]
+    pairs = ((i, root / kind / name / layout.scale_folder(i)) for name in _RAW[kind] for i in INTENSITIES)
+    return [(intensity, folder) for intensity, folder in pairs if images_in(folder)]
 
 
 def _inventory(kind: str, root: Path) -> Iterator[str]:
@@ -93,12 +89,12 @@ def verify(kind: str, root: str | Path | None = None, progress: bool = True) -> 
         except DatasetError as error:
             wrong.append(_line(error))
             continue
-        damaged = list(_damaged(data, progress))
-        wrong += damaged
-        if not damaged:
-            fine.append(f"{folder}: {len(data)} images, each decodes")
-            if f"{kind}/{folder.name}" not in manifest.subsets:
-                wrong += _differences(INFO[kind], data, folder)
+        if damaged := list(_damaged(data, progress)):
+            wrong += damaged
+            continue
+        fine.append(f"{folder}: {len(data)} images, each decodes")
+        if f"{kind}/{folder.name}" not in manifest.subsets:
+            wrong += _differences(INFO[kind], data, folder)
     return fine, wrong
 
 
@@ -112,10 +108,7 @@ def verify_folder(
 ) -> tuple[list[str], list[str]]:
     """Check own raw files as `RawFolder` would find them: labels or masks, and each file by reading it.
 
-    Args:
-        root, labels, masks, camera: as for `RawFolder`.
-        frames: layout of headerless ones.
-        progress: whether to show a bar.
+    Arguments as for `RawFolder`; ``frames`` is the layout of headerless ones.
 
     Returns:
         Sizes, cameras, classes and groups, a line each; and a line for all that is wrong.
@@ -128,8 +121,8 @@ def verify_folder(
     from r2l.datasets.pixels import read_mask_values
     from r2l.rawfile import read_raw
 
-    table, *problems = labelled_files(root, labels, masks)
-    wrong = [_line(error) for error in (*problems[0], *problems[1])]
+    table, wrong, rest = labelled_files(root, labels, masks)
+    wrong = [_line(error) for error in wrong + rest]
     sizes, cameras, values = Counter(), Counter(), Counter()
     pairs = tqdm([*zip(table["path"], table["mask"], strict=True)], "verify", disable=not progress)
     for path, mask in pairs:
@@ -140,21 +133,21 @@ def verify_folder(
             wrong.append(_line(error))
             continue
         if drawn is not None:
-            # Of colours the brightest: what is not black is object.
-            flat = drawn if drawn.ndim == 2 else drawn.max(-1)
+            flat = drawn if drawn.ndim == 2 else drawn.max(-1)  # what is not black is object
             values.update(np.unique(flat).tolist())
             if flat.shape != frame.mosaic.shape:
                 wrong.append(f"{mask}: {flat.shape} pixels, and {path} has {frame.mosaic.shape}")
         sizes["{} x {}".format(*frame.mosaic.shape)] += 1
         gains = " ".join(f"{gain:.3g}" for gain in frame.camera.white_balance)
         cameras[f"{frame.camera.name}, {frame.camera.cfa.name}, white balance {gains}"] += 1
-    fine = [f"{sizes.total()} of {len(table)} images can be read"]
-    fine.append(f"sizes: {_counted(sizes)}{'; --crop makes them one' * (len(sizes) > 1)}")
-    fine += [f"camera: {name} ({count})" for name, count in cameras.most_common()]
     told = f"values in masks (in how many): {_counted(values)}"
-    fine.append(told if masks else f"classes: {_counted(Counter(table['label']))}")
-    fine.append(f"groups: {table['group'].nunique()}")
-    return fine, wrong
+    return [
+        f"{sizes.total()} of {len(table)} images can be read",
+        f"sizes: {_counted(sizes)}{'; --crop makes them one' * (len(sizes) > 1)}",
+        *(f"camera: {name} ({count})" for name, count in cameras.most_common()),
+        told if masks else f"classes: {_counted(Counter(table['label']))}",
+        f"groups: {table['group'].nunique()}",
+    ], wrong
 
 
 def _counted(values: Counter) -> str:

@@ -1,6 +1,7 @@
 """A raw file and the JPEG that a camera made of it, brought together; or the reason why they don't belong."""
 
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from scipy.signal import correlate, correlation_lags
 from torch import Tensor
 
 from r2l.camera import Camera
@@ -58,7 +60,6 @@ class Pair:
     """A frame and the picture made of it, aligned.
 
     Attributes:
-        frame: the raw frame.
         picture: uint8 (h, w, 3), turned and scaled to the frame.
         shift: row and column of the frame at which the picture begins.
         turned: quarter turns, against the clock, that the picture was given.
@@ -79,22 +80,19 @@ class Pair:
 
     def blocks(self, numbers: np.ndarray, camera: Camera) -> Blocks:
         """Cut out blocks, given by their numbers, as another exposure of this camera would have them."""
-        own, (rows, columns) = self.frame.camera, self.shift
-        raws, targets = [], []
+        own, raws, targets = self.frame.camera, [], []
         # A frame that was turned begins with another colour than the other.
         start = own.cfa.shift_to(camera.cfa)
         for y, x in self.corners[numbers] + np.array(start):
-            around = slice(y - MARGIN, y + BLOCK + MARGIN), slice(x - MARGIN, x + BLOCK + MARGIN)
-            raws.append(self.frame.mosaic[around])
-            y, x = y - rows, x - columns
+            raws.append(self.frame.mosaic[y - MARGIN : y + BLOCK + MARGIN, x - MARGIN : x + BLOCK + MARGIN])
+            y, x = y - self.shift[0], x - self.shift[1]
             targets.append(self.picture[y : y + BLOCK, x : x + BLOCK])
         raw = torch.from_numpy(np.stack(raws))[:, None]
-        order = [(y ^ start[0]) * 2 + (x ^ start[1]) for y in (0, 1) for x in (0, 1)]
-        black = [own.black_level[position] for position in order]
+        black = np.roll(np.reshape(own.black_level, (2, 2)), start, (0, 1)).ravel().tolist()
         linear = subtract_black_level(raw, black, own.white_level)
         full = F.max_pool2d((linear >= _SATURATED).float(), 5, stride=1, padding=2)
-        gains = [a / b for a, b in zip(own.white_balance, camera.white_balance, strict=True)]
         if own != camera:
+            gains = [a / b for a, b in zip(own.white_balance, camera.white_balance, strict=True)]
             raw = apply_levels(balance_mosaic(linear, gains, camera.cfa), camera)
         target = torch.from_numpy(np.stack(targets)).permute(0, 3, 1, 2).float() / 255
         return Blocks(raw, target, crop(full, MARGIN) == 0)
@@ -110,82 +108,63 @@ def open_picture(path: str | Path) -> np.ndarray:
         with Image.open(path, formats=["JPEG", "PNG"]) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise AlignmentError(
-            path, f"no picture that can be read ({error})", "Give the camera's own JPEG"
-        ) from error
+        reason = f"no picture that can be read ({error})"
+        raise AlignmentError(path, reason, "Give the camera's own JPEG") from error
 
 
 def align(frame: RawFrame, picture: np.ndarray, name: str = "picture") -> Pair:
-    """Lay a picture on the frame that it was made of: crop, shift, quarter turns, size.
-
-    Args:
-        frame: the raw frame.
-        picture: uint8 (h, w, 3), display domain.
-        name: of the picture, for errors.
+    """Lay a picture, uint8 (h, w, 3), on the frame that it was made of: crop, shift, quarter turns, size.
 
     Raises:
-        AlignmentError: it shows something else, is too small, or was moved by more than a block can bear.
+        AlignmentError: it shows something else, is too small, or was moved by more than a block can bear;
+            names the picture by ``name``.
     """
-    height, width = frame.mosaic.shape
-    if min(height, width, *picture.shape[:2]) < BLOCK + 2 * MARGIN:
-        raise AlignmentError(
-            name,
-            f"{height} x {width} raw and {picture.shape[:2]} JPEG pixels are too few",
-            f"Give pictures of {BLOCK + 2 * MARGIN} pixels or more",
-        )
+    height, width = size = frame.mosaic.shape
+    if min(*size, *picture.shape[:2]) < BLOCK + 2 * MARGIN:
+        reason = f"{height} x {width} raw and {picture.shape[:2]} JPEG pixels are too few"
+        raise AlignmentError(name, reason, f"Give pictures of {BLOCK + 2 * MARGIN} pixels or more")
     raw_luma = _look(_raw_luma(frame))
-    best = None
+    tried = []
     for turned in (0, 2, 1, 3):
         image = np.rot90(picture, turned)
-        for scale in _scales((height, width), image.shape[:2]):
+        for scale in _scales(size, image.shape[:2]):
             resized = _enlarged(image, scale)
             luma = _look(_picture_luma(resized))
-            score, shift = _coarse(raw_luma, luma)
-            if best is None or score > best[0]:
-                best = score, turned, scale, resized, luma, shift
-        if best and best[0] > _ALIKE:
+            tried.append((*_coarse(raw_luma, luma), turned, scale, resized, luma))
+        if tried and max(score for score, *_ in tried) > _ALIKE:
             break
-    if best is None:
+    if not tried:
         sizes = f"{picture.shape[1]} x {picture.shape[0]} pixels for {width} x {height} of raw"
         raise _refused(name, f"it has {sizes}")
-    _, turned, scale, resized, luma, shift = best
+    _, shift, turned, scale, resized, luma = max(tried, key=itemgetter(0))
     for _ in range(2):  # the second time from where the first has led
-        corners = _grid((height, width), resized.shape[:2], shift)
+        corners = _grid(size, resized.shape[:2], shift)
         if not len(corners):
             raise _refused(name, "they share no area to speak of")
-        local = _local(raw_luma, luma, corners, shift)
-        alike = local.textured & (local.score > _ALIKE)
-        if alike.sum() < max(4, _ENOUGH * local.textured.sum()):
-            raise _refused(
-                name, f"of {local.textured.sum()} blocks with something in them, {alike.sum()} show the same"
-            )
-        step = np.rint(np.median(local.shift[alike], axis=0)).astype(int)
+        moved, score, textured = _local(raw_luma, luma, corners, shift)
+        alike = textured & (score > _ALIKE)
+        if alike.sum() < max(4, _ENOUGH * textured.sum()):
+            reason = f"of {textured.sum()} blocks with something in them, {alike.sum()} show the same"
+            raise _refused(name, reason)
+        step = np.rint(np.median(moved[alike], axis=0)).astype(int)
         if not step.any():
             break
         shift = (shift[0] + int(step[0]), shift[1] + int(step[1]))
-    lens = _lens(corners[alike], local.shift[alike], (height, width))
-    off = np.abs(local.shift).max(axis=1) > _OFF
-    good = ~local.textured | (alike & ~off)
+    lens = _lens(corners[alike], moved[alike], size)
+    good = ~textured | (alike & (np.abs(moved).max(axis=1) <= _OFF))
     if lens:
         # Where there is nothing to see a shift by, the lens has shifted all the same.
-        centre = np.array([height, width]) / 2
-        radius = np.linalg.norm(corners + BLOCK / 2 - centre, axis=1) / np.linalg.norm(centre)
-        good &= lens * radius**3 < _OFF
-    if good.sum() < 4 or (good & local.textured).sum() < 4:
-        raise AlignmentError(
-            name,
-            f"moved against its raw file by {lens:.1f} pixels in the corners: a lens correction",
-            "Switch it off in the camera, or give a pair made with a longer lens",
-        )
+        good &= lens * np.linalg.norm(_arms(corners, size), axis=1) ** 3 < _OFF
+    if good.sum() < 4 or (good & textured).sum() < 4:
+        reason = f"moved against its raw file by {lens:.1f} pixels in the corners: a lens correction"
+        remedy = "Switch it off in the camera, or give a pair made with a longer lens"
+        raise AlignmentError(name, reason, remedy)
     return Pair(frame, resized, shift, turned, scale, lens, corners[good], float(1 - good.mean()))
 
 
 def _refused(name: str, why: str) -> AlignmentError:
-    return AlignmentError(
-        name,
-        f"does not lie on its raw file: {why}",
-        "Give the JPEG that the camera made of this exposure, not cropped or straightened afterwards",
-    )
+    remedy = "Give the JPEG that the camera made of this exposure, not cropped or straightened afterwards"
+    return AlignmentError(name, f"does not lie on its raw file: {why}", remedy)
 
 
 def _raw_luma(frame: RawFrame) -> Tensor:
@@ -219,42 +198,36 @@ def _scales(frame: tuple[int, int], picture: tuple[int, int]) -> list[float]:
 
 
 def _enlarged(picture: np.ndarray, scale: float) -> np.ndarray:
-    height, width = (round(side * scale) for side in picture.shape[:2])
     if scale == 1:
         return np.ascontiguousarray(picture)
+    height, width = (round(side * scale) for side in picture.shape[:2])
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _details(luma: Tensor) -> Tensor:
     """Take off what changes slowly."""
-    smooth = F.avg_pool2d(luma, 9, stride=1, padding=4, count_include_pad=False)
-    return luma - smooth
+    return luma - F.avg_pool2d(luma, 9, stride=1, padding=4, count_include_pad=False)
 
 
 def _coarse(raw: Tensor, picture: Tensor) -> tuple[float, tuple[int, int]]:
     """Return how alike two lumas are where they fit best, and the shift in pixels of full size."""
     factor = 2 * max(1, round(max(*raw.shape, *picture.shape) / (2 * _COARSE)))
-    a, b = (_details(F.avg_pool2d(luma, factor))[0, 0] for luma in (raw, picture))
-    sides = [n + m for n, m in zip(a.shape, b.shape, strict=True)]
-    a_hat, b_hat = (torch.fft.rfft2(x - x.mean(), s=sides) for x in (a, b))
-    surface = torch.fft.irfft2(a_hat * b_hat.conj(), s=sides)
-    # A camera's picture lies inside its raw frame, but for a rim: other places are chance.
-    for dim, (n, m, side) in enumerate(zip(a.shape, b.shape, sides, strict=True)):
-        rim = round(_CROP * min(n, m))
-        lowest, highest = min(0, n - m) - rim, max(0, n - m) + rim
-        far = torch.ones(side, dtype=torch.bool)
-        far[torch.arange(lowest, highest + 1) % side] = False
-        surface[far if dim == 0 else (slice(None), far)] = -torch.inf
-    place = divmod(int(surface.argmax()), sides[1])
-    dy, dx = (p - side if p > side // 2 else p for p, side in zip(place, sides, strict=True))
-    (ya, yb, h), (xa, xb, w) = (
-        (max(d, 0), max(-d, 0), min(n, m + d) - max(d, 0))
-        for d, n, m in zip((dy, dx), a.shape, b.shape, strict=True)
-    )
-    if min(h, w) < 8:
-        return 0.0, (dy * factor, dx * factor)
-    pair = torch.stack([a[ya : ya + h, xa : xa + w].ravel(), b[yb : yb + h, xb : xb + w].ravel()])
-    return float(torch.corrcoef(pair)[0, 1].nan_to_num()), (dy * factor, dx * factor)
+    a, b = (_details(F.avg_pool2d(luma, factor))[0, 0].numpy() for luma in (raw, picture))
+    surface = correlate(a - a.mean(), b - b.mean(), method="fft")
+    reached = []
+    for n, m, axis in zip(a.shape, b.shape, (0, 1), strict=True):
+        # A camera's picture lies inside its raw frame, but for a rim: other places are chance.
+        lags, rim = correlation_lags(n, m), round(_CROP * min(n, m))
+        near = (lags >= min(0, n - m) - rim) & (lags <= max(0, n - m) + rim)
+        surface = surface.compress(near, axis)
+        reached.append(lags[near])
+    place = np.unravel_index(surface.argmax(), surface.shape)
+    dy, dx = (int(lags[p]) for lags, p in zip(reached, place, strict=True))
+    a, b = a[max(dy, 0) :, max(dx, 0) :], b[max(-dy, 0) :, max(-dx, 0) :]
+    height, width = np.minimum(a.shape, b.shape)
+    both = a[:height, :width].ravel(), b[:height, :width].ravel()
+    alike = np.corrcoef(*both)[0, 1] if min(height, width) >= 8 else 0.0
+    return float(np.nan_to_num(alike)), (dy * factor, dx * factor)
 
 
 def _grid(frame: tuple[int, int], picture: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
@@ -270,16 +243,10 @@ def _grid(frame: tuple[int, int], picture: tuple[int, int], shift: tuple[int, in
     return corners
 
 
-class _Local(NamedTuple):
-    """By block: its shift in pixels, how alike both are there, and whether there is anything to see."""
-
-    shift: np.ndarray
-    score: np.ndarray
-    textured: np.ndarray
-
-
-def _local(raw: Tensor, picture: Tensor, corners: np.ndarray, shift: tuple[int, int]) -> _Local:
-    """Measure by how much the picture is off in each block, to a part of a pixel."""
+def _local(
+    raw: Tensor, picture: Tensor, corners: np.ndarray, shift: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return by block its shift to a part of a pixel, how alike both are, whether there is much to see."""
     window = torch.hann_window(BLOCK, periodic=False)
     here, there = _cut(raw, corners), _cut(picture, corners - np.array(shift))
     a, b = (_details(part)[:, 0] * window * window[:, None] for part in (here, there))
@@ -290,7 +257,7 @@ def _local(raw: Tensor, picture: Tensor, corners: np.ndarray, shift: tuple[int, 
     shifts = [_vertex(surface[number, :, column], row), _vertex(surface[number, row], column)]
     score = surface[number, row, column] / norm.clamp(min=1e-9)
     textured = torch.minimum(*(part.std(dim=(1, 2, 3)) for part in (here, there))) > _TEXTURE
-    return _Local(torch.stack(shifts, 1).double().numpy(), score.numpy(), textured.numpy())
+    return torch.stack(shifts, 1).double().numpy(), score.numpy(), textured.numpy()
 
 
 def _cut(luma: Tensor, corners: np.ndarray) -> Tensor:
@@ -305,14 +272,19 @@ def _vertex(lines: Tensor, top: Tensor) -> Tensor:
     return torch.where(place > BLOCK / 2, place - BLOCK, place)
 
 
+def _arms(corners: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+    """Return where blocks lie from the middle of a frame: (n, 2), a corner of it 1 away."""
+    centre = np.array(frame) / 2
+    return (corners + BLOCK / 2 - centre) / np.linalg.norm(centre)
+
+
 def _lens(corners: np.ndarray, shift: np.ndarray, frame: tuple[int, int]) -> float:
     """Return by how many pixels shifts along the radius grow toward the corners; 0 if they don't.
 
     The cube of the radius is what radial distortion begins with (Brown, "Close-range camera calibration",
     Photogrammetric Engineering, 1971).
     """
-    centre = np.array(frame) / 2
-    arm = (corners + BLOCK / 2 - centre) / np.linalg.norm(centre)
+    arm = _arms(corners, frame)
     radius = np.linalg.norm(arm, axis=1)
     along = ((shift - np.median(shift, axis=0)) * arm).sum(axis=1) / radius.clip(1e-6)
     cube = radius**3

@@ -1,12 +1,12 @@
 """Fit what a camera does to a pixel's colours, by a matrix and curves, and judge it: PSNR, CIEDE2000."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import lsq_linear
+from scipy.linalg import block_diag
+from scipy.optimize import least_squares, lsq_linear
 from torch import Tensor, nn
 
 from r2l.isp.filters import crop
@@ -50,10 +50,7 @@ def fit_curve(linear: np.ndarray, target: np.ndarray) -> np.ndarray:
 def fit_channel(
     values: np.ndarray, target: np.ndarray, row: np.ndarray
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Fit a row of the matrix, an offset and a curve to a channel; robust least squares.
-
-    Gauss-Newton inside the bounds, damped by each number's own effect (Marquardt, SIAM 11(2), 1963), so that
-    a step means the same for all; from a closed form.
+    """Fit a row of the matrix, an offset and a curve to a channel; robust least squares, exact derivatives.
 
     Args:
         values: (n, 3) balanced camera colours, linear.
@@ -63,50 +60,25 @@ def fit_channel(
     Returns:
         The row, the offset, the curve's control points.
     """
-    channel = _Channel(values, target, row)
-    numbers = np.concatenate([row, [0.0], fit_curve(values @ row, target)])
-    lowest = np.concatenate([np.full(4, -np.inf), _LOWEST])
-    damping = 1e-3
-    for _ in range(_STEPS):
-        error, slopes = channel.residual(numbers), channel.jacobian(numbers)
-        normal, cost = slopes.T @ slopes, error @ error
-        while damping < 1e3:
-            root = np.linalg.cholesky(normal + damping * np.diag(normal.diagonal() + 1e-9)).T
-            wanted = -np.linalg.solve(root.T, slopes.T @ error)
-            tried = numbers + lsq_linear(root, wanted, (lowest - numbers - 1e-12, np.inf)).x
-            left = channel.residual(tried)
-            if left @ left < cost:
-                break
-            damping *= 10
-        else:
-            break
-        numbers, damping = tried, damping / 5
-        if left @ left > cost * (1 - 1e-4):
-            break
-    return numbers[:3], numbers[3], numbers[4:].cumsum()
+    known = np.array([*row, 0])
 
+    def residual(numbers: np.ndarray) -> np.ndarray:
+        weights, _ = _curve_weights(values @ numbers[:3] + numbers[3])
+        error = (weights @ numbers[4:]).clip(0, 1) - target
+        return np.concatenate([_pull_in(error), _ANCHOR * (numbers[:4] - known), _STRAIGHT @ numbers[4:]])
 
-class _Channel(NamedTuple):
-    """Residuals of three weights, an offset, a curve's first point and its steps, and their derivatives."""
-
-    values: np.ndarray
-    target: np.ndarray
-    row: np.ndarray
-
-    def residual(self, numbers: np.ndarray) -> np.ndarray:
-        weights, _ = _curve_weights(self.values @ numbers[:3] + numbers[3])
-        error = (weights @ numbers[4:]).clip(0, 1) - self.target
-        anchor = _ANCHOR * (numbers[:4] - [*self.row, 0])
-        return np.concatenate([_pull_in(error), anchor, _STRAIGHT @ numbers[4:]])
-
-    def jacobian(self, numbers: np.ndarray) -> np.ndarray:
-        weights, slopes = _curve_weights(self.values @ numbers[:3] + numbers[3])
+    def jacobian(numbers: np.ndarray) -> np.ndarray:
+        weights, slopes = _curve_weights(values @ numbers[:3] + numbers[3])
         image = weights @ numbers[4:]
-        inside = ((image > 0) & (image < 1)) * _pull_in_slope(image.clip(0, 1) - self.target)
+        inside = ((image > 0) & (image < 1)) * _pull_in_slope(image.clip(0, 1) - target)
         by_input = (slopes @ numbers[4:] * inside)[:, None]
-        data = np.hstack([self.values * by_input, by_input, weights * inside[:, None]])
-        anchor = np.hstack([np.diag(_ANCHOR), np.zeros((4, SPANS + 2))])
-        return np.vstack([data, anchor, np.pad(_STRAIGHT, ((0, 0), (4, 0)))])
+        data = np.hstack([values * by_input, by_input, weights * inside[:, None]])
+        return np.vstack([data, block_diag(np.diag(_ANCHOR), _STRAIGHT)])
+
+    start = np.concatenate([known, fit_curve(values @ row, target)])
+    bounds = np.concatenate([np.full(4, -np.inf), _LOWEST]), np.inf
+    fit = least_squares(residual, start, jacobian, bounds, x_scale="jac", max_nfev=_STEPS, ftol=1e-4)
+    return fit.x[:3], fit.x[3], fit.x[4:].cumsum()
 
 
 def _pull_in(error: np.ndarray) -> np.ndarray:

@@ -73,8 +73,7 @@ class Learned:
             notes = [f"begins at row {pair.shift[0]}, column {pair.shift[1]} of the raw frame"]
             notes += [f"turned by {90 * pair.turned} degrees"] if pair.turned else []
             notes += [f"enlarged by {pair.scale:g}: it is softer"] if pair.scale != 1 else []
-            if pair.lens:
-                notes.append(f"lens correction of {pair.lens:.1f} pixels in the corners")
+            notes += [f"lens correction of {pair.lens:.1f} pixels in the corners"] if pair.lens else []
             lines.append(f"pair {number}: {'; '.join(notes)}; left out {pair.left_out:.0%}")
         return "\n".join(lines)
 
@@ -83,10 +82,9 @@ def learn_pipeline(pairs: Sequence[_PairLike], *, seed: int = 0) -> Learned:
     """Learn what a camera does to its raw data from pairs of a raw file and the camera's own JPEG.
 
     First the colours, where little happens around a pixel: for each channel three weights, an offset and a
-    rising curve, by robust least squares with exact derivatives, damped in units of each number's effect.
-    Gains are those for which the three curves agree: what comes out grey is balanced. Then, for each
-    demosaicing, curves and the filters of luma and chroma in turn, each in closed form; the demosaicing that
-    fits best is kept. Two thirds of the blocks are fitted, the others judge.
+    rising curve, by robust least squares. Gains are those for which the three curves agree: what comes out
+    grey is balanced. Then, for each demosaicing, curves and the filters of luma and chroma in turn, each in
+    closed form; the best demosaicing is kept. Two thirds of the blocks are fitted, the others judge.
 
     Where the shutter, the lens or the firmware did something that depends on the place in the frame or on the
     scene (lens correction, local contrast), the pipeline can't: it shows as a low score.
@@ -125,16 +123,16 @@ def learn_pipeline(pairs: Sequence[_PairLike], *, seed: int = 0) -> Learned:
     isps = [_refine(start, part, camera, method, rng, rounds=2) for method in DEMOSAIC]
     best = max(isps, key=lambda isp: psnr(develop_blocks(isp, part.raw), *part[1:]))
     isp = _refine(start, fitted, camera, best.demosaic, rng, _ROUNDS)
-    views = {"learned": develop_blocks(isp, judged.raw)}
-    for code in PIPELINES:
-        views[code] = develop_blocks(open_pipeline(code, camera), judged.raw)
+    pipelines = {"learned": isp, **{code: open_pipeline(code, camera) for code in PIPELINES}}
+    views = {name: develop_blocks(pipeline, judged.raw) for name, pipeline in pipelines.items()}
     return Learned(isp, score(views, *judged[1:]), aligned, len(judged.raw))
 
 
 def _open(raw: str | Path | RawFrame, picture: str | Path | np.ndarray) -> Pair:
     frame = raw if isinstance(raw, RawFrame) else read_raw(raw)
-    name = "picture" if isinstance(picture, np.ndarray) else str(picture)
-    return align(frame, picture if isinstance(picture, np.ndarray) else open_picture(picture), name)
+    if isinstance(picture, np.ndarray):
+        return align(frame, picture)
+    return align(frame, open_picture(picture), str(picture))
 
 
 def _split(pairs: Sequence[Pair], camera: Camera, rng: np.random.Generator) -> list[Blocks]:
@@ -176,9 +174,8 @@ def _start(blocks: Blocks, camera: Camera, rng: np.random.Generator) -> _Colours
     busy = (square - mean**2).clamp(min=0).sqrt() / (mean.abs() + 0.01)
     quiet = blocks.seen & (busy <= busy[blocks.seen].median())
     # Means on both sides: noise in what is fitted by would pull the matrix toward grey.
-    target = F.avg_pool2d(blocks.target, KERNEL, stride=1)
-    smooth, quiet = crop(smooth, KERNEL // 2), crop(quiet, KERNEL // 2)
-    colours, wanted = _sample(smooth, target, quiet, rng)
+    means = crop(smooth, KERNEL // 2), F.avg_pool2d(blocks.target, KERNEL, stride=1)
+    colours, wanted = _sample(*means, crop(quiet, KERNEL // 2), rng)
     rows = [fit_channel(colours, wanted[:, c], matrix[c]) for c in range(3)]
     fit = _Colours(gains, *(np.stack(part) for part in zip(*rows, strict=True)))
     return _balanced(fit, wanted)
@@ -253,30 +250,29 @@ def _fit_filters(image: Tensor, blocks: Blocks) -> list[Tensor]:
     """Return the filters of luma and of chroma that bring an image closest: linear least squares."""
     y, wanted = stage.luma(image), stage.luma(blocks.target)
     plain = blocks.seen & ((blocks.target > 0.01) & (blocks.target < 0.99)).all(1, keepdim=True)
-    kernels = []
+    kernels, size, middle = [], KERNEL**2, KERNEL**2 // 2
     for planes, aims in ((y, wanted), (image - y, blocks.target - wanted)):
-        normal, moment = torch.zeros(KERNEL**2, KERNEL**2).double(), torch.zeros(KERNEL**2).double()
+        normal, moment = torch.zeros(size, size).double(), torch.zeros(size).double()
         for part, aim, where in list(zip(planes, aims, plain, strict=True))[:_FILTERED]:
             patches = F.unfold(part[:, None], KERNEL)
-            centre = patches[:, KERNEL**2 // 2 : KERNEL**2 // 2 + 1]
+            centre = patches[:, middle : middle + 1]
             rest = aim.flatten(1)[:, None] - centre
             weight = where.flatten()[None, None] * (rest.abs() < _MOVED)
             steps = (patches - centre) * weight
             normal += torch.einsum("cip,cjp->ij", steps, steps).double()
             moment += torch.einsum("cip,cop->i", steps, rest * weight).double()
         ridge = normal.diagonal().mean() * 1e-4
-        kernel = torch.linalg.solve(normal + ridge * torch.eye(KERNEL**2), moment)
-        kernel[KERNEL**2 // 2] = 1 - kernel.sum() + kernel[KERNEL**2 // 2]
+        kernel = torch.linalg.solve(normal + ridge * torch.eye(size), moment)
+        kernel[middle] = 1 - kernel.sum() + kernel[middle]
         kernels.append(kernel.reshape(KERNEL, KERNEL).float())
     return kernels
 
 
 def _as_isp(fit: _Colours, kernels: list[Tensor], camera: Camera, method: str) -> LearnedISP:
     """Return a pipeline of these numbers; what the curves' inputs are offset by becomes a black level."""
-    isp = LearnedISP(camera, method)
+    isp, black = LearnedISP(camera, method), np.array(camera.black_level)
     dark = -np.linalg.solve(fit.matrix, fit.offset) / fit.gains
-    shift = np.array([dark[colour] for colour in camera.cfa.value])
-    black = np.array(camera.black_level)
+    shift = dark[list(camera.cfa.value)]
     numbers = {
         "black_level": black + shift * (camera.white_level - black),
         "white_balance": fit.gains,

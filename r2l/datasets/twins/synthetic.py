@@ -9,6 +9,7 @@ Reproducible: item i depends on i and the arguments only; ``intensity`` changes 
 recorded, not what lies there. Any order, any number of workers.
 """
 
+from itertools import count
 from math import ceil
 
 import numpy as np
@@ -35,17 +36,8 @@ class _Twin(RawDataset):
 
     noise: NoiseModel
 
-    def __init__(
-        self,
-        n: int,
-        seed: int,
-        *,
-        size: int,
-        intensity: float,
-        transform: Transform | None,
-        group: tuple[str, int],
-    ) -> None:
-        name, most = group
+    def __init__(self, n: int, seed: int, size: int, intensity: float, **largest_group: int) -> None:
+        ((name, most),) = largest_group.items()
         if n < 1 or most < 1 or size % 2 or not 16 <= size <= 512:
             raise ValueError(
                 f"n={n}, {name}={most}, size={size}: expected n and {name} of at least 1 and an "
@@ -53,7 +45,7 @@ class _Twin(RawDataset):
             )
         if intensity < 0 or seed < 0:
             raise ValueError(f"intensity={intensity}, seed={seed}: expected 0 or more")
-        self.seed, self.size, self.intensity, self.transform = seed, size, intensity, transform
+        self.seed, self.size, self.intensity = seed, size, intensity
 
     def _record(self, light: torch.Tensor, *spot: int) -> torch.Tensor:
         """Record the light (3, H, W) of what lies at a ``spot``: (1, H, W), *raw* domain."""
@@ -64,7 +56,7 @@ class _Twin(RawDataset):
 class SyntheticMicroscopy(_Twin):
     """Blood smears with one white cell each, drawn by code: items as in `RawDataset`, with a label.
 
-    A stand-in for Raw-Microscopy; see `r2l.datasets.twins.synthetic` for what it is good for.
+    A stand-in for Raw-Microscopy; see this module for what it is good for.
 
     How it is made: absorbances of eosin and azure stain (Beer-Lambert) over an uneven lamp, a
     white cell with a nucleus of lobes amid red cells and platelets, the published point spread
@@ -80,11 +72,10 @@ class SyntheticMicroscopy(_Twin):
 
     Args:
         n: how many items.
-        seed: which set; another seed makes another.
+        seed: which set.
         size: side of the mosaic in pixels, even. The field stays 41.6 um, so that a small tile
             shows the same cell more coarsely.
         intensity: exposure; 1.0 is the published base.
-        transform: called on each item.
         crops_per_zone: size of a group.
 
     Raises:
@@ -106,8 +97,8 @@ class SyntheticMicroscopy(_Twin):
         transform: Transform | None = None,
         crops_per_zone: int = 5,
     ) -> None:
-        options = {"size": size, "intensity": intensity, "transform": transform}
-        super().__init__(n, seed, **options, group=("crops_per_zone", crops_per_zone))
+        super().__init__(n, seed, size, intensity, crops_per_zone=crops_per_zone)
+        self.transform = transform
         counts = apportion(n, INFO["microscopy"].class_counts)
         self.labels = np.repeat(np.arange(len(self.classes)), counts)
         stream(seed, _LABELS).shuffle(self.labels)
@@ -127,7 +118,7 @@ class SyntheticMicroscopy(_Twin):
 class SyntheticDrone(_Twin):
     """Aerial tiles at 6 cm a pixel, with cars, drawn by code: items as in `RawDataset`.
 
-    A stand-in for Raw-Drone; see `r2l.datasets.twins.synthetic` for what it is good for.
+    A stand-in for Raw-Drone; see this module for what it is good for.
 
     How it is made: photos of 92 x 123 m with streets, parking lots, houses, trees, grass, soil and
     clutter under one sun, on which saloons, hatchbacks and vans stand and cast shadows; the
@@ -147,7 +138,7 @@ class SyntheticDrone(_Twin):
     (torch.Size([32, 32]), array([0, 0]))
 
     Args:
-        n, seed, size, intensity, transform: as of `SyntheticMicroscopy`; the field stays 15.36 m.
+        n, seed, size, intensity: as of `SyntheticMicroscopy`; the field stays 15.36 m.
         task: "segmentation" or "classification".
         empty: share of tiles without a car; None is the published one, 0 for segmentation and 0.5
             for classification.
@@ -177,8 +168,8 @@ class SyntheticDrone(_Twin):
             empty = 0.5 if task == "classification" else 0.0
         if not 0 <= empty <= 1:
             raise ValueError(f"empty={empty}: expected a share of at least 0 and at most 1")
-        options = {"size": size, "intensity": intensity, "transform": transform}
-        super().__init__(n, seed, **options, group=("tiles_per_photo", tiles_per_photo))
+        super().__init__(n, seed, size, intensity, tiles_per_photo=tiles_per_photo)
+        self.transform = transform
         tiles = self._choose(n, empty, tiles_per_photo)
         self.groups, self.places, self.labels = tiles[:, 0], tiles[:, 1:3], tiles[:, 3]
 
@@ -186,8 +177,7 @@ class SyntheticDrone(_Twin):
         """Return n tiles (photo, row, column, label), photo by photo until there are enough."""
         wanted = [round(n * empty), n - round(n * empty)]
         chosen: list[tuple[int, int, int, int]] = []
-        photo = 0
-        while any(wanted):
+        for photo in count():
             rng = stream(self.seed, _CHOICE, photo)
             covered, touched = find_cars(draw_photo(self.seed, photo))
             here: list[tuple[int, int, int, int]] = []
@@ -198,8 +188,8 @@ class SyntheticDrone(_Twin):
                 wanted[label] -= len(tiles)
                 here += [(photo, row, column, label) for row, column in tiles.tolist()]
             chosen += [here[i] for i in rng.permutation(len(here))]
-            photo += 1
-        return np.array(chosen, np.int64)
+            if not any(wanted):
+                return np.array(chosen, np.int64)
 
     def scene(
         self, photo: int, row: int, column: int, rows: int = 1, columns: int = 1
@@ -214,25 +204,25 @@ class SyntheticDrone(_Twin):
         light, cars = paint_photo(draw_photo(self.seed, photo), *window, TILE / self.size)
         return torch.from_numpy(light), torch.from_numpy(cars.astype(np.int64))
 
-    def _tile(self, *spot: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tile(self, *spot: int) -> Item:
         """Return raw and mask at a photo, row and column."""
         light, cars = self.scene(*spot)
-        return self._record(light, *spot), cars
+        return {"raw": self._record(light, *spot), "mask": cars}
 
     def frame(self, photo: int) -> Item:
         """Return a whole photo: raw (1, 6 * size, 8 * size), raw domain, and its mask.
 
         The items of this photo are cut from it, noise and all.
         """
-        tiles = [[self._tile(photo, r, c) for c in range(COLUMNS)] for r in range(ROWS)]
-        raw, mask = (
-            torch.cat([torch.cat([tile[i] for tile in line], -1) for line in tiles], -2) for i in (0, 1)
-        )
-        return {"raw": raw, "mask": mask}
+        tiles = [[self._tile(photo, row, column) for column in range(COLUMNS)] for row in range(ROWS)]
+        return {
+            what: torch.cat([torch.cat([tile[what] for tile in line], -1) for line in tiles], -2)
+            for what in ("raw", "mask")
+        }
 
     def read(self, index: int) -> Item:
         """Return the recorded mosaic, with its mask or its label."""
-        raw, cars = self._tile(int(self.groups[index]), *self.places[index].tolist())
+        tile = self._tile(int(self.groups[index]), *self.places[index].tolist())
         if self.task == "segmentation":
-            return {"raw": raw, "mask": cars}
-        return {"raw": raw, "label": int(self.labels[index])}
+            return tile
+        return {"raw": tile["raw"], "label": int(self.labels[index])}
