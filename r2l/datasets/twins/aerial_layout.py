@@ -76,12 +76,12 @@ class Tree(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """All that one photo shows.
+    """All that one photo shows; roads are long boxes.
 
     ``shadow`` is the shift of a shadow per metre of height (y, x), ``sun`` the share of the light
     that a shadow takes away, ``light`` the exposure by colour; ``waves`` (k, 4) are the plane waves
     that spread dry grass and soil (frequency along y and x, phase, layer); ``offset`` is where its
-    textures begin. Roads are long boxes.
+    textures begin.
     """
 
     shadow: Array
@@ -120,8 +120,8 @@ def _gap(spots: Array, boxes: list[Box]) -> Array:
     """Return the distance (k,) of each of (k, 2) spots to the nearest box; infinite if none."""
     nearest = np.full(len(spots), np.inf)
     for box in boxes:
-        along, across = turned(spots[:, 0] - box.y, spots[:, 1] - box.x, box.heading)
-        outside = (np.maximum(abs(along) - box.length / 2, 0), np.maximum(abs(across) - box.width / 2, 0))
+        along, across = map(np.abs, turned(spots[:, 0] - box.y, spots[:, 1] - box.x, box.heading))
+        outside = np.maximum(along - box.length / 2, 0), np.maximum(across - box.width / 2, 0)
         nearest = np.minimum(nearest, np.hypot(*outside))
     return nearest
 
@@ -190,16 +190,15 @@ def _park_in(lot: Box, rng: np.random.Generator) -> list[Box]:
 
 
 def _draw_boxes(
-    count: int,
     sides: tuple[float, float],
     colours: tuple[Array, ...],
     taken: list[Box],
     clear: float,
     rng: np.random.Generator,
 ) -> list[Box]:
-    """Strew boxes, in line with the first of the ``taken`` ones and ``clear`` metres of all."""
+    """Strew up to 60 boxes, in line with the first of the ``taken`` ones and ``clear`` metres of all."""
     boxes: list[Box] = []
-    for spot in rng.uniform(-5, _EXTENT + 5, (count, 2)):
+    for spot in rng.uniform(-5, _EXTENT + 5, (60, 2)):
         length, width = rng.uniform(*sides), rng.uniform(*sides)
         if _gap(spot[None], [*taken, *boxes])[0] < np.hypot(length, width) / 2 + clear:
             continue
@@ -244,9 +243,10 @@ def draw_photo(seed: int, number: int) -> Photo:
     roads = _draw_roads(rng)
     lots = _draw_lots(roads, rng)
     built = [*roads, *lots]
-    roofs = _draw_boxes(60, (6, 13), _ROOFS, built, 3, rng)
-    junk = _draw_boxes(60, (0.6, 5), _JUNK, [*built, *roofs], 0.3, rng)
-    parked = [_park_along(road, rng) for road in roads] + [_park_in(lot, rng) for lot in lots]
+    roofs = _draw_boxes((6, 13), _ROOFS, built, 3, rng)
+    junk = _draw_boxes((0.6, 5), _JUNK, [*built, *roofs], 0.3, rng)
+    parked = [car for road in roads for car in _park_along(road, rng)]
+    parked += [car for lot in lots for car in _park_in(lot, rng)]
     towards, elevation = rng.uniform(0, 2 * np.pi), rng.uniform(_LOWEST_SUN, 1.1)
     layers = np.arange(12) % 2
     frequencies = rng.normal(0, 1, (12, 2)) * rng.choice([0.05, 0.15, 0.4], (12, 1))
@@ -261,16 +261,14 @@ def draw_photo(seed: int, number: int) -> Photo:
         roofs=roofs,
         junk=junk,
         trees=_draw_trees([*built, *roofs], rng),
-        cars=_apart([car for cars in parked for car in cars]),
+        cars=_apart(parked),
     )
 
 
 def find_cars(photo: Photo) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Judge each tile (ROWS, COLUMNS) of a photo without painting it.
+    """Return of each tile (ROWS, COLUMNS) the share that cars cover, and whether any touches it.
 
-    Returns:
-        The share that cars cover, about, trees taken into account; and whether any so much as
-        touches the tile.
+    About, since nothing is painted; trees are taken into account.
     """
     inside, touched = np.zeros((ROWS, COLUMNS)), np.zeros((ROWS, COLUMNS), bool)
     trees = np.array([(t.y, t.x, t.radius + 0.4) for t in photo.trees]).reshape(-1, 3)

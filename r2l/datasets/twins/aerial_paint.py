@@ -11,20 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from r2l.datasets.twins import procedural as draw
 from r2l.datasets.twins.aerial_layout import STALL, Box, Photo, Tree, seen, turned, upright
-from r2l.datasets.twins.procedural import (
-    EVERYWHERE,
-    Array,
-    Part,
-    coverage,
-    patch,
-    rectangle,
-    remainder,
-    smooth,
-    smooth_reach,
-    texture,
-    wrap,
-)
+from r2l.datasets.twins.procedural import EVERYWHERE, Array, Part, coverage, patch
 
 _PSF_SIGMA = 2.52 * 0.06  # metres
 _PAVEMENT = 1.5  # metres
@@ -44,7 +33,7 @@ def _car_sprite(kind: int) -> Array:
     """
     u, v = np.arange(128)[:, None] / 127, np.abs(np.arange(64)[None] / 63 * 2 - 1)
     (front, top), (back, rear) = _WINDOWS[kind]
-    body = coverage(rectangle((u - 0.5) * 4.5, v * 0.9, 2.25, 0.9, 0.4), 0.05)
+    body = coverage(draw.rectangle((u - 0.5) * 4.5, v * 0.9, 2.25, 0.9, 0.4), 0.05)
     panes = ((u > front) & (u < top) | (u > back) & (u < rear)) & (v < 0.82)
     sides = (u > front + 0.05) & (u < rear - 0.04) & (v > 0.80) & (v < 0.93)
     roof = (u > top) & (u < back) & (v < 0.8)
@@ -65,9 +54,10 @@ class _Window:
         self.photo, self.pixel = photo, pixel
         self.y = ((np.arange(top, top + height) + 0.5) * pixel).astype(np.float32)[:, None]
         self.x = ((np.arange(left, left + width) + 0.5) * pixel).astype(np.float32)[None]
+        self.edges = self.y[[0, -1], 0].tolist(), self.x[0, [0, -1]].tolist()
         where = top + photo.offset[0], left + photo.offset[1], height, width
-        self.grain = wrap(texture(max(0.2 / pixel, 1.5), 2, 10), *where)
-        self.leaves = wrap(texture(max(0.5 / pixel, 1.5), 3, 11), *where)
+        self.grain = draw.wrap(draw.texture(max(0.2 / pixel, 1.5), 2, 10), *where)
+        self.leaves = draw.wrap(draw.texture(max(0.5 / pixel, 1.5), 3, 11), *where)
         self.rough = 1 + 0.05 * self.grain + 0.03 * self.leaves  # asphalt, concrete, tiles
         self.albedo = np.empty((3, height, width), np.float32)
         self.sun = np.ones((height, width), np.float32)  # share of the sun that gets through
@@ -81,7 +71,7 @@ class _Window:
 
     def crossed_by(self, road: Box) -> bool:
         """Say whether some of a road, or of its pavement, lies in the window."""
-        (top, bottom), (left, right) = self.y[[0, -1], 0].tolist(), self.x[0, [0, -1]].tolist()
+        (top, bottom), (left, right) = self.edges
         away = turned((top + bottom) / 2 - road.y, (left + right) / 2 - road.x, road.heading)[1]
         window = Box(0, 0, road.heading, right - left, bottom - top, 0, road.colour)
         return abs(away) < upright(window)[0] + road.width / 2 + _PAVEMENT + self.pixel
@@ -97,6 +87,12 @@ class _Window:
             part *= left
             part += laid * value
 
+    def cover(self, where: Part, inside: Array, colour: Array, shade: Array) -> None:
+        """Lay something in the sun over all that is below."""
+        self.blend(where, inside, colour, shade)
+        self.sun[where] += inside * (1 - self.sun[where])
+        self.cars[where] &= inside < 0.5
+
     def paint_ground(self) -> None:
         """Spread lush grass, dry grass and soil by plane waves, ragged by the leaves."""
         fields = [0.2 * self.leaves + 0.3, 0.2 * self.leaves - 0.6]
@@ -110,26 +106,27 @@ class _Window:
             self.blend(EVERYWHERE, field.clip(0, 1, out=field), colour)
         self.albedo *= 1 + 0.12 * self.grain + 0.18 * self.leaves
 
-    def paint_pavement(self, road: Box) -> None:
-        """Lay a pavement on both sides, and under the road."""
-        where, _, across = self.local(road, _PAVEMENT)
-        beyond = np.abs(across) - np.float32(road.width / 2 + _PAVEMENT)
-        self.blend(where, coverage(beyond, self.pixel), _PAVING, self.rough[where])
+    def pave(
+        self, road: Box, colour: Array = _PAVING, margin: float = _PAVEMENT
+    ) -> tuple[Part, Array, Array]:
+        """Lay a pavement on both sides, and under the road; return where, along and across the road."""
+        where, along, across = self.local(road, margin)
+        beyond = np.abs(across) - np.float32(road.width / 2 + margin)
+        self.blend(where, coverage(beyond, self.pixel), colour, self.rough[where])
+        return where, along, across
 
     def paint_road(self, road: Box) -> None:
         """Lay asphalt and a broken line in the middle."""
-        where, along, across = self.local(road)
-        beyond = np.abs(across) - np.float32(road.width / 2)
-        self.blend(where, coverage(beyond, self.pixel), _ASPHALT, self.rough[where])
-        line = coverage(np.abs(across) - 0.06, self.pixel) * (remainder(along, 6) < 3)
+        where, along, across = self.pave(road, _ASPHALT, 0)
+        line = coverage(np.abs(across) - 0.06, self.pixel) * (draw.remainder(along, 6) < 3)
         self.blend(where, 0.7 * line, _MARKING)
 
     def paint_lot(self, lot: Box) -> None:
         """Lay asphalt, with a line between two parking spaces."""
         where, along, across = self.local(lot)
-        inside = coverage(rectangle(along, across, lot.length / 2, lot.width / 2, 0.5), self.pixel)
+        inside = coverage(draw.rectangle(along, across, lot.length / 2, lot.width / 2, 0.5), self.pixel)
         self.blend(where, inside, _ASPHALT, self.rough[where])
-        to_line = np.abs(remainder(along + (lot.length + STALL[0]) / 2, STALL[0]) - STALL[0] / 2)
+        to_line = np.abs(draw.remainder(along + (lot.length + STALL[0]) / 2, STALL[0]) - STALL[0] / 2)
         line = coverage(to_line - 0.05, self.pixel) * (np.abs(across) > lot.width / 2 - STALL[1])
         self.blend(where, 0.6 * line * inside, _MARKING)
 
@@ -163,14 +160,12 @@ class _Window:
     def paint_roof(self, box: Box) -> None:
         """Cover a box: kind 0 with two slopes, of which one looks to the sun, else flat."""
         where, along, across = self.local(box)
-        inside = coverage(rectangle(along, across, box.length / 2, box.width / 2, 0.05), self.pixel)
+        inside = coverage(draw.rectangle(along, across, box.length / 2, box.width / 2, 0.05), self.pixel)
         to_sun = -turned(*self.photo.shadow, box.heading)[1] * (0.1 + self.photo.sun)
         tiles = self.rough[where]
         if box.kind == 0:
             tiles = tiles * (1 + np.float32(0.5 * np.tanh(to_sun)) * np.sign(across))
-        self.blend(where, inside, box.colour, tiles)
-        self.sun[where] += inside * (1 - self.sun[where])
-        self.cars[where] &= inside < 0.5
+        self.cover(where, inside, box.colour, tiles)
 
     def paint_car(self, car: Box, sun: Array) -> None:
         """Put a car there, in the ``sun`` (H, W) that shines on it; its own shadow does not."""
@@ -192,25 +187,20 @@ class _Window:
         inside = coverage(np.sqrt(y * y + x * x) - tree.radius + 0.35 * leaves, 0.25)
         sy, sx = (-0.5 * self.photo.sun / tree.radius * self.photo.shadow).astype(np.float32)
         lit = np.maximum(1 + sy * y + sx * x + 0.25 * leaves + 0.2 * self.grain[where], 0.3)
-        self.blend(where, inside, tree.colour, lit)
-        self.sun[where] += inside * (1 - self.sun[where])
-        self.cars[where] &= inside < 0.5
+        self.cover(where, inside, tree.colour, lit)
 
     def near(self, things: list[Any]) -> list[Any]:
         """Return the boxes or trees of which something may lie in the window."""
-        (top, bottom), (left, right) = self.y[[0, -1], 0].tolist(), self.x[0, [0, -1]].tolist()
-        return [
-            t
-            for t in things
-            if top - t.reach < t.y < bottom + t.reach and left - t.reach < t.x < right + t.reach
-        ]
+        (top, bottom), (left, right) = self.edges
+        things = [t for t in things if top - t.reach < t.y < bottom + t.reach]
+        return [t for t in things if left - t.reach < t.x < right + t.reach]
 
     def paint(self) -> None:
         """Paint from the ground up; shadows lie on the ground, crowns above all."""
         roads, lots, roofs, junk, trees, cars = map(self.near, self.photo[-6:])
         roads = [road for road in roads if self.crossed_by(road)]
         self.paint_ground()
-        _each(self.paint_pavement, roads)
+        _each(self.pave, roads)
         _each(self.paint_road, roads)
         _each(self.paint_lot, lots)
         _each(self.shade, [*roofs, *junk])
@@ -228,27 +218,24 @@ class _Window:
             lit = dark * (-self.photo.light[i] * np.float32(self.photo.sun) * warm)
             lit += self.photo.light[i]
             lit *= self.albedo[i]
-            light.append(smooth(lit, _PSF_SIGMA / self.pixel))
+            light.append(draw.smooth(lit, _PSF_SIGMA / self.pixel))
         return np.stack(light)
 
 
 def paint_photo(
     photo: Photo, top: int, left: int, height: int, width: int, pixel: float
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Paint a window of a photo.
+    """Paint a window of a photo, which may lie beyond it: from ``top`` and ``left`` on, in pixels.
 
     Args:
         photo: what there is.
-        top: first row of the window in pixels of the photo; may lie outside it.
-        left: first column, likewise.
-        height: rows of the window.
-        width: columns of the window.
+        top, left, height, width: rows and columns.
         pixel: side of a pixel on the ground in metres.
 
     Returns:
         The light (3, height, width), linear camera colours, and where cars are (height, width).
     """
-    halo = smooth_reach(_PSF_SIGMA / pixel)  # the lens brings light from beyond the window
+    halo = draw.smooth_reach(_PSF_SIGMA / pixel)  # the lens brings light from beyond the window
     size = height + 2 * halo, width + 2 * halo
     window = _Window(photo, top - halo, left - halo, *size, pixel)
     window.paint()

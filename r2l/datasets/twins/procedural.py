@@ -120,13 +120,13 @@ def wobble(angle: Array, amplitude: float, rng: np.random.Generator) -> Array:
 
 
 @lru_cache(maxsize=64)
-def texture(wavelength: float, octaves: float, number: int, side: int = 512) -> Array:
-    """Return periodic random texture (side, side), mean 0, deviation 1.
+def texture(wavelength: float, octaves: float, number: int) -> Array:
+    """Return periodic random texture (512, 512), mean 0, deviation 1, made once per process.
 
     White noise is filtered to the band from ``wavelength`` pixels up to ``2 ** octaves`` times as
-    much, with an amplitude that falls as 1/f inside. It is made once per process; who needs chance
-    takes a random part of it with `cut`.
+    much, with an amplitude that falls as 1/f inside. Who needs chance takes a part of it with `cut`.
     """
+    side = 512
     noise = stream(number).standard_normal((side, side))
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     high, low = 1 / wavelength, 1 / (wavelength * 2**octaves)

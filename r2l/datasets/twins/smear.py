@@ -6,18 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from r2l.datasets.twins.procedural import (
-    EVERYWHERE,
-    Array,
-    Part,
-    capsule,
-    coverage,
-    cut,
-    patch,
-    texture,
-    union,
-    wobble,
-)
+from r2l.datasets.twins import procedural as draw
+from r2l.datasets.twins.procedural import EVERYWHERE, Array, Part, coverage, patch
 
 _FIELD = 256 * 6.5 / 40  # micrometres: 256 pixels of 6.5 um behind a 40x objective
 _PSF_SIGMA = 0.450 / 2.355  # micrometres; the published 450 nm taken as full width at half maximum
@@ -123,7 +113,7 @@ class _Slide:
 
     def grain(self, wavelength: float, shape: tuple[int, ...], number: int = 0) -> Array:
         """Return random texture whose finest detail is ``wavelength`` micrometres."""
-        return cut(texture(max(wavelength / self.pixel, 1.5), 2, number), self.rng, *shape)
+        return draw.cut(draw.texture(max(wavelength / self.pixel, 1.5), 2, number), self.rng, *shape)
 
     def ellipse(self, y: Array, x: Array, stretch: float) -> Array:
         """Return the distance from the origin, ``stretch`` times as far along some direction."""
@@ -132,13 +122,12 @@ class _Slide:
         along = np.float32(c * stretch) * y + np.float32(s * stretch) * x
         across = np.float32(c / stretch) * x - np.float32(s / stretch) * y
         along *= along
-        across *= across
-        along += across
+        along += across * across
         return np.sqrt(along, out=along)
 
     def blob(self, y: Array, x: Array, radius: float, stretch: float, unrest: float) -> Array:
         """Return the signed distance to a roundish shape around the origin."""
-        border = wobble(np.arctan2(y, x), unrest, self.rng)
+        border = draw.wobble(np.arctan2(y, x), unrest, self.rng)
         return self.ellipse(y, x, stretch) - np.float32(radius) * (1 + border)
 
     def paint(self, where: Part, density: Array, dye: Array, stain: float) -> None:
@@ -166,14 +155,9 @@ class _Slide:
         dent = self.zone.pallor * self.rng.uniform(0.5, 1.2) * thickness
         where, y, x = patch(spot, 1.2 * radius, self.y, self.x)
         distance = self.ellipse(y, x, stretch)
-        depth = distance * distance
-        depth *= np.float32(-6 / radius**2)
-        np.exp(depth, out=depth)
-        depth *= np.float32(-dent)
-        depth += np.float32(thickness)
-        distance -= np.float32(radius)
-        depth *= coverage(distance, 0.5)
-        layer[where] += depth
+        depth = np.exp(distance * distance * np.float32(-6 / radius**2))
+        depth = np.float32(thickness) - np.float32(dent) * depth
+        layer[where] += depth * coverage(distance - np.float32(radius), 0.5)
 
     def add_platelets(self) -> None:
         """Strew a few platelets, purple and small."""
@@ -199,8 +183,8 @@ class _Slide:
         distance = self.blob(y - points[0, 0], x - points[0, 1], radii[0], 1.0, 0.06)
         for a, b, radius in zip(points, points[1:], radii[1:], strict=False):
             lobe = self.blob(y - b[0], x - b[1], radius, np.exp(rng.normal(0, 0.1)), 0.06)
-            distance = union(distance, capsule(y, x, a, b, bridge * radius), 0.4)
-            distance = union(distance, lobe, 0.4)
+            distance = draw.union(distance, draw.capsule(y, x, a, b, bridge * radius), 0.4)
+            distance = draw.union(distance, lobe, 0.4)
         return distance
 
     def granules(self, inside: Array, amount: float) -> Array:
@@ -247,14 +231,9 @@ class _Slide:
 def _spoil(kind: _CellType, amount: float, rng: np.random.Generator) -> _CellType:
     """Return the cell as a bad smear shows it: frayed, borderless, pale, by ``amount`` (0 to 1)."""
     frayed, smudged, pale = rng.uniform(0, amount, 3)
-    return replace(
-        kind,
-        ragged=kind.ragged + frayed,
-        edge=kind.edge + 2 * smudged,
-        density=kind.density * (1 - 0.5 * pale),
-        pink=kind.pink * (1 - 0.8 * pale),
-        blue=kind.blue * (1 - 0.8 * pale),
-    )
+    stain = {"pink": kind.pink * (1 - 0.8 * pale), "blue": kind.blue * (1 - 0.8 * pale)}
+    stain["density"] = kind.density * (1 - 0.5 * pale)
+    return replace(kind, ragged=kind.ragged + frayed, edge=kind.edge + 2 * smudged, **stain)
 
 
 def draw_smear(label: str, zone: Zone, size: int, rng: np.random.Generator) -> Array:
