@@ -146,10 +146,9 @@ class RawFolder(RawDataset):
         return read_raw(path, self._given, layout, lens_corrections=self._lens_corrections)
 
     def read(self, index: int) -> Item:
-        """Return the mosaic, in line with ``camera``, and its label or mask.
+        """Return the mosaic, in line with ``camera``, and its label or mask; errors as `frame`.
 
         Raises:
-            RawFileError: no usable raw frame.
             DatasetError: a mask that is damaged or doesn't fit, or a frame smaller than the crop.
         """
         item: Item = {"raw": torch.tensor(self._kept("frame", index))[None]}

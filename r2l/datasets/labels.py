@@ -38,7 +38,8 @@ def labelled_files(
     """Find raw files with their labels (from folders or a CSV) or masks, and all that is wrong with these.
 
     Groups are those of the CSV, else each image is its own; images that are one picture (equal files, or a
-    raw file beside its TIFF or NEF) share one in any case, so that no split tears them apart.
+    raw file beside its TIFF or NEF) share one in any case, so that no split tears them apart. Warns of class
+    folders without raw files.
 
     Returns:
         A table of path, label (None with masks), group (a number) and mask (None without); what contradicts
@@ -47,9 +48,6 @@ def labelled_files(
     Raises:
         DatasetNotFoundError: no such folder, or no raw file in it.
         DatasetError: a CSV that can't be read.
-
-    Warns:
-        UserWarning: class folders without raw files.
     """
     wrong: list[DatasetError] = []
     if masks is not None:

@@ -55,8 +55,7 @@ def read_mask_values(path: Path, remedy: str) -> np.ndarray:
             return load_tiff(path)
         with open_png(path) as image:
             return np.asarray(image)
-    except Exception as error:
-        # Decoders fail in many ways on damaged files.
+    except Exception as error:  # decoders fail in many ways on damaged files
         raise DatasetError(path, f"no readable mask ({error})", remedy) from error
 
 
@@ -135,18 +134,18 @@ def cached_array(
 ) -> np.ndarray:
     """Return an array made from files: from the cache if they are unchanged, else made and cached.
 
-    Sources count as changed when their list, a size or a time of change differs. Many processes may
-    call at once: one makes the array, the others wait for it. Where the cache can't be written
-    (read-only or full disk), the array stays in memory, with a warning. What ``rows`` raises passes
-    through and leaves nothing behind.
+    Sources count as changed when their list, a size or a time of change differs, ``settings`` (JSON types)
+    when what else the rows depend on does; a newer cache of a ``name`` replaces the older. Many processes may
+    call at once: one makes the array, the others wait for it. Where the cache can't be written (read-only or
+    full disk), the array stays in memory, with a warning.
 
     Args:
         folder: where caches lie.
-        name: what is cached; a newer cache of this name replaces the older.
+        name: what is cached.
         sources: the files that the array is made from.
-        rows: makes the rows, in order, of one shape and type. Its errors are no OSError.
+        rows: makes the rows, in order, of one shape and type. What it raises, no OSError, passes through and
+            leaves nothing behind.
         count: how many rows; by default one a source.
-        settings: JSON types; whatever else the rows depend on.
 
     Returns:
         Read-only, memory-mapped where possible.

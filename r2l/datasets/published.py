@@ -25,13 +25,12 @@ class PublishedDataset(RawDataset):
     Args:
         root: where data lie, the folder above ``microscopy`` and ``drone``; else the variable
             R2L_DATA, else ./data.
-        split: "train", "val", "test" or "all".
+        split: "train", "val", "test" or "all"; ``scheme``, ``fold`` and ``seed`` as of
+            `r2l.datasets.splits.split_indices`.
         intensity: one of `r2l.datasets.layout.INTENSITIES`.
         download: fetch what is missing first (see `r2l.datasets.fetch.download.fetch`).
         view: a pipeline such as "bi,s,ga": items have ``image`` (3, H, W) *display*, developed by
             the authors, in the place of ``raw``.
-        scheme: "groups" or "published"; see `r2l.datasets.splits.split_indices`.
-        fold, seed: of the split.
         strict: raise for an image without label or mask, or one without image; else leave it out.
 
     Raises:
@@ -120,19 +119,16 @@ class PublishedDataset(RawDataset):
         self, images: Mapping[str, Path], others: Mapping[str, Any], source: Path, strict: bool
     ) -> list[str]:
         """Return the stems that have both an image and its other half, of the file or folder ``source``."""
-        subset = layout.Manifest.read(self.root).subsets.get(f"{self.kind}/{self._scale}")
-        wanted = others if subset is None else {stem for stem in subset if stem in others}
-        if strict:
-            what = "label" if source.is_file() else "mask"
-            for stem in images:
-                if stem not in others:
-                    reason = f"an image without a {what} in {source}"
-                    raise layout.DatasetError(images[stem], reason, _KEEP_OR_SKIP)
-            for stem in wanted:
-                if stem not in images:
-                    folder = next(iter(images.values())).parent
-                    reason = f"a {what} for {stem}, of which there is no image in {folder}"
-                    raise layout.DatasetError(source, reason, _KEEP_OR_SKIP)
+        subset = layout.Manifest.read(self.root).subsets.get(f"{self.kind}/{self._scale}", others)
+        wanted = dict.fromkeys(stem for stem in subset if stem in others)
+        what = "label" if source.is_file() else "mask"
+        if bare := [stem for stem in images if stem not in others and strict]:
+            reason = f"an image without a {what} in {source}"
+            raise layout.DatasetError(images[bare[0]], reason, _KEEP_OR_SKIP)
+        if lost := [stem for stem in wanted if stem not in images and strict]:
+            folder = next(iter(images.values())).parent
+            reason = f"a {what} for {lost[0]}, of which there is no image in {folder}"
+            raise layout.DatasetError(source, reason, _KEEP_OR_SKIP)
         stems = [stem for stem in images if stem in wanted]
         if not stems:
             raise self._not_found(source)
@@ -164,15 +160,21 @@ class PublishedDataset(RawDataset):
         return f"{title}: {len(self)} images, intensity {self.intensity}, in {self.root}"
 
 
-_ZONE = re.compile(r"lame(\d+)_zone(\d+)")
+def numbers_in(path: Path, pattern: str, example: str) -> tuple[int, ...]:
+    """Return the numbers that tell an image's group in its name; a DatasetError names the file without."""
+    match = re.match(pattern, path.stem)
+    if match is None:
+        reason = f"the name doesn't tell its group, as {example} does"
+        raise layout.DatasetError(path, reason, "Rename it as published, or move it away")
+    return tuple(map(int, match.groups()))
 
 
 class RawMicroscopy(PublishedDataset):
     """White blood cells in stained smears, as raw mosaics; items as in `RawDataset`, with a label.
 
-    What it is: 940 images of 256x256, one leukocyte each, of nine classes (BAS 18, EOS 54, KSC 163,
-    LYA 30, LYT 230, MON 191, NGB 8, NGS 216, UNC 30), each at seven exposures (intensity 1.0, the
-    base, down to 0.01), and the base developed by the twelve static pipelines.
+    What it is: 940 images of 256x256, one leukocyte each, of nine classes, each at seven exposures (intensity
+    1.0, the base, down to 0.01), and the base developed by the twelve static pipelines. Counts, source and
+    licence: ``r2l.datasets.INFO["microscopy"]``.
 
     How it was recorded: human blood smears, Olympus 40x/0.95 objective, bright field, a PCO edge
     5.5 sCMOS (monochrome) behind filters of 450, 525 and 620 nm; the three exposures were rescaled
@@ -185,9 +187,6 @@ class RawMicroscopy(PublishedDataset):
 
     Uses: how a camera's processing drifts a classifier. Limits: one laboratory, one microscope, a
     mosaic that no Bayer sensor recorded, classes as rare as 8 images. Not for diagnosis.
-
-    Source and licence: Oala et al., "Data Models for Dataset Drift Controls in Machine Learning
-    With Optical Images", TMLR 2023; Zenodo, DOI 10.5281/zenodo.5235536; CC BY 4.0.
 
     Arguments, errors and attributes are those of `PublishedDataset`; the cache takes about 120 MB
     an intensity.
@@ -210,7 +209,8 @@ class RawMicroscopy(PublishedDataset):
         stems = self._matched(paths, class_of, label_file, strict)
         self.files = [paths[stem] for stem in stems]
         labels = [self.classes.index(class_of[stem]) for stem in stems]
-        return stems, labels, [_zone(path) for path in self.files]
+        zones = (numbers_in(path, r".*lame(\d+)_zone(\d+)", "lame1_zone2") for path in self.files)
+        return stems, labels, [1000 * lame + zone for lame, zone in zones]
 
     def read(self, index: int) -> Item:
         """Return the mosaic (or the developed image) and its label.
@@ -220,12 +220,3 @@ class RawMicroscopy(PublishedDataset):
         """
         steps = self._decoded(self.files)[self.rows[index]]
         return {**self._item(steps), "label": int(self.labels[index])}
-
-
-def _zone(path: Path) -> int:
-    """Return a number for the zone in an image's name: 3013 for lame 3, zone 13."""
-    match = _ZONE.search(path.stem)
-    if match is None:
-        reason = f"{path.stem!r} doesn't tell its zone (lame<number>_zone<number>)"
-        raise layout.DatasetError(path, reason, "Rename it as published, or move it away")
-    return 1000 * int(match[1]) + int(match[2])

@@ -12,7 +12,7 @@ from r2l.camera import DRONE
 from r2l.datasets import layout
 from r2l.datasets.frames import Item, Transform
 from r2l.datasets.pixels import decode_all, read_mask, read_steps
-from r2l.datasets.published import PublishedDataset
+from r2l.datasets.published import PublishedDataset, numbers_in
 from r2l.files import choose
 
 _TILE = layout.INFO["drone"].tile
@@ -39,10 +39,8 @@ class RawDrone(PublishedDataset):
     cache takes below 200 MB an intensity. A cut tile is named by photo and place: ``00_r03_c05``.
 
     Uses: how a camera's processing drifts a segmentation model. Limits: 12 photos of one region,
-    one season, one camera; tiles of a photo overlap in nothing but look alike.
-
-    Source and licence: Oala et al., "Data Models for Dataset Drift Controls in Machine Learning
-    With Optical Images", TMLR 2023; Zenodo, DOI 10.5281/zenodo.5235536; CC BY 4.0.
+    one season, one camera; tiles of a photo overlap in nothing but look alike. Source and licence:
+    ``r2l.datasets.INFO["drone"]``.
 
     Errors and attributes are those of `PublishedDataset`.
 
@@ -118,8 +116,10 @@ class RawDrone(PublishedDataset):
         """Return all there is to choose from: names, shares that are car, and photos."""
         if not self._cuts:
             shares = np.array([mask.mean() for mask in self._whole_masks()])
-            photos = [_photo_of(path) if self._tiled else number for number, path in enumerate(self.files)]
-            return [path.stem for path in self.files], shares, np.array(photos)
+            photos = np.arange(len(shares))
+            if self._tiled:
+                photos = np.ravel([numbers_in(path, r"(\d+)(?:_|$)", "03_00017") for path in self.files])
+            return [path.stem for path in self.files], shares, photos
         grid = self._array(f"shares_{_TILE}", self._masks, self._read_shares)
         self._per_photo = grid[0].size
         spots = np.indices(grid.shape).reshape(3, -1)
@@ -187,15 +187,6 @@ class RawDrone(PublishedDataset):
         else:
             masks = self._whole_masks()
         return {**item, "mask": torch.from_numpy(masks[row].astype(np.int64))}
-
-
-def _photo_of(tile: Path) -> int:
-    """Return the photo that a tile's name begins with: 3 for 03_00017.tif."""
-    number = tile.stem.split("_")[0]
-    if not number.isdigit():
-        reason = "the name doesn't begin with the number of a photo (03_00017)"
-        raise layout.DatasetError(tile, reason, "Rename it as published, or move it away")
-    return int(number)
 
 
 def _cut(pixels: np.ndarray) -> np.ndarray:

@@ -31,6 +31,13 @@ def describe(kind: str, root: str | Path | None = None) -> list[str]:
     counts = info.class_counts or [""] * len(info.classes)
     classes = (f"{name} {count}".strip() for name, count in zip(info.classes, counts, strict=True))
     exposures = f"at intensities {' '.join(map(str, info.intensities))}, and 12 processed views"
+    there = []
+    for _, folder in _raw_folders(kind, root):
+        subset = Manifest.read(root).subsets.get(f"{kind}/{folder.name}")
+        part = " (a part was asked for)" if subset else ""
+        there.append(f"{len(images_in(folder))} in {folder}{part}")
+    if views := layout.view_folders(root / kind):
+        there.append(f"views {' '.join(sorted(views))}")
     return [
         f"{info.title}: {info.summary}.",
         f"  published  {info.images} raw images of {info.tile}x{info.tile}, {exposures}",
@@ -39,7 +46,7 @@ def describe(kind: str, root: str | Path | None = None) -> list[str]:
         f"  licence    {info.licence}",
         f"  source     {info.url}",
         f"  paper      {info.paper}",
-        f"  there      {'; '.join(_inventory(kind, root)) or f'nothing in {root / kind}'}",
+        f"  there      {'; '.join(there) or f'nothing in {root / kind}'}",
     ]
 
 
@@ -47,15 +54,6 @@ def _raw_folders(kind: str, root: Path) -> list[tuple[float, Path]]:
     """Return the folders of raw frames that are there, with their intensities."""
     pairs = ((i, root / kind / name / layout.scale_folder(i)) for name in _RAW[kind] for i in INTENSITIES)
     return [(intensity, folder) for intensity, folder in pairs if images_in(folder)]
-
-
-def _inventory(kind: str, root: Path) -> Iterator[str]:
-    for _, folder in _raw_folders(kind, root):
-        subset = Manifest.read(root).subsets.get(f"{kind}/{folder.name}")
-        part = " (a part was asked for)" if subset else ""
-        yield f"{len(images_in(folder))} in {folder}{part}"
-    if views := layout.view_folders(root / kind):
-        yield f"views {' '.join(sorted(views))}"
 
 
 def verify(kind: str, root: str | Path | None = None, progress: bool = True) -> tuple[list[str], list[str]]:
@@ -81,11 +79,10 @@ def verify(kind: str, root: str | Path | None = None, progress: bool = True) -> 
         wrong.append(f"{root / kind}: fetching it broke off; run `r2l data fetch {kind}` again")
     for intensity, folder in folders:
         try:
-            data: PublishedDataset = (
-                RawMicroscopy(root, "all", intensity)
-                if kind == "microscopy"
-                else RawDrone(root, "all", intensity, tiled=folder.parent.name != "images_full")
-            )
+            if kind == "microscopy":
+                data: PublishedDataset = RawMicroscopy(root, "all", intensity)
+            else:
+                data = RawDrone(root, "all", intensity, tiled=folder.parent.name != "images_full")
         except DatasetError as error:
             wrong.append(_line(error))
             continue
@@ -193,10 +190,10 @@ def _check_record(kind: str, root: Path, manifest: Manifest, progress: bool) -> 
 
 def _differences(info: SetInfo, data: PublishedDataset, folder: Path) -> Iterator[str]:
     """Compare counts with the published ones."""
-    expected = DRONE_PHOTOS if folder.parent.name == "images_full" else info.images
-    if len(data) != expected:
-        yield f"{folder}: {len(data)} images, and {expected} were published"
     counts = np.bincount(data.labels, minlength=len(info.classes))
-    for name, count, published in zip(info.classes, counts, info.class_counts or (), strict=False):
+    kinds = [f"images of {name}" for name in info.classes]
+    images = DRONE_PHOTOS if folder.parent.name == "images_full" else info.images
+    rows = [(len(data), "images", images), *zip(counts, kinds, info.class_counts or (), strict=False)]
+    for count, what, published in rows:
         if count != published:
-            yield f"{folder}: {count} images of {name}, and {published} were published"
+            yield f"{folder}: {count} {what}, and {published} were published"

@@ -190,10 +190,10 @@ def download_all(
 
 
 def download(file: RemoteFile, target: Path, session: requests.Session, bar: tqdm) -> None:
-    """Fetch a file whole: it has its name only once its checksum is right.
+    """Fetch a file whole: it has its name only once its checksum is right; one that is there is left.
 
     What a broken or killed download left (``<name>.part``) is gone on with, if the server serves
-    ranges. A file that is there already with this checksum is left as it is.
+    ranges.
 
     Raises:
         DownloadError: no connection, a full disk, or other content than the checksum says.
