@@ -31,14 +31,12 @@ def mosaic(rng, shape, level):
 def write_microscopy(root, *, size=32, intensities=(1.0,), views=(), seed=0):
     """Write Raw-Microscopy; return stem -> (class, mosaic at intensity 1.0)."""
     rng = np.random.default_rng(seed)
-    codes = rng.permutation([name for name, count in COUNTS.items() for _ in range(count)])
-    stems = [
-        f"Ma190c_lame{1 + i // 18}_zone{1 + i % 18 // 2}_composite_Mcropped_{1 + i % 2}"
-        for i in range(len(codes))
-    ]
+    codes = rng.permutation([name for name, count in COUNTS.items() for _ in range(count)]).tolist()
     contents = {}
-    for stem, code in [*zip(stems, codes.tolist(), strict=True), (BAD, "LYT")]:
+    for i, code in enumerate(codes):
+        stem = f"Ma190c_lame{1 + i // 18}_zone{1 + i % 18 // 2}_composite_Mcropped_{1 + i % 2}"
         contents[stem] = code, mosaic(rng, (size, size), 1.0)
+    contents[BAD] = "LYT", mosaic(rng, (size, size), 1.0)
     (root / LABELS).parent.mkdir(parents=True, exist_ok=True)
     (root / LABELS).write_text("".join(f"{stem} {code}\n" for stem, (code, _) in contents.items()))
     for intensity in intensities:
@@ -101,10 +99,8 @@ def write_drone_photos(root, *, photos=5, shape=(600, 800), intensities=(1.0,), 
 
 def zip_folders(archive, top, *folders):
     """Zip folders of a copy, with names from ``top`` on, as the published archives have them."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for folder in folders:
-            for path in sorted((top / folder).rglob("*")):
-                if path.is_file():
-                    file.write(path, path.relative_to(top))
+        for path in sorted(path for folder in folders for path in (top / folder).rglob("*")):
+            if path.is_file():
+                file.write(path, path.relative_to(top))
     return archive

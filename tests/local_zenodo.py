@@ -22,6 +22,7 @@ class LocalZenodo(ThreadingHTTPServer):
         delay: seconds before each chunk of 16 KiB.
         log: (method, path, Range) of each request.
         most_at_once: greatest number of file requests under way.
+        sent: bytes of all answers.
     """
 
     daemon_threads = True
@@ -31,7 +32,7 @@ class LocalZenodo(ThreadingHTTPServer):
         self.files = files
         self.breaks, self.busy, self.ranges = [0, 0], 0, True
         self.retry_after, self.wrong_md5, self.delay = "1", set(), 0
-        self.log, self.at_once, self.most_at_once = [], 0, 0
+        self.log, self.at_once, self.most_at_once, self.sent = [], 0, 0, 0
         self.lock = threading.Lock()
 
     @property
@@ -76,26 +77,19 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _record(self):
-        files = [
-            {
-                "key": name,
-                "size": len(content),
-                "checksum": "md5:"
-                + ("0" * 32 if name in self.server.wrong_md5 else hashlib.md5(content).hexdigest()),
-                "links": {"self": f"{self.server.api}/records/{RECORD}/files/{name}/content"},
-            }
-            for name, content in self.server.files.items()
-        ]
+        files = []
+        for name, content in self.server.files.items():
+            md5 = "0" * 32 if name in self.server.wrong_md5 else hashlib.md5(content).hexdigest()
+            link = {"self": f"{self.server.api}/records/{RECORD}/files/{name}/content"}
+            files.append({"key": name, "size": len(content), "checksum": f"md5:{md5}", "links": link})
         return {"id": RECORD, "files": files}
 
     def _serve(self, content):
         asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
         status, headers, total = 200, {}, len(content)
         if asked and self.server.ranges:
-            if asked[1]:
-                start, end = int(asked[1]), min(int(asked[2] or total - 1), total - 1)
-            else:
-                start, end = max(0, total - int(asked[2])), total - 1
+            start = int(asked[1]) if asked[1] else max(0, total - int(asked[2]))
+            end = min(int(asked[2]), total - 1) if asked[1] and asked[2] else total - 1
             if start >= total:
                 return self._answer(416, b"", {"Content-Range": f"bytes */{total}"})
             status, headers = 206, {"Content-Range": f"bytes {start}-{end}/{total}"}
@@ -109,9 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         with self.server.lock:
+            self.server.sent += len(content)
             stop, times = self.server.breaks
-            breaks = times > 0 and status in (200, 206) and len(content) > stop
-            breaks = breaks and "/content" in self.path
+            breaks = times > 0 and status in (200, 206) and len(content) > stop and "/content" in self.path
             self.server.breaks[1] -= breaks
         if breaks:
             self.wfile.write(content[:stop])

@@ -35,6 +35,8 @@ from tests.fixtures_data import (
 )
 from tests.local_zenodo import local_zenodo
 
+ARCHIVE = "Raw-Microscopy.zip"
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
@@ -44,14 +46,12 @@ def published(tmp_path_factory):
     write_drone_tiles(top)
     folder = tmp_path_factory.mktemp("archives")
     micro, drone = top / "microscopy", top / "drone"
-    archives = [
-        zip_folders(folder / "Raw-Microscopy.zip", micro, "images"),
-        zip_folders(folder / "Raw-Drone.zip", drone, "images_tiles_256", "masks_tiles_256"),
-    ]
-    files = {path.name: path.read_bytes() for path in archives}
-    files["Ma190c_annotations.dat"] = (top / LABELS).read_bytes()
-    files["datasheet.txt"] = b"what the data are"
-    return files
+    return {
+        ARCHIVE: zip_folders(folder / "a", micro, "images").read_bytes(),
+        "Raw-Drone.zip": zip_folders(folder / "b", drone, "images_tiles_256", "masks_tiles_256").read_bytes(),
+        LABELS.name: (top / LABELS).read_bytes(),
+        "datasheet.txt": b"what the data are",
+    }
 
 
 @pytest.fixture
@@ -71,9 +71,6 @@ def r2l(*arguments, **options):
     """Start `r2l` as a program."""
     command = [sys.executable, "-m", "r2l", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-# --- whole ----------------------------------------------------------------------------------------
 
 
 def test_fetch_then_load(server, tmp_path):
@@ -97,9 +94,9 @@ def test_what_is_there_is_not_fetched_again(server, tmp_path):
     RawMicroscopy(tmp_path, download=True)
     assert len(server.log) == count + 1
     # Not even after the archives were deleted.
-    (tmp_path / "downloads/Raw-Microscopy.zip").unlink()
+    (tmp_path / "downloads" / ARCHIVE).unlink()
     fetch("microscopy", tmp_path, progress=False)
-    assert len(server.requests_of("Raw-Microscopy.zip")) == 1
+    assert len(server.requests_of(ARCHIVE)) == 1
     # But a file that is gone comes back.
     gone = next((tmp_path / "microscopy/images/raw_scale025").iterdir())
     content = gone.read_bytes()
@@ -115,22 +112,19 @@ def test_nothing_is_fetched_unless_asked_for(server, tmp_path):
 
 
 def test_files_are_told_apart_by_name():
-    names = ["Raw-Microscopy.zip", "raw_drone_a.zip", "README.md", "both-micro-and-drone.zip"]
+    names = [ARCHIVE, "raw_drone_a.zip", "README.md", "both-micro-and-drone.zip"]
     files = [RemoteFile(name, 1, "md5:0", "") for name in names]
     assert [f.key for f in files_of("microscopy", files)] == [names[0], *names[2:]]
     assert [f.key for f in files_of("drone", files)] == names[1:]
 
 
-# --- trouble on the way ---------------------------------------------------------------------------
-
-
 def test_broken_off_goes_on_where_it_was(server, tmp_path, published):
     server.breaks = [1 << 17, 3]
     fetch("microscopy", tmp_path, progress=False)
-    asked = server.requests_of("Raw-Microscopy.zip")
+    asked = server.requests_of(ARCHIVE)
     assert asked == [None, *(f"bytes={(1 << 17) * n}-" for n in (1, 2, 3))]
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
-    archive = tmp_path / "downloads/Raw-Microscopy.zip"
+    archive = tmp_path / "downloads" / ARCHIVE
     assert archive.read_bytes() == published[archive.name]
 
 
@@ -141,40 +135,34 @@ def test_broken_off_without_ranges_starts_over(server, tmp_path):
 
 
 def test_never_whole_gives_up_and_keeps_what_came(server, tmp_path):
-    server.files["Raw-Microscopy.zip"] = os.urandom(100_000)
+    server.files[ARCHIVE] = os.urandom(100_000)
     server.breaks, server.ranges = [1 << 16, 1000], False
     with pytest.raises(DownloadError, match="what came so far is kept") as caught:
         fetch("microscopy", tmp_path, progress=False)
     assert len(str(caught.value).splitlines()) == 2
     assert (tmp_path / "downloads/Raw-Microscopy.zip.part").stat().st_size == 1 << 16
-    assert not (tmp_path / "downloads/Raw-Microscopy.zip").exists()
+    assert not (tmp_path / "downloads" / ARCHIVE).exists()
 
 
 def test_wrong_md5(server, tmp_path):
-    server.wrong_md5 = {"Raw-Microscopy.zip"}
+    server.wrong_md5 = {ARCHIVE}
     with pytest.raises(DownloadError, match="other content than its record") as caught:
         fetch("microscopy", tmp_path, progress=False)
-    assert "Raw-Microscopy.zip" in str(caught.value)
+    assert ARCHIVE in str(caught.value)
     assert not list((tmp_path / "downloads").glob("Raw-Microscopy*"))
     assert not (tmp_path / "microscopy/images").exists()
 
 
-def test_part_of_another_version_is_thrown_away(server, tmp_path, published):
+@pytest.mark.parametrize("part", ["of another version", "as long as the file", "longer"])
+def test_a_part_that_does_not_fit_is_thrown_away(server, tmp_path, published, part):
+    whole = published[ARCHIVE]
+    left = {"of another version": b"of another" * 150, "as long as the file": whole, "longer": whole + b"x"}
     (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads/Raw-Microscopy.zip.part").write_bytes(b"of another file" * 100)
+    (tmp_path / f"downloads/{ARCHIVE}.part").write_bytes(left[part])
     fetch("microscopy", tmp_path, progress=False)
-    archive = tmp_path / "downloads/Raw-Microscopy.zip"
-    assert archive.read_bytes() == published[archive.name]
-    assert server.requests_of(archive.name) == ["bytes=1500-", None]
-
-
-@pytest.mark.parametrize("surplus", [0, 1000])
-def test_part_that_is_as_long_as_the_file_or_longer(server, tmp_path, published, surplus):
-    whole = published["Raw-Microscopy.zip"]
-    (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads/Raw-Microscopy.zip.part").write_bytes(whole + b"x" * surplus)
-    fetch("microscopy", tmp_path, progress=False)
-    assert (tmp_path / "downloads/Raw-Microscopy.zip").read_bytes() == whole
+    assert (tmp_path / "downloads" / ARCHIVE).read_bytes() == whole
+    if part == "of another version":
+        assert server.requests_of(ARCHIVE) == ["bytes=1500-", None]
 
 
 @pytest.mark.slow
@@ -186,12 +174,6 @@ def test_busy_server_is_given_the_time_it_asks_for(server, tmp_path):
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
 
 
-def test_server_that_stays_busy(server, tmp_path):
-    server.busy, server.retry_after = 1000, "0"
-    with pytest.raises(DownloadError, match=r"stays busy.\nTry again later"):
-        fetch("microscopy", tmp_path, progress=False)
-
-
 def test_at_most_two_requests_at_once(server, tmp_path):
     for number in range(6):
         server.files[f"extra{number}.bin"] = os.urandom(60_000)
@@ -200,26 +182,25 @@ def test_at_most_two_requests_at_once(server, tmp_path):
     assert server.most_at_once == 2
 
 
-def test_no_server(tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "_BACKOFF", 0.01)
-    monkeypatch.setenv("R2L_ZENODO_API", "http://127.0.0.1:9/api")
-    with pytest.raises(DownloadError, match="no connection"):
-        fetch("drone", tmp_path, progress=False)
-
-
-def test_answers_that_are_no_record(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("R2L_ZENODO_API", server.api + "/elsewhere")
-    with pytest.raises(DownloadError, match="answers 404"):
-        fetch("drone", tmp_path, progress=False)
-    monkeypatch.setenv("R2L_ZENODO_API", server.api)
-    server.files = {"..": b""}
-    with pytest.raises(DownloadError, match=r"a file is called '\.\.'"):
+@pytest.mark.parametrize(
+    ("api", "files", "match"),
+    [
+        ("http://127.0.0.1:9/api", {}, "no connection"),
+        ("{}/elsewhere", {}, "answers 404"),
+        ("{}", {"..": b""}, r"a file is called '\.\.'"),
+        ("{}", None, r"stays busy.\nTry again later"),
+    ],
+)
+def test_servers_of_no_use(server, tmp_path, monkeypatch, api, files, match):
+    monkeypatch.setenv("R2L_ZENODO_API", api.format(server.api))
+    server.busy, server.retry_after, server.files = 1000 * (files is None), "0", files
+    with pytest.raises(DownloadError, match=match):
         fetch("drone", tmp_path, progress=False)
 
 
 @pytest.mark.slow
 def test_a_killed_download_goes_on(server, tmp_path, published):
-    whole = len(published["Raw-Microscopy.zip"])
+    whole = len(published[ARCHIVE])
     server.delay = 0.2
     environment = {**os.environ, "R2L_ZENODO_API": server.api}
     program = r2l("data", "fetch", "microscopy", "--root", tmp_path, env=environment)
@@ -235,9 +216,8 @@ def test_a_killed_download_goes_on(server, tmp_path, published):
     assert 0 < came < whole
     server.delay = 0
     # Its lock has gone with it.
-    dataset = RawMicroscopy(tmp_path, "all", download=True)
-    assert len(dataset) == KEPT
-    assert server.requests_of("Raw-Microscopy.zip") == [None, f"bytes={came}-"]
+    assert len(RawMicroscopy(tmp_path, "all", download=True)) == KEPT
+    assert server.requests_of(ARCHIVE) == [None, f"bytes={came}-"]
 
 
 def fetch_and_be_killed(root, prepare):
@@ -262,7 +242,7 @@ hashlib.file_digest = killing
 """
     fetch_and_be_killed(tmp_path, prepare)
     fetch("microscopy", tmp_path, progress=False)
-    assert server.requests_of("Raw-Microscopy.zip") == [None]
+    assert server.requests_of(ARCHIVE) == [None]
     left = {path.name for path in (tmp_path / "downloads").iterdir()}
     assert left == {*server.files, ".lock"} - {"Raw-Drone.zip"}
 
@@ -283,7 +263,7 @@ os.replace = killing
     # What is there counts as unfinished, so that it is fetched to the end.
     assert len(RawMicroscopy(tmp_path, "all", download=True)) == KEPT
     assert no_leftovers(tmp_path)
-    assert server.requests_of("Raw-Microscopy.zip") == [None]
+    assert server.requests_of(ARCHIVE) == [None]
 
 
 def test_what_a_killed_process_left_of_its_record_goes(server, tmp_path):
@@ -305,11 +285,8 @@ def test_two_processes_at_once(server, tmp_path):
     for process in both:
         process.join(timeout=60)
         assert process.exitcode == 0
-    assert server.requests_of("Raw-Microscopy.zip") == [None]
+    assert server.requests_of(ARCHIVE) == [None]
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
-
-
-# --- a few images ---------------------------------------------------------------------------------
 
 
 def test_subset_by_ranges(server, tmp_path, published):
@@ -319,8 +296,8 @@ def test_subset_by_ranges(server, tmp_path, published):
     dataset = RawMicroscopy(tmp_path, "all")
     assert len(dataset) == 5
     assert dataset[4]["raw"].shape == (1, 64, 64)
-    assert all(asked for asked in server.requests_of("Raw-Microscopy.zip"))
-    assert not (tmp_path / "downloads/Raw-Microscopy.zip").exists()
+    assert all(asked for asked in server.requests_of(ARCHIVE))
+    assert not (tmp_path / "downloads" / ARCHIVE).exists()
     # The same cells at another exposure; then more of them; then all.
     fetch("microscopy", tmp_path, tiles=5, intensity=0.25, progress=False)
     dim = RawMicroscopy(tmp_path, "all", intensity=0.25)
@@ -349,24 +326,11 @@ def test_subset_transfers_less(tmp_path, server, tmp_path_factory):
     top = tmp_path_factory.mktemp("large")
     write_microscopy(top, size=256)
     folder = top / "microscopy"
-    archive = zip_folders(top / "Raw-Microscopy.zip", folder, "images")
-    server.files["Raw-Microscopy.zip"] = archive.read_bytes()
-    sent = []
-    write = server.RequestHandlerClass._answer
-
-    def counting(handler, status, content, headers=()):
-        sent.append(len(content))
-        write(handler, status, content, headers)
-
-    server.RequestHandlerClass._answer = counting
-    try:
-        fetch("microscopy", tmp_path, tiles=3, progress=False)
-    finally:
-        server.RequestHandlerClass._answer = write
-    assert sum(sent) < len(server.files["Raw-Microscopy.zip"]) / 4
-
-
-# --- archives -------------------------------------------------------------------------------------
+    archive = zip_folders(top / ARCHIVE, folder, "images")
+    server.files[ARCHIVE] = archive.read_bytes()
+    before = server.sent
+    fetch("microscopy", tmp_path, tiles=3, progress=False)
+    assert server.sent - before < len(server.files[ARCHIVE]) / 4
 
 
 def make_zip(members, **options):
@@ -385,28 +349,25 @@ def special(name, kind):
     return info
 
 
+OUTSIDE = ("../", "a/../../", "/tmp/", "C:\\", "..\\")
 GOOD = ("raw_scale100/Ma190c_lame1_zone1_composite_Mcropped_1.tiff", b"fine")
 
 
 @pytest.mark.parametrize(
     ("member", "match"),
     [
-        (("../escape.txt", b"x"), "outside of the folder"),
-        (("a/../../escape.txt", b"x"), "outside of the folder"),
-        (("/tmp/r2l-escape.txt", b"x"), "outside of the folder"),
-        (("C:\\escape.txt", b"x"), "outside of the folder"),
-        (("..\\escape.txt", b"x"), "outside of the folder"),
+        *(((f"{path}r2l-escape.txt", b"x"), "outside of the folder") for path in OUTSIDE),
         ((special("link", stat.S_IFLNK), b"/etc/passwd"), "a link or a device"),
         ((special("pipe", stat.S_IFIFO), b""), "a link or a device"),
     ],
 )
 @pytest.mark.parametrize("tiles", [None, 1])
 def test_dangerous_archives_are_refused_whole(server, tmp_path, member, match, tiles):
-    server.files["Raw-Microscopy.zip"] = make_zip([GOOD, member])
+    server.files[ARCHIVE] = make_zip([GOOD, member])
     root = tmp_path / "root"
     with pytest.raises(ArchiveError, match=match) as caught:
         fetch("microscopy", root, tiles=tiles, progress=False)
-    assert "Raw-Microscopy.zip" in str(caught.value)
+    assert ARCHIVE in str(caught.value)
     assert "Nothing was unpacked" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
     assert not (root / "microscopy/images").exists()
@@ -415,9 +376,7 @@ def test_dangerous_archives_are_refused_whole(server, tmp_path, member, match, t
 
 def test_archive_that_would_fill_any_disk(server, tmp_path, monkeypatch):
     monkeypatch.setattr("r2l.datasets.fetch.archive._MAX_BYTES", 10_000)
-    server.files["Raw-Microscopy.zip"] = make_zip(
-        [("a.bin", bytes(20_000))], compression=zipfile.ZIP_DEFLATED
-    )
+    server.files[ARCHIVE] = make_zip([("a.bin", bytes(20_000))], compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(ArchiveError, match="it would grow"):
         fetch("microscopy", tmp_path, progress=False)
 
@@ -452,7 +411,7 @@ def shifted():
     ids=["less", "more", "shifted", "bzip2", "lzma", "flipped", "none"],
 )
 def test_archives_that_can_not_be_unpacked(server, tmp_path, content, match):
-    server.files["Raw-Microscopy.zip"] = content
+    server.files[ARCHIVE] = content
     with pytest.raises(ArchiveError, match=match):
         fetch("microscopy", tmp_path, progress=False)
     assert not list((tmp_path / "microscopy").rglob("*.tiff"))
@@ -460,8 +419,8 @@ def test_archives_that_can_not_be_unpacked(server, tmp_path, content, match):
 
 
 def test_zips_in_a_zip(server, tmp_path, published):
-    inner = published["Raw-Microscopy.zip"]
-    server.files["Raw-Microscopy.zip"] = make_zip([("all/base.zip", inner)])
+    inner = published[ARCHIVE]
+    server.files[ARCHIVE] = make_zip([("all/base.zip", inner)])
     fetch("microscopy", tmp_path, progress=False)
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
     # Single images in inner zips can't be had.
@@ -509,9 +468,6 @@ def test_places_of_files(kind, archive, member, place):
     assert str(place_of(kind, archive, member)) == f"{kind}/{place}/{Path(member).name}"
 
 
-# --- full disks -----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     place = tmp_path / "disk"
@@ -527,10 +483,10 @@ def small_disk(tmp_path):
 
 def test_too_small_a_disk_is_seen_before(server, small_disk):
     (small_disk / "mine.txt").write_text("my notes")
-    server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
+    server.files[ARCHIVE] = os.urandom(600_000)
     with pytest.raises(DownloadError, match=r"GB are free.\nMake room or choose another --root"):
         fetch("microscopy", small_disk, progress=False)
-    assert server.requests_of("Raw-Microscopy.zip") == []
+    assert server.requests_of(ARCHIVE) == []
     assert (small_disk / "mine.txt").read_text() == "my notes"
 
 
@@ -546,14 +502,14 @@ def fetch_onto(small_disk, monkeypatch):
 
 
 def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch):
-    server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
-    assert "Raw-Microscopy.zip" in fetch_onto(small_disk, monkeypatch)
+    server.files[ARCHIVE] = os.urandom(600_000)
+    assert ARCHIVE in fetch_onto(small_disk, monkeypatch)
     assert not (small_disk / "downloads/Raw-Microscopy.zip").exists()
 
 
 def test_disk_that_fills_up_while_unpacking(server, small_disk, monkeypatch):
     images = [(GOOD[0].replace("_1.tiff", f"_{i}.tiff"), bytes(100_000)) for i in range(9)]
-    server.files["Raw-Microscopy.zip"] = make_zip(images, compression=zipfile.ZIP_DEFLATED)
+    server.files[ARCHIVE] = make_zip(images, compression=zipfile.ZIP_DEFLATED)
     assert ".tiff: " in fetch_onto(small_disk, monkeypatch)
     assert {p.stat().st_size for p in small_disk.rglob("*.tiff")} == {100_000}
     assert no_leftovers(small_disk)
@@ -566,15 +522,14 @@ def test_full_disk_of_the_cache(small_disk, tmp_path, monkeypatch):
     dataset = RawMicroscopy(tmp_path / "data", "all")
     with pytest.warns(UserWarning, match="kept in memory.*No space left"):
         item = dataset[0]
-    assert (item["raw"][0].numpy() * 65535).round().astype(int).tolist() == contents[dataset.names[0]][
-        1
-    ].tolist()
+    steps = (item["raw"][0].numpy() * 65535).round()
+    assert steps.tolist() == contents[dataset.names[0]][1].tolist()
     assert {p.name for p in small_disk.iterdir() if p.suffix != ".lock"} == {"mine.txt"}
 
 
 @pytest.mark.slow
 def test_limit_on_file_sizes(server, tmp_path):
-    server.files["Raw-Microscopy.zip"] = os.urandom(600_000)
+    server.files[ARCHIVE] = os.urandom(600_000)
     environment = {**os.environ, "R2L_ZENODO_API": server.api}
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731
     program = r2l("data", "fetch", "microscopy", "--root", tmp_path, env=environment, preexec_fn=limit)
@@ -582,9 +537,6 @@ def test_limit_on_file_sizes(server, tmp_path):
     assert program.returncode == 2
     assert "no room on the disk" in errors
     assert "Traceback" not in errors
-
-
-# --- B2 -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -597,7 +549,7 @@ def bucket(monkeypatch, published):
     api.authorize_account(key_id, key)
     made = api.create_bucket("perturbed-minds", "allPrivate")
     images, labels = _FOLDERS["microscopy"]
-    made.upload_bytes(published["Raw-Microscopy.zip"], f"{images}/raw.zip")
+    made.upload_bytes(published[ARCHIVE], f"{images}/raw.zip")
     made.upload_bytes(b"", f"{images}/.bzEmpty")
     made.upload_bytes(published["Ma190c_annotations.dat"], f"{labels}/Ma190c_annotations.dat")
     made.upload_bytes(b"", f"{labels}/.bzEmpty")
@@ -628,7 +580,9 @@ def test_b2_never_deletes_or_replaces(bucket, tmp_path):
     assert archive.stat().st_mtime_ns == before
 
 
-def test_b2_without_or_with_wrong_credentials(bucket, tmp_path, monkeypatch):
+def test_b2_without_the_bucket_or_credentials(bucket, tmp_path, monkeypatch):
+    with pytest.raises(DownloadError, match="refuses the bucket elsewhere"):
+        get_b2_bucket("elsewhere")
     monkeypatch.setenv("B2_APPLICATION_KEY", "no-such-secret")
     with pytest.raises(DownloadError, match="B2: refuses the bucket") as caught:
         fetch("microscopy", tmp_path, source="b2", progress=False)
@@ -636,11 +590,6 @@ def test_b2_without_or_with_wrong_credentials(bucket, tmp_path, monkeypatch):
     monkeypatch.delenv("B2_APPLICATION_KEY")
     with pytest.raises(DownloadError, match="B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY"):
         fetch("microscopy", tmp_path, source="b2", progress=False)
-
-
-def test_b2_without_the_bucket(bucket, monkeypatch):
-    with pytest.raises(DownloadError, match="refuses the bucket elsewhere"):
-        get_b2_bucket("elsewhere")
 
 
 def test_b2_file_that_does_not_come(bucket, tmp_path):
@@ -683,9 +632,6 @@ def test_b2_file_that_arrives_damaged(bucket, tmp_path):
     assert not list((tmp_path / "downloads/b2").rglob("*other*"))
 
 
-# --- the command line -----------------------------------------------------------------------------
-
-
 def data(*arguments):
     result = CliRunner().invoke(app, ["data", *map(str, arguments)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -699,9 +645,8 @@ def test_command_fetch(server, tmp_path):
     assert "fetch: 100%" in result.stderr
     result = data("fetch", "microscopy", "--root", tmp_path, "--tiles", 3)
     assert "3 images" in result.stdout
-    b2, dim = ["--tiles", 3, "--source", "b2"], ["--tiles", 1, "--intensity", 0.3]
-    for arguments in (["--tiles", 0], b2, dim):
-        result = data("fetch", "drone", "--root", tmp_path, *arguments)
+    for arguments in ("--tiles 0", "--tiles 3 --source b2", "--tiles 1 --intensity 0.3"):
+        result = data("fetch", "drone", "--root", tmp_path, *arguments.split())
         assert result.exit_code == 2
         assert 1 <= len(result.stderr.splitlines()) <= 2
 
