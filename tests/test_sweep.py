@@ -170,7 +170,7 @@ def test_workers_that_never_come_are_missed(monkeypatch, capsys):
 def test_a_script_that_each_worker_would_run_is_told_how(tmp_path):
     start = "from r2l.sweep import open_engine\nwith open_engine(workers=1).connect():\n    pass\n"
     script = written(tmp_path, start, "script.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     why, remedy = done.stderr.strip().splitlines()[-2:]
     assert "the workers on this machine did not start" in why
@@ -437,8 +437,10 @@ def test_a_worker_that_is_killed_and_a_run_that_fails(tmp_path, swept):
         """Kill a worker as soon as one is at work."""
         while not killed:
             logs = list(tmp_path.glob("out/runs/*n_splits=2*/log.txt"))
-            workers = [p for p in children(os.getpid()) if b"forkserver" not in p[1]]
-            workers = [pid for pid, line in workers if b"spawn_main" in line]
+            started = children(os.getpid())
+            # The first is what the others are forked from.
+            forked = [pid for pid, line in started if b"forkserver" in line][1:]
+            workers = forked or [pid for pid, line in started if b"spawn_main" in line]
             if logs and workers:
                 os.kill(workers[-1], signal.SIGKILL)
                 killed.append(workers[-1])

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -129,13 +129,14 @@ def _in_a_line(error: BaseException) -> str:
 
 # Folder, number of threads and generators are the process's, and a worker can have several threads.
 _ALONE = threading.Lock()
-_own_code = cache(code_version)
+# Of what is imported: the file may have been changed since.
+_OWN_CODE = code_version()
 
 
 def _check_code(setting: Setting) -> None:
-    if _own_code() != setting.code:
+    if _OWN_CODE != setting.code:
         raise RuntimeError(
-            f"this worker's r2l is of version {_own_code()}, the sweep's of {setting.code}: install the "
+            f"this worker's r2l is of version {_OWN_CODE}, the sweep's of {setting.code}: install the "
             "same code here, or start the workers anew after a change"
         )
 
