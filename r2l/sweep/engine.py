@@ -42,7 +42,7 @@ _DASK = {
     # Dask has memory given back at once, for which each tensor is cleared anew by the system.
     "distributed.nanny.pre-spawn-environ": {},
 }
-#: What each local worker would import anew, which takes 8 seconds of a core: they are forked from one process.
+#: What each local worker would import anew, in 8 seconds of a core: they are forked from one process.
 _IMPORTED = ["distributed", "mlflow", "r2l.sweep.work", "r2l.training.experiment"]
 #: Why workers can't be had, and what to do.
 _TROUBLE = {

@@ -134,7 +134,7 @@ _OWN_CODE = code_version()
 
 
 def _check_code(setting: Setting) -> None:
-    if _OWN_CODE != setting.code:
+    if setting.code != _OWN_CODE:
         raise RuntimeError(
             f"this worker's r2l is of version {_OWN_CODE}, the sweep's of {setting.code}: install the "
             "same code here, or start the workers anew after a change"
