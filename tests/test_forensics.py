@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -30,7 +31,6 @@ from r2l.drift.forensics import (
     static_attack,
 )
 from r2l.drift.forensics.random_baseline import _compare_scores
-from r2l.drift.forensics.search_space import _margins, _scores
 from r2l.isp import PIPELINES, LearnedISP, ParametrizedISP, StaticISP
 from r2l.isp.learned import control_points
 from r2l.rawfile.dng_tags import standard_form
@@ -81,64 +81,60 @@ def noisy():
 # --- pipelines turned by settings -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
+CAMERAS = pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
+
+
+def mosaics(seed=0, height=24, width=28):
+    return 0.07 + 0.5 * torch.rand(2, 1, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def same(one, other):
+    torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
+
+
+@CAMERAS
 @pytest.mark.parametrize("code", [*PIPELINES, "bi,s,fft"])
 def test_untouched_settings_change_nothing(code, camera):
-    raw = 0.07 + 0.5 * torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(0))
     for variant in ("corrected", "camera"):
         static = StaticISP.from_code(code, camera, variant)
-        torch.testing.assert_close(AdjustableISP(static)(raw), static(raw), atol=2e-4, rtol=0)
+        same(AdjustableISP(static)(mosaics()), static(mosaics()))
 
 
 @pytest.mark.parametrize("code", ["bi,s,ga", "ma,u,me", "me,u,ga"])
 def test_the_quick_way_equals_the_stages_with_everything_turned(code):
-    raw = 0.07 + 0.5 * torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(1))
     values = {
         "exposure": 0.4,
         "black_level": 0.05,
         "black_level_red": 0.07,
         "red_gain": 2.5,
         "blue_gain": 2.0,
-        "saturation": 0.6,
-        "sharpening": 1.7,
-        "blur": 0.9,
-        "gamma": 1.9,
     }
+    values |= {"saturation": 0.6, "sharpening": 1.7, "blur": 0.9, "gamma": 1.9}
     isp = AdjustableISP(code, DRONE, **values)
-    torch.testing.assert_close(isp(raw), isp.stages(raw)["gamma"], atol=2e-4, rtol=0)
+    same(isp(mosaics(1)), isp.stages(mosaics(1))["gamma"])
     assert not list(isp.parameters())
 
 
 def test_settings_are_what_a_camera_of_these_numbers_does():
-    raw = 0.07 + 0.5 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))
     red, green, blue = DRONE.white_balance
-    base = settings_of("bi,s,ga", DRONE)
-    other = replace(
-        DRONE,
-        black_level=tuple(level + 0.002 for level in DRONE.black_level),
-        white_balance=(1.1 * red, green, 0.8 * blue),
-    )
-    turned = AdjustableISP(
-        "bi,s,ga",
-        DRONE,
-        black_level=base["black_level"].value + 0.002 / DRONE.span,
-        red_gain=1.1 * base["red_gain"].value,
-        blue_gain=0.8 * base["blue_gain"].value,
-    )
-    expected = StaticISP.from_code("bi,s,ga", other)(raw)
-    torch.testing.assert_close(turned(raw), expected, atol=2e-4, rtol=0)
+    levels = tuple(level + 0.002 for level in DRONE.black_level)
+    other = replace(DRONE, black_level=levels, white_balance=(1.1 * red, green, 0.8 * blue))
+    base = {name: setting.value for name, setting in settings_of("bi,s,ga", DRONE).items()}
+    values = {"black_level": base["black_level"] + 0.002 / DRONE.span}
+    values |= {"red_gain": 1.1 * base["red_gain"], "blue_gain": 0.8 * base["blue_gain"]}
+    turned = AdjustableISP("bi,s,ga", DRONE, **values)
+    same(turned(mosaics(2)), StaticISP.from_code("bi,s,ga", other)(mosaics(2)))
     told = camera_settings(other, DRONE)
-    for name in ("black_level", "red_gain", "blue_gain"):
+    for name in values:
         # The matrix's rows do not quite sum to 1, so white is not quite that of the gains.
         assert told[name] == pytest.approx(turned.values[name], rel=1e-6)
 
 
 def test_saturation_and_exposure_do_what_they_say():
-    raw = 0.2 + 0.2 * torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(3))
-    grey = AdjustableISP("bi,s,ga", DRONE, saturation=0.0)(raw)
+    grey = AdjustableISP("bi,s,ga", DRONE, saturation=0.0)(mosaics(3) / 2.5)
     assert float((grey - grey.mean(1, keepdim=True)).abs().max()) < 1e-5
     linear, doubled = (
-        AdjustableISP("bi,s,ga", DRONE, exposure=e).stages(raw)["denoising"] for e in (0.0, 1.0)
+        AdjustableISP("bi,s,ga", DRONE, exposure=e).stages(mosaics(3) / 2.5)["denoising"] for e in (0.0, 1.0)
     )
     torch.testing.assert_close(doubled, 2 * linear)
 
@@ -148,11 +144,10 @@ def test_a_learned_pipeline_can_be_turned_too():
     for number, (name, value) in enumerate(isp.numbers().items()):
         noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(number))
         isp.set_(**{name: value * (1 + 0.05 * noise)})
-    raw = 0.07 + 0.5 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(4))
-    torch.testing.assert_close(AdjustableISP(isp, DRONE)(raw), isp(raw).detach(), atol=2e-4, rtol=0)
+    same(AdjustableISP(isp, DRONE)(mosaics(4)), isp(mosaics(4)).detach())
 
 
-@pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
+@CAMERAS
 def test_cameras_compare_by_what_they_do_not_by_how_they_write_it(camera):
     factors = np.array([-1.7, 0.5, 3.0])
     other = replace(
@@ -161,22 +156,19 @@ def test_cameras_compare_by_what_they_do_not_by_how_they_write_it(camera):
         colour_matrix=tuple(map(tuple, np.array(camera.colour_matrix) * factors)),
     )
     assert camera_settings(other, camera) == pytest.approx(camera_settings(camera, camera))
-    # An independent way to the same gains.
-    gains = standard_form(camera).white_balance
     told = camera_settings(camera, camera)
+    gains = standard_form(camera).white_balance  # an independent way to the same
     assert (told["red_gain"], 1.0, told["blue_gain"]) == pytest.approx(gains)
     assert told["exposure"] == 0
     assert told["saturation"] == pytest.approx(1)
 
 
 def test_black_levels_go_by_colour_whatever_the_layout():
-    levels = {0: 0.01, 1: 0.02, 2: 0.03}
-    told = [
-        camera_settings(replace(PLAIN, cfa=cfa, black_level=[levels[c] for c in cfa.value]), PLAIN)
-        for cfa in CFA
-    ]
-    for settings in told:  # a share of the range, which begins at the reference's black level
-        shares = settings["black_level_red"], settings["black_level_blue"]
+    for cfa in CFA:
+        camera = replace(PLAIN, cfa=cfa, black_level=[(0.01, 0.02, 0.03)[c] for c in cfa.value])
+        told = camera_settings(camera, PLAIN)
+        # A share of the range, which begins at the reference's black level.
+        shares = told["black_level_red"], told["black_level_blue"]
         assert shares == pytest.approx((0.01 / PLAIN.span, 0.03 / PLAIN.span))
 
 
@@ -196,21 +188,32 @@ def test_wrong_settings_are_refused():
 # --- what is asked --------------------------------------------------------------------------------
 
 
+class Told(nn.Module):
+    def __init__(self, *logits):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, image):
+        return self.logits
+
+
 def test_scores_and_margins_of_known_answers():
-    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 5.0, 1.0]])
-    truth = torch.tensor([0, 2])
-    assert _scores(logits, truth).tolist() == [1, 0]
-    assert _margins(logits, truth).tolist() == [1, -1]  # 1 - 5 = -4 is lost like any other
+    frames, model = flat_frames([0.2, 0.3], side=4), Told([2.0, 1.0, 0.0], [0.0, 5.0, 1.0])
+    frames, isp = replace(frames, truth=torch.tensor([0, 2])), ParametrizedISP(PLAIN)
+    assert Evaluator(model, frames).scores(isp).tolist() == [1, 0]
+    assert Evaluator(model, frames).margin(isp) == 0, "1 and -1: 1 - 5 = -4 is lost like any other"
     p = math.exp(2) / (math.exp(2) + math.e + 1)
-    assert float(_scores(logits, truth, "p_true")[0]) == pytest.approx(p)
-    mask = torch.zeros(1, 1, 4, 4)
-    mask[..., :2, :] = 1
-    found = torch.where(torch.arange(4)[None, None, :, None] < 1, 1.0, -1.0).expand(1, 1, 4, 4)
-    assert float(_scores(found, mask, "iou")) == pytest.approx(0.5)
+    assert Evaluator(model, frames, "p_true").scores(isp)[0] == pytest.approx(p)
     with pytest.raises(ValueError, match="does not fit"):
-        _scores(logits, truth, "iou")
+        Evaluator(model, frames, "iou").scores(isp)
     with pytest.raises(ValueError, match="choose from accuracy"):
-        _scores(logits, truth, "f1")
+        Evaluator(model, frames, "f1").scores(isp)
+    top, half = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+    top[..., :1, :], half[..., :2, :] = 1, 1
+    masked = Frames(frames.raw[:1], half, frames.groups[:1], PLAIN)
+    assert Evaluator(Told(*(2 * top - 1).tolist()), masked, "iou").scores(isp) == pytest.approx(0.5)
+    nothing = Frames(frames.raw[:1], 0 * half, frames.groups[:1], PLAIN)
+    assert Evaluator(Told(*torch.full((1, 1, 4, 4), 3.0).tolist()), nothing).margin(isp) == -1
 
 
 def test_masks_are_attacked_like_classes():
@@ -224,7 +227,6 @@ def test_masks_are_attacked_like_classes():
     frames = Frames(flat.raw, torch.ones(4, 1, 12, 12), flat.groups, flat.camera)
     asked, isp = Evaluator(BrightPixels(), frames, "iou"), ParametrizedISP(PLAIN)
     assert asked.scores(isp).tolist() == [1] * 4
-    assert _margins(torch.full((1, 1, 2, 2), 3.0), torch.zeros(1, 1, 2, 2)).tolist() == [-1]
     attack = bounded_attack(BrightPixels(), frames, isp, parameters="white_balance", steps=8)
     assert attack.point == pytest.approx([-1, -1, -1])
     assert asked.scores(attack.pipeline()).max() < 0.5
@@ -265,13 +267,10 @@ def test_projected_gradient_finds_the_known_worst_corner():
     isp = ParametrizedISP(PLAIN)
     attack = bounded_attack(Bright(0.2), frames, isp, parameters=list(DARKER), steps=12, restarts=2)
     for name, worst in DARKER.items():
-        assert attack.table().filter(like=name).to_list() == pytest.approx(
-            [worst] * isp.numbers()[name].numel()
-        )
-    asked = Evaluator(Bright(0.2), frames)
-    corners = [
-        asked.margin(attack.space.pipeline(np.array(corner))) for corner in product([-1.0, 1.0], repeat=8)
-    ]
+        point = attack.table().filter(like=name)
+        assert point.to_list() == pytest.approx([worst] * isp.numbers()[name].numel())
+    asked, pipeline = Evaluator(Bright(0.2), frames), attack.space.pipeline
+    corners = [asked.margin(pipeline(np.array(corner))) for corner in product([-1.0, 1.0], repeat=8)]
     assert attack.margin == pytest.approx(min(corners), abs=1e-5)
     assert attack.evaluations == 24
     assert (attack.trace["best"].diff().dropna() <= 0).all()
@@ -291,12 +290,8 @@ def test_the_published_search_pays_for_distance():
     """Without a price the search darkens; a high price keeps it at the reference."""
     frames = flat_frames([0.2, 0.3, 0.4, 0.5])
     isp = ParametrizedISP(PLAIN)
-    free, held = (
-        penalised_attack(
-            Bright(0.2), frames, isp, Adversary(weight, parameters="white_balance"), epochs=15, lr=0.02
-        )
-        for weight in (0.0, 1e6)
-    )
+    adversaries = [Adversary(weight, parameters="white_balance") for weight in (0.0, 1e6)]
+    free, held = (penalised_attack(Bright(0.2), frames, isp, a, epochs=15, lr=0.02) for a in adversaries)
     assert (free.point < -1).all(), "darker than any tolerance"
     assert np.abs(held.point).max() < 0.21, "no further than the first step of Adam"
     assert free.margin < held.margin
@@ -349,16 +344,14 @@ def test_same_seed_same_result_and_nothing_given_is_changed(noisy, which):
     before = {k: v.clone() for k, v in (model.state_dict() | isp.state_dict()).items()}
     raw, state, other = frames.raw.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
 
-    def search(seed):
-        if which == "gradient":
-            return bounded_attack(model, frames, isp, steps=3, restarts=2, seed=seed)
-        if which == "published":
-            return penalised_attack(model, frames, isp, Adversary(1.0), epochs=2, batch_size=8, seed=seed)
-        if which == "evolution":
-            return static_attack(model, frames, evaluations=20, seed=seed)
-        return random_search(model, frames, SettingSpace("ma,u,me", frames.camera), evaluations=4, seed=seed)
-
-    first, again, third = search(5), search(5), search(6)
+    space = SettingSpace("ma,u,me", frames.camera)
+    search = {
+        "gradient": partial(bounded_attack, model, frames, isp, steps=3, restarts=2),
+        "published": partial(penalised_attack, model, frames, isp, Adversary(1.0), epochs=2, batch_size=8),
+        "evolution": partial(static_attack, model, frames, evaluations=20),
+        "random": partial(random_search, model, frames, space, evaluations=4),
+    }[which]
+    first, again, third = search(seed=5), search(seed=5), search(seed=6)
     assert np.array_equal(first.point, again.point)
     assert first.trace.equals(again.trace)
     assert not first.trace.equals(third.trace)
@@ -419,8 +412,7 @@ def test_attacks_of_one_start_end_alike_and_count_as_one_search():
     effort = {"steps": 3, "restarts": 1, "fraction": 0.05}
     attack, again = (bounded_attack(model, search, isp, seed=s, **effort) for s in (0, 9))
     assert np.array_equal(attack.point, again.point)
-    budget = attack.evaluations
-    randoms = [random_search(model, search, attack.space, evaluations=budget, seed=s) for s in range(4)]
+    randoms = [random_search(model, search, attack.space, evaluations=3, seed=s) for s in range(4)]
     table, _ = attack_parameters(model, search, fresh, isp, ["all"], searches=4, progress=False, **effort)
     for attacks, same in ((attack, True), ([attack] * 4, False)):
         judged = compare_to_random(model, fresh, attacks, randoms, typical=1)
@@ -437,8 +429,8 @@ def test_a_model_that_ignores_the_image_is_not_attacked():
     assert list(attacks) == ["all", "gamma"]
     own = RawToLogits(Blind(), ParametrizedISP(PLAIN))
     few = {"steps": 1, "restarts": 1, "progress": False}
-    centre = attack_parameters(own, frames, frames, parameters=["gamma"], **few)[1]["gamma"].space
-    assert centre.reference()(frames.raw).equal(own.processor(frames.raw)), "the model's own"
+    space = attack_parameters(own, frames, frames, parameters=["gamma"], **few)[1]["gamma"].space
+    assert space.pipeline(np.zeros(1))(frames.raw).equal(own.processor(frames.raw)), "the model's own"
 
 
 def simulated(rng, effect, n_groups=30, searches=(3, 3), luck=0.03, per_group=5):
@@ -509,7 +501,7 @@ def learned_isp(camera=DRONE):
 def test_a_learned_pipeline_is_searched_within_its_bounds_and_its_curve_rises():
     isp, raw = learned_isp(), 0.3 * torch.rand(2, 1, 16, 16)
     space = ParameterSpace(isp, "all", 0.2)
-    assert torch.equal(space.reference()(raw), isp(raw))
+    assert torch.equal(space.pipeline(np.zeros(len(space.coordinates)))(raw), isp(raw))
     rng = np.random.default_rng(0)
     for point in rng.choice([-1.0, 1.0], (4, len(space.coordinates))):
         moved = space.pipeline(point)
@@ -549,7 +541,7 @@ def test_a_learned_pipeline_is_attacked_as_any_other():
         penalised_attack(Bright(0.5), frames, isp, Adversary(0.1))
 
 
-@pytest.mark.parametrize("camera", [DRONE, MICROSCOPE], ids=["drone", "microscope"])
+@CAMERAS
 def test_a_learned_pipeline_is_turned_by_the_settings_of_others(camera):
     isp = learned_isp(camera)
     raw = torch.tensor(camera.black_level).mean() + 0.3 * camera.span * torch.rand(2, 1, 16, 16)

@@ -18,7 +18,7 @@ from r2l.cli import app
 from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy, develop_views
 from r2l.datasets.splits import Fold
 from r2l.drift import ShiftDetector, sensor_table, summarise, train_models
-from r2l.drift.adjustment.domains import Domain, RandomPipeline
+from r2l.drift.adjustment.learning import Domain, RandomPipeline
 from r2l.drift.forensics import tolerance_report
 from r2l.files import R2LError
 from r2l.isp import (

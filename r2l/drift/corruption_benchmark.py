@@ -1,12 +1,12 @@
 """Pipelines against corruptions and other sensors: how much is lost, and how far the images had moved.
 
-The published comparison sets the mean drop under other pipelines against that under corruptions of
-severity 3, and finds the latter "ten to four times" as large. How far each change moves the images is left
-open there. `benchmark_corruptions` tries three sizes: the published constants, constants for the images'
-size, and corruptions that move the images as far as the pipelines do.
+The published comparison sets the mean drop under other pipelines against that under corruptions of severity
+3, and finds the latter "ten to four times" as large. How far each change moves the images is left open there.
+`benchmark_corruptions` tries three sizes: the published constants, constants for the images' size, and
+corruptions that move the images as far as the pipelines do.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from r2l.datasets.frames import Frames
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, Corruptions, corrupt, name_corruptions
-from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
+from r2l.drift.matched_severity import Match, distances, match_amount, pipeline_distance, spread
 from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.statistics import Interval, interval_text
@@ -29,7 +29,7 @@ from r2l.sensor import NoiseModel
 from r2l.training.predict import Trained, answer_table, on_device, predict_columns, predict_matrix
 
 _MATCHED = "matched"
-# What was changed (``train`` is the pipeline that it was changed in), and the images that it gave.
+# What was changed (``train`` is the pipeline that it was changed in, ``kind``, ``severity``), and the images.
 _Change = tuple[dict[str, Any], Tensor]
 
 
@@ -50,16 +50,12 @@ def corruption_table(
     Args:
         models: what `train_models` returned, or `Trained` made by hand.
         views: the developed images.
-        kinds: of `CORRUPTIONS`, and functions of your own, see `corrupt`; or a mapping of names to them.
-        severities: 1 to 5.
-        scale: "published" or "image", see `corrupt`; or "matched": of each corruption so much (or little)
-            of the severity's change (in constants for the images' size) that its mean distance is that of
-            the other pipelines in ``views`` to the model's own. Severities then are without effect but for
-            the starting point.
+        kinds: as in `corrupt`; or a mapping of names to them.
+        scale: "published" or "image", see `corrupt`; or "matched": of each corruption so much (or little) of
+            the severity's change (in constants for the images' size) that its mean distance is that of the
+            other pipelines in ``views`` to the model's own.
         distance: "l2", "ssim" or "psnr", which images are matched in, and reported.
-        seed: of all chance.
         device: where to ask, such as "cuda"; by default where each model is.
-        progress: whether to show a bar.
 
     Returns:
         One row an image, model and corruption: ``train``, ``test`` (scale, kind and severity in one),
@@ -69,26 +65,25 @@ def corruption_table(
     Raises:
         ValueError: an unknown kind, scale or distance; no models; or a pipeline that ``views`` lack.
     """
+    codes, named = _codes(models, views), name_corruptions(kinds)
+    some = spread(len(views))
 
     def changes() -> Iterator[_Change]:
-        some = spread(len(views))
-        for code in codes:
-            images, size, reached = views.images[code], 1.0, True
+        for code, (name, kind), severity in product(codes, named.items(), severities):
+            images, how = views.images[code], {"severity": severity, "scale": scale, "seed": seed}
+            match = Match(1.0, 0.0, True)
             if scale == _MATCHED:
-                target = pipeline_distance(views, code, kind=distance, indices=some)
-            for (name, kind), severity in product(named.items(), severities):
-                how = {"severity": severity, "scale": scale, "seed": seed}
-                if scale == _MATCHED:
-                    how["scale"] = "image"
-                    match = match_amount(images[some], kind, target, distance=distance, ids=some, **how)
-                    size, reached = match.amount, match.reached
-                change = _name(code, scale, name, severity) | {"amount": size, "reached": reached}
-                yield change, corrupt(images, kind, amount=size, **how)
+                how["scale"] = "image"
+                options = how | {"distance": distance, "ids": some}
+                match = match_amount(images[some], kind, targets[code], **options)
+            cell = {"train": code, "kind": name, "severity": severity}
+            changed = corrupt(images, kind, amount=match.amount, **how)
+            yield cell | {"amount": match.amount, "reached": match.reached}, changed
 
-    codes, named = _codes(models, views), name_corruptions(kinds)
-    bar = {"desc": f"corrupting, {scale}", "disable": not progress}
-    bar["total"] = len(codes) * len(kinds) * len(severities)
-    return _ask_changed(models, views, changes(), distance, device, bar)
+    matched = codes if scale == _MATCHED else []
+    targets = {code: pipeline_distance(views, code, distance) for code in matched}
+    bar = {"desc": f"corrupting, {scale}", "total": len(codes) * len(kinds) * len(severities)}
+    return _ask_changed(models, views, scale, changes(), distance, device, bar | {"disable": not progress})
 
 
 def sensor_table(
@@ -108,10 +103,9 @@ def sensor_table(
     """Ask models about frames that another sensor would have given, developed as the models know it.
 
     Args:
-        models, distance, seed, device, progress: as in `corruption_table`.
+        models, severities, distance, seed, device, progress: as in `corruption_table`.
         views: raw frames and their developments.
         kinds: of `SENSOR_DRIFTS`.
-        severities: 1 to 5.
         pipelines: by name, those of the models that are not named by their code.
         variant: "corrected", "paper" or "camera", as the views.
         noise: of the sensor, see `drift_sensor`.
@@ -122,6 +116,10 @@ def sensor_table(
     Raises:
         ValueError: as `corruption_table` and `drift_sensor`; or views without raw frames.
     """
+    codes = _codes(models, views)
+    if views.raw is None:
+        raise ValueError("these views hold no raw frames, which another sensor would have recorded")
+    isps = {code: open_pipeline((pipelines or {}).get(code, code), views.camera, variant) for code in codes}
 
     def changes() -> Iterator[_Change]:
         for kind, severity in product(kinds, severities):
@@ -129,51 +127,37 @@ def sensor_table(
             for code, isp in isps.items():
                 with torch.no_grad():
                     changed = torch.cat([isp(batch) for batch in moved.split(64)])
-                yield _name(code, "sensor", kind, severity), changed
+                yield {"train": code, "kind": kind, "severity": severity}, changed
 
-    codes = _codes(models, views)
-    if views.raw is None:
-        raise ValueError("these views hold no raw frames, which another sensor would have recorded")
-    specs = {code: code for code in codes} | dict(pipelines or {})
-    isps = {code: open_pipeline(specs[code], views.camera, variant) for code in codes}
-    bar = {"desc": "drifting sensors", "disable": not progress}
-    bar["total"] = len(codes) * len(kinds) * len(severities)
-    return _ask_changed(models, views, changes(), distance, device, bar)
+    bar = {"desc": "drifting sensors", "total": len(codes) * len(kinds) * len(severities)}
+    return _ask_changed(models, views, "sensor", changes(), distance, device, bar | {"disable": not progress})
 
 
 def _codes(models: Sequence[Trained], views: Frames) -> list[str]:
-    codes = list(dict.fromkeys(trained.code for trained in models))
-    if not codes:
+    if not models:
         raise ValueError("no models to test")
+    codes = list(dict.fromkeys(trained.code for trained in models))
     views.require(codes)
     return codes
 
 
-def _name(code: str, scale: str, kind: str, severity: int) -> dict[str, Any]:
-    change = {"train": code, "test": f"{scale}: {kind} {severity}", "scale": scale}
-    return change | {"kind": kind, "severity": severity}
-
-
 def _ask_changed(
-    models: Sequence[Trained],
-    views: Frames,
-    changes: Iterator[_Change],
-    distance: str,
-    device: str | None,
-    bar: dict[str, Any],
-) -> pd.DataFrame:
+    models: Sequence[Trained], views: Frames, scale: str, changes: Iterator[_Change], distance: str,
+    device: str | None, bar: dict[str, Any],
+) -> pd.DataFrame:  # fmt: skip
     """Ask the models of each change's pipeline about the changed images."""
     parts = []
     with progress_bar(iterable=changes, **bar) as each:
-        for change, images in each:
-            code = change["train"]
-            moved = distances(images, views.images[code], distance).numpy()
+        for cell, images in each:
+            test = f"{scale}: {cell['kind']} {cell['severity']}"
+            cell = {"train": cell["train"], "test": test, "scale": scale} | cell
+            moved = distances(images, views.images[cell["train"]], distance).numpy()
             seen = views.seen_as(images)
-            for trained in (t for t in models if t.code == code):
+            for trained in (t for t in models if t.code == cell["train"]):
                 with on_device(trained.module, device):
                     answers = predict_columns(trained.module, seen, trained.test)
-                cell = {**change, "seed": trained.seed, "fold": trained.fold}
-                parts.append((cell, {"distance": moved[trained.test], **answers}))
+                run = {"seed": trained.seed, "fold": trained.fold}
+                parts.append((cell | run, {"distance": moved[trained.test], **answers}))
     return answer_table(parts)
 
 
@@ -191,7 +175,6 @@ class CorruptionBenchmark:
         left_out: corruptions that can't move the images as far (or as little) as the pipelines do, by
             pipeline; they are in the means of the other sizes alone.
         metric: what was lost.
-        level: of the intervals.
     """
 
     table: pd.DataFrame
@@ -232,42 +215,35 @@ def benchmark_corruptions(
 ) -> CorruptionBenchmark:
     """Set the mean drop under other pipelines against that under corruptions of three sizes.
 
-    Models are tested in the pipeline they know, on images that they have not seen.
-
     Args:
-        models: what `train_models` returned.
+        models, kinds, seed, device, progress: as in `corruption_table`.
         views: the developed images, under all pipelines that are compared.
-        kinds: as in `corruption_table`; the published ten unless given.
         results: what `predict_matrix` returned for these models and views; asked for here, if not given.
         severity: of the corruptions, 3 as published.
         distance: what "as far" means: "psnr", "ssim" or "l2".
         value, level: see `r2l.drift.summarise`.
-        seed, device, progress: as in `corruption_table`.
 
     Raises:
         ValueError: as `corruption_table` and `predict_matrix`.
     """
     if results is None:
         results = predict_matrix(models, views, list(views.images), device=device, progress=progress)
-    scales = (*SCALES, _MATCHED)
     options = {"distance": distance, "seed": seed, "device": device, "progress": progress}
-    tables = [corruption_table(models, views, kinds, (severity,), scale=s, **options) for s in scales]
+    tables = [
+        corruption_table(models, views, kinds, (severity,), scale=scale, **options)
+        for scale in (*SCALES, _MATCHED)
+    ]
     others = pd.concat(tables, ignore_index=True)
-    counted = others["reached"]
-    groups = {s: (others["scale"] == s) & counted for s in scales}
-    groups = {s: rows for s, rows in groups.items() if rows.any()}
-    drops, ratios, metric = _mean_drops(results, others, groups, value, level)
-    some = spread(len(views))
-    own = np.mean(
-        [pipeline_distance(views, c, kind=distance, indices=some) for c in others["train"].unique()]
-    )
-    moved = [own, *(others.loc[rows, "distance"].mean() for rows in groups.values())]
-    used = [0, *(others.loc[rows, "kind"].nunique() for rows in groups.values())]
+    groups = dict(iter(others[others["reached"]].groupby("scale", sort=False)))
+    drops, ratios, metric = _mean_drops(results, others, groups.values(), value, level)
+    own = np.mean([pipeline_distance(views, code, distance) for code in others["train"].unique()])
+    moved = [own, *(rows["distance"].mean() for rows in groups.values())]
+    used = [0, *(rows["kind"].nunique() for rows in groups.values())]
     table = pd.DataFrame({"distance": moved, "kinds": used}, index=["pipelines", *groups])
     table[["drop", "low", "high"]] = np.stack(drops[:3], axis=1)
     table[["ratio", "ratio_low", "ratio_high"]] = np.stack(ratios[:3], axis=1)
-    missed = others[~counted].drop_duplicates(["train", "kind"]).groupby("train", sort=False)
-    left_out = {code: list(part["kind"]) for code, part in missed}
+    missed = others[~others["reached"]].groupby("train", sort=False)["kind"]
+    left_out = {code: list(kinds.unique()) for code, kinds in missed}
     return CorruptionBenchmark(table, others, distance, left_out, metric, level)
 
 
@@ -287,18 +263,21 @@ def drop_table(
     Raises:
         ValueError: a model in ``others`` has no diagonal in ``results``, or as `paired_scores`.
     """
-    keys = ["scale", "kind", "severity"]
-    rows = others.groupby(["test", *keys], sort=False)["distance"].mean().reset_index()
-    groups = {test: others["test"] == test for test in rows["test"]}
-    drops = _mean_drops(results, others, groups, value, level)[0]
-    estimate, low, high = (part[1:] for part in drops[:3])
+    keys = ["test", "scale", "kind", "severity"]
+    rows = others.groupby(keys, sort=False)["distance"].mean().reset_index()
+    parts = [others[others["test"] == test] for test in rows["test"]]
+    estimate, low, high = (part[1:] for part in _mean_drops(results, others, parts, value, level)[0][:3])
     return rows.drop(columns="test").assign(drop=estimate, low=low, high=high)
 
 
 def _mean_drops(
-    results: pd.DataFrame, others: pd.DataFrame, groups: dict[str, pd.Series], value: str | None, level: float
+    results: pd.DataFrame,
+    others: pd.DataFrame,
+    parts: Iterable[pd.DataFrame],
+    value: str | None,
+    level: float,
 ) -> tuple[Interval, Interval, str]:
-    """Return mean drops of the pipelines and of groups of rows, their ratios to the first, the metric."""
+    """Return mean drops of the pipelines and of parts of the rows, their ratios to the first, the metric."""
     kept = results[results["train"].isin(others["train"].unique())]
     paired = paired_scores(pd.concat([kept, others]), ["train", "test"], value)
     diagonal = diagonal_of(paired.cells)
@@ -311,7 +290,7 @@ def _mean_drops(
         return weights
 
     pipelines = kept[kept["train"] != kept["test"]]
-    weights = np.stack([contrast(p) for p in (pipelines, *(others[g] for g in groups.values()))])
+    weights = np.stack([contrast(part) for part in (pipelines, *parts)])
 
     def mean_drops(scores: np.ndarray) -> np.ndarray:
         return scores @ weights.T

@@ -1,24 +1,24 @@
 """What it is about a pipeline: main effects and interactions of its choices on the drop.
 
 The twelve pipelines are all combinations of three factors, demosaicing, sharpening and denoising, so that a
-matrix is a factorial experiment, twice: by what models were trained under, and by what they are tested
-under. Three questions are asked of the drop (a row's diagonal less the cell):
+matrix is a factorial experiment, twice: by what models were trained under, and by what they are tested under.
+Three questions are asked of the drop (a row's diagonal less the cell):
 
 - ``test``, ``train``: by how much do choices of the tested (or trained) pipeline raise the drop above its
   mean? Effects sum to zero over a factor's levels; the effect of ``ma x s`` is what the two do together
   beyond what each does alone. Variants (``bi,s,me@camera``) and display stages (``bi,s,me+jpeg:75``) are
-  factors too, where they differ. ``train and test``: what a trained and a tested choice of one
-  factor do together, such as ``bi x me``.
-- ``change``: by how much does it raise the drop that the two pipelines *differ* in demosaicing, averaged
-  over whether they differ in the others; and that they differ in two factors, beyond the two alone?
+  factors too, where they differ. ``train and test``: what a trained and a tested choice of one factor do
+  together, such as ``bi x me``.
+- ``change``: by how much does it raise the drop that the two pipelines *differ* in demosaicing, averaged over
+  whether they differ in the others; and that they differ in two factors, beyond the two alone?
 
-Least squares in sum-to-zero coding (for a full cross: differences of marginal means), with intervals as
-all else (Montgomery, "Design and Analysis of Experiments", chapter 5).
+Least squares in sum-to-zero coding (for a full cross: differences of marginal means), with intervals as all
+else (Montgomery, "Design and Analysis of Experiments", chapter 5).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ from r2l.drift.statistics import holm
 _FACTORS = ("demosaic", "sharpening", "denoising", "variant", "display")
 _CODE = r"^(\w+),(\w+),(\w+)(?:@(\w+))?(?:\+(.*))?$"
 _Term = tuple[tuple[str, str], ...]  # of (side, factor)
+_Effects = tuple[list[tuple[str, str, str]], np.ndarray]
 
 
 def factorial_effects(
@@ -38,9 +39,8 @@ def factorial_effects(
 
     Args:
         results: what `predict_matrix` returned, for pipelines that cross their choices.
-        value: see `r2l.drift.summarise`.
+        value, level: see `r2l.drift.summarise`.
         order: most factors that interact, 1 to 3.
-        level: of the intervals; 1 - level is that of the tests.
 
     Returns:
         One row an effect: ``side`` ("test", "train", "train and test", "change"), ``term`` (the factors),
@@ -68,9 +68,8 @@ def _effect_contrasts(cells: pd.DataFrame, order: int = 2) -> tuple[pd.DataFrame
     lost = np.eye(len(cells))[own] - np.eye(len(cells))
     sides = {side: _choices(cells[side]) for side in ("train", "test")}
     tables = [_level_effects(sides, order), _change_effects(sides, order)]
-    names = [name for rows, _ in tables for name in rows]
-    weights = np.concatenate([matrix for _, matrix in tables]) @ lost
-    return pd.DataFrame(names, columns=["side", "term", "level"]), weights
+    names = pd.DataFrame([name for rows, _ in tables for name in rows], columns=["side", "term", "level"])
+    return names, np.concatenate([matrix for _, matrix in tables]) @ lost
 
 
 def _choices(codes: Iterable[str]) -> pd.DataFrame:
@@ -80,15 +79,7 @@ def _choices(codes: Iterable[str]) -> pd.DataFrame:
     return parts.set_axis(_FACTORS, axis=1)
 
 
-def _sum_coding(values: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Return the levels and their codes (levels, levels - 1), whose columns sum to zero."""
-    levels = list(dict.fromkeys(values))
-    return levels, np.vstack([np.eye(len(levels) - 1), -np.ones(len(levels) - 1)])
-
-
-def _level_effects(
-    sides: dict[str, pd.DataFrame], order: int
-) -> tuple[list[tuple[str, str, str]], np.ndarray]:
+def _level_effects(sides: dict[str, pd.DataFrame], order: int) -> _Effects:
     """Return names and contrasts (effects, K) of the choices on either side."""
     varied = [f for f in _FACTORS if all(side[f].nunique() > 1 for side in sides.values())]
     terms: list[_Term] = []
@@ -99,29 +90,24 @@ def _level_effects(
         terms += [(("train", factor), ("test", factor)) for factor in varied]
     columns, codings = [np.ones((len(sides["test"]), 1))], []
     for term in terms:
-        coded = [_sum_coding(sides[side][factor]) for side, factor in term]
-        rows = [
-            codes[[levels.index(v) for v in sides[side][factor]]]
-            for (side, factor), (levels, codes) in zip(term, coded, strict=True)
-        ]
+        numbered = [pd.factorize(sides[side][factor]) for side, factor in term]
+        # Of each level (levels, levels - 1), whose columns sum to zero.
+        codes = [np.vstack([np.eye(n), -np.ones(n)]) for n in (len(levels) - 1 for _, levels in numbered)]
+        rows = [code[which] for code, (which, _) in zip(codes, numbered, strict=True)]
         columns.append(reduce(lambda a, b: np.einsum("ki,kj->kij", a, b).reshape(len(a), -1), rows))
-        codings.append(coded)
+        codings.append((codes, [levels for _, levels in numbered]))
     solution = _solve(np.hstack(columns))
-    names, contrasts, start = [], [], 1
-    for term, coded, block in zip(terms, codings, columns[1:], strict=True):
-        back = reduce(np.kron, [codes for _, codes in coded])
-        contrasts.append(back @ solution[start : start + block.shape[1]])
-        start += block.shape[1]
-        levels = reduce(lambda a, b: [f"{x} x {y}" for x in a for y in b], [c[0] for c in coded])
+    blocks = np.split(solution, np.cumsum([block.shape[1] for block in columns])[:-1])[1:]
+    names, contrasts = [], [np.empty((0, len(sides["test"])))]
+    for term, (codes, levels), block in zip(terms, codings, blocks, strict=True):
+        contrasts.append(reduce(np.kron, codes) @ block)
         label = " and ".join(dict.fromkeys(side for side, _ in term))
         title = " x ".join(dict.fromkeys(factor for _, factor in term))
-        names += [(label, title, one) for one in levels]
-    return names, np.concatenate(contrasts) if contrasts else np.empty((0, len(sides["test"])))
+        names += [(label, title, " x ".join(some)) for some in product(*levels)]
+    return names, np.concatenate(contrasts)
 
 
-def _change_effects(
-    sides: dict[str, pd.DataFrame], order: int
-) -> tuple[list[tuple[str, str, str]], np.ndarray]:
+def _change_effects(sides: dict[str, pd.DataFrame], order: int) -> _Effects:
     """Return names and contrasts of whether train and test differ in a factor, coded -1/2 and 1/2."""
     differs = {f: (sides["train"][f] != sides["test"][f]).to_numpy() - 0.5 for f in _FACTORS}
     varied = [f for f in _FACTORS if np.ptp(differs[f]) > 0]

@@ -1,7 +1,7 @@
 """Making changes of equal size: how much of a corruption moves the images as far as a pipeline does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,31 +19,28 @@ _BATCH = 64
 _MATCH_IMAGES = 64  # of which the matching amount is found
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """How much of a corruption has the wanted distance.
 
     Attributes:
         amount: for `corrupt`.
         distance: that it has, mean over the images.
-        target: that was wanted.
-        reached: whether the two agree to 2 % (PSNR: .1 dB); a corruption can be unable to move images so
-            far, or, like JPEG, know only steps.
+        reached: whether it agrees with the wanted one to 2 % (PSNR: .1 dB); a corruption can be unable to
+            move images so far, or, like JPEG, know only steps.
     """
 
     amount: float
     distance: float
-    target: float
     reached: bool
 
 
 def mean_distance(images: Tensor, references: Tensor, kind: str = "psnr") -> float:
-    """Return the mean of `r2l.training.metrics.image_distance` over images (N, 3, H, W)."""
+    """Return the mean of `distances`."""
     return float(distances(images, references, kind).mean())
 
 
 def distances(images: Tensor, references: Tensor, kind: str = "psnr") -> Tensor:
-    """Return the distance of each image to its reference, (N,), in batches; at most 100 dB of PSNR.
+    """Return `r2l.training.metrics.image_distance` of images (N, 3, H, W), (N,), in batches; at most 100 dB.
 
     An image that has not changed would otherwise have hundreds, and lead every mean.
     """
@@ -54,30 +51,17 @@ def distances(images: Tensor, references: Tensor, kind: str = "psnr") -> Tensor:
     return apart.clamp_max(_SAME) if kind == "psnr" else apart
 
 
-def pipeline_distance(
-    views: Frames,
-    code: str,
-    others: Sequence[str] | None = None,
-    kind: str = "psnr",
-    *,
-    indices: Sequence[int] | np.ndarray | None = None,
-) -> float:
-    """Return how far other pipelines lie from ``code``: the mean over images and pipelines.
-
-    Args:
-        views: developed images.
-        code: the pipeline that a model was trained under.
-        others: the others; all that ``views`` hold, unless given.
-        kind: one of "l2", "ssim", "psnr".
-        indices: of the images that are compared; all, unless given.
+def pipeline_distance(views: Frames, code: str, kind: str = "psnr") -> float:
+    """Return how far the other pipelines of ``views`` lie from ``code``: the mean over images (`spread`) and
+    them.
 
     Raises:
         ValueError: no others.
     """
-    others = [other for other in others or views.images if other != code]
+    others = [other for other in views.images if other != code]
     if not others:
         raise ValueError(f"no other pipeline to compare {code} with")
-    some = slice(None) if indices is None else indices
+    some = spread(len(views))
     base = views.images[code][some]
     return float(np.mean([mean_distance(views.images[o][some], base, kind) for o in others]))
 
@@ -104,12 +88,10 @@ def match_amount(
     corruption can't move the images so far, or not so little, the nearest end is returned as not reached.
 
     Args:
-        images: (N, 3, H, W), display domain.
-        kind: see `corrupt`.
+        images, kind, scale, seed, ids: see `corrupt`.
         target: mean distance, such as `pipeline_distance` returns.
         distance: one of "l2", "ssim", "psnr".
         severity: whose change is taken more or less of.
-        scale, seed, ids: see `corrupt`.
 
     Raises:
         ValueError: an unknown kind, distance or scale; a target that is not positive.
@@ -131,4 +113,4 @@ def match_amount(
         brentq(excess, low, high, xtol=1e-3, rtol=1e-6)
     amount, moved = min(tried.items(), key=lambda pair: abs(pair[1] - target))
     near = abs(moved - target) <= (0.1 if distance == "psnr" else 0.02 * target)
-    return Match(amount, moved, target, near)
+    return Match(amount, moved, near)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from r2l.drift.paired import PairedScores, diagonal_of, paired_scores
-from r2l.drift.statistics import Interval, Jackknife, few_groups_text, holm, interval_text
+from r2l.drift.statistics import Jackknife, few_groups_text, holm, interval_text
 from r2l.files import choose
 
 
@@ -21,20 +21,18 @@ class MatrixSummary:
     Intervals are of confidence ``level``, for other groups and, of several seeds, other training runs.
 
     Attributes:
-        cells: one row for each cell: ``train``, ``test``, ``score`` with ``low`` and ``high``;
-            ``difference`` to the diagonal of the same row, image by image (negative: worse), with
-            ``difference_low`` and ``difference_high``; off the diagonal ``p`` and
-            ``p_holm`` (adjusted for the number of off-diagonal cells); ``significant``.
-        totals: rows ``diagonal`` (mean score), ``drop`` (mean of the diagonal less the cell, over
-            all off-diagonal cells) and ``drop without worst column``; columns ``estimate``,
-            ``low``, ``high``.
-        columns: mean ``drop`` of each test pipeline's off-diagonal cells, with ``low``, ``high``.
-            The worst is picked by looking, which its interval does not account for.
-        chance: score of blind answers: ``majority`` (always the most frequent class) and
-            ``uniform`` (any class equally likely); for masks ``all foreground``.
-        n_images: number of images.
-        n_groups: number of groups.
-        n_seeds: number of training runs a cell; of one, the intervals don't hold the luck of training.
+        cells: one row for each cell: ``train``, ``test``, ``score`` with ``low`` and ``high``; ``difference``
+            to the diagonal of the same row, image by image (negative: worse), with ``difference_low`` and
+            ``difference_high``; off the diagonal ``p`` and ``p_holm`` (adjusted for the number of
+            off-diagonal cells); ``significant``.
+        totals: rows ``diagonal`` (mean score), ``drop`` (mean of the diagonal less the cell, over all
+            off-diagonal cells) and ``drop without worst column``; columns ``estimate``, ``low``, ``high``.
+        columns: mean ``drop`` of each test pipeline's off-diagonal cells, with ``low``, ``high``. The worst
+            is picked by looking, which its interval does not account for.
+        chance: score of blind answers: ``majority`` (always the most frequent class) and ``uniform`` (any
+            class equally likely); for masks ``all foreground``.
+        n_images, n_groups: how many.
+        n_seeds: training runs a cell; of one, the intervals don't hold the luck of training.
         effective_groups: how many groups of equal size would tell as much.
         level: of the intervals, also 1 - level for ``significant``.
         metric: what the score is called.
@@ -68,26 +66,24 @@ class MatrixSummary:
             "one training run a cell: its luck is not in the intervals; runs of small networks typically "
             "differ by .02 to .04 a cell, and several seeds tell"
         )
-        few = few_groups_text(self.effective_groups)
-        return [*([luck] if self.n_seeds == 1 else []), *([few] if few else [])]
+        told = [luck if self.n_seeds == 1 else "", few_groups_text(self.effective_groups)]
+        return [text for text in told if text]
 
     def __str__(self) -> str:
         half = (self.matrix("high") - self.matrix("low")) / 2
         marks = self.matrix("significant").map({True: "*", False: " "}.get)
         cells = self.matrix().map("{:.2f}".format) + " ±" + half.map("{:.2f}".format) + marks
-        lines = [f"{name}: {interval_text(*bounds)}" for name, *bounds in self.totals.itertuples()]
-        return "\n".join(
-            [
-                f"{self.metric}, rows: trained under, columns: tested under ({self.n_images} images, "
-                f"{self.n_groups} groups, {self.n_seeds} seed(s))",
-                cells.to_string(index_names=False),
-                f"* differs from its row's diagonal (Holm, {1 - self.level:.0%})",
-                *lines,
-                *self.caveats,
-                f"worst column: {self.worst_column}",
-                "chance: " + ", ".join(f"{name} {value:.3f}" for name, value in self.chance.items()),
-            ]
-        )
+        lines = [
+            f"{self.metric}, rows: trained under, columns: tested under ({self.n_images} images, "
+            f"{self.n_groups} groups, {self.n_seeds} seed(s))",
+            cells.to_string(index_names=False),
+            f"* differs from its row's diagonal (Holm, {1 - self.level:.0%})",
+            *(f"{name}: {interval_text(*bounds)}" for name, *bounds in self.totals.itertuples()),
+            *self.caveats,
+            f"worst column: {self.worst_column}",
+            "chance: " + ", ".join(f"{name} {value:.3f}" for name, value in self.chance.items()),
+        ]
+        return "\n".join(lines)
 
 
 def summarise(
@@ -96,21 +92,19 @@ def summarise(
     """Average the results of `predict_matrix` by cell and say how sure each number is.
 
     Args:
-        results: one row for each image, ``train``, ``test`` and ``seed``, with ``group`` and what the
-            score is made of.
-        value: what is scored, better if higher: "correct", "iou" (its cells are data-set IoUs, the sum of
-            intersections by the sum of unions) or any column of numbers; by default what is there.
+        results: one row for each image, ``train``, ``test`` and ``seed``, with ``group`` and ``value``.
+        value: what is scored, see `r2l.drift.paired.paired_scores`.
         n_classes: for the uniform chance level; the number of labels that occur, if not given.
         level: of the intervals; 1 - level is that of the tests.
 
     Raises:
-        ValueError: a cell lacks some image, a training pipeline is not among the tests, or there
-            is but one test pipeline.
+        ValueError: a cell lacks some image, a training pipeline is not among the tests, or there is but one
+            test pipeline.
     """
     tests = results["test"].unique()
     if len(tests) < 2:
         raise ValueError(f"nothing to compare: tested under {list(tests)} only")
-    paired = _square(paired_scores(results, ["train", "test"], value), results["train"], tests)
+    paired = _square(paired_scores(results, ["train", "test"], value), results["train"].unique(), tests)
     diagonal = diagonal_of(paired.cells)
     sampled = paired.jackknife(level)
     columns, totals = _drops(paired.cells, diagonal, sampled)
@@ -129,19 +123,15 @@ def summarise(
     )
 
 
-def _square(paired: PairedScores, trains: pd.Series, tests: np.ndarray) -> PairedScores:
+def _square(paired: PairedScores, trains: np.ndarray, tests: np.ndarray) -> PairedScores:
     """Put the cells in the order of the matrix, row by row."""
-    axes = [np.asarray(axis, dtype=object) for axis in (trains.unique(), tests)]
+    axes = [np.asarray(axis, dtype=object) for axis in (trains, tests)]
     order = pd.MultiIndex.from_product(axes, names=["train", "test"])
     columns = paired.cells.get_indexer(order)
     if (columns < 0).any():
         raise ValueError("some cell of the matrix lacks some image; pairs need all of them")
-    return replace(
-        paired,
-        cells=order,
-        numerators=paired.numerators[..., columns],
-        denominators=paired.denominators[..., columns],
-    )
+    sums = (part[..., columns] for part in (paired.numerators, paired.denominators))
+    return PairedScores(order, *sums, paired.groups, paired.value)
 
 
 def _chance(images: pd.DataFrame, n_classes: int | None) -> dict[str, float]:
@@ -179,10 +169,11 @@ def _drops(
         moved = -(scores - scores[..., diagonal])
         return [moved[..., part].mean(axis=-1) for part in parts]
 
-    tests = [test for test in dict.fromkeys(under) if (off & (under == test)).any()]
-    by_column = {test: off & (under == test) for test in tests}
+    by_column = {test: off & (under == test) for test in dict.fromkeys(under)}
+    by_column = {test: part for test, part in by_column.items() if part.any()}
     interval = sampled.interval(lambda s: np.stack(mean_drops(s, by_column.values()), axis=-1))
-    columns = _frame(interval, by_column).rename(columns={"estimate": "drop"}).rename_axis("test")
+    columns = pd.DataFrame(interval._asdict(), pd.Index(by_column, name="test"))
+    columns = columns.drop(columns="p").rename(columns={"estimate": "drop"})
     spared = off & (under != columns["drop"].idxmax())
     parts = {"drop": off} | ({"drop without worst column": spared} if spared.any() else {})
 
@@ -190,15 +181,10 @@ def _drops(
         own = scores[..., ~off].mean(axis=-1)
         return np.stack([own, *mean_drops(scores, parts.values())], axis=-1)
 
-    table = _frame(sampled.interval(totals), ["diagonal", *parts])
+    table = pd.DataFrame(sampled.interval(totals)._asdict(), ["diagonal", *parts]).drop(columns="p")
     own = sampled.shares(lambda scores: scores[..., ~off].mean(axis=-1, keepdims=True))
     table.loc["diagonal", ["low", "high"]] = own.low[0], own.high[0]
     return columns, table
-
-
-def _frame(interval: Interval, index: Iterable[str]) -> pd.DataFrame:
-    bounds = dict(zip(interval._fields[:3], interval[:3], strict=True))
-    return pd.DataFrame(bounds, index=pd.Index(list(index)))
 
 
 def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
@@ -245,10 +231,9 @@ def most_changed(results: pd.DataFrame, train: str, test: str, most: int) -> pd.
 def published_matrix(name: str) -> pd.DataFrame:
     """Return a published train (rows) x test (columns) matrix of the twelve static pipelines.
 
-    Source: project page of "From Lens to Logit", the 2021 submission of Oala et al., "Data Models
-    for Dataset Drift Controls in Machine Learning With Optical Images", TMLR 2023; means of 5 folds
-    read off the figure, 2 decimals. It came without intervals; the standard error of one accuracy
-    is about .028.
+    Source: project page of "From Lens to Logit", the 2021 submission of Oala et al., "Data Models for Dataset
+    Drift Controls in Machine Learning With Optical Images", TMLR 2023; means of 5 folds read off the figure,
+    2 decimals. It came without intervals; the standard error of one accuracy is about .028.
 
     Args:
         name: "microscopy" (accuracy on Raw-Microscopy) or "drone" (IoU on Raw-Drone).
@@ -265,31 +250,19 @@ def published_matrix(name: str) -> pd.DataFrame:
 def published_corruptions(name: str) -> pd.DataFrame:
     """Return the published scores of models under post-hoc corruptions of severity 3.
 
-    Source and caveats as `published_matrix`; the severities are those made for images of 32 x 32 pixels.
-
-    Args:
-        name: "microscopy" or "drone".
-
-    Returns:
-        A 12 x 11 frame in [0, 1]: pipeline that a model was trained and tested under (rows) by corruption,
-        of which the first is "identity", none.
-
-    Raises:
-        ValueError: no such matrix.
+    As `published_matrix`, a 12 x 11 frame in [0, 1]: pipeline that a model was trained and tested under
+    (rows) by corruption, of which the first is "identity", none. Severities are those made for images of 32 x
+    32 pixels.
     """
     return _published(name, "pipeline_x_corruption", "corruptions", "corruption")
 
 
 def _published(name: str, table: str, columns: str, title: str) -> pd.DataFrame:
-    published: dict[str, Any] = json.loads(
-        files("r2l").joinpath("data/published_matrices.json").read_text("utf-8")
-    )
+    file = files("r2l").joinpath("data/published_matrices.json")
+    published: dict[str, Any] = json.loads(file.read_text("utf-8"))
     entries = {key: entry for key, entry in published.items() if isinstance(entry, dict)}
     entry = choose("published matrix", name, entries)
-    frame = pd.DataFrame(
-        entry[table],
-        index=pd.Index(published["pipelines"], name="train"),
-        columns=pd.Index(published[columns], name=title),
-    )
+    frame = pd.DataFrame(entry[table], published["pipelines"], published[columns])
+    frame = frame.rename_axis("train").rename_axis(title, axis=1)
     frame.attrs = {"metric": entry["metric"], "source": published["source"]}
     return frame

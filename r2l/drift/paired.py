@@ -8,8 +8,6 @@ import pandas as pd
 
 from r2l.drift.statistics import Jackknife, crossed_means, crossed_ratios, holm
 
-# Scores that are a ratio of sums over images, not a mean of ratios.
-_RATIOS = {"iou": ("intersection", "union")}
 _SCORE_NAMES = {"correct": "accuracy", "iou": "IoU"}
 
 
@@ -21,7 +19,6 @@ class PairedScores:
         cells: what each column is, (K,).
         numerators: (S, N, K); hits, or pixels in the intersection.
         denominators: (S, N, K); ones, or pixels in the union.
-        images: identity of each row, (N,).
         groups: group of each row, (N,).
         value: the column that the scores came from.
     """
@@ -29,7 +26,6 @@ class PairedScores:
     cells: pd.Index
     numerators: np.ndarray
     denominators: np.ndarray
-    images: np.ndarray
     groups: np.ndarray
     value: str
 
@@ -43,18 +39,6 @@ class PairedScores:
         return crossed_ratios(self.numerators, self.denominators, self.groups, level)
 
 
-def _score_column(results: pd.DataFrame) -> str:
-    """Return what the answers are scored by: "iou" for masks, "correct" for classes.
-
-    Raises:
-        ValueError: neither is there.
-    """
-    for name in ("iou", "correct"):
-        if name in results:
-            return name
-    raise ValueError(f"no score among the columns {list(results.columns)}; name one by value=")
-
-
 def paired_scores(results: pd.DataFrame, by: str | Sequence[str], value: str | None = None) -> PairedScores:
     """Lay the answers of all cells side by side, image by image.
 
@@ -63,16 +47,19 @@ def paired_scores(results: pd.DataFrame, by: str | Sequence[str], value: str | N
     Args:
         results: one row an image and cell (and ``seed``), with ``image``, ``group``, ``by`` and ``value``.
         by: column or columns that tell the cell.
-        value: "correct" or any number, better if higher, whose mean is the score; "iou", whose score is
-            the sum of ``intersection`` by the sum of ``union`` (of several classes of masks the mean of the
-            images'); by default what `_score_column` finds.
+        value: "correct" or any number, better if higher, whose mean is the score; "iou", whose score is the
+            sum of ``intersection`` by the sum of ``union`` (of several classes of masks the mean of the
+            images'); by default "iou" for masks, "correct" for classes.
 
     Raises:
         ValueError: a cell lacks some image, there are no rows, or no such column.
     """
-    value = value or _score_column(results)
+    value = value or next((name for name in ("iou", "correct") if name in results), None)
+    if value is None:
+        raise ValueError(f"no score among the columns {list(results.columns)}; name one by value=")
     by = [by] if isinstance(by, str) else list(by)
-    parts = [value] if "intersection_0" in results else list(_RATIOS.get(value, (value,)))
+    ratio = value == "iou" and "intersection_0" not in results
+    parts = ["intersection", "union"] if ratio else [value]
     if missing := sorted({*parts, *by, "image", "group"} - set(results.columns)):
         raise ValueError(f"the answers have no column {', '.join(missing)}")
     results = results.astype(dict.fromkeys(parts, float))
@@ -91,7 +78,7 @@ def paired_scores(results: pd.DataFrame, by: str | Sequence[str], value: str | N
     above, *rest = (wide[part][cells].to_numpy().reshape(shape) for part in parts)
     below = rest[0] if rest else np.ones(shape)
     groups = results.drop_duplicates("image").set_index("image").loc[images, "group"].to_numpy()
-    return PairedScores(cells, above, below, images.to_numpy(), groups, value)
+    return PairedScores(cells, above, below, groups, value)
 
 
 def diagonal_of(cells: pd.MultiIndex) -> np.ndarray:
@@ -127,9 +114,9 @@ def paired_summary(
         level: of the intervals; 1 - level is that of the tests.
 
     Returns:
-        One row for each domain and arm: ``score`` with ``low`` and ``high``; ``difference`` to the
-        baseline with ``difference_low``, ``difference_high``, ``p`` and ``p_holm`` (Holm's correction
-        over all rows that are not the baseline); ``significant``; ``images``, ``groups``, ``seeds``.
+        One row for each domain and arm: ``score`` with ``low`` and ``high``; ``difference`` to the baseline
+        with ``difference_low``, ``difference_high``, ``p`` and ``p_holm`` (Holm's correction over all rows
+        that are not the baseline); ``significant``; ``images``, ``groups``, ``seeds``.
 
     Raises:
         ValueError: no such column or baseline, or an arm that lacks an image.
@@ -137,39 +124,30 @@ def paired_summary(
     by = [by] if isinstance(by, str) else [*by]
     if missing := {arm, *by, value, "image", "group", "seed"} - set(answers.columns):
         raise ValueError(f"the table lacks {sorted(missing)}; it has {list(answers.columns)}")
-    arms = list(answers[arm].unique())
-    if baseline not in arms:
-        raise ValueError(f"no {baseline!r} among the arms {arms}")
     parts = [
-        _summarise_domain(part, arm, arms, baseline, value, level).assign(**dict(zip(by, names, strict=True)))
+        _compare_arms(part, arm, baseline, value, level).assign(**dict(zip(by, names, strict=True)))
         for names, part in answers.groupby(by, sort=False)
     ]
     table = pd.concat(parts, ignore_index=True)
     compared = table[arm] != baseline
-    table["p_holm"] = np.nan
-    table.loc[compared, "p_holm"] = holm(table.loc[compared, "p"].to_numpy())
+    table.loc[compared, "p_holm"] = holm(table.loc[compared, "p"])
     table["significant"] = table["p_holm"] <= 1 - level
     return table[[*by, arm, *table.columns.drop([*by, arm])]]
 
 
-def _summarise_domain(
-    part: pd.DataFrame, arm: str, arms: list[str], baseline: str, value: str, level: float
-) -> pd.DataFrame:
-    wide = part.astype({value: float}).pivot_table(
-        index="image", columns=["seed", arm], values=value, aggfunc="mean", sort=False
-    )
-    seeds = list(part["seed"].unique())
-    present = [a for a in arms if a in set(part[arm])]
-    wide = wide.reindex(columns=pd.MultiIndex.from_product([seeds, present]))
-    if wide.isna().any(axis=None):
+def _compare_arms(answers: pd.DataFrame, arm: str, baseline: str, value: str, level: float) -> pd.DataFrame:
+    # By another name an IoU, too, is a number of each image.
+    paired = paired_scores(answers.assign(_score=answers[value]), arm, "_score")
+    if len(paired.numerators) < answers["seed"].nunique():
         raise ValueError("some arm lacks some image or seed; pairs need all of them")
-    values = wide.to_numpy().reshape(len(wide), len(seeds), len(present)).transpose(1, 0, 2)
-    groups = part.drop_duplicates("image").set_index("image").loc[wide.index, "group"].to_numpy()
-    score = crossed_ratios(values, np.ones_like(values), groups, level).shares()
-    reference = values[..., [present.index(baseline)]]
-    paired = crossed_means(values - reference, groups, level)
-    table = pd.DataFrame({arm: present})
+    if baseline not in paired.cells:
+        raise ValueError(f"no {baseline!r} among the arms {list(paired.cells)}")
+    score = paired.jackknife(level).shares()
+    reference = paired.numerators[..., [paired.cells.get_loc(baseline)]]
+    difference = crossed_means(paired.numerators - reference, paired.groups, level)
+    table = pd.DataFrame({arm: paired.cells})
     table[["score", "low", "high"]] = np.stack(score[:3], axis=1)
-    table[["difference", "difference_low", "difference_high", "p"]] = np.stack(paired, axis=1)
+    table[["difference", "difference_low", "difference_high", "p"]] = np.stack(difference, axis=1)
     table.loc[table[arm] == baseline, ["difference_low", "difference_high", "p"]] = 0, 0, np.nan
-    return table.assign(images=len(wide), groups=len(np.unique(groups)), seeds=len(seeds))
+    seeds, images, _ = paired.numerators.shape
+    return table.assign(images=images, groups=len(np.unique(paired.groups)), seeds=seeds)

@@ -3,12 +3,12 @@ lamp, would have given them.
 
 Each change takes raw frames to raw frames, so that the pipeline and the model stay what they were:
 
-- ``exposure``: a share of the light. Electrons are thinned (each arrives with that probability), which
-  turns a Poisson number into a Poisson number of that share: the noise is that of a real shorter exposure.
+- ``exposure``: a share of the light. Electrons are thinned (each arrives with that probability), which turns
+  a Poisson number into a Poisson number of that share: the noise is that of a real shorter exposure.
 - ``noise``: more read noise, a standard deviation in shares of the range from black to white.
 - ``bit_depth``: a coarser converter.
-- ``white_balance``: light of another colour than the camera was balanced for: red gains a factor, blue
-  loses it.
+- ``white_balance``: light of another colour than the camera was balanced for: red gains a factor, blue loses
+  it.
 - ``black_level``: the dark signal lies higher than the camera says, by a share of the range.
 - ``white_level``: the sensor saturates earlier than the camera says, by a share of the range.
 - ``hot_pixels``, ``dead_pixels``: a share of the sites that read white, or black.
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from r2l.camera import DRONE, MICROSCOPE, Camera
-from r2l.drift.distortions import Generators, at_severity, generators, normals
+from r2l.drift.corruptions import Generators, at_severity, generators, normals
 from r2l.files import choose
 from r2l.isp.functional import balance_mosaic
 from r2l.sensor import (
@@ -126,15 +126,14 @@ def drift_sensor(
         kind: one of `SENSOR_DRIFTS`.
         severity: 1 to 5.
         noise: of the sensor; that of `MICROSCOPE` and `DRONE` is known.
-        seed: of all chance.
-        ids: identity of each frame (N,), from which its chance is drawn; its place, if not given.
+        seed, ids: as in `r2l.drift.corrupt`.
 
     Returns:
         (N, 1, H, W), raw domain, on the camera's levels and rounded to its bits.
 
     Raises:
-        ValueError: an unknown kind, a severity that is not 1 to 5, frames of another shape, or a camera
-            whose noise is not known.
+        ValueError: an unknown kind, a severity that is not 1 to 5, frames of another shape, or a camera whose
+            noise is not known.
     """
     change, constants = choose("sensor drift", kind, _KINDS)
     constant = at_severity(constants, severity)

@@ -3,13 +3,9 @@
 Each image is described by a few numbers, either statistics of the picture or what the model answers to it
 (Lipton et al., "Detecting and Correcting for Label Shift with Black Box Predictors", ICML 2018; Rabanser et
 al., "Failing Loudly: An Empirical Study of Methods for Detecting Dataset Shift", NeurIPS 2019, finds these
-the best of many). Two samples of them are compared by their energy distance (Szekely and Rizzo, "Testing
-for Equal Distributions in High Dimension", InterStat 2004), whose p-value comes from permuting whole
-groups: images of one slide zone or photograph hang together, and a test that took them for independent
-would cry wolf. Under no drift groups of one size are exchangeable, so that the rate of false alarms is what
-was asked for, whatever the numbers are. Groups of other sizes are not: so larger ones are thinned to the
-usual size of the smaller side, all groups weigh the same, and no group is compared with itself. Which of
-them moved is told by Kolmogorov-Smirnov tests on the groups' means.
+the best of many). Two samples of them are compared by `r2l.drift.two_sample.energy_test`, which permutes
+whole groups: images of one slide zone or photograph hang together, and a test that took them for independent
+would cry wolf. Which of them moved is told by Kolmogorov-Smirnov tests on the groups' means.
 
 `ShiftDetector` is for a stream of one's own; `detection_rates` asks of a whole train x test matrix which
 changes of pipeline would have been noticed before the score fell.
@@ -41,14 +37,11 @@ class ShiftTest:
     Attributes:
         p_value: probability of as large a distance if the stream came from the same source, (0, 1].
         raised: whether it is at most the level asked for.
-        distance: energy distance of the standardised numbers, without bias: 0 on average, if the source is
-            the same.
-        statistics: one row a number: mean of the ``reference`` and of the ``stream``, ``ks`` (largest
-            distance of the distributions of group means, 0 to 1), ``p``, ``p_holm`` (adjusted for how
-            many there are), ``shift`` of the mean in standard deviations of both together; the most
-            telling first.
-        n_images: in the stream.
-        n_groups: in the stream.
+        distance: energy distance of the standardised numbers; 0 on average, if the source is the same.
+        statistics: one row a number, the most telling first: mean of the ``reference`` and of the ``stream``,
+            ``ks`` (largest distance of the distributions of group means, 0 to 1), ``p``, ``p_holm`` (adjusted
+            for how many there are), ``shift`` of the mean in standard deviations of both together.
+        n_images, n_groups: in the stream.
     """
 
     p_value: float
@@ -88,14 +81,14 @@ class ShiftDetector:
         """Remember reference images.
 
         Args:
-            images: (N, 3, H, W), display domain, as the pipeline develops them; with a model, images that
-                it was *not* trained on: its answers to those that it was are another thing.
+            images: (N, 3, H, W), display domain, as the pipeline develops them; with a model, images that it
+                was *not* trained on: its answers to those that it was are another thing.
             model: what `fit` returned or any module from images to logits (B, C) or (B, 1, H, W).
-            groups: group of each image, (N,), such as its slide or photo; or a number, so many neighbours
-                in a row being one group; 1 says that images are independent. Has to be told.
+            groups: group of each image, (N,), such as its slide or photo; or a number, so many neighbours in
+                a row being one group; 1 says that images are independent.
 
         Raises:
-            R2LError: no groups.
+            R2LError: no groups: they have to be told.
             ValueError: fewer than two groups, or another number of groups than of images.
         """
         return cls(image_features(images, model), _checked(groups, len(images)), model)
@@ -109,11 +102,11 @@ class ShiftDetector:
         draws: int = 999,
         seed: int = 0,
     ) -> ShiftTest:
-        """Say whether a stream of images comes from another source than the reference.
+        """Say whether a stream of images (M, 3, H, W), display domain, comes from another source.
 
         Args:
-            images: (M, 3, H, W), display domain.
-            groups: group of each image, (M,), other groups than the reference's; or a number, see `fit`.
+            images: the stream.
+            groups: as in `fit`; other groups than the reference's.
             alpha: rate of false alarms that is accepted.
             draws: permutations; the p-value is at least 1 / (draws + 1).
             seed: of the permutations.
@@ -158,15 +151,9 @@ def _which(
 ) -> pd.DataFrame:
     """Tell which numbers moved, by Kolmogorov-Smirnov tests on the means of the groups."""
     before, after = reference.groupby(groups).mean(), stream.groupby(stream_groups).mean()
-    rows = [stats.ks_2samp(before[name], after[name]) for name in reference]
-    table = pd.DataFrame(
-        {
-            "reference": reference.mean(),
-            "stream": stream.mean(),
-            "ks": [row.statistic for row in rows],
-            "p": [row.pvalue for row in rows],
-        }
-    )
+    tests = [stats.ks_2samp(before[name], after[name]) for name in reference]
+    table = pd.DataFrame({"reference": reference.mean(), "stream": stream.mean()})
+    table = table.assign(ks=[test.statistic for test in tests], p=[test.pvalue for test in tests])
     table["p_holm"] = holm(np.clip(table["p"], 0, 1))
     # Of both together: a number that never varies in the reference still has a spread to count in.
     spread = pd.concat([reference, stream]).std().clip(lower=1e-12)
@@ -199,16 +186,13 @@ def detection_rates(
         models: whose answers are watched, one for each pipeline (the first is taken) on the images that it
             has not seen; without, statistics of the pictures are watched.
         repeats: streams a cell and length.
-        alpha: rate of false alarms that is accepted.
-        draws: permutations of each test.
-        seed: of dealing and permutations.
-        progress: whether to show a bar.
+        alpha, draws, seed: see `ShiftDetector.test`; the seed is of the dealing too.
 
     Returns:
-        One row a cell and length: ``train``, ``test``, ``n_images``, ``raised`` (share of streams that
-        raised the alarm), ``streams`` (how many were long enough), ``drop`` (loss of score), ``fell``
-        (whether it is significantly below the row's diagonal), ``verdict``: "noticed" or "missed" where
-        the score fell (half of the streams decide), else "early warning" or "quiet".
+        One row a cell and length: ``train``, ``test``, ``n_images``, ``raised`` (share of streams that raised
+        the alarm), ``streams`` (how many were long enough), ``drop`` (loss of score), ``fell`` (whether it is
+        significantly below the row's diagonal), ``verdict``: "noticed" or "missed" where the score fell (half
+        of the streams decide), else "early warning" or "quiet"; or "stream too short".
 
     Raises:
         ValueError: no length, a pipeline that ``views`` or ``models`` lack, or too few groups.
@@ -217,10 +201,13 @@ def detection_rates(
         raise ValueError("expected lengths of 2 images or more, and a repeat")
     cells = summary.cells
     views.require([*dict.fromkeys([*cells["train"], *cells["test"]])])
-    rows = []
+    rows, of_code = [], {trained.code: trained for trained in reversed(models or [])}
     with progress_bar(total=len(cells), desc="watching", disable=not progress) as bar:
         for train, part in cells.groupby("train", sort=False):
-            model, pool = _watched(train, views, models)
+            if models is not None and train not in of_code:
+                raise ValueError(f"no model of {train!r} among {sorted(of_code)}")
+            model = of_code[train].module if models is not None else None
+            pool = np.asarray(of_code[train].test) if models is not None else np.arange(len(views))
             groups = views.groups[pool]
             seen = {test: image_features(views.images[test][pool], model).to_numpy() for test in part["test"]}
             for cell in part.itertuples():
@@ -245,25 +232,10 @@ def detection_rates(
     return table.assign(verdict=np.select(cases, words, "quiet"))
 
 
-def _watched(
-    code: str, views: Frames, models: Sequence[Trained] | None
-) -> tuple[nn.Module | None, np.ndarray]:
-    """Return the model whose answers are watched, if any, and the images that it has not seen."""
-    if models is None:
-        return None, np.arange(len(views))
-    of_code = {trained.code: trained for trained in reversed(models)}
-    if code not in of_code:
-        raise ValueError(f"no model of {code!r} among {sorted(of_code)}")
-    return of_code[code].module, np.asarray(of_code[code].test)
-
-
 def _deals(
     groups: np.ndarray, lengths: Sequence[int], repeats: int, seed: int
 ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-    """Yield length, seed of the test, images of the reference, and images of a stream of that length.
-
-    Every cell gets the same deals, so that cells are compared on the same streams.
-    """
+    """Yield length, seed of the test, images of the reference, and of a stream; the same for every cell."""
     names = np.unique(groups)
     for repeat in range(repeats):
         dealt = np.random.default_rng((seed, repeat)).permutation(names)

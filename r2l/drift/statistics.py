@@ -1,14 +1,14 @@
 """Uncertainty of scores over images that come in groups and models that come of seeds.
 
 Two things were drawn by chance: the groups (slide zones, photographs; an image is no draw of its own, its
-group is) and the training runs. So the variance of a number has two parts, crossed: that between groups,
-by leaving out whole groups, corrected for their sizes (CR2), and that between seeds. Their sum slightly
+group is) and the training runs. So the variance of a number has two parts, crossed: that between groups, by
+leaving out whole groups, corrected for their sizes (CR2), and that between seeds. Their sum slightly
 overestimates it where the two interact (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1,
-2007). Intervals and tests are Student's t with Satterthwaite's degrees of freedom: few or unequal groups
-say little (Bell and McCaffrey, "Bias reduction in standard errors for linear regression with multi-stage
-samples", Survey Methodology 28, 2002; Pustejovsky and Tipton, Journal of Business and Economic Statistics
-36, 2018), two seeds say little about a third, and the interval shows it. With one seed only the groups
-count, and the trained models are taken as given.
+2007). Intervals and tests are Student's t with Satterthwaite's degrees of freedom: few or unequal groups say
+little (Bell and McCaffrey, "Bias reduction in standard errors for linear regression with multi-stage
+samples", Survey Methodology 28, 2002; Pustejovsky and Tipton, Journal of Business and Economic Statistics 36,
+2018), two seeds say little about a third, and the interval shows it. With one seed only the groups count, and
+the trained models are taken as given.
 
 What this covers in simulations, and from how many groups on, stands in docs/statistics.md.
 """
@@ -27,6 +27,8 @@ _ENOUGH_GROUPS = 20
 # cost. Rather more than usual: the intervals of rare errors in few groups come out too narrow with less.
 _ALIKE = 0.5
 _TINY = np.finfo(float).tiny
+_Of = Callable[[np.ndarray], np.ndarray]  # from ratios (..., K) to quantities (..., M)
+_Luck = tuple[np.ndarray, float]  # a variance (M,) and its degrees of freedom
 
 
 class Interval(NamedTuple):
@@ -56,8 +58,8 @@ def effective_groups(groups: ArrayLike) -> float:
 def _freedom(sizes: np.ndarray) -> float:
     """Return the degrees of freedom of the CR2 variance of a mean over groups of these sizes (G,).
 
-    Those of Bell and McCaffrey, for a working correlation of `_ALIKE`: of the covariance of the residuals'
-    sums, trace squared by the trace of its square, here in closed form (it is diagonal but for rank two).
+    Bell and McCaffrey's, for a working correlation of `_ALIKE`: of the covariance of the residuals' sums,
+    trace squared by the trace of its square, here in closed form (it is diagonal but for rank two).
     """
     part = np.minimum(sizes / sizes.sum(), 1 - 1e-6)
     variance = part * (_ALIKE * sizes + 1 - _ALIKE)
@@ -104,16 +106,12 @@ class Jackknife:
         """See the function of that name."""
         return 1 + _freedom(self.sizes)
 
-    def interval(
-        self,
-        of: Callable[[np.ndarray], np.ndarray] | None = None,
-        luck: tuple[np.ndarray, float] | None = None,
-    ) -> Interval:
+    def interval(self, of: _Of | None = None, luck: _Luck | None = None) -> Interval:
         """Return estimate and interval of each ratio, or of what ``of`` makes of them.
 
-        Where images are right or wrong, the variance is that with four images more, two won and two lost,
-        so that no difference in a handful of images is no proof of none (after Agresti and Min, "Simple
-        improved confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005).
+        Where images are right or wrong, the variance is that with four images more, two won and two lost, so
+        that no difference in a handful of images is no proof of none (after Agresti and Min, "Simple improved
+        confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005).
 
         Args:
             of: from ratios (..., K) to quantities (..., M).
@@ -128,7 +126,7 @@ class Jackknife:
         p = np.where(certain, 1.0, 2 * stats.t.sf(t, freedom))
         return Interval(estimate, estimate - half, estimate + half, p)
 
-    def shares(self, of: Callable[[np.ndarray], np.ndarray] | None = None) -> Interval:
+    def shares(self, of: _Of | None = None) -> Interval:
         """Return the same for scores, whose bounds stay in [0, 1] if they do.
 
         Wilson's interval, on as many images as would have this variance if they were independent: between
@@ -150,7 +148,7 @@ class Jackknife:
         half = q / (1 + q**2 / n) * np.sqrt(alone / n + (q / (2 * n)) ** 2)
         return Interval(estimate, middle - half, middle + half, usual.p)
 
-    def ratios_to_first(self, of: Callable[[np.ndarray], np.ndarray]) -> Interval:
+    def ratios_to_first(self, of: _Of) -> Interval:
         """Return the quantities that ``of`` makes divided by the first of them, with Fieller's intervals.
 
         All nan where the first can't be told from zero, or is below it: such a ratio may be anything.
@@ -168,16 +166,11 @@ class Jackknife:
         return Interval(estimate / estimate[0], *bounds, np.full(len(estimate), np.nan))
 
     def _moments(
-        self,
-        of: Callable[[np.ndarray], np.ndarray] | None,
-        within: tuple[np.ndarray, np.ndarray] | None = None,
-        luck: tuple[np.ndarray, float] | None = None,
+        self, of: _Of | None, within: tuple[np.ndarray, np.ndarray] | None = None, luck: _Luck | None = None
     ) -> tuple[np.ndarray, ...]:
         """Return estimates, variances, degrees of freedom, covariances with the first, each (M,).
 
-        Args:
-            within: bounds of the variance between groups; else it is that with four images more.
-            luck: see `interval`.
+        The variance between groups stays ``within`` bounds; without them it is that with four images more.
         """
         parts = (self.estimate, self.without_group, self.by_seed)
         estimate, moved, seeds = parts if of is None else map(of, parts)
@@ -185,7 +178,11 @@ class Jackknife:
         moved = np.einsum("g,g...->g...", np.sqrt(1 - part), estimate - moved)
         squares, fourths = (moved**2).sum(axis=0), (moved**4).sum(axis=0)
         if within is None:
-            between = squares + 4 * self._weight(of) / self.sizes.sum() ** 2
+            # What an image counts, squared: 1 in a difference of two cells, less in means of many.
+            weight = float(self.hits)
+            if of is not None and self.hits:
+                weight = np.minimum((of(np.eye(len(self.estimate))) ** 2).sum(axis=0) / 2, 1)
+            between = squares + 4 * weight / self.sizes.sum() ** 2
         else:
             between = np.clip(squares, *within)
         # How well a variance is known falls with the kurtosis of what it is made of; of normal parts `most`.
@@ -205,25 +202,12 @@ class Jackknife:
             freedom = np.maximum(between**2 / np.maximum(doubt, _TINY), 1)
         return estimate, between, freedom, shared
 
-    def _weight(self, of: Callable[[np.ndarray], np.ndarray] | None) -> ArrayLike:
-        """Return what an image counts, squared: 1 in a difference of two cells, less in means of many."""
-        if of is None or not self.hits:
-            return float(self.hits)
-        return np.minimum((of(np.eye(len(self.estimate))) ** 2).sum(axis=0) / 2, 1)
-
     def _quantile(self, freedom: np.ndarray) -> np.ndarray:
         return stats.t.ppf((1 + self.level) / 2, freedom)
 
 
 def _group_totals(values: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the rows of ``values`` (..., N, K) within each group.
-
-    Returns:
-        Sums (..., G, K) and numbers of rows (G,), in sorted order of the groups.
-
-    Raises:
-        ValueError: no rows, another number of groups than of rows, or a value that is not finite.
-    """
+    """Add up the rows of values (..., N, K) within each group: (..., G, K), and numbers (G,), sorted."""
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
     if values.ndim < 2 or 0 in values.shape[:-1] or groups.shape != values.shape[-2:-1]:
         raise ValueError(f"expected values (N, K) and groups (N,), got {values.shape}, {groups.shape}")
@@ -252,8 +236,8 @@ def crossed_ratios(
         level: coverage of the intervals, between 0 and 1.
 
     Raises:
-        ValueError: fewer than two groups, denominators that add up to nothing, a level that is not between
-            0 and 1, or as `_group_totals`.
+        ValueError: another number of groups than of rows, fewer than two groups, a value that is not finite,
+            denominators that add up to nothing, or a level that is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}, expected a share between 0 and 1")
@@ -286,8 +270,8 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     """Adjust p-values (K,) for their number by Holm's step-down rule; same order and shape.
 
     Calling those at most 0.05 significant keeps the chance of one or more false calls, over all K
-    comparisons, at most 5 %, however they depend on each other. (Holm, "A Simple Sequentially
-    Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.)
+    comparisons, at most 5 %, however they depend on each other. (Holm, "A Simple Sequentially Rejective
+    Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.)
 
     Raises:
         ValueError: a p-value outside [0, 1].
@@ -296,7 +280,5 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise ValueError("expected a row of p-values between 0 and 1")
     order = np.argsort(p)
-    remaining = np.arange(len(p), 0, -1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * remaining), 1.0)
-    return adjusted
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1.0)[np.argsort(order)]

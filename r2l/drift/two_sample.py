@@ -21,9 +21,9 @@ def image_features(images: Tensor, model: nn.Module | None = None) -> pd.DataFra
 
     Args:
         images: (N, 3, H, W), display domain.
-        model: from images to logits; None describes the pictures: of each channel mean, standard
-            deviation, share of black and of white, and contrast between neighbours (logarithm of the mean
-            absolute Laplacian) and between every other pixel, and how channels go together (correlations).
+        model: from images to logits; None describes the pictures: of each channel mean, standard deviation,
+            share of black and of white, and contrast between neighbours (logarithm of the mean absolute
+            Laplacian) and between every other pixel, and how channels go together (correlations).
 
     Returns:
         One row an image; columns are named.
@@ -44,8 +44,7 @@ def image_features(images: Tensor, model: nn.Module | None = None) -> pd.DataFra
 
 def _picture(images: Tensor) -> dict[str, Tensor]:
     flat = images.flatten(2)
-    kernel = torch.tensor([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]]).to(images)
-    kernels = kernel.expand(3, 1, 3, 3)
+    kernels = torch.tensor([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]]).to(images).expand(3, 1, 3, 3)
     per_channel = {
         "mean": flat.mean(2),
         "deviation": flat.std(2),
@@ -55,11 +54,9 @@ def _picture(images: Tensor) -> dict[str, Tensor]:
     for name, step in (("detail", 1), ("coarse detail", 2)):
         edges = F.conv2d(images, kernels, dilation=step, groups=3).abs().flatten(2).mean(2)
         per_channel[name] = edges.clamp_min(1e-6).log()
-    columns = {
-        f"{name}, {channel}": values[:, i]
-        for name, values in per_channel.items()
-        for i, channel in enumerate(_CHANNELS)
-    }
+    columns = {}
+    for name, values in per_channel.items():
+        columns |= {f"{name}, {channel}": values[:, i] for i, channel in enumerate(_CHANNELS)}
     centred = flat - flat.mean(2, keepdim=True)
     unit = centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-6)
     for a, b in ((0, 1), (1, 2), (0, 2)):
@@ -82,10 +79,8 @@ def _answers(logits: Tensor) -> dict[str, Tensor]:
 
 
 def least_p(n_reference: int, n_stream: int, draws: int) -> float:
-    """Of all ways to deal the groups out, or as many as are drawn, one is what was observed.
-
-    Of equal numbers another one is its mirror image, as far apart.
-    """
+    """Return the least p-value: of the ways to deal groups out, or as many as are drawn, one was observed."""
+    # Of equal numbers another one is its mirror image, as far apart.
     reached = 1 + (n_reference == n_stream)
     return max(reached / comb(n_reference + n_stream, n_stream), 1 / (draws + 1))
 
@@ -111,24 +106,24 @@ def energy_test(
     draws: int = 999,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return energy distance and its p-value under permutation of whole groups.
+    """Return energy distance, without bias, and its p-value under permutation of whole groups.
 
-    Numbers, (N, F) and (M, F), are thinned, and standardised over both samples together, so that the test
-    stays exact. All groups weigh the same; a group of the stream is another one than that of the same name
-    in the reference.
+    Under no drift groups of one size are exchangeable, so that the rate of false alarms is what was asked
+    for, whatever the numbers, (N, F) and (M, F), are. Groups of other sizes are not: so larger ones are
+    thinned to the usual size of the smaller side, all weigh the same, and none is compared with itself.
+    Numbers are standardised over both samples together; a group of the stream is another one than that of the
+    same name in the reference. (Szekely and Rizzo, "Testing for Equal Distributions in High Dimension",
+    InterStat 2004.)
 
     Raises:
         ValueError: so few groups that no p-value is at most ``alpha``.
     """
     kept, kept_stream = thinned(reference_groups, stream_groups, seed)
-    reference, reference_groups = reference[kept], reference_groups[kept]
-    stream, stream_groups = stream[kept_stream], stream_groups[kept_stream]
-    names, members = np.unique(
-        np.concatenate([[f"0 {g}" for g in reference_groups], [f"1 {g}" for g in stream_groups]]),
-        return_inverse=True,
-    )
+    both = np.concatenate([reference[kept], stream[kept_stream]])
+    groups = [f"0 {g}" for g in reference_groups[kept]] + [f"1 {g}" for g in stream_groups[kept_stream]]
+    names, members = np.unique(groups, return_inverse=True)
     belongs = np.eye(len(names))[members]
-    within = np.unique(members[len(reference) :])
+    within = np.unique(members[len(kept) :])
     n_stream = len(within)
     least = least_p(len(names) - n_stream, n_stream, draws)
     if least > alpha:
@@ -136,7 +131,6 @@ def energy_test(
             f"{len(names) - n_stream} and {n_stream} groups with {draws} permutations give no p-value "
             f"below {least:.2g}; more groups, more permutations, or a level above it"
         )
-    both = np.concatenate([reference, stream])
     spread = both.std(axis=0)
     scaled = (both - both.mean(axis=0)) / np.where(spread > 1e-12, spread, 1)
     belongs /= belongs.sum(axis=0)
@@ -156,13 +150,7 @@ def energy_test(
 
     outside = np.setdiff1d(np.arange(len(names)), within)
     test = stats.permutation_test(
-        (within, outside),
-        energy_distance,
-        permutation_type="independent",
-        alternative="greater",
-        n_resamples=draws,
-        vectorized=True,
-        axis=-1,
-        rng=np.random.default_rng(seed),
-    )
+        (within, outside), energy_distance, alternative="greater", n_resamples=draws, vectorized=True,
+        axis=-1, rng=np.random.default_rng(seed),
+    )  # fmt: skip
     return float(test.statistic), float(test.pvalue)

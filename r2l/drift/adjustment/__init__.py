@@ -6,7 +6,6 @@ from r2l.drift.adjustment.adaptation import (
     summarise_adaptations,
     train_on_pipelines,
 )
-from r2l.drift.adjustment.domains import Domain
-from r2l.drift.adjustment.learning import Learning, compare_processing
+from r2l.drift.adjustment.learning import Domain, Learning, compare_processing
 from r2l.drift.adjustment.methods import METHODS, adapt
 from r2l.drift.adjustment.objectives import source_statistics

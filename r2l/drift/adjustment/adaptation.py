@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from r2l.datasets.splits import Fold, group_folds
-from r2l.drift.adjustment.domains import Domain, RandomPipeline, check_domains
+from r2l.drift.adjustment.learning import Domain, RandomPipeline, check_domains
 from r2l.drift.adjustment.methods import COMPARED, LABELLED, METHODS, adapt
-from r2l.drift.adjustment.objectives import SourceStatistics, source_statistics
+from r2l.drift.adjustment.objectives import source_statistics
 from r2l.drift.paired import paired_summary
 from r2l.isp import PIPELINES
 from r2l.isp.grammar import Pipelines
@@ -32,8 +32,6 @@ def compare_adaptations(
     methods: Sequence[str] = COMPARED,
     batch_size: int | Sequence[int] = 32,
     equal_time: bool = False,
-    statistics: SourceStatistics | None = None,
-    generalist: RawToLogits | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """Adapt one trained model to each target by each method, and ask it about other images.
@@ -41,14 +39,12 @@ def compare_adaptations(
     Args:
         trained: task model with the ISP it was trained with; it is not changed.
         targets: by name; each brings its frames and the ISP that develops them there.
-        adapt_on: frames that methods adapt to.
-        test_on: frames that they are tested on; of other groups.
+        adapt_on, test_on: frames that methods adapt to and are tested on; of other groups.
         methods: of `METHODS`; by default one of each kind, and none that takes many times as long.
         batch_size: images a step; with several sizes, everything is repeated with each.
         equal_time: whether to repeat all with as many steps as each method takes in the time of TENT's, which
             differ with the machine.
-        statistics, generalist: see `adapt`.
-        **settings: further arguments of `adapt` (``steps``, ``seed``); ``steps`` may be given by method.
+        **settings: further arguments of `adapt`; ``steps`` may be given by method.
 
     Returns:
         One row for each target, method and image: ``target``, ``batch_size``, ``equal`` ("steps" or "time"),
@@ -71,7 +67,6 @@ def compare_adaptations(
             raise ValueError(
                 f"groups {sorted(shared)[:5]} are adapted to and tested on; take other groups to test"
             )
-    settings |= {"statistics": statistics, "generalist": generalist}
     given, tables, took = settings.pop("steps", 40), [], {}
     sizes, budgets = np.atleast_1d(batch_size).tolist(), ("steps", "time")[: 1 + equal_time]
     for size, equal in product(sizes, budgets):
@@ -88,12 +83,10 @@ def compare_adaptations(
             told = adapted.adaptation
             if equal == "steps":
                 took[size, name, method] = told["seconds"]
-            record = {"batch_size": size, "equal": equal, "method": method}
-            record |= {"steps": told["steps"], "seconds": told["seconds"]}
-            record |= {"skipped": int(np.isnan(told["losses"]).sum())}
-            record |= {"undone": told.get("undone", False), "labelled": method in LABELLED}
-            record |= {f"isp_{key}": value for key, value in told.get("settings", {}).items()}
-            tables.append(table.assign(**record))
+            table = table.assign(batch_size=size, equal=equal, method=method, steps=told["steps"])
+            table = table.assign(seconds=told["seconds"], skipped=int(np.isnan(told["losses"]).sum()))
+            table = table.assign(undone=told.get("undone", False), labelled=method in LABELLED)
+            tables.append(table.assign(**{f"isp_{k}": v for k, v in told.get("settings", {}).items()}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -108,13 +101,8 @@ def train_on_pipelines(
 ) -> RawToLogits:
     """Train a task model on all pipelines: each image is developed by one drawn at random, each epoch.
 
-    Args:
-        source: its frames and their camera are used; its ISP is not.
-        indices: the training images.
-        codes: the pipelines, as `RandomPipeline` takes them.
-        model: as in `adaptation_experiment`.
-        seed: of weights, order and pipelines.
-        **settings: further arguments of `fit`.
+    Of ``source`` the frames and their camera are used, not the ISP. The rest is as in `RandomPipeline` and
+    `adaptation_experiment`.
     """
     processor = RandomPipeline(source.frames.camera, codes)
     frames, fold = source.frames, Fold(np.asarray(indices), np.array([], int))
@@ -138,20 +126,19 @@ def adaptation_experiment(
 ) -> pd.DataFrame:
     """Train on the source, adapt to each target by each method, test on groups that neither has seen.
 
-    The folds take turns: one is tested, the next is adapted to, the others are trained on. So every image
-    is tested once for each seed. The task model is trained with the source's ISP frozen.
+    The folds take turns: one is tested, the next is adapted to, the others are trained on. So every image is
+    tested once for each seed. The task model is trained with the source's ISP frozen.
 
     Args:
         source: what models are trained on; its normalisation is that of its training images, fixed.
-        targets: by name, see `compare_adaptations`; the source among them shows what a method does
-            where nothing has changed. All hold the source's scenes, in its order.
+        targets: by name, see `compare_adaptations`; the source among them shows what a method does where
+            nothing has changed. All hold the source's scenes, in its order.
         methods: of `METHODS`; "none" has to be among them for `summarise_adaptations`.
         model: a name for `make_classifier`, or a function of number of classes, means and stds.
         n_splits: number of folds, at least 3.
         seeds: of folds, weights and order; with several, everything is repeated.
         codes: pipelines that the generalist is trained on.
         adaptation: arguments of `compare_adaptations` (``steps``, ``batch_size``, ``equal_time``).
-        progress: whether to show a bar.
         **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ...).
 
     Returns:
@@ -163,15 +150,13 @@ def adaptation_experiment(
     if n_splits < 3:
         raise ValueError(f"n_splits is {n_splits}; to train, to adapt and to test takes 3 or more")
     check_domains([source, *targets.values()])
-    frames = source.frames
-    tables = []
+    frames, tables = source.frames, []
     with progress_bar(total=n_splits * len(seeds), desc="folds", disable=not progress) as bar:
         for seed in seeds:
             folds = [f.test for f in group_folds(frames.labels, frames.groups, n_splits, seed)]
             for number, test_on in enumerate(folds):
                 adapt_on = folds[(number + 1) % n_splits]
-                kept_out = np.concatenate([test_on, adapt_on])
-                training = np.setdiff1d(np.arange(len(frames)), kept_out)
+                training = np.setdiff1d(np.arange(len(frames)), [*test_on, *adapt_on])
                 mixed, fold = mixed_seed(seed, number), Fold(training, test_on)
                 trained = source.train(model, fold, mixed, freeze_processor=True, **settings)
                 options = {"statistics": source_statistics(trained, frames.subset(training))}

@@ -1,8 +1,8 @@
 """Learned against frozen processing: does it help to train the ISP together with the task model?
 
 The experiment of Oala et al., TMLR 2023, section on drift adjustment, with what makes the two arms
-comparable: equal folds (groups kept whole), initial weights, order of images and normalisation; every
-answer kept; several seeds; and no choice of an epoch by looking at the held-out images.
+comparable: equal folds (groups kept whole), initial weights, order of images and normalisation; every answer
+kept; several seeds; and no choice of an epoch by looking at the held-out images.
 """
 
 import copy
@@ -11,21 +11,24 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pandas as pd
-from lightning.pytorch.callbacks import Callback
+import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from scipy import stats
 from torch import Tensor, nn
 
-from r2l.datasets.splits import group_folds
-from r2l.drift.adjustment.domains import Domain, check_domains
+from r2l.camera import Camera
+from r2l.datasets.frames import Frames
+from r2l.datasets.splits import Fold, group_folds
 from r2l.drift.adjustment.physical import describe_isp
 from r2l.drift.paired import paired_summary
-from r2l.isp import ParametrizedISP
+from r2l.isp import PIPELINES, ParametrizedISP, open_pipeline
+from r2l.isp.grammar import Pipelines, open_pipelines
 from r2l.progress import progress_bar
 from r2l.training.checkpoints import mixed_seed
-from r2l.training.models import ModelFactory
+from r2l.training.folds import fresh_model, train_fold, training_statistics
+from r2l.training.models import ModelFactory, Statistics
 from r2l.training.module import RawToLogits
 from r2l.training.predict import predict
 
@@ -34,15 +37,85 @@ _State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Domain:
+    """What a model meets: frames as some sensor recorded them, and the ISP that develops them.
+
+    Attributes:
+        frames: all domains of an experiment hold the same scenes in the same order.
+        processor: raw (B, 1, H, W) to display RGB (B, 3, H, W); may be given as anything that
+            `r2l.isp.open_pipeline` takes.
+        normalisation: channel means and standard deviations, display units, that a task model trained here
+            subtracts and divides by. None measures them on the developed training images. Either way they are
+            fixed: nothing is normalised image by image or batch by batch, so that a change of brightness or
+            colour reaches the model.
+    """
+
+    frames: Frames
+    processor: nn.Module
+    normalisation: Statistics | None = None
+
+    def __post_init__(self) -> None:
+        opened = open_pipeline(self.processor, self.frames.camera)
+        object.__setattr__(self, "processor", opened)
+
+    def statistics(self, indices: np.ndarray) -> Statistics:
+        """Return the normalisation of a model that is trained on the frames ``indices``."""
+        return self.normalisation or training_statistics(self.frames, indices, self.processor)
+
+    def train(self, model: str | ModelFactory, fold: Fold, seed: int, **settings: Any) -> RawToLogits:
+        """Train a fresh task model behind the ISP, see `train_fold`."""
+        fresh = fresh_model(model, self.frames, self.statistics(fold.train))
+        return train_fold(self.frames, fold, fresh, seed, processor=self.processor, **settings)
+
+
+class RandomPipeline(nn.Module):
+    """Develops each image by a pipeline drawn at random, anew each time; for training on all of them.
+
+    Draws come from torch's global generator, which `r2l.training.fit` seeds and restores. The pipelines are
+    as in `r2l.isp.develop_all`, all of one size of images.
+    """
+
+    def __init__(self, camera: Camera, codes: Pipelines = PIPELINES) -> None:
+        super().__init__()
+        if not codes:
+            raise ValueError("no pipelines to draw from")
+        self.pipelines = nn.ModuleList(open_pipelines(codes, camera).values())
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Develop raw (B, 1, H, W) to display (B, 3, H, W)."""
+        drawn = torch.randint(len(self.pipelines), (len(raw),))
+        parts = {}
+        for number in drawn.unique().tolist():
+            rows = (drawn == number).nonzero()[:, 0].to(raw.device)
+            parts.update(zip(rows.tolist(), self.pipelines[number](raw[rows]), strict=True))
+        if len(sizes := {tuple(image.shape[-2:]) for image in parts.values()}) > 1:
+            raise ValueError(f"pipelines whose images are of several sizes make no batch: {sizes}")
+        return torch.stack([parts[row] for row in range(len(raw))])
+
+
+def check_domains(domains: Sequence[Domain]) -> None:
+    """Raise a ValueError unless all domains hold the same labels and groups, so that images can be paired."""
+    if not domains:
+        raise ValueError("no domains")
+    first = domains[0].frames
+    for other in (domain.frames for domain in domains):
+        same = np.array_equal(first.labels, other.labels)
+        if not same or not np.array_equal(first.groups, other.groups):
+            raise ValueError(
+                "domains hold different scenes: labels and groups have to be equal, in one order"
+            )
+
+
+@dataclass(frozen=True)
 class Learning:
     """What `compare_processing` found.
 
     Attributes:
         curves: one row for each domain, arm, seed, fold and epoch (from 1): ``train_loss``,
-            ``train_accuracy``, ``val_loss``, ``val_accuracy`` and so on, as `fit` logs them. Validation is
-            on the held-out fold; nothing was chosen by it.
-        answers: one row for each domain, arm, seed and image: what `predict` tells of the model of the
-            last epoch, and ``fold``.
+            ``train_accuracy``, ``val_loss``, ``val_accuracy`` and so on, as `fit` logs them. Validation is on
+            the held-out fold; nothing was chosen by it.
+        answers: one row for each domain, arm, seed and image: what `predict` tells of the model of the last
+            epoch, and ``fold``.
         initial: the ISP that each domain started from.
         states: the ISP's parameters before the first epoch and after each, by (domain, arm, seed, fold).
     """
@@ -57,12 +130,7 @@ class Learning:
     ) -> nn.Module:
         """Return the ISP of one training as it stood after ``epoch`` (0: before the first; -1: the last).
 
-        Args:
-            domain: which.
-            epoch: see above.
-            arm: "learned" or "frozen".
-            seed: the first, if None.
-            fold: which.
+        Of the first seed, if None.
 
         Raises:
             ValueError: no such training, or epoch.
@@ -70,9 +138,8 @@ class Learning:
         seed = next(iter(self.states))[2] if seed is None else seed
         states = self.states.get((domain, arm, seed, fold))
         if states is None:
-            raise ValueError(
-                f"no training {(domain, arm, seed, fold)}; there are {list(self.states)[:8]} ..."
-            )
+            there = list(self.states)[:8]
+            raise ValueError(f"no training {(domain, arm, seed, fold)}; there are {there} ...")
         if not -len(states) <= epoch < len(states):
             raise ValueError(f"epoch {epoch}; choose from 0 to {len(states) - 1}, or -1")
         isp = copy.deepcopy(self.initial[domain])
@@ -82,8 +149,7 @@ class Learning:
     def parameters(self, domain: str) -> pd.DataFrame:
         """Return what was learned in physical terms (`describe_isp`), over all seeds and folds.
 
-        Returns:
-            One row a quantity: ``initial``, and of the learned ISPs the ``mean``, ``lowest``, ``highest``.
+        One row a quantity: ``initial``, and of the learned ISPs the ``mean``, ``lowest``, ``highest``.
 
         Raises:
             ValueError: the ISP is no `ParametrizedISP`, or nothing was learned.
@@ -135,17 +201,16 @@ def compare_processing(
 ) -> Learning:
     """Train task models with the ISP learned along and with the ISP frozen at its initial values.
 
-    Within a domain, fold and seed both arms start from the same weights and the same ISP, see the
-    images in the same order and normalise by the same numbers (`Domain.normalisation`).
+    Within a domain, fold and seed both arms start from the same weights and the same ISP, see the images in
+    the same order and normalise by the same numbers (`Domain.normalisation`).
 
     Args:
-        domains: by name; such as the same scenes at several intensities, or a pipeline whose initial
-            values are off. Processors are `ParametrizedISP` or other modules with parameters.
+        domains: by name; such as the same scenes at several intensities, or a pipeline whose initial values
+            are off. Processors are `ParametrizedISP` or other modules with parameters.
         arms: "frozen", "learned".
         model: a name for `make_classifier`, or a function of number of classes, means and stds.
         n_splits: number of folds; every image is tested in one of them.
         seeds: of folds, initial weights and order; with several, everything is repeated.
-        progress: whether to show a bar.
         **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ``task``, ...).
 
     Raises:
@@ -167,16 +232,22 @@ def compare_processing(
         for seed, number, name, arm in jobs:
             cell = {"domain": name, "arm": arm, "seed": seed, "fold": number}
             bar.set_postfix_str(", ".join(map(str, cell.values())), refresh=False)
-            domain, fold, recorder = domains[name], folds[seed][number], _Recorder()
+            domain, fold = domains[name], folds[seed][number]
+            kept = states[name, arm, seed, number] = []
+
+            def keep(_trainer: object, module: RawToLogits, kept: list[_State] = kept) -> None:
+                numbers = getattr(module.processor, "numbers", module.processor.state_dict)()
+                kept.append({name: value.detach().cpu().clone() for name, value in numbers.items()})
+
             trained = domain.train(
-                model, fold, mixed_seed(seed, number), validate=True,
-                freeze_processor=arm == "frozen", callbacks=[recorder], **settings,
+                model, fold, mixed_seed(seed, number), validate=True, freeze_processor=arm == "frozen",
+                callbacks=[LambdaCallback(on_train_start=keep, on_train_epoch_end=keep)], **settings,
             )  # fmt: skip
-            curves.append(trained.history.reset_index(drop=True).assign(**cell))
-            curves[-1].insert(0, "epoch", np.arange(1, len(curves[-1]) + 1))
+            curve = trained.history.reset_index(drop=True).assign(**cell)
+            curve.insert(0, "epoch", np.arange(1, len(curve) + 1))
+            curves.append(curve)
             table = predict(trained, {name: domain.frames.subset(fold.test)}, by="domain")
             answers.append(table.assign(**cell))
-            states[name, arm, seed, number] = recorder.states
             bar.update()
     return Learning(
         pd.concat(curves, ignore_index=True),
@@ -184,22 +255,3 @@ def compare_processing(
         {name: copy.deepcopy(domain.processor) for name, domain in domains.items()},
         states,
     )
-
-
-class _Recorder(Callback):
-    """Keeps an ISP's numbers of each epoch, the initial ones first."""
-
-    def __init__(self) -> None:
-        self.states: list[_State] = []
-
-    def _keep(self, module: RawToLogits) -> None:
-        state = getattr(module.processor, "numbers", module.processor.state_dict)()
-        self.states.append({name: value.detach().cpu().clone() for name, value in state.items()})
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the initial parameters."""
-        self._keep(pl_module)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the parameters of an epoch."""
-        self._keep(pl_module)

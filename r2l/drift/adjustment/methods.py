@@ -7,6 +7,7 @@ same order, the same number of steps and of images a step.
 import copy
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -20,10 +21,11 @@ from r2l.drift.adjustment.objectives import (
     batch_norms,
     entropies,
     forward_features,
+    learning_only,
     probabilities,
 )
 from r2l.drift.adjustment.physical import PACE, PhysicalAdjustment
-from r2l.drift.adjustment.self_training import SELF_TRAINING, descend, learning_only
+from r2l.drift.adjustment.self_training import SELF_TRAINING, descend
 from r2l.files import choose
 from r2l.training import RawToLogits, seeded
 
@@ -80,13 +82,12 @@ def adapt(
 
     Methods (`METHODS`):
 
-    - ``bn_statistics``: running means and variances measured anew on the target (Schneider et al.,
-      "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020).
-    - ``tent``: only scales and shifts of batch normalisation, by entropy, with the statistics of the batch
-      (Wang et al., ICLR 2021). Since it is tested on other images than it adapts to, the statistics are
-      measured anew at the end and kept, instead of being those of each test batch.
-    - ``eata``, ``sar``, ``cotta``: see `r2l.drift.adjustment.self_training`; ``eata`` holds on to the
-      source by its ``statistics`` if they are given.
+    - ``bn_statistics``: running means and variances measured anew on the target (Schneider et al., "Improving
+      robustness against common corruptions by covariate shift adaptation", NeurIPS 2020).
+    - ``tent``, ``eata``, ``sar``, ``cotta``: see `r2l.drift.adjustment.self_training`; ``eata`` holds on to
+      the source by its ``statistics`` if they are given. Since they are tested on other images than they
+      adapt to, the statistics are measured anew at the end and kept, instead of being those of each test
+      batch.
     - ``isp``, ``isp_entropy``, ``isp_alignment``: `PhysicalAdjustment`, the task model held fast in eval
       mode; minimises entropy plus `alignment` to the source statistics. The result's processor is a
       `ParametrizedISP` if it was one. ``isp_labels``: by the task's loss instead.
@@ -136,12 +137,13 @@ def adapt(
         elif method in SELF_TRAINING:
             learn, start = SELF_TRAINING[method], copy.deepcopy(module)
             record |= learn(module, batches, lr or _RATES[method], source=statistics, **guard)
-            varied = [_measure_statistics(m, target) for m in (start, module)]
-            if collapsed := varied[1] < undo_below * varied[0]:
-                module = start
-            record["undone"] = collapsed
+            varied = _measure_statistics(module, target)
+            record["undone"] = undo_below > 0 and varied < undo_below * _measure_statistics(start, target)
+            module = start if record["undone"] else module
         elif method == "fine_tune":
-            record |= _fine_tune(module, batches, lr or _RATES["fine_tune"])
+            weights = [*module.model.train().parameters()]
+            with learning_only(module, weights):
+                record |= descend(weights, batches, partial(_task_loss, module), lr or _RATES[method])
         elif method in _WEIGHTS:
             weights = _WEIGHTS[method]
             record |= _adjust_isp(module, batches, lr or _RATES["isp"], weights, statistics, **guard)
@@ -155,40 +157,32 @@ def _batches(data: Dataset, size: int, steps: int, seed: int) -> Iterator[dict[s
     """Yield ``steps`` batches of one size, going through the data as often as it takes."""
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, min(size, len(data)), shuffle=True, drop_last=True, generator=order)
-    endless = chain.from_iterable(repeat(loader))
-    return islice(endless, steps)
+    return islice(chain.from_iterable(repeat(loader)), steps)
 
 
 @torch.no_grad()
 def _measure_statistics(module: RawToLogits, target: Dataset) -> float:
-    """Set the running statistics to those of the target, averaged over batches of about equal size.
+    """Set the running statistics to the target's, averaged over batches of about equal size.
 
-    Returns:
-        The entropy (nats) of the mean answer meanwhile: near nothing if all are alike and sure.
+    Returns the entropy (nats) of the mean answer meanwhile: near nothing if all are alike and sure.
     """
-    norms = batch_norms(module)
     parts = -(-len(target) // _STATISTICS_BATCH)
     size = -(-len(target) // parts)
-    kept = {name: norm.momentum for name, norm in norms.items()}
-    for norm in norms.values():
+    norms = [*batch_norms(module).values()]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
     loader = DataLoader(target, size, drop_last=parts > 1 and len(target) % size == 1)
     answers = torch.cat([probabilities(module(batch["raw"])) for batch in loader])
-    for name, norm in norms.items():
-        norm.momentum = kept[name]
-        norm.eval()
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.eval().momentum = momentum
     return float(torch.special.entr(answers.mean(0)).sum())
 
 
-def _fine_tune(module: RawToLogits, batches: Iterator[dict[str, Any]], lr: float) -> dict[str, Any]:
-    def loss_of(batch: dict[str, Any]) -> Tensor:
-        return module.loss(module(batch["raw"]), module.task.targets(batch))
-
-    weights = [*module.model.train().parameters()]
-    with learning_only(module, weights):
-        return descend(weights, batches, loss_of, lr)
+def _task_loss(module: RawToLogits, batch: dict[str, Any]) -> Tensor:
+    return module.loss(module(batch["raw"]), module.task.targets(batch))
 
 
 def _adjust_isp(

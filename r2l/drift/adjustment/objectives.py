@@ -1,6 +1,6 @@
 """What an adaptation without labels can go by: how sure the model is, and what its features look like."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,8 +25,8 @@ class SourceStatistics:
     """What a trained model saw of the data it was trained on: kept, so that the data need not be.
 
     Attributes:
-        layers: by name, mean and variance (C,) of each channel over images and pixels: of the developed
-            image (``"image"``) and of the inputs of the batch normalisations behind the ISP.
+        layers: by name, mean and variance (C,) of each channel over images and pixels: of the developed image
+            (``"image"``) and of the inputs of the batch normalisations behind the ISP.
         images: how many images they were measured on.
         fisher: of the parameters of batch normalisation, by name: how much the answers depend on each, the
             mean square of the slope of the likeliest answer's log-probability.
@@ -62,9 +62,17 @@ def affine_parameters(trained: RawToLogits) -> dict[str, nn.Parameter]:
     return {f"{name}.{part}": p for name, norm in norms for part, p in norm.named_parameters()}
 
 
-def _watched(trained: RawToLogits) -> dict[str, nn.Module]:
-    """Layers whose inputs are compared: batch normalisations; where there are none, all with weights."""
-    return _layers(trained, _BatchNorm) or _layers(trained, nn.Conv2d, nn.Linear)
+@contextmanager
+def learning_only(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let only these parameters ask for gradients; at the end each asks as it did before."""
+    asked = {name: p.requires_grad for name, p in module.named_parameters()}
+    module.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    yield
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(asked.get(name, False))
+        parameter.grad = None
 
 
 def _by_channel(features: Tensor) -> Tensor:
@@ -72,28 +80,23 @@ def _by_channel(features: Tensor) -> Tensor:
     return features.transpose(0, 1).flatten(1)
 
 
-@contextmanager
-def _recorded_features(trained: RawToLogits) -> Iterator[dict[str, Tensor]]:
-    """Fill a dict with the inputs of the watched layers at each forward pass."""
-    features: dict[str, Tensor] = {}
+def forward_features(module: RawToLogits, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return logits of raw frames (B, 1, H, W), and the features that `SourceStatistics.layers` are about.
 
-    def keep(name: str) -> object:
-        return lambda _module, inputs: features.__setitem__(name, inputs[0])
+    Without batch normalisations these are the inputs of all layers with weights.
+    """
+    features = {_IMAGE: module.develop(frames)}
 
-    handles = [m.register_forward_pre_hook(keep(name)) for name, m in _watched(trained).items()]
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _layer, inputs: features.__setitem__(name, inputs[0])
+
+    layers = _layers(module, _BatchNorm) or _layers(module, nn.Conv2d, nn.Linear)
+    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
     try:
-        yield features
+        return module.model(module.norm(features[_IMAGE])), features
     finally:
         for handle in handles:
             handle.remove()
-
-
-def forward_features(module: RawToLogits, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return logits, and the features that statistics are about, of raw frames (B, 1, H, W)."""
-    image = module.develop(frames)
-    with _recorded_features(module) as features:
-        logits = module.model(module.norm(image))
-    return logits, {_IMAGE: image, **features}
 
 
 @torch.no_grad()
@@ -112,23 +115,18 @@ def source_statistics(trained: RawToLogits, data: Dataset, *, batch_size: int = 
         raise ValueError("no data to measure statistics on")
     was_training = trained.training
     trained.eval()
-    totals: dict[str, list[Tensor]] = {}
-    counts: dict[str, int] = {}
+    totals: dict[str, Tensor] = {}
     for batch in DataLoader(data, batch_size):
-        _, features = forward_features(trained, batch["raw"])
-        for name, feature in features.items():
+        for name, feature in forward_features(trained, batch["raw"])[1].items():
             flat = _by_channel(feature).double()
-            sums = totals.setdefault(name, [torch.zeros(len(flat)).double() for _ in range(2)])
-            sums[0] += flat.sum(1)
-            sums[1] += flat.square().sum(1)
-            counts[name] = counts.get(name, 0) + flat.shape[1]
+            count = torch.full((len(flat),), flat.shape[1])
+            totals[name] = torch.stack([flat.sum(1), flat.square().sum(1), count]) + totals.get(name, 0)
     fisher = _fisher_information(trained, data)
     trained.train(was_training)
     layers = {}
-    for name, (first, second) in totals.items():
-        mean = first / counts[name]
-        variance = (second / counts[name] - mean.square()).clamp_min(0)
-        layers[name] = (mean.float(), variance.float())
+    for name, (first, second, count) in totals.items():
+        mean = first / count
+        layers[name] = mean.float(), (second / count - mean.square()).clamp_min(0).float()
     return SourceStatistics(layers, len(data), fisher)
 
 
@@ -138,18 +136,14 @@ def _fisher_information(trained: RawToLogits, data: Dataset) -> dict[str, Tensor
     if not _layers(trained, _BatchNorm):
         return {}
     affine = affine_parameters(trained)
-    asked = [p.requires_grad for p in affine.values()]
     totals = {name: torch.zeros_like(p.detach()) for name, p in affine.items()}
     rows = torch.linspace(0, len(data) - 1, min(len(data), _FISHER_IMAGES)).round().long()
-    for parameter in affine.values():
-        parameter.requires_grad_(True)
-    for row in rows.tolist():
-        logits = of_classes(trained(data[row]["raw"][None]))
-        loss = F.cross_entropy(logits, logits.argmax(1))
-        for total, slope in zip(totals.values(), torch.autograd.grad(loss, [*affine.values()]), strict=True):
-            total += slope.square() / len(rows)
-    for parameter, before in zip(affine.values(), asked, strict=True):
-        parameter.requires_grad_(before)
+    with learning_only(trained, affine.values()):
+        for row in rows.tolist():
+            logits = of_classes(trained(data[row]["raw"][None]))
+            slopes = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1)), [*affine.values()])
+            for total, slope in zip(totals.values(), slopes, strict=True):
+                total += slope.square() / len(rows)
     return totals
 
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2l.camera import Camera
 from r2l.isp import ParametrizedISP
 from r2l.isp.functional import gamma_correct, per_site, subtract_black_level
 
@@ -25,29 +24,26 @@ class PhysicalAdjustment(nn.Module):
     """An ISP with five numbers around it that a camera's menu has too; at zero nothing is changed.
 
     Args:
-        processor: any ISP, raw (B, 1, H, W) to display RGB; it is not changed.
-        camera: layout and levels of the frames; the processor's own if not given.
+        processor: any ISP with a ``camera``, raw (B, 1, H, W) to display RGB; it is not changed.
 
     Attributes:
         exposure: () digital gain of all colours, in stops: +1 doubles.
-        red: () gain of red against green, in stops.
-        blue: () gain of blue against green, in stops.
+        red, blue: () gain of red or blue against green, in stops.
         gamma: () log2 of the factor on the exponent of the display curve.
         black_level: () shift of the level that counts as no light, in hundredths of the range.
 
-    Gains and level act on the mosaic, gamma on the image. With a `ParametrizedISP` that equals other
-    values of its own ``black_level``, ``white_balance`` and ``gamma``, which `baked` writes there.
+    Gains and level act on the mosaic, gamma on the image. With a `ParametrizedISP` that equals other values
+    of its own ``black_level``, ``white_balance`` and ``gamma``, which `baked` writes there.
 
     Raises:
-        ValueError: no camera given, and a processor without one.
+        ValueError: a processor without a camera.
     """
 
-    def __init__(self, processor: nn.Module, camera: Camera | None = None) -> None:
+    def __init__(self, processor: nn.Module) -> None:
         super().__init__()
-        camera = getattr(processor, "camera", None) if camera is None else camera
-        if camera is None:
-            raise ValueError(f"{type(processor).__name__} knows no camera; pass camera=")
-        self.processor, self.camera = processor, camera
+        if getattr(processor, "camera", None) is None:
+            raise ValueError(f"{type(processor).__name__} knows no camera; give it one as .camera")
+        self.processor, self.camera = processor, processor.camera
         for name in _REACH:
             self.register_parameter(name, nn.Parameter(torch.zeros(())))
 
@@ -67,15 +63,11 @@ class PhysicalAdjustment(nn.Module):
         return level.to(self.black_level)
 
     def adjust(self, raw: Tensor) -> Tensor:
-        """Return the mosaic that the processor gets, (B, 1, H, W), raw domain.
-
-        Its own black level comes back in, since the processor subtracts it.
-        """
-        white = self.camera.white_level
+        """Return the mosaic that the processor gets, (B, 1, H, W), raw domain."""
+        white, gains = self.camera.white_level, self.gains()
         linear = subtract_black_level(raw, self.black(), white)
-        gains = self.gains()
         linear = linear * per_site(torch.stack([gains[c] for c in self.camera.cfa.value]), raw)
-        level = per_site(self._own_black(), raw)
+        level = per_site(self._own_black(), raw)  # comes back in, since the processor subtracts it
         return linear * (white - level) + level
 
     def forward(self, raw: Tensor) -> Tensor:
@@ -84,10 +76,8 @@ class PhysicalAdjustment(nn.Module):
 
     def stages(self, raw: Tensor) -> dict[str, Tensor]:
         """Return what each stage makes of ``raw``, in order."""
-        out = {"raw": raw} | {
-            ("adjusted raw" if name == "raw" else name): image
-            for name, image in self.processor.stages(self.adjust(raw)).items()
-        }
+        stages = self.processor.stages(self.adjust(raw))
+        out = {"raw": raw, "adjusted raw": stages.pop("raw"), **stages}
         return out | {"adjusted gamma": gamma_correct([*out.values()][-1], torch.exp2(self.gamma))}
 
     @torch.no_grad()
@@ -133,18 +123,15 @@ def describe_isp(isp: ParametrizedISP) -> dict[str, float]:
     """Return what an ISP's parameters mean, in physical terms.
 
     ``black level`` in percent of the range (mean of the tile); ``exposure`` in stops against the camera's
-    calibration (gain of green); ``red / green`` and ``blue / green``: ratios of gains; ``gamma``;
-    ``colour contrast``: how far the matrix takes colours apart, the mean of its rows' norms;
-    ``luma noise gain``: factor by which sharpening and blur together multiply white noise of luma;
-    ``luma gain``: their factor on a flat field.
+    calibration (gain of green); ``red / green`` and ``blue / green``: ratios of gains; ``gamma``; ``colour
+    contrast``: how far the matrix takes colours apart, the mean of its rows' norms; ``luma noise gain``:
+    factor by which sharpening and blur together multiply white noise of luma; ``luma gain``: their factor on
+    a flat field.
     """
     with torch.no_grad():
         gains = isp.white_balance.detach().double()
-        kernel = F.conv2d(
-            isp.blur_kernel.double()[None, None],
-            isp.sharpening_kernel.double().flip(0, 1)[None, None],
-            padding=2,
-        )
+        blur, sharpening = isp.blur_kernel.double(), isp.sharpening_kernel.double().flip(0, 1)
+        kernel = F.conv2d(blur[None, None], sharpening[None, None], padding=2)
         return {
             "black level (%)": 100 * float(isp.black_level.mean()) / isp.camera.span,
             "exposure (stops)": float((gains[1] / isp.camera.white_balance[1]).abs().log2()),

@@ -7,7 +7,6 @@ steps on the same batches, and at the end the statistics of batch normalisation 
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from r2l.drift.adjustment.objectives import (
     affine_parameters,
     batch_norms,
     entropies,
+    learning_only,
     of_classes,
     probabilities,
 )
@@ -51,17 +51,15 @@ def descend(
     betas: tuple[float, float] = (0.9, 0.999),
     reset_below: float = -math.inf,
 ) -> dict[str, Any]:
-    """Take one step of Adam a batch, the learning rate falling to 0 along a cosine.
+    """Take one step of Adam a batch, the learning rate falling from ``lr`` to 0 along a cosine.
 
     Args:
         parameters: as an optimizer takes them.
         batches: what ``loss_of`` gets, one after the other.
         loss_of: a loss, or None where there is nothing to learn from: then no step is taken.
-        lr: where the learning rate starts.
         before, after: called before and after each step.
-        betas: of Adam.
-        reset_below: where the losses' moving average (nine parts old) falls below it, the parameters go
-            back to where they were at first: no entropy at all is that of one answer to everything.
+        reset_below: where the losses' moving average (nine parts old) falls below it, the parameters go back
+            to where they were at first: no entropy at all is that of one answer to everything.
 
     Returns:
         ``losses``, one a batch (NaN: no step), and the number of ``resets``.
@@ -95,19 +93,6 @@ def descend(
 def _copy(values: Iterable[Tensor], into: Iterable[Tensor]) -> None:
     for value, parameter in zip(values, into, strict=True):
         parameter.copy_(value)
-
-
-@contextmanager
-def learning_only(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let only these parameters ask for gradients; at the end each asks as it did before."""
-    asked = {name: p.requires_grad for name, p in module.named_parameters()}
-    module.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    yield
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(asked.get(name, False))
-        parameter.grad = None
 
 
 def _by_entropy(
@@ -201,8 +186,8 @@ def cotta(
     """Follow a teacher, the mean of the weights so far, that looks again where the source is not sure.
 
     All weights of the task model learn, some go back to the source's at each step, and the teacher is what
-    stays. Its memory is as long as the steps at most: the published .999 would stand still in forty.
-    Source: Wang et al., "Continual test-time domain adaptation", CVPR 2022.
+    stays. Its memory is as long as the steps at most: the published .999 would stand still in forty. Source:
+    Wang et al., "Continual test-time domain adaptation", CVPR 2022.
     """
     batches = list(batches)
     memory = min(_MEMORY, 1 - 1 / max(2, len(batches)))

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
 from r2l.training.adversarial import Adversary
 from r2l.training.checkpoints import seeded
+
+_Visits = Iterator[tuple[np.ndarray, float]]  # points and the margins there
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,43 +57,24 @@ class Attack:
         return pd.Series(self.point, index=list(self.space.coordinates), name=self.method)
 
 
-class _Search:
-    """A search under way: asks for the margin at points, and remembers all of them and the worst.
+def _worst(method: str, space: SearchSpace, visits: _Visits, total: int, progress: bool) -> Attack:
+    """Make the visits of a search, ``total`` at most, and return the worst of them."""
+    if total < 1:
+        raise ValueError(f"{total} evaluations find nothing")
+    bar = progress_bar(iterable=visits, total=total, desc=method, disable=not progress)
+    points, margins = zip(*bar, strict=True)
+    trace = pd.DataFrame({"margin": margins}).rename_axis("evaluation")
+    trace["best"] = trace["margin"].cummin()
+    worst = int(np.argmin(margins))
+    return Attack(method, space, points[worst], margins[worst], len(trace), trace)
 
-    Raises:
-        ValueError: no evaluations.
-    """
 
-    def __init__(self, method: str, asked: Evaluator, space: SearchSpace, total: int, progress: bool) -> None:
-        if total < 1:
-            raise ValueError(f"{total} evaluations find nothing")
-        self.method, self.evaluator, self.space = method, asked, space
-        self.margins: list[float] = []
-        self.known: dict[bytes, float] = {}
-        self.best, self.point = math.inf, np.zeros(len(space.coordinates))
-        self.bar = progress_bar(total=total, desc=method, disable=not progress)
-
-    def ask(self, point: np.ndarray) -> float:
-        """Return the mean margin of the frames at ``point``; a box of few numbers has few corners to draw."""
-        if (key := point.tobytes()) not in self.known:
-            self.known[key] = self.evaluator.margin(self.space.pipeline(point))
-        return self.add(point, self.known[key])
-
-    def add(self, point: np.ndarray, margin: float) -> float:
-        """Count an evaluation."""
-        self.margins.append(margin)
-        if margin < self.best:
-            self.best, self.point = margin, np.array(point, dtype=float)
-        self.bar.update()
-        return margin
-
-    def attack(self) -> Attack:
-        """Close the bar and return what was found."""
-        self.bar.close()
-        trace = pd.DataFrame({"margin": self.margins})
-        trace["best"] = trace["margin"].cummin()
-        trace.index.name = "evaluation"
-        return Attack(self.method, self.space, self.point, self.best, len(trace), trace)
+def _visits(evaluator: Evaluator, space: SearchSpace, points: Iterable[np.ndarray]) -> _Visits:
+    margins: dict[bytes, float] = {}  # a box of few numbers has few corners to draw
+    for point in points:
+        if (key := point.tobytes()) not in margins:
+            margins[key] = evaluator.margin(space.pipeline(point))
+        yield point, margins[key]
 
 
 def bounded_attack(
@@ -110,20 +93,18 @@ def bounded_attack(
     """Search the box of tolerances by projected gradient descent on the mean margin.
 
     Each step moves every number by the sign of its gradient, in units of its tolerance (Madry et al.,
-    "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018), ever less far, and back
-    into the box. The best of all points visited is kept, the unchanged pipeline among them.
+    "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018), ever less far, and back into
+    the box. The best of all points visited is kept, the unchanged pipeline among them.
 
     Args:
         model: a `RawToLogits`, or any module from display images to logits; stays as it is.
         frames: on whose average the search goes. Judge the result on others.
         isp: the pipeline at the centre of the box, by default the model's own processor; stays as it is.
-        parameters: names, or "all", see `ParameterSpace`.
-        fraction: of tolerance.
+        parameters, fraction: see `ParameterSpace`.
         steps: of each start.
         restarts: how many starts; the first is the pipeline as it is, the others are random.
         step: length of the first step, in units of the tolerance; falls to 0 by a cosine.
         seed: of the random starts.
-        progress: whether to show a bar.
 
     Raises:
         ValueError: fewer than one step or start; no parametrized pipeline; or as `ParameterSpace`.
@@ -132,17 +113,19 @@ def bounded_attack(
         raise ValueError(f"nothing to search: {steps} steps, {restarts} starts")
     isp = _searchable(model, isp)
     space = ParameterSpace(copy.deepcopy(isp).to(frames.raw.device), parameters, fraction)
-    search = _Search("projected gradient", Evaluator(model, frames), space, steps * restarts, progress)
-    rng = np.random.default_rng(seed)
-    for start in range(restarts):
-        size = len(space.coordinates)
-        point = np.zeros(size) if start == 0 else rng.uniform(-1, 1, size)
-        for number in range(steps):
-            margin, gradient = search.evaluator.margin_gradient(space.develop, point)
-            search.add(point, margin)
-            length = step * 0.5 * (1 + math.cos(math.pi * number / steps))
-            point = np.clip(point - length * np.sign(gradient), -1, 1)
-    return search.attack()
+    evaluator, size = Evaluator(model, frames), len(space.coordinates)
+
+    def visits() -> _Visits:
+        rng = np.random.default_rng(seed)
+        for start in range(restarts):
+            point = np.zeros(size) if start == 0 else rng.uniform(-1, 1, size)
+            for number in range(steps):
+                margin, gradient = evaluator.margin_gradient(space.develop, point)
+                yield point, margin
+                length = step * 0.5 * (1 + math.cos(math.pi * number / steps))
+                point = np.clip(point - length * np.sign(gradient), -1, 1)
+
+    return _worst("projected gradient", space, visits(), steps * restarts, progress)
 
 
 def penalised_attack(
@@ -160,8 +143,8 @@ def penalised_attack(
 ) -> Attack:
     """Search the published way: no box, but a price on the distance to the unchanged picture.
 
-    Adam minimises the objective of an `Adversary` over batches (Oala et al., TMLR 2023, drift
-    forensics); after each pass the mean margin of all frames is noted, and the best pass is kept.
+    Adam minimises the objective of an `Adversary` over batches (Oala et al., TMLR 2023, drift forensics);
+    after each pass the mean margin of all frames is noted, and the best pass is kept.
 
     Args:
         model, frames, isp: as in `bounded_attack`; the search starts at the ISP, and measures from it.
@@ -171,7 +154,6 @@ def penalised_attack(
         lr: of Adam, in the steps of a `ParametrizedISP`, calibrated on the frames.
         fraction: the tolerance in whose units the result tells how far it went; it bounds nothing.
         seed: of the order of the frames.
-        progress: whether to show a bar.
 
     Raises:
         ValueError: no epochs, or as `Adversary.searched`.
@@ -180,25 +162,27 @@ def penalised_attack(
         raise ValueError(f"nothing to search: {epochs} epochs of batches of {batch_size}")
     isp = _searchable(model, isp, ParametrizedISP)
     moved = copy.deepcopy(isp).to(frames.raw.device).calibrate(frames.raw)
-    space = ParameterSpace(moved, adversary.searched(isp), fraction)
-    search = _Search("penalised gradient", Evaluator(model, frames), space, epochs + 1, progress)
+    space, evaluator = ParameterSpace(moved, adversary.searched(isp), fraction), Evaluator(model, frames)
     reference = adversary.reference(moved).requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in moved.parameters() if p.requires_grad], lr)
-    rng = np.random.default_rng(seed)
-    for epoch in range(epochs + 1):
-        point = space.point(moved.numbers())
-        search.add(point, search.evaluator.margin(moved))
-        order = rng.permutation(len(frames)) if epoch < epochs else []
-        for start in range(0, len(order), batch_size):
-            batch = frames.take(order[start : start + batch_size])
-            image = moved(batch.raw)
-            distance = adversary.distances(image, reference(batch.raw)).mean()
-            outputs = search.evaluator.task(image)
-            optimizer.zero_grad()
-            adversary.objective(batch.task, outputs, batch.targets(), distance).backward()
-            optimizer.step()
-            adversary.project_(moved)
-    return search.attack()
+
+    def visits() -> _Visits:
+        rng = np.random.default_rng(seed)
+        yield space.point(moved.numbers()), evaluator.margin(moved)
+        for _ in range(epochs):
+            order = rng.permutation(len(frames))
+            for start in range(0, len(order), batch_size):
+                batch = frames.take(order[start : start + batch_size])
+                image = moved(batch.raw)
+                distance = adversary.distances(image, reference(batch.raw)).mean()
+                outputs = evaluator.task(image)
+                optimizer.zero_grad()
+                adversary.objective(batch.task, outputs, batch.targets(), distance).backward()
+                optimizer.step()
+                adversary.project_(moved)
+            yield space.point(moved.numbers()), evaluator.margin(moved)
+
+    return _worst("penalised gradient", space, visits(), epochs + 1, progress)
 
 
 def _searchable(model: nn.Module, isp: Any, kinds: Any = Searchable) -> Any:
@@ -216,16 +200,11 @@ def random_points(
 ) -> np.ndarray:
     """Draw perturbations (count, d) of a box, none smaller than what a search may use.
 
-    By turns a corner (every number at one end of its tolerance) and a point of the surface (one number at
-    an end, the others anywhere between).
-
-    Args:
-        space: the box.
-        count: how many.
-        seed: equal seeds draw equal points.
-        size: (d,) for a search without bounds: every draw then has these magnitudes, with random signs.
+    By turns a corner (every number at one end of its tolerance) and a point of the surface (one number at an
+    end, the others anywhere between). For a search without bounds ``size`` (d,) tells the magnitudes of every
+    draw, and signs alone are random.
     """
-    rng = np.random.default_rng(seed)
+    rng, count = np.random.default_rng(seed), max(count, 0)  # of none, the search itself speaks
     dimension = len(space.coordinates)
     points = rng.choice([-1.0, 1.0], (count, dimension))
     inner = rng.uniform(-1, 1, (count, dimension))
@@ -253,15 +232,12 @@ def random_search(
         space: the box of the attack (`Attack.space`).
         evaluations: how many draws; as many as the attack used (`Attack.evaluations`).
         seed, size: of the draws, see `random_points`.
-        progress: whether to show a bar.
 
     Raises:
         ValueError: no evaluations.
     """
-    search = _Search("random", Evaluator(model, frames), space, evaluations, progress)
-    for point in random_points(space, evaluations, seed, size):
-        search.ask(point)
-    return search.attack()
+    visits = _visits(Evaluator(model, frames), space, random_points(space, evaluations, seed, size))
+    return _worst("random", space, visits, evaluations, progress)
 
 
 def static_attack(
@@ -284,42 +260,45 @@ def static_attack(
     Args:
         model, frames: as in `bounded_attack`; the frames of one camera.
         pipeline: as in `Prober`.
-        settings: names, or "all", see `SettingSpace`.
-        fraction: of tolerance.
+        settings, fraction: see `SettingSpace`.
         evaluations: how often the frames are shown to the model, at most.
         seed: equal seeds find equal points.
-        progress: whether to show a bar.
 
     Raises:
         ValueError: no evaluations; or as `SettingSpace`.
     """
     space = SettingSpace(own_processor(model, pipeline), frames.camera, settings, fraction)
-    search = _Search("CMA-ES", Evaluator(model, frames), space, evaluations, progress)
-    dimension = len(space.coordinates)
-    search.ask(np.zeros(dimension))
-    left = evaluations - 1
-    if dimension == 1:
-        for value in np.linspace(-1, 1, left):
-            search.ask(np.array([value]))
-    else:
-        # Draws of their own: those of `random_search` with this seed are what it is compared with.
-        draws = random_points(space, left // 4, np.random.SeedSequence([seed, 1]))
-        for point in draws:
-            search.ask(point)
-        _evolve(search, left - len(draws), seed)
-    return search.attack()
+    evaluator, dimension, left = Evaluator(model, frames), len(space.coordinates), max(evaluations - 1, 0)
+    # Draws of their own: those of `random_search` with this seed are what it is compared with.
+    draws = random_points(space, left // 4, np.random.SeedSequence([seed, 1]))
+    points = draws if dimension > 1 else np.linspace(-1, 1, left)[:, None]
+
+    def visits() -> _Visits:
+        visited = []
+        for visit in _visits(evaluator, space, [np.zeros(dimension), *points]):
+            visited.append(visit)
+            yield visit
+        if dimension > 1:
+            worst, _ = min(visited, key=lambda visit: visit[1])
+            yield from _evolve(evaluator, space, worst, left - len(draws), seed)
+
+    return _worst("CMA-ES", space, visits(), evaluations, progress)
 
 
-def _evolve(search: _Search, evaluations: int, seed: int) -> None:
+def _evolve(
+    evaluator: Evaluator, space: SearchSpace, start: np.ndarray, evaluations: int, seed: int
+) -> _Visits:
     import cma
 
     with seeded(seed):  # pycma draws from numpy's global generator
         options = {"bounds": [-1, 1], "seed": seed + 1, "verbose": -9}
-        strategy = cma.CMAEvolutionStrategy(search.point, 0.5, options)
+        strategy = cma.CMAEvolutionStrategy(start, 0.5, options)
         while evaluations > 0 and not strategy.stop():
             points = strategy.ask()
-            margins = [search.ask(point) for point in points[:evaluations]]
-            if len(margins) < len(points):
-                return
-            strategy.tell(points, margins)
+            visited = []
+            for visit in _visits(evaluator, space, points[:evaluations]):
+                visited.append(visit)
+                yield visit
+            if len(visited) == len(points):
+                strategy.tell(points, [margin for _, margin in visited])
             evaluations -= len(points)

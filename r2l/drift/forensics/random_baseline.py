@@ -28,18 +28,17 @@ class Comparison:
     """An attack beside random perturbations of its size, on images that no search has seen.
 
     Attributes:
-        table: rows "unchanged", "random, typical" (mean over several draws), "random, worst of as many"
-            (of as many draws as the attack had evaluations, picked on the search's images) and "attack",
-            the last two averaged over searches; ``score`` with ``low`` and ``high``; ``change`` to unchanged
-            with ``change_low``, ``change_high``; ``psnr`` (dB) of the pictures, all together,
-            beside the unchanged ones.
-        difference: mean of attack less the worst random one (negative: the attack does more harm).
-        low, high: bounds of it, for other images and other searches.
+        table: rows "unchanged", "random, typical" (mean over several draws), "random, worst of as many" (of
+            as many draws as the attack had evaluations, picked on the search's images) and "attack", the last
+            two averaged over searches; ``score`` with ``low`` and ``high``; ``change`` to unchanged with
+            ``change_low``, ``change_high``; ``psnr`` (dB) of the pictures, all together, beside the unchanged
+            ones.
+        difference, low, high: mean of attack less the worst random one (negative: the attack does more harm),
+            and its bounds, for other images and other searches, of confidence ``level``.
         p: of the test of that difference; nan of one search a side, which can't tell skill from luck.
         p_typical: against typical draws, of which there are enough, over images alone.
         searches: how many attacks and how many random searches.
         effective_groups: of the fresh images, see `r2l.drift.statistics.effective_groups`.
-        level: confidence of the bounds.
     """
 
     table: pd.DataFrame
@@ -61,13 +60,13 @@ class Comparison:
         verdict = f"p = {self.p:.4f}: it {'beats' if self.beats_random else 'does not beat'}"
         if np.isnan(self.p):
             verdict = "of one search each, which can't tell whether it beats"
-        few = few_groups_text(self.effective_groups)
-        return (
+        told = (
             f"{self.table.to_string(float_format='{:.3f}'.format)}\n"
             f"attack - worst random, {self.searches[0]} and {self.searches[1]} searches: "
-            f"{interval_text(self.difference, self.low, self.high)}, "
-            f"{verdict} random perturbations of its size" + (f"\n{few}" if few else "")
+            f"{interval_text(self.difference, self.low, self.high)}, {verdict} random "
+            "perturbations of its size"
         )
+        return f"{told}\n{few_groups_text(self.effective_groups)}".rstrip()
 
 
 def compare_to_random(
@@ -83,8 +82,8 @@ def compare_to_random(
 ) -> Comparison:
     """Show fresh images to the model under attacks and under random perturbations of their size.
 
-    A second random search is often worse than a first, by luck. So searches are a sample as images are:
-    give several of both, of different seeds, or at least several random ones.
+    A second random search is often worse than a first, by luck. So searches are a sample as images are: give
+    several of both, of different seeds, or at least several random ones.
 
     Args:
         model: as in `bounded_attack`.
@@ -93,7 +92,6 @@ def compare_to_random(
         randoms: what `random_search` found in the same box with as many evaluations.
         metric: one of `METRICS`.
         typical: over how many draws the typical random perturbation is averaged.
-        level: of the intervals.
         seed: of the typical draws.
 
     Raises:
@@ -104,11 +102,10 @@ def compare_to_random(
     if len(efforts) != 1 or not all(sides):
         told = " against ".join(f"{n} evaluations over {m}" for (_, n), m in efforts.items())
         raise ValueError(f"no fair comparison: {told or 'no searches'}")
-    attack = sides[1][0]
-    evaluator, space = Evaluator(model, fresh, metric), attack.space
-    reference = space.reference()
-    size = attack.point if np.abs(attack.point).max(initial=0) > 1 + 1e-6 else None
+    evaluator, space, point = Evaluator(model, fresh, metric), sides[1][0].space, sides[1][0].point
+    reference = space.pipeline(np.zeros_like(point))
     # Not the draws that were picked from.
+    size = point if np.abs(point).max(initial=0) > 1 + 1e-6 else None
     loose = random_points(space, typical, seed + 1, size)
     columns, distances = [evaluator.scores(reference)[None]], [0.0]
     for points in (loose, *([search.point for search in side] for side in sides)):
@@ -144,8 +141,7 @@ def _compare_scores(
     difference, low, high, p = (float(part[0]) for part in ahead)
     searches, p = (counts[1], counts[0]), p if freedom else np.nan
     typical = float(crossed_means(values[:, 3:] - values[:, 1:2], groups, level).p[0])
-    effective = effective_groups(groups)
-    return Comparison(table, difference, low, high, p, typical, searches, effective, level)
+    return Comparison(table, difference, low, high, p, typical, searches, effective_groups(groups), level)
 
 
 def attack_parameters(
@@ -167,20 +163,17 @@ def attack_parameters(
     """Attack by all parameters together or by each alone, several times, beside random ones of their size.
 
     Args:
-        model, frames, isp, fraction, steps, restarts, seed: of the searches, see `bounded_attack`; without
-            ``isp`` they start at the model's own processor.
+        model, frames, isp, fraction, steps, restarts, seed: of the searches, see `bounded_attack`.
         searches: how many on either side, of as many seeds. With one start all attacks end alike, so it is
             made once, and its luck is taken to be that of a random search: take five or more then.
-        fresh, metric: of the judgement, see `compare_to_random`.
+        fresh, metric, level: of the judgement, see `compare_to_random`.
         parameters: names of the ISP's, or "all", one search each.
-        level: confidence of the intervals.
-        progress: whether to show a bar.
 
     Returns:
         One row a name: ``unchanged``, ``random`` (worst of as many) and ``attack`` scores on the fresh
         images, means over searches, ``difference`` of the last two with ``low`` and ``high``, ``p``,
-        ``p_holm`` (for the number of names) and ``beats_random``, ``psnr``; and of each name the attack
-        with the lowest margin.
+        ``p_holm`` (for the number of names) and ``beats_random``, ``psnr``; and of each name the attack with
+        the lowest margin.
 
     Raises:
         ValueError: fewer than two searches, whose luck can't be told from skill.
@@ -197,16 +190,11 @@ def attack_parameters(
         attack = attacks[name] = min(tried, key=lambda found: found.margin)
         budget = attack.evaluations
         randoms = [random_search(model, frames, attack.space, evaluations=budget, seed=s) for s in seeds]
-        judged = compare_to_random(
-            model, fresh, tried, randoms, metric=metric, typical=1, level=level, seed=seed
-        )
-        rows[name] = {
-            "unchanged": judged.table.loc["unchanged", "score"],
-            "random": judged.table.loc["random, worst of as many", "score"],
-            "attack": judged.table.loc["attack", "score"],
-            **{column: getattr(judged, column) for column in ("difference", "low", "high", "p")},
-            "psnr": judged.table.loc["attack", "psnr"],
-        }
+        options = {"metric": metric, "typical": 1, "level": level, "seed": seed}
+        judged = compare_to_random(model, fresh, tried, randoms, **options)
+        scores = judged.table["score"].drop("random, typical").set_axis(["unchanged", "random", "attack"])
+        told = {column: getattr(judged, column) for column in ("difference", "low", "high", "p")}
+        rows[name] = scores.to_dict() | told | {"psnr": judged.table.loc["attack", "psnr"]}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("parameters")
     table["p_holm"] = holm(table["p"])
     table["beats_random"] = (table["p_holm"] <= 1 - level) & (table["difference"] < 0)

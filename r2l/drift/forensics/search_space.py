@@ -6,6 +6,7 @@ of a number. All searches, and the random perturbations that they are compared w
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,7 @@ def task_model(model: nn.Module, device: str | torch.device = "cpu") -> nn.Modul
     """
     parts = [model]
     if isinstance(model, RawToLogits):
-        between = getattr(model, "norm", None)
-        parts = [part for part in (between, model.model) if isinstance(part, nn.Module)]
+        parts = [part for part in (model.norm, model.model) if isinstance(part, nn.Module)]
     frozen = copy.deepcopy(nn.Sequential(*parts)).eval().requires_grad_(False)
     return frozen.to(device, memory_format=torch.channels_last)
 
@@ -75,10 +75,23 @@ class Evaluator:
         Raises:
             ValueError: an unknown metric, or one that does not fit the truth.
         """
-        return self._each(develop, lambda outputs, truth: _scores(outputs, truth, self.metric))
+        column = choose("metric", self.metric, METRICS)
+
+        def measure(outputs: Tensor, truth: Tensor) -> Tensor:
+            task = _task(truth)
+            answers = task.answers(task.check(outputs, truth), truth)
+            if column not in answers:
+                raise ValueError(f"metric {self.metric!r} does not fit {task.name}")
+            return answers[column].float()
+
+        return self._each(develop, measure)
 
     def margin(self, develop: Develop) -> float:
-        """Return the mean margin of the frames as ``develop`` renders them: low is good for an attack."""
+        """Return the mean margin of the frames as ``develop`` renders them: low is good for an attack.
+
+        See `r2l.training.adversarial.Adversary.aims`; an image that is lost by a logit does not draw a search
+        away from those that are not.
+        """
         return float(self._each(develop, _margins).mean())
 
     def margin_gradient(
@@ -86,9 +99,7 @@ class Evaluator:
     ) -> tuple[float, np.ndarray]:
         """Return the mean margin and its gradient (d,) with respect to ``point`` (d,).
 
-        Args:
-            develop_at: raw (B, 1, H, W) and a point (d,) to display, differentiable.
-            point: where.
+        ``develop_at`` takes raw (B, 1, H, W) and a point (d,) to display, differentiably.
         """
         leaf = torch.tensor(point, dtype=torch.float32, requires_grad=True)
         total, gradient = 0.0, np.zeros(len(point))
@@ -123,21 +134,8 @@ def _task(truth: Tensor) -> Task:
     return TASKS["segmentation" if truth.ndim == 4 else "classification"]
 
 
-def _scores(outputs: Tensor, truth: Tensor, metric: str = "accuracy") -> Tensor:
-    """Return the score of each image, (B,): of logits (B, n_classes), or (B, 1, H, W) for masks."""
-    column, task = choose("metric", metric, METRICS), _task(truth)
-    answers = task.answers(task.check(outputs, truth), truth)
-    if column not in answers:
-        raise ValueError(f"metric {metric!r} does not fit {task.name}")
-    return answers[column].float()
-
-
 def _margins(outputs: Tensor, truth: Tensor) -> Tensor:
-    """Return by how much the truth leads, (B,), bounded below: what an attack makes small.
-
-    See `r2l.training.adversarial.Adversary.aims`; an image that is lost by a logit does not draw a search
-    away from those that are not.
-    """
+    """Return by how much the truth leads, (B,), bounded below."""
     return _MARGIN.aims(_task(truth).name, outputs, truth)
 
 
@@ -149,37 +147,17 @@ _ADDITIVE_REACH = 0.1
 _KERNELS = ("sharpening_kernel", "blur_kernel")
 
 
-class SearchSpace:
-    """What a search asks of a box.
-
-    Attributes:
-        names: of the parameters or settings that may move.
-        coordinates: name of each of the d numbers.
-    """
-
-    names: tuple[str, ...]
-    coordinates: tuple[str, ...]
-
-    def pipeline(self, point: np.ndarray) -> nn.Module:
-        """Return the pipeline at ``point`` (d,), a new module."""
-        raise NotImplementedError
-
-    def reference(self) -> nn.Module:
-        """Return the pipeline at the centre, a new module."""
-        return self.pipeline(np.zeros(len(self.coordinates)))
-
-
-class ParameterSpace(SearchSpace):
+class ParameterSpace:
     """Parameters of a `ParametrizedISP` or `LearnedISP` around their present values; gradients pass.
 
     Args:
         isp: the pipeline at the centre; it stays as it is.
         parameters: names, or "all".
-        fraction: of tolerance, see `ParametrizedISP.tolerance_bounds`, whose half width is taken around
-            the present values. An additive layer may reach ``fraction`` of a tenth of the range.
+        fraction: of tolerance, see `ParametrizedISP.tolerance_bounds`, whose half width is taken around the
+            present values. An additive layer may reach ``fraction`` of a tenth of the range.
 
-    Kernels keep their sum: the same is taken off all entries, which may then leave the box by as much.
-    Beyond the box (where a search without bounds may go) values stop at the `physical_bounds`.
+    Kernels keep their sum: the same is taken off all entries, which may then leave the box by as much. Beyond
+    the box (where a search without bounds may go) values stop at the `physical_bounds`.
 
     Raises:
         ValueError: an unknown parameter (lists those that exist), none, or a fraction outside (0, 1).
@@ -194,26 +172,19 @@ class ParameterSpace(SearchSpace):
         self.names = tuple(name for name in present if name in names)
         self.centre = {name: present[name].clone() for name in self.names}
         bounds, physical = self.isp.tolerance_bounds(fraction), self.isp.physical_bounds()
-        self.reach = {
-            name: (bounds[name][1] - bounds[name][0]) / 2
-            if name in bounds
-            else torch.full_like(self.centre[name], fraction * _ADDITIVE_REACH)
-            for name in self.names
-        }
-        self.limits = {
-            name: (
-                torch.minimum(physical[name][0], self.centre[name] - self.reach[name]),
-                torch.maximum(physical[name][1], self.centre[name] + self.reach[name]),
-            )
-            for name in self.names
-            if name in physical
-        }
+        self.reach, self.limits = {}, {}
+        for name, centre in self.centre.items():
+            reach = torch.full_like(centre, fraction * _ADDITIVE_REACH)
+            if name in bounds:
+                reach = (bounds[name][1] - bounds[name][0]) / 2
+            self.reach[name] = reach
+            if name in physical:
+                low, high = physical[name]
+                self.limits[name] = torch.minimum(low, centre - reach), torch.maximum(high, centre + reach)
         self.sizes = [self.centre[name].numel() for name in self.names]
-        self.coordinates = tuple(
-            name if size == 1 else f"{name}[{i}]"
-            for name, size in zip(self.names, self.sizes, strict=True)
-            for i in range(size)
-        )
+        numbered = zip(self.names, self.sizes, strict=True)
+        parts = ([name] if size == 1 else [f"{name}[{i}]" for i in range(size)] for name, size in numbered)
+        self.coordinates = tuple(chain.from_iterable(parts))
 
     def values(self, point: Tensor) -> dict[str, Tensor]:
         """Return the parameters at ``point`` (d,), by name; differentiable."""
@@ -243,15 +214,14 @@ class ParameterSpace(SearchSpace):
         return copy.deepcopy(self.isp).set_(**self.values(torch.as_tensor(point)))
 
 
-class SettingSpace(SearchSpace):
+class SettingSpace:
     """Settings of a static pipeline (`AdjustableISP`) around their present values; no gradients needed.
 
     Args:
-        pipeline: what `AdjustableISP` takes.
-        camera: whose frames are developed.
+        pipeline, camera: what `AdjustableISP` takes.
         settings: names, or "all", which leaves out the black levels of single positions.
-        fraction: of each setting's ``reach``: 0.1 lets gains be off by 10 %, exposure by 0.1 stops,
-            levels by a thousandth of the range.
+        fraction: of each setting's ``reach``: 0.1 lets gains be off by 10 %, exposure by 0.1 stops, levels by
+            a thousandth of the range.
 
     Raises:
         ValueError: an unknown setting (lists those that exist), none, or a fraction outside (0, 1).
@@ -283,6 +253,9 @@ class SettingSpace(SearchSpace):
     def pipeline(self, point: np.ndarray) -> AdjustableISP:
         """Return the pipeline at ``point`` (d,), a new module."""
         return AdjustableISP(self.base, **self.values(point))
+
+
+SearchSpace = ParameterSpace | SettingSpace
 
 
 def _selected(

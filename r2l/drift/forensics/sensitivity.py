@@ -19,8 +19,6 @@ from r2l.sensor import add_defects, add_line_noise
 
 #: What a fall may be above the accepted drop: forgives the order of adding.
 SLACK = 1e-9
-
-
 #: What a sensor may be worse by; named as `r2l.isp.preparation.measure_defects` calls it, with "_" for " ".
 SENSOR_SETTINGS = {
     name: Setting(name, name.replace("_", " "), unit, 0.0, 0.0, 0.05, 0.01)
@@ -33,10 +31,8 @@ SENSOR_SETTINGS = {
 
 
 def _worsened(raw: Tensor, camera: Camera, seed: int = 0, **values: float) -> Tensor:
-    """Return raw frames (B, 1, H, W) of a sensor that is worse by `SENSOR_SETTINGS`, the same for all frames.
-
-    ``defective_pixels`` are hot. More of them are those of fewer and others besides.
-    """
+    """Return raw frames (B, 1, H, W) of a sensor that is worse by `SENSOR_SETTINGS`, alike for all frames."""
+    # Defective pixels are hot. More of them are those of fewer and others besides.
     for name, value in values.items():
         rng = np.random.default_rng((seed, list(SENSOR_SETTINGS).index(name)))
         if name == "defective_pixels":
@@ -104,11 +100,8 @@ class Prober:
 class Scan:
     """The metric along one setting.
 
-    Attributes:
-        setting: which.
-        metric: what was measured.
-        table: one row a value, rising: ``value``; ``score`` with ``low``, ``high``; ``fall`` from the
-            unchanged pipeline, image by image, with ``fall_low``, ``fall_high``.
+    One row of ``table`` a value, rising: ``value``; ``score`` with ``low``, ``high``; ``fall`` from the
+    unchanged pipeline, image by image, with ``fall_low``, ``fall_high``.
     """
 
     setting: Setting
@@ -117,19 +110,13 @@ class Scan:
 
 
 def scan(prober: Prober, name: str, points: int = 21) -> Scan:
-    """Measure the metric along one setting, the others unchanged.
-
-    Args:
-        prober: model, frames and pipeline.
-        name: of the setting.
-        points: how many values between the setting's ``low`` and ``high``.
+    """Measure the metric at so many values from a setting's ``low`` to its ``high``, the others unchanged.
 
     Raises:
         ValueError: an unknown setting (lists those that exist), or fewer than 3 points.
     """
     setting = choose("setting", name, prober.settings)
-    table = prober.measure(name, setting.grid(points))
-    return Scan(setting, prober.evaluator.metric, table)
+    return Scan(setting, prober.evaluator.metric, prober.measure(name, setting.grid(points)))
 
 
 def tolerated(prober: Prober, scanned: Scan, drop: float, refine: int = 4) -> dict[str, float | bool]:
@@ -138,12 +125,9 @@ def tolerated(prober: Prober, scanned: Scan, drop: float, refine: int = 4) -> di
     Outwards from the present value, by half the step of the scan, up to the first value that fails: a metric
     that falls and rises again leaves no hole in the interval that is as wide as that. Between the last that
     passes and the first that fails the edge is narrowed by halving, ``refine`` times. What is returned has
-    been measured, and passed.
-
-    Returns:
-        ``low`` and ``high`` by the estimated fall; ``safe_low`` and ``safe_high`` by the worst case, the
-        upper bound of the fall (lower band of the metric). ``low_open`` and so on say whether the edge is
-        that of the scan, so that the true one may lie further out.
+    been measured, and passed: ``low`` and ``high`` by the estimated fall, ``safe_low`` and ``safe_high`` by
+    the upper bound of the fall. ``low_open`` and so on say whether the edge is that of the scan, so that the
+    true one may lie further out.
     """
     present, values = scanned.setting.value, scanned.table["value"]
     outwards = {"low": values[values < present][::-1], "high": values[values > present]}
@@ -154,8 +138,8 @@ def tolerated(prober: Prober, scanned: Scan, drop: float, refine: int = 4) -> di
             return prober.measure(scanned.setting.name, [value])[column].iloc[0] <= drop + SLACK
 
         for side, grid in outwards.items():
-            edge, is_open = _walk(passes, present, grid, refine)
-            edges |= {f"{prefix}{side}": edge, f"{prefix}{side}_open": is_open}
+            name = prefix + side
+            edges[name], edges[f"{name}_open"] = _walk(passes, present, grid, refine)
     return edges
 
 
@@ -176,13 +160,7 @@ def _walk(
 
 @dataclass(frozen=True, eq=False)
 class Landscape:
-    """The metric over two settings.
-
-    Attributes:
-        first, second: the settings; rows and columns.
-        metric: what was measured.
-        scores: means, (values of first, values of second).
-    """
+    """The metric over two settings: mean ``scores``, (values of first, values of second)."""
 
     first: Setting
     second: Setting

@@ -34,22 +34,20 @@ _HEAD |= {"score": float, "images": int, "groups": int}
 class ToleranceReport:
     """For each setting the interval in which a model's metric falls by less than ``drop``.
 
-    Each interval is for one setting with the others unchanged; two at their edges together may do more
-    harm (`landscape`).
+    Each interval is for one setting with the others unchanged; two at their edges together may do more harm
+    (`landscape`).
 
     Attributes:
         model: its name.
-        camera: whose frames were measured.
-        pipeline: how they were developed.
+        camera, pipeline, images: whose frames were measured, how they were developed, and how many.
         metric: what must not fall.
         drop: by how much it may.
         level: confidence of the safe intervals.
         score: the metric under the unchanged pipeline.
-        images: how many were measured.
         groups: how many of equal size would tell as much, see `r2l.drift.statistics.effective_groups`.
         table: one row a setting: ``label``, ``unit``, ``value`` (unchanged), ``low`` and ``high`` by the
-            estimate, ``safe_low`` and ``safe_high`` by the lower band, and for each of the four whether
-            the edge is only that of the scan (``low_open`` ...).
+            estimate, ``safe_low`` and ``safe_high`` by the lower band, and for each of the four whether the
+            edge is only that of the scan (``low_open`` ...).
         scans: by setting; empty when read from a file.
         defects: the most that the frames themselves show of each of a sensor's defects, see
             `r2l.isp.preparation.measure_defects`. Their tolerances are of what comes to it.
@@ -99,10 +97,8 @@ class ToleranceReport:
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"{path}: no tolerance report; r2l's forensics write one")
         if content.get("version") not in (1, _VERSION):
-            raise ValueError(
-                f"{path}: written in version {content.get('version')} of the format, this r2l reads "
-                f"{_VERSION}"
-            )
+            version = content.get("version")
+            raise ValueError(f"{path}: written in version {version} of the format, this r2l reads {_VERSION}")
         try:
             head = {name: kind(content[name]) for name, kind in _HEAD.items()}
             camera = Camera.from_dict(content["camera"])
@@ -117,11 +113,8 @@ class ToleranceReport:
         """Say for each setting whether a camera's value lies in the safe interval.
 
         What is compared are the numbers that a camera's frames are developed with, one at a time; not its
-        optics, its noise, or its colour filters.
-
-        Args:
-            camera: that is to be judged.
-            measured: of its sensor, what `r2l.isp.preparation.measure_defects` found in a frame.
+        optics, its noise, or its colour filters. Of its sensor, what is ``measured`` of a frame
+        (`r2l.isp.preparation.measure_defects`).
 
         Returns:
             One row a setting: ``value`` of the camera (nan where it tells none, as of sharpening; of a
@@ -137,9 +130,7 @@ class ToleranceReport:
         table.insert(0, "value", [told.get(name, np.nan) for name in table.index])
         # Forgives the rounding of a DNG's tags, which matters more where the range is small.
         slack = 1e-5 / camera.span + 1e-4 * table["value"].abs()
-        inside = (table["value"] >= table["safe_low"] - slack) & (
-            table["value"] <= table["safe_high"] + slack
-        )
+        inside = table["value"].between(table["safe_low"] - slack, table["safe_high"] + slack)
         table["verdict"] = np.where(table["value"].isna(), "unknown", np.where(inside, "inside", "outside"))
         return table
 
@@ -165,8 +156,7 @@ def as_text(checked: pd.DataFrame) -> pd.DataFrame:
     values = ["–" if np.isnan(v) else f"{round(v, 6):.4g}" for v in checked["value"]]
     edges = checked[["safe_low", "safe_high", "unit"]].itertuples(index=False)
     tolerated = [f"{low:.4g} to {high:.4g} {unit}".rstrip() for low, high, unit in edges]
-    columns = {"value": values, "tolerated": tolerated, "verdict": checked["verdict"]}
-    return pd.DataFrame(columns)
+    return pd.DataFrame({"value": values, "tolerated": tolerated, "verdict": checked["verdict"]})
 
 
 def _read_row(row: dict, camera: Camera) -> dict:
@@ -203,7 +193,6 @@ def tolerance_report(
         points: values a scan.
         refine: how often the step at an edge is halved.
         name: of the model, for the record; its class unless given.
-        progress: whether to show a bar.
 
     Raises:
         ValueError: a drop that is not above 0, or as `scan`.
@@ -234,10 +223,9 @@ def tolerance_report(
     )
 
 
-def _defects_of(frames: Frames, at_most: int = 200) -> dict[str, float]:
-    some = spread(len(frames), at_most)
-    shown = [measure_defects(frames.raw[i][None], frames.camera) for i in some]
-    return {name: max(one[name] for one in shown) for name in shown[0]}
+def _defects_of(frames: Frames) -> dict[str, float]:
+    shown = [measure_defects(frames.raw[i][None], frames.camera) for i in spread(len(frames), 200)]
+    return pd.DataFrame(shown).max().to_dict()
 
 
 def verify_tolerances(
@@ -245,15 +233,12 @@ def verify_tolerances(
 ) -> pd.DataFrame:
     """Measure the model at every edge of a report, on images that the report has not seen.
 
-    Args:
-        report: what `tolerance_report` found.
-        model, pipeline: as they were given to `tolerance_report`.
-        fresh: frames of the same camera.
+    Model and pipeline are those that were given to `tolerance_report`.
 
     Returns:
         One row a setting and edge (``low``, ``high``, ``safe_low``, ``safe_high``): ``value``; ``fall`` of
-        the metric there with ``fall_low`` and ``fall_high``; ``holds``: the estimate is at most the
-        report's drop; ``refuted``: even the lower bound is more than that.
+        the metric there with ``fall_low`` and ``fall_high``; ``holds``: the estimate is at most the report's
+        drop; ``refuted``: even the lower bound is more than that.
 
     Raises:
         ValueError: another camera or pipeline than the report's.
@@ -264,13 +249,10 @@ def verify_tolerances(
             f"the report is about {report.camera.name}, {report.pipeline}; these frames are of "
             f"{prober.base.camera.name}, {prober.base.name}"
         )
-    parts = []
-    for name, row in report.table.iterrows():
-        part = prober.measure(name, [row[edge] for edge in _EDGES])
-        part.insert(0, "setting", name)
-        part.insert(1, "edge", _EDGES)
-        parts.append(part)
-    table = pd.concat(parts, ignore_index=True).drop(columns=["score", "low", "high"])
+    edges = report.table[[*_EDGES]]
+    parts = {name: prober.measure(name, row).assign(edge=_EDGES) for name, row in edges.iterrows()}
+    table = pd.concat(parts, names=["setting", None]).reset_index("setting").reset_index(drop=True)
+    table = table[["setting", "edge", "value", "fall", "fall_low", "fall_high"]]
     table["holds"] = table["fall"] <= report.drop + SLACK
     table["refuted"] = table["fall_low"] > report.drop + SLACK
     return table
