@@ -18,8 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sqlalchemy import event
-from sqlalchemy.pool import Pool
+from sqlalchemy import Engine, event
 from torch import nn
 
 from r2l.camera import DRONE, MICROSCOPE
@@ -289,18 +288,18 @@ def test_a_locked_store_is_told_in_two_lines(tmp_path, monkeypatch):
     monkeypatch.setattr("r2l.training.tracking.store._LOCKED_TRIES", 2)
     path = tmp_path / "mlflow.db"
 
-    def hurry(connection, *_):
-        """In the place of the 20 seconds for which mlflow lets SQLite wait."""
-        connection.execute("PRAGMA busy_timeout = 100")
+    def hurry(connection, cursor, statement, parameters, *_):
+        """In the place of the 20 seconds for which mlflow lets SQLite wait, as each session says anew."""
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 100"), parameters
 
     with track("x", store=path) as run, closing(sqlite3.connect(path)) as other:
         other.execute("begin exclusive")
-        event.listen(Pool, "checkout", hurry)
+        event.listen(Engine, "before_cursor_execute", hurry, retval=True)
         try:
             with pytest.raises(TrackingError, match=r"database is locked\.\nAnother process .*\.$"):
                 run.metrics({"a": 1.0})
         finally:
-            event.remove(Pool, "checkout", hurry)
+            event.remove(Engine, "before_cursor_execute", hurry)
         other.rollback()
 
 
