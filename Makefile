@@ -48,7 +48,9 @@ demo: .venv/base  ## run the third notebook up to its matrix; print that and whe
 	@echo "the same as a page      $(CURDIR)/$(DEMO)/03_drift_synthesis.html"
 	@echo "the rest of the lesson  make lab; without looking: make demo UNTIL=Next"
 
-test: check tests nbval browser  ## lint, and run every test and every notebook
+# One pool for all of it: what waits for a server or a page leaves its core to the others until the end.
+test: check  ## lint, and run every test and every notebook, in a browser too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) -m "not long" $(NBVAL) $(LESSONS) tests benchmarks r2l
 
 check: .venv/test  ## lint, floors and circles of imports, how thin the package is; change nothing
 	$(BIN)/ruff check .
@@ -68,15 +70,14 @@ tiny: .venv/test  ## the slow tests, and each notebook through papermill at tiny
 # A notebook alone on both cores is little faster than on one: two run side by side, the long ones first.
 LONG := $(foreach n,04 05 03,$(wildcard notebooks/$(n)_*.ipynb))
 LESSONS := $(LONG) $(filter-out $(LONG),$(wildcard notebooks/[0-9]*.ipynb))
+NBVAL := -p tools.budget --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60
 nbval: .venv/test  ## each notebook at its defaults; what it took; 2 GB at most
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(call spread,2 $(BY_FILE)) -p tools.budget --nbval-lax --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=60 $(LESSONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(call spread,2 $(BY_FILE)) $(NBVAL) $(LESSONS)
 
 memory: nbval
 
-# The one that measures how soon a slider's picture comes has the machine to itself.
 browser: .venv/test  ## the notebooks in JupyterLab and Voila, driven in Chromium; keeps screenshots
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(call spread,2) -m "not alone" tests/test_browser.py
-	$(BIN)/python -m pytest -m alone tests/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(call spread,2) tests/test_browser.py
 
 # Out of `make test` since it takes about half an hour.
 torture: .venv/test  ## 10,000 damaged files, 100 kills, a sweep with very bad days

@@ -15,9 +15,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest: of two processes, neither is to wait for a last one."""
-    slow = Counter(i.path for i in items if {"slow", "notebook"} & {m.name for m in i.iter_markers()})
-    items.sort(key=lambda item: -slow[item.path])
+    """Begin with the files that take longest: of several processes, none is to wait for a last one.
+
+    With the notebooks themselves, since their memory is that of a process's children: others leave some.
+    """
+    takes = {"slow": 1, "notebook": 1, "browser": 20}
+    slow: Counter[Path] = Counter()
+    for item in items:
+        slow[item.path] += max((takes.get(mark.name, 0) for mark in item.iter_markers()), default=0)
+    items.sort(key=lambda item: (item.path.suffix != ".ipynb", -slow[item.path]))
 
 
 @pytest.fixture(scope="session")

@@ -261,27 +261,8 @@ def test_the_next_visitor_waits_at_a_page_and_comes_in_when_the_first_leaves(chr
             page.close()
 
 
-@pytest.mark.parametrize("stem", WITH_EXPLORER)
-def test_every_explorer_answers_on_a_page_without_code(page, voila, screenshots, stem):
-    open_in_voila(page, voila, stem)
-    explorers = page.locator(EXPLORER)
-    for i in range(explorers.count()):
-        explorer = explorers.nth(i)
-        explorer.screenshot(path=screenshots / f"voila_{stem}_{i}_before.png")
-        answers(page, explorer)
-        explorer.screenshot(path=screenshots / f"voila_{stem}_{i}_after.png")
-    assert_whole(page)
-    for i in range(explorers.count()):
-        narrow_and_readable(page, explorers.nth(i))
-        explorers.nth(i).screenshot(path=screenshots / f"voila_{stem}_{i}_narrow.png")
-    whole_page(page, screenshots / f"voila_{stem}.png")
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize("stem", [s for s in WITH_EXPLORER if s.startswith("02")])
-def test_a_slider_is_followed_at_once_and_to_its_end(page, voila, stem, capsys):
-    open_in_voila(page, voila, stem)
-    explorer = page.locator(IN_LAB["02"]).first
+def follows(page, explorer, stem, capsys) -> None:
+    """See that a slider is followed at once and to its end."""
     watch(explorer)
     handle = explorer.locator(".noUi-handle:visible").first
     key, back = step(handle)
@@ -308,3 +289,21 @@ def test_a_slider_is_followed_at_once_and_to_its_end(page, voila, stem, capsys):
         )
     assert median < 1.0
     assert late < 2.0
+
+
+@pytest.mark.parametrize("stem", WITH_EXPLORER)
+def test_every_explorer_answers_on_a_page_without_code(page, voila, screenshots, stem, capsys):
+    open_in_voila(page, voila, stem)
+    explorers = page.locator(EXPLORER)
+    for i in range(explorers.count()):
+        explorer = explorers.nth(i)
+        explorer.screenshot(path=screenshots / f"voila_{stem}_{i}_before.png")
+        answers(page, explorer)
+        explorer.screenshot(path=screenshots / f"voila_{stem}_{i}_after.png")
+    assert_whole(page)
+    if stem.startswith("02"):
+        follows(page, explorers.first, stem, capsys)
+    for i in range(explorers.count()):
+        narrow_and_readable(page, explorers.nth(i))
+        explorers.nth(i).screenshot(path=screenshots / f"voila_{stem}_{i}_narrow.png")
+    whole_page(page, screenshots / f"voila_{stem}.png")

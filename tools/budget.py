@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -27,6 +28,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("notebooks' budget")
     group.addoption("--notebook-mb", type=float, default=2000.0, help="fail above (2000)")
     group.addoption("--notebook-seconds", type=float, default=180.0, help="mark above (180)")
+
+
+@contextmanager
+def two_cores() -> Iterator[None]:
+    """Take two cores, which a kernel that is started inherits, where the system lets one choose."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:CORES])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 class Budget:
@@ -56,11 +71,14 @@ class Budget:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Book a cell's time, the kernel's start and end included, under its notebook."""
-        name = self.watch.at = item.path.name
+        """Book a cell's time, the kernel's start and end included, under its notebook; leave other tests."""
+        name = self.watch.at = item.path.name if item.path.suffix == ".ipynb" else None
+        if name is None:
+            return (yield)
         start = time.perf_counter()
         try:
-            return (yield)
+            with two_cores():
+                return (yield)
         finally:
             self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
 
@@ -85,9 +103,7 @@ class Budget:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take two cores, which the kernels inherit, and begin the books."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    """Begin the books."""
     config.pluginmanager.register(
         Budget(config.getoption("notebook_mb"), config.getoption("notebook_seconds")), "budget"
     )
