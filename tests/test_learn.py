@@ -33,16 +33,19 @@ def scene(seed, height=480, width=640):
     for _ in range(160):
         y, x, h, w = (int(rng.integers(n)) for n in (height, width, 90, 120))
         colour = rng.uniform(0.03, 0.95) * rng.uniform(0.55, 1, (3, 1, 1))
-        here = image[:, y : y + h + 20, x : x + w + 20]
+        plate = slice(y, y + h + 20), slice(x, x + w + 20)
         wave = rng.uniform(0, 0.15) * np.sin(rng.uniform(0, 0.9) * down + rng.uniform(0, 0.9) * across)
-        here[:] = colour * (1 + wave[y : y + h + 20, x : x + w + 20])
+        image[:, *plate] = colour * (1 + wave[plate])
     return torch.from_numpy(image.clip(0.01, 0.97)).float()
 
 
-def expose(seed, camera=CAMERA):
-    light = 0.8 * unprocess(scene(seed), camera)
+def recorded(light, camera, seed):
     mosaic = record(light, camera, DRONE_NOISE, rng=np.random.default_rng(seed))
     return RawFrame(mosaic[0].numpy(), camera)
+
+
+def expose(seed):
+    return recorded(0.8 * unprocess(scene(seed), CAMERA), CAMERA, seed)
 
 
 def hidden_camera():
@@ -133,11 +136,8 @@ def test_another_photo_is_refused(pair, seed):
 def test_another_photo_of_a_place_that_repeats_is_refused():
     # Shifted by some blocks, one town looks much like another.
     town = SyntheticDrone(1, seed=100, size=64)
-    frames = []
-    for number in (0, 1):
-        light, _ = town.scene(number, 0, 0, 6, 8)
-        mosaic = record(light, DRONE, DRONE_NOISE, rng=np.random.default_rng(number))
-        frames.append(RawFrame(mosaic[0].numpy(), DRONE))
+    lights = [town.scene(number, 0, 0, 6, 8)[0] for number in (0, 1)]
+    frames = [recorded(light, DRONE, seed) for seed, light in enumerate(lights)]
     pictures = [shoot(StaticISP(DRONE), frame) for frame in frames]
     assert align(frames[0], pictures[0]).shift == (0, 0)
     for frame, picture in zip(frames, pictures[::-1], strict=True):
@@ -206,17 +206,12 @@ def test_pairs_share_a_camera_and_may_differ_in_layout_and_balance(pair):
     with pytest.raises(ValueError, match="no pairs"):
         learn_pipeline([])
     # The same exposure, cut by a column: another layout; and as if shot with less gain for red.
-    cut = RawFrame(
-        np.ascontiguousarray(frame.mosaic[:, 1:-1]),
-        replace(CAMERA, cfa=CAMERA.cfa.shifted(0, 1), black_level=(0.0626, 0.0625) * 2),
-    )
-    blocks = align(cut, picture[:, 1:-1]).blocks(np.arange(8), CAMERA)
-    balanced = LearnedISP(CAMERA, "bilinear")
-    image = balanced(blocks.raw)[..., 12:-12, 12:-12]
-    truth = LearnedISP(CAMERA)(frame.tensor())
-    y, x = align(cut, picture[:, 1:-1]).corners[0]
-    start = cut.camera.cfa.shift_to(CAMERA.cfa)
-    y, x = y + start[0], x + start[1] + 1
+    other = replace(CAMERA, cfa=CAMERA.cfa.shifted(0, 1), black_level=(0.0626, 0.0625) * 2)
+    aligned = align(RawFrame(np.ascontiguousarray(frame.mosaic[:, 1:-1]), other), picture[:, 1:-1])
+    isp = LearnedISP(CAMERA, "bilinear")
+    image = isp(aligned.blocks(np.arange(8), CAMERA).raw)[..., 12:-12, 12:-12]
+    truth = isp(frame.tensor())
+    y, x = aligned.corners[0] + np.add(other.cfa.shift_to(CAMERA.cfa), (0, 1))
     torch.testing.assert_close(image[0], truth[0, :, y : y + 64, x : x + 64], rtol=0, atol=1e-3)
 
 
@@ -234,10 +229,8 @@ def test_gradients_are_right(method):
     isp = LearnedISP(DRONE, method).double()
     generator = torch.Generator().manual_seed(1)
     names = [name for name, _ in isp.named_parameters()]
-    values = [
-        (v + 0.01 * torch.rand(v.shape, generator=generator)).detach().requires_grad_()
-        for v in isp.parameters()
-    ]
+    moved = (v + 0.01 * torch.rand(v.shape, generator=generator) for v in isp.parameters())
+    values = [v.detach().requires_grad_() for v in moved]
     raw = (0.2 + 0.05 * torch.rand(1, 1, 8, 8, generator=generator)).double().requires_grad_()
 
     def develop(raw, *values):
@@ -303,9 +296,8 @@ def test_the_command_writes_a_pipeline_and_says_how_good_it_is(pair, tmp_path):
     result = run(tmp_path / "a.jpg", raw, "-o", folder)
     assert result.exit_code == 0, result.output
     assert "learned: " in result.output
-    assert {p.name for p in folder.iterdir()} == {
-        *("isp.json", "weights.safetensors", "report.txt", "scores.csv", "learned.png")
-    }
+    written = {"isp.json", "weights.safetensors", "report.txt", "scores.csv", "learned.png"}
+    assert {p.name for p in folder.iterdir()} == written
     assert isinstance(load_isp(folder), LearnedISP)
     assert "--force" in run(raw, tmp_path / "a.jpg", "-o", folder).output
     assert "no pairs" in run(raw, "-o", tmp_path / "x").output

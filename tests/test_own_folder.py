@@ -67,22 +67,27 @@ def table(photos, label, head="file,label", group=None, separator=",", encoding=
     return "labels.csv"
 
 
-def test_hidden_folders_are_no_classes_and_linked_ones_are_followed_once(photos, tmp_path):
+def cut_short(*paths):
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:900])
+
+
+def open_photos(**options):
+    return open_data(Options(**SMALL, root="photos", **options), progress=False)
+
+
+def test_hidden_folders_are_no_classes_linked_ones_are_followed_once_empty_ones_are_told(photos, tmp_path):
     (photos / ".thumbnails").mkdir()
     shutil.copy(photos / "a/a0.dng", photos / ".thumbnails/x.dng")
     shutil.move(photos / "b", tmp_path / "elsewhere")
     (photos / "b").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/back").symlink_to(photos.resolve())
-    data = RawFolder(photos)
-    assert data.classes == ("a", "b")
-    assert np.bincount(data.labels).tolist() == [4, 4]
-
-
-def test_a_class_folder_without_raw_files_is_told(photos):
     (photos / "c").mkdir()
     (photos / "c/x.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.warns(UserWarning, match="no raw files in c"):
-        assert RawFolder(photos).classes == ("a", "b")
+        data = RawFolder(photos)
+    assert data.classes == ("a", "b")
+    assert np.bincount(data.labels).tolist() == [4, 4]
 
 
 @pytest.mark.parametrize("word", ["NA", "None", "null", "nan", "N/A"])
@@ -134,9 +139,8 @@ def test_class_names_that_are_numbers_come_in_their_order(photos):
     labels = table(photos, lambda i, n: (9, 10, 100, 2)[i % 4])
     assert RawFolder(photos, labels).classes == ("2", "9", "10", "100")
     with pytest.raises(DatasetError, match="--task classification or regression"):
-        open_data(Options(**SMALL, root="photos", labels=labels), progress=False)
-    data = open_data(Options(**SMALL, root="photos", labels=labels, task="regression"), False)
-    assert data.truth[:4].tolist() == [9, 10, 100, 2]
+        open_photos(labels=labels)
+    assert open_photos(labels=labels, task="regression").truth[:4].tolist() == [9, 10, 100, 2]
 
 
 @pytest.mark.parametrize("name", ["{}.PNG", "{}_mask.png", "{}-Mask.tif", "{}.tiff"])
@@ -185,11 +189,9 @@ def test_own_colours_are_what_each_files_own_pipeline_gives(photos):
 
 
 def test_broken_files_are_left_out_if_asked_and_counted_in_the_record(photos):
-    for name in ("a/a0.dng", "b/b3.dng"):
-        path = photos / name
-        path.write_bytes(path.read_bytes()[:900])
+    cut_short(photos / "a/a0.dng", photos / "b/b3.dng")
     with pytest.raises(RawFileError, match=r"a0\.dng"):
-        open_data(Options(**SMALL, root="photos"), progress=False)
+        open_photos()
     lines = []
     outcome = experiment(Options(**SMALL, root="photos", skip_broken=True), say=lines.append, progress=False)
     assert any(line.startswith("2 left out as broken: ") and "b3.dng" in line for line in lines)
@@ -234,8 +236,7 @@ def test_a_table_keeps_its_digits_whatever_numpy_prints_with(tmp_path):
 
 def test_steps_of_a_regression_do_not_depend_on_its_unit(photos):
     def weights(unit):
-        labels = table(photos, lambda i, n: repr((i + 0.5) * unit))
-        data = open_data(Options(**SMALL, root="photos", labels=labels), progress=False)
+        data = open_photos(labels=table(photos, lambda i, n: repr((i + 0.5) * unit)))
         mean, std = target_statistics(data.truth)
         make = partial(make_regressor, "SmallResNet", target_mean=mean, target_std=std)
         isp = StaticISP.from_code("bi,s,ga", data.camera)
@@ -248,30 +249,18 @@ def test_steps_of_a_regression_do_not_depend_on_its_unit(photos):
     torch.testing.assert_close(one, large, atol=1e-4, rtol=0)
 
 
-def test_a_loss_that_is_not_a_number_ends_the_training(photos):
-    data = RawFolder(photos)
-    with pytest.raises(ValueError, match="not a number: the training ran away"):
-        fit(
-            lambda: make_classifier("SmallResNet", 2),
-            data,
-            processor=StaticISP(data.camera),
-            lr=float("1e30"),
-            epochs=4,
-            batch_size=4,
-            progress=False,
-        )
-
-
-def test_a_model_of_too_few_classes_is_refused_as_documented():
-    data = SyntheticMicroscopy(20, seed=0, size=32)
-    with pytest.raises(ValueError, match="2 classes apart, and there is a label"):
-        fit(lambda: make_classifier("SmallResNet", 2), data, processor=StaticISP(data.camera),
-            epochs=1, progress=False)  # fmt: skip
+def test_trainings_that_run_away_or_lack_classes_end(photos):
+    for data, lr, match in (
+        (RawFolder(photos), float("1e30"), "not a number: the training ran away"),
+        (SyntheticMicroscopy(20, seed=0, size=32), 1e-3, "2 classes apart, and there is a label"),
+    ):
+        model, isp = partial(make_classifier, "SmallResNet", 2), StaticISP(data.camera)
+        with pytest.raises(ValueError, match=match):
+            fit(model, data, processor=isp, lr=lr, epochs=4, batch_size=4, progress=False)
 
 
 def test_errors_come_back_from_a_loaders_worker_as_they_are(photos):
-    path = photos / "b/b3.dng"
-    path.write_bytes(path.read_bytes()[:900])
+    cut_short(photos / "b/b3.dng")
     data = RawFolder(photos)
     with pytest.raises(RawFileError) as direct:
         data[7]
@@ -281,15 +270,18 @@ def test_errors_come_back_from_a_loaders_worker_as_they_are(photos):
     assert isinstance(far.value, R2LError)
 
 
-def test_too_few_classes_or_images_are_told_in_our_own_words(photos):
-    one = Frames(torch.rand(6, 1, 8, 8), torch.zeros(6).long(), np.arange(6), DRONE, classes=("a",))
+def test_too_few_classes_or_images_are_told_in_our_own_words():
+    def folds(labels, classes, **options):
+        frames = Frames(
+            torch.rand(len(labels), 1, 8, 8), labels, np.arange(len(labels)), DRONE, classes=classes
+        )
+        return make_folds(frames, Options(**SMALL, root="x", **options))
+
     with pytest.raises(ValueError, match="all 6 images are of one class, a"):
-        make_folds(one, Options(**SMALL, root="x"))
-    each = Frames(torch.rand(6, 1, 8, 8), torch.arange(6), np.arange(6), DRONE, classes=[*"abcdef"])
+        folds(torch.zeros(6).long(), ("a",))
     with pytest.raises(ValueError, match="each of the 6 images has a class of its own"):
-        make_folds(each, Options(**SMALL, root="x"))
-    two = Frames(torch.rand(16, 1, 8, 8), torch.arange(16) % 2, np.arange(16), DRONE, classes="ab")
-    (fold,) = make_folds(two, Options(**SMALL, root="x", train_size=0.9))
+        folds(torch.arange(6), [*"abcdef"])
+    (fold,) = folds(torch.arange(16) % 2, "ab", train_size=0.9)
     assert len(fold.test) in (1, 2)
     assert sorted([*fold.train, *fold.test]) == list(range(16))
 
@@ -306,9 +298,7 @@ def test_home_and_file_addresses_mean_what_they_mean_elsewhere(photos, tmp_path,
 
 
 def test_verify_tells_all_that_is_wrong_in_one_go(photos):
-    for name in ("a/a0.dng", "b/b1.dng"):
-        path = photos / name
-        path.write_bytes(path.read_bytes()[:900])
+    cut_short(photos / "a/a0.dng", photos / "b/b1.dng")
     write_dng(photos / "b/b8.dng", np.full((24, 32), 0.3), replace(DRONE, name="other"))
     shutil.copy(photos / "a/a1.dng", photos / "b/copy.dng")
     shutil.copy(photos / "a/a1.dng", photos / "outside.dng")
@@ -358,12 +348,9 @@ def test_a_sweeps_runs_are_known_by_labels_pixels_and_camera(photos, sweep):
     os.utime(photos / "a/a0.dng", (1, 1))
     assert hashes() == first, "another time, the same content"
     seen = {tuple(first)}
-    table(photos, lambda i, n: "xyz"[i % 3])
-    seen.add(tuple(hashes()))
-    table(photos, lambda i, n: f"{i}.5")
-    seen.add(tuple(hashes()))
-    table(photos, lambda i, n: f"{i}.25")
-    seen.add(tuple(hashes()))
+    for label in (lambda i, n: "xyz"[i % 3], lambda i, n: f"{i}.5", lambda i, n: f"{i}.25"):
+        table(photos, label)
+        seen.add(tuple(hashes()))
     write_dng(photos / "a/a0.dng", np.full((32, 32), 0.4), DRONE)
     seen.add(tuple(hashes()))
     assert len(seen) == 5
