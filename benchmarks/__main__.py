@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,49 +66,38 @@ def bench(
         # Read when the libraries are first imported, which is below.
         os.environ["OMP_NUM_THREADS"] = str(threads)
     with told():
-        _bench(quick, only, rounds, threads, json, markdown, readme)
+        run = _prepared(threads)
+        from benchmarks.report import check_markers, write_between_markers
+        from r2l.files import atomic_path
+
+        if readme:
+            check_markers(readme)  # before the long work
+        report = run(quick, only, rounds)
+        is_printed = markdown == Path("-")
+        print(report.markdown() if is_printed else report.text(), end="")
+        for path, content in ((json, report.to_json()), (markdown, report.markdown())):
+            if path and path != Path("-"):
+                with atomic_path(path) as partial:
+                    partial.write_text(content, "utf-8")
+        if readme:
+            write_between_markers(readme, report.markdown(folded=True))
 
 
-def _bench(
-    quick: bool,
-    only: str,
-    rounds: int | None,
-    threads: int | None,
-    json: Path | None,
-    markdown: Path | None,
-    readme: Path | None,
-) -> None:
+def _prepared(threads: int | None) -> Callable[..., Any]:
+    """Return what runs the benchmark, once the peers are seen to be installed and their threads set."""
     import torch
 
     try:
         import cv2
 
-        from benchmarks.report import check_markers, write_between_markers
         from benchmarks.run import run
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{error.name} is missing; the peers of the benchmark come with: pip install -e '.[bench]'"
-        ) from error
-    from r2l.files import atomic_path
-
-    if readme:
-        check_markers(readme)  # before the long work
+        peers = "the peers of the benchmark come with: pip install -e '.[bench]'"
+        raise ValueError(f"{error.name} is missing; {peers}") from error
     if threads:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
-    report = run(quick, only, rounds)
-    if markdown == Path("-"):
-        print(report.markdown(), end="")
-    else:
-        print(report.text(), end="")
-    written = [(json, report.to_json())]
-    written.append((None if markdown == Path("-") else markdown, report.markdown()))
-    for path, content in written:
-        if path:
-            with atomic_path(path) as partial:
-                partial.write_text(content, "utf-8")
-    if readme:
-        write_between_markers(readme, report.markdown(folded=True))
+    return run
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks.evaluation import MatrixWorkload, matrix_contenders
 from benchmarks.libraries import colour_demosaicing_call, kornia_call, libraw_call, opencv_call, recipe_call
 from benchmarks.published import PublishedParametrizedISP
 from benchmarks.scan import ScanWorkload, scan_contenders
-from benchmarks.timing import Contender, SkippedError, cuda_clock, wall_clock
+from benchmarks.timing import Contender, SkippedError
 from benchmarks.workload import Workload
 from r2l.isp import PIPELINES, StaticISP, develop_all
 from r2l.isp.parametrized import ParametrizedISP
@@ -79,13 +79,11 @@ def _graphed(setup: Callable[[], Call]) -> Call:
 def _copy(work: Workload, floats: int) -> Contender:
     pixels = 2 * 4 * floats / BYTES_A_PIXEL  # Each number is read and written.
     amount = work.amount * pixels / work.pixels
-    clock = wall_clock if work.device == "cpu" else cuda_clock
-    return Contender(work.name, COPY, amount, partial(copy_call, work.device, floats), clock=clock)
+    return work.contender(COPY, partial(copy_call, work.device, floats), amount=amount)
 
 
 def _r2l(work: Workload, compile_too: bool) -> list[Contender]:
     """Return r2l's own lines, on the device of the workload."""
-    clock = wall_clock if work.device == "cpu" else cuda_clock
     lines: list[tuple[str, Callable[[], Call], dict[str, str]]] = []
 
     def static(code: str, wrap: Callable[[nn.Module], nn.Module]) -> Call:
@@ -115,13 +113,14 @@ def _r2l(work: Workload, compile_too: bool) -> list[Contender]:
     if not work.lengthy:
         peers = {"x recipe": "recipe, twelve views", f"x {DEAREST}": f"r2l {DEAREST}"}
         lines.append(("r2l develop_all, twelve views", partial(_develop_all_call, work), peers))
-    found = []
-    for name, setup, peers in lines:
-        if name.startswith("r2l compiled"):
-            setup = partial(_compiling, setup)
-        peers = peers | {"share of copy": COPY}
-        found.append(Contender(work.name, name, work.amount, setup, peers, clock=clock))
-    return found
+    return [
+        work.contender(
+            name,
+            partial(_compiling, setup) if name.startswith("r2l compiled") else setup,
+            {**peers, "share of copy": COPY},
+        )
+        for name, setup, peers in lines
+    ]
 
 
 def _develop_all_call(work: Workload) -> Call:
@@ -134,7 +133,6 @@ def _develop_all_call(work: Workload) -> Call:
 
 def _published(work: Workload) -> list[Contender]:
     """Return the published parametrized pipeline."""
-    clock = wall_clock if work.device == "cpu" else cuda_clock
 
     def forward() -> Call:
         return forward_call(PublishedParametrizedISP(work.camera).to(work.device), work.raw)
@@ -144,10 +142,7 @@ def _published(work: Workload) -> list[Contender]:
         return gradient_call(isp, work.raw, work.gradient)
 
     modes = [("forward", forward)] + ([] if work.lengthy else [("forward + backward", gradient)])
-    return [
-        Contender(work.name, f"published parametrized, {mode}", work.amount, setup, clock=clock)
-        for mode, setup in modes
-    ]
+    return [work.contender(f"published parametrized, {mode}", setup) for mode, setup in modes]
 
 
 def _libraries(work: Workload) -> list[Contender]:
@@ -164,13 +159,11 @@ def _libraries(work: Workload) -> list[Contender]:
             lines.append((f"LibRaw {name}", partial(libraw_call, work, name)))
             title = f"LibRaw {name}, opening the file included"
             lines.append((title, partial(libraw_call, work, name, opening=True)))
-    return [_kornia(work), *(Contender(work.name, n, work.amount, setup) for n, setup in lines)]
+    return [_kornia(work), *(work.contender(*line) for line in lines)]
 
 
 def _kornia(work: Workload) -> Contender:
-    clock = wall_clock if work.device == "cpu" else cuda_clock
-    name = "kornia raw_to_rgb, demosaic alone"
-    return Contender(work.name, name, work.amount, partial(kornia_call, work), clock=clock)
+    return work.contender("kornia raw_to_rgb, demosaic alone", partial(kornia_call, work))
 
 
 def contenders(work: Workload, quick: bool = False) -> list[Contender]:

@@ -6,20 +6,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from benchmarks.timing import Contender
-from benchmarks.workload import Workload
+from benchmarks.workload import CLASSES, Workload
 from r2l.datasets import Frames, develop_views
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
 
 READY, STATIC = "images that are ready", "bi,s,ga"
 BARE = "a bare loop of torch, images that are ready"
-_CLASSES = 9
 
 
 class EpochWorkload(Workload):
@@ -48,23 +46,8 @@ class EpochWorkload(Workload):
         where = "" if device == "cpu" else "GPU, "
         name = f"{where}epoch of {network}, {count} x {side} x {side}, batches of {batch_size}"
         name += "" if precision == "32-true" else f", {precision}"
-        super().__init__(name, count, side, side, rounds, lengthy=True, device=device)
+        super().__init__(name, count, side, side, rounds, True, device, "images/s", count)
         self.batch_size, self.network, self.precision = batch_size, network, precision
-
-    @property
-    def unit(self) -> str:
-        """What speed counts."""
-        return "images/s"
-
-    @property
-    def amount(self) -> float:
-        """How many images an epoch has."""
-        return self.shape[0]
-
-    def frames(self) -> Frames:
-        """Return the frames as a data set."""
-        numbers = np.arange(len(self.raw))
-        return Frames(self.raw.cpu(), torch.from_numpy(numbers % _CLASSES), numbers, self.camera)
 
 
 def ready_images(frames: Frames) -> Frames:
@@ -95,7 +78,7 @@ def _train(work: EpochWorkload, data: Frames, processor: nn.Module | None = None
     """Train for an epoch and return its seconds."""
     watch = _Stopwatch()
     fit(
-        partial(make_classifier, work.network, _CLASSES),
+        partial(make_classifier, work.network, CLASSES),
         data,
         processor=processor,
         epochs=1,
@@ -110,7 +93,7 @@ def _train(work: EpochWorkload, data: Frames, processor: nn.Module | None = None
 
 def _train_bare(work: EpochWorkload, data: Frames) -> float:
     """Do the same by the least that trains, and return its seconds."""
-    model = make_classifier(work.network, _CLASSES)
+    model = make_classifier(work.network, CLASSES)
     model = model.to(work.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
     reduced = work.precision == "bf16-mixed"
@@ -155,22 +138,16 @@ def epoch_contenders(work: EpochWorkload) -> list[Contender]:
     def parametrized() -> Callable[[], float]:
         return partial(_train, work, work.frames(), ParametrizedISP(work.camera))
 
-    lines = (
-        (READY, ready),
-        (BARE, bare),
-        (f"r2l {STATIC}, developed once, that included", static),
-        ("r2l parametrized, trained too", parametrized),
-    )
+    lines = {
+        READY: ready,
+        BARE: bare,
+        f"r2l {STATIC}, developed once, that included": static,
+        "r2l parametrized, trained too": parametrized,
+    }
+    against = {"x images ready": READY}
     return [
-        Contender(
-            work.name,
-            name,
-            work.amount,
-            setup,
-            {} if name == READY else {"x images ready": READY},
-            clock=own_clock,
-        )
-        for name, setup in lines
+        Contender(work.name, name, work.amount, setup, {} if name == READY else against, own_clock)
+        for name, setup in lines.items()
     ]
 
 

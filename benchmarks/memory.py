@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from benchmarks.calls import DEAREST, forward_call, gradient_call
@@ -96,11 +95,6 @@ def peaks(height: int, width: int, names: tuple[str, ...] = NAMES) -> Iterator[d
         taken = int(done.stdout.split()[-1])
         multiple = taken / (3 * 4 * height * width)
         yield {"contender": name, "MiB": taken / 2**20, "x float32 picture": multiple}
-
-
-def as_frame(rows: list[dict[str, object]]) -> pd.DataFrame:
-    """Tabulate what `peaks` yielded."""
-    return pd.DataFrame(rows, columns=["contender", "MiB", "x float32 picture"])
 
 
 if __name__ == "__main__":

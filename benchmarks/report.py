@@ -18,17 +18,7 @@ from benchmarks.calls import BYTES_A_PIXEL, COPY
 from r2l.files import atomic_path
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-_PACKAGES = (
-    "r2l",
-    "torch",
-    "numpy",
-    "scipy",
-    "scikit-image",
-    "colour-demosaicing",
-    "kornia",
-    "opencv-python-headless",
-    "rawpy",
-)
+_LIBRARIES = ("scipy", "scikit-image", "colour-demosaicing", "kornia", "opencv-python-headless", "rawpy")
 _SHARE = "share of copy"
 _LEGEND = (
     "MP/s: megapixels of raw data a second, median over the rounds, with quartiles. Ratios: times as "
@@ -49,7 +39,7 @@ class Report:
         environment: date, machine and versions.
         speeds: as `benchmarks.timing.summarise` returns it.
         units: of speed, by group.
-        memory: as `benchmarks.memory.as_frame` returns it, or None.
+        memory: what `benchmarks.memory.peaks` yielded, or None.
         memory_title: heads it.
         notes: who was left out, and why.
         seconds: of one call, round by round: (group, contender) to times.
@@ -171,7 +161,7 @@ def environment() -> dict[str, str]:
         found["load before"] = f"{os.getloadavg()[0]:.1f}"
     if torch.cuda.is_available():
         found["GPU"] = torch.cuda.get_device_name()
-    for package in _PACKAGES:
+    for package in ("r2l", "torch", "numpy", *_LIBRARIES):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -11,7 +12,7 @@ from benchmarks.calls import DEAREST
 from benchmarks.contenders import contenders
 from benchmarks.epochs import epoch_workloads
 from benchmarks.evaluation import matrix_workloads
-from benchmarks.memory import NAMES, as_frame, peaks
+from benchmarks.memory import NAMES, peaks
 from benchmarks.report import Report, environment
 from benchmarks.scan import scan_workloads
 from benchmarks.timing import Contender, SkippedError, interleave, summarise
@@ -53,9 +54,8 @@ def run(
     names = (f"r2l {DEAREST}",) if quick else NAMES
     remembered = tuple(name for name in names if wanted.search(f"{title} / {name}"))
     if not groups and not remembered:
-        raise ValueError(
-            f"--only {only!r} fits no contender; they are named like 'frame of 2 MP / r2l bi,s,ga'"
-        )
+        named = "they are named like 'frame of 2 MP / r2l bi,s,ga'"
+        raise ValueError(f"--only {only!r} fits no contender; {named}")
 
     notes: list[str] = []
     if not torch.cuda.is_available():
@@ -73,7 +73,7 @@ def run(
         machine,
         summarise(everyone, seconds),
         {work.name: work.unit for work in works},
-        as_frame(rows),
+        pd.DataFrame(rows, columns=["contender", "MiB", "x float32 picture"]),
         f"{title[0].upper()}{title[1:]}",
         notes,
         seconds,

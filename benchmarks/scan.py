@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 
-from benchmarks.timing import Contender, cuda_clock, wall_clock
-from benchmarks.workload import Workload
-from r2l.drift.forensics import Frames, Prober, scan, task_model
+from benchmarks.timing import Contender
+from benchmarks.workload import CLASSES, Workload
+from r2l.drift.forensics import Prober, scan, task_model
 from r2l.training import make_classifier, seeded
 
 ALONE = "ResNet18 alone"
-_CLASSES = 9
 
 
 class ScanWorkload(Workload):
@@ -22,30 +20,14 @@ class ScanWorkload(Workload):
 
     def __init__(self, count: int, side: int, points: int) -> None:
         name = f"scan of {points} points, ResNet18, {count} x {side} x {side}"
-        super().__init__(name, count, side, side, rounds=1, lengthy=True)
+        super().__init__(name, count, side, side, 1, True, unit="images/s", amount=count * points)
         self.points = points
-
-    @property
-    def unit(self) -> str:
-        """What speed counts."""
-        return "images/s"
-
-    @property
-    def amount(self) -> float:
-        """How many images the model is asked about."""
-        return self.shape[0] * self.points
-
-    def frames(self) -> Frames:
-        """Return the frames, with labels that mean nothing, in groups of five."""
-        count = self.shape[0]
-        truth = torch.arange(count) % _CLASSES
-        return Frames(self.raw, truth, np.arange(count) // 5, self.camera)
 
 
 def scan_contenders(work: ScanWorkload) -> list[Contender]:
     """Return a scan of the exposure from nothing to its table, and one pass of inference alone."""
     with seeded(0):
-        model = make_classifier("ResNet18", _CLASSES)
+        model = make_classifier("ResNet18", CLASSES)
 
     def whole() -> Callable[[], object]:
         return lambda: scan(Prober(model, work.frames()), "exposure", work.points)
@@ -54,11 +36,9 @@ def scan_contenders(work: ScanWorkload) -> list[Contender]:
         images = work.raw.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         return partial(_infer, task_model(model), images, list(work.frames().steps()))
 
-    clock = wall_clock if work.device == "cpu" else cuda_clock
-    against = {f"x {ALONE}": ALONE}
     return [
-        Contender(work.name, "r2l scan of exposure", work.amount, whole, against, clock=clock),
-        Contender(work.name, ALONE, work.shape[0], alone, clock=clock),
+        work.contender("r2l scan of exposure", whole, {f"x {ALONE}": ALONE}),
+        work.contender(ALONE, alone, amount=work.shape[0]),
     ]
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.timing import Contender, cuda_clock, wall_clock
 from r2l.camera import DRONE, Camera
+from r2l.datasets import Frames
 from r2l.rawfile import write_dng
 from r2l.rawfile.dng_tags import FULL_SCALE
+
+#: Classes of the labels that mean nothing.
+CLASSES = 9
 
 
 class Workload:
@@ -25,6 +32,8 @@ class Workload:
         rounds: how often each contender has its turn; 0 for what the run says.
         lengthy: whether contenders that take minutes or gigabytes on it are left out.
         device: where the tensor lies.
+        unit: what speed counts: by default megapixels of raw data, on a GPU images, a second.
+        amount: how much of it there is.
     """
 
     camera: Camera = DRONE
@@ -38,25 +47,31 @@ class Workload:
         rounds: int = 0,
         lengthy: bool = False,
         device: str = "cpu",
+        unit: str = "",
+        amount: float = 0,
     ) -> None:
         self.name, self.rounds, self.lengthy, self.device = name, rounds, lengthy, device
         self.shape = (batch, 1, height, width)
+        self.pixels = batch * height * width
+        self.unit = unit or ("MP/s" if device == "cpu" else "images/s")
+        self.amount = amount or (self.pixels / 1e6 if device == "cpu" else batch)
         self._folder: tempfile.TemporaryDirectory | None = None
 
-    @property
-    def pixels(self) -> int:
-        """How many there are in all frames."""
-        return int(np.prod(self.shape))
+    def contender(
+        self,
+        name: str,
+        setup: Callable[[], Callable[[], object]],
+        against: Mapping[str, str] = MappingProxyType({}),
+        amount: float = 0,
+    ) -> Contender:
+        """Return one that works on this, timed by the clock of the device."""
+        clock = wall_clock if self.device == "cpu" else cuda_clock
+        return Contender(self.name, name, amount or self.amount, setup, against, clock)
 
-    @property
-    def unit(self) -> str:
-        """What speed counts: megapixels of raw data, on a GPU images, a second."""
-        return "MP/s" if self.device == "cpu" else "images/s"
-
-    @property
-    def amount(self) -> float:
-        """How much of it that is."""
-        return self.pixels / 1e6 if self.device == "cpu" else self.shape[0]
+    def frames(self) -> Frames:
+        """Return the frames as a data set, with labels that mean nothing, in groups of five."""
+        numbers = np.arange(len(self.raw))
+        return Frames(self.raw.cpu(), torch.from_numpy(numbers % CLASSES), numbers // 5, self.camera)
 
     @cached_property
     def raw(self) -> Tensor:
