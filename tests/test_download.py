@@ -21,8 +21,7 @@ from r2l.cli import app
 from r2l.datasets import RawDrone, RawMicroscopy
 from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.archive import ArchiveError, place_of
-from r2l.datasets.fetch.b2 import _FOLDERS, get_b2_bucket, sync
-from r2l.datasets.fetch.download import fetch
+from r2l.datasets.fetch.download import _B2_FOLDERS, fetch, get_b2_bucket, sync
 from r2l.datasets.fetch.transfer import DownloadError, RemoteFile, files_of
 from r2l.datasets.layout import MANIFEST, Manifest
 from tests.fixtures_data import (
@@ -548,12 +547,12 @@ def bucket(monkeypatch, published):
     monkeypatch.setenv("B2_APPLICATION_KEY", key)
     api.authorize_account(key_id, key)
     made = api.create_bucket("perturbed-minds", "allPrivate")
-    images, labels = _FOLDERS["microscopy"]
+    images, labels = _B2_FOLDERS["microscopy"]
     made.upload_bytes(published[ARCHIVE], f"{images}/raw.zip")
     made.upload_bytes(b"", f"{images}/.bzEmpty")
     made.upload_bytes(published["Ma190c_annotations.dat"], f"{labels}/Ma190c_annotations.dat")
     made.upload_bytes(b"", f"{labels}/.bzEmpty")
-    monkeypatch.setattr("r2l.datasets.fetch.b2.B2Api", lambda _: api)
+    monkeypatch.setattr("b2sdk.v3.B2Api", lambda _: api)
     return made
 
 
@@ -600,12 +599,12 @@ def test_b2_file_that_does_not_come(bucket, tmp_path):
 
 
 def test_b2_onto_a_full_disk(bucket, small_disk, monkeypatch):
-    images = next(iter(_FOLDERS["microscopy"]))
+    images = next(iter(_B2_FOLDERS["microscopy"]))
     bucket.upload_bytes(os.urandom(600_000), f"{images}/large.zip")
     (small_disk / "mine.txt").write_text("my notes")
     with pytest.raises(DownloadError, match="GB are free"):
         fetch("microscopy", small_disk, source="b2", progress=False)
-    monkeypatch.setattr("r2l.datasets.fetch.b2.check_room", lambda *_: None)
+    monkeypatch.setattr("r2l.datasets.fetch.transfer.check_room", lambda *_: None)
     with pytest.raises(DownloadError, match="no room on the disk") as caught:
         fetch("microscopy", small_disk, source="b2", progress=False)
     assert len(str(caught.value).splitlines()) == 2
@@ -615,14 +614,14 @@ def test_b2_onto_a_full_disk(bucket, small_disk, monkeypatch):
 
 
 def test_b2_file_that_would_leave_its_folder(bucket, tmp_path):
-    bucket.upload_bytes(b"x", f"{next(iter(_FOLDERS['microscopy']))}/a/../../escape.txt")
+    bucket.upload_bytes(b"x", f"{next(iter(_B2_FOLDERS['microscopy']))}/a/../../escape.txt")
     with pytest.raises(DownloadError, match="outside of"):
         sync("microscopy", tmp_path, bucket, progress=False)
 
 
 def test_b2_file_that_arrives_damaged(bucket, tmp_path):
     """The simulator sends other bytes than its SHA-1 says."""
-    images = next(iter(_FOLDERS["microscopy"]))
+    images = next(iter(_B2_FOLDERS["microscopy"]))
     made = bucket.upload_bytes(b"content" * 100, f"{images}/other.zip")
     stored = bucket.api.session.raw_api.file_id_to_bucket_id
     simulated = bucket.api.session.raw_api.bucket_id_to_bucket[stored[made.id_]]

@@ -142,12 +142,7 @@ class Frames(Dataset):
     ) -> Frames:
         """Read frames of a data set, all or those of ``indices``. Memory: 4 bytes a pixel, 5 with masks.
 
-        Args:
-            dataset: frames of one size; see `RawDataset`.
-            indices: which.
-            memory_limit: bytes of frames above which they go to a memory-mapped temporary file.
-            folder: of that file; the system's folder for temporary files by default.
-            progress: whether to show a bar.
+        Above ``memory_limit`` bytes they go to a memory-mapped temporary file, in ``folder`` or the system's.
 
         Raises:
             ValueError: no frames, or frames of several sizes.

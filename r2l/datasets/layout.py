@@ -90,16 +90,11 @@ CAR_SHARE = 0.01
 BAD_STEM = "Ma190c_lame3_zone13_composite_Mcropped_2"
 LABEL_FILE = "Ma190c_annotations.dat"
 IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".npy", ".dng"})
-# Long names of the options behind a pipeline's code, as folder names may spell them.
-_CODE_OF = {
-    "bilinear": "bi",
-    "malvar2004": "ma",
-    "menon2007": "me",
-    "sharpening_filter": "s",
-    "unsharp_masking": "u",
-    "gaussian_denoising": "ga",
-    "median_denoising": "me",
-}
+# A pipeline in a folder's name, in the codes of its stages or their long names.
+_PIPELINE = re.compile(
+    r"(?<![a-z])(bi|ma|me)(?:linear|lvar2004|non2007)?[^a-z]+([su])(?:harpening_filter|nsharp_masking)?"
+    r"[^a-z]+(me|ga)(?:dian_denoising|ussian_denoising)?(?![a-z])"
+)
 
 
 class DatasetNotFoundError(R2LError, FileNotFoundError):
@@ -207,10 +202,7 @@ def pipeline_code(folder_name: str) -> str | None:
     >>> pipeline_code("menon2007-unsharp_masking-median_denoising")
     'me,u,me'
     """
-    name = folder_name.lower()
-    for long, code in _CODE_OF.items():
-        name = name.replace(long, code)
-    match = re.search(r"(?<![a-z])(bi|ma|me)[^a-z]+([su])[^a-z]+(me|ga)(?![a-z])", name)
+    match = _PIPELINE.search(folder_name.lower())
     return ",".join(match.groups()) if match else None
 
 

@@ -136,13 +136,6 @@ class RawDrone(PublishedDataset):
                 raise layout.DatasetError(path, reason, self.remedy)
             yield _cut(mask).mean(axis=(1, 2)).reshape(height // _TILE, width // _TILE)
 
-    def _frames(self) -> np.ndarray:
-        if self._cuts:
-            return self._cut_all("tiles", [*self.files, *self._masks], self._read_photo)
-        frames = self._decoded(self.files)
-        self._check_size(0, self._whole_masks()[0], frames[0])
-        return frames
-
     def _whole_masks(self) -> np.ndarray:
         rows = partial(decode_all, self._masks, read_mask, self.remedy)
         return self._array(f"masks_{self._masks[0].parent.name}", self._masks, rows)
@@ -178,8 +171,13 @@ class RawDrone(PublishedDataset):
         Raises:
             DatasetError: some image of the set is damaged; all are decoded together, once.
         """
-        row = self.rows[index] if self._cuts else self._chosen[self.rows[index]]
-        item = self._item(self._frames()[row])
+        if self._cuts:
+            row = self.rows[index]
+            frames = self._cut_all("tiles", [*self.files, *self._masks], self._read_photo)
+        else:
+            row, frames = self._chosen[self.rows[index]], self._decoded(self.files)
+            self._check_size(0, self._whole_masks()[0], frames[0])
+        item = self._item(frames[row])
         if self.task == "classification":
             return {**item, "label": int(self.labels[index])}
         if self._cuts:

@@ -75,7 +75,8 @@ def published_resampling(
     """Cut as the published study did: 80/20 at random, ``n_splits`` times over. For comparison only.
 
     The drawings overlap, know nothing of groups and keep no test set aside, so scores on them are
-    too good. The study stratified by class for classification and did not for segmentation.
+    too good. The study stratified by class for classification and did not for segmentation. Arguments
+    as of `group_folds`; ``train_share`` is that of the training images.
 
     Raises:
         ValueError: a class of one image where stratified, or a share outside 0 to 1.

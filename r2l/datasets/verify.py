@@ -60,7 +60,7 @@ def verify(kind: str, root: str | Path | None = None, progress: bool = True) -> 
     """Check a data set: each file against the record of its fetching, each image by decoding it.
 
     Returns:
-        What was found in order, and what was not: one line each.
+        What is in order, and what is not: one line each.
 
     Raises:
         DatasetNotFoundError: there is nothing of it.
@@ -176,6 +176,8 @@ def _damaged(data: PublishedDataset, progress: bool) -> Iterator[str]:
 
 def _check_record(kind: str, root: Path, manifest: Manifest, progress: bool) -> tuple[list[str], list[str]]:
     recorded, remedy = manifest.files_of(kind), layout.fetch_again(kind, root)
+    if not recorded:
+        return [f"{root / kind}: not fetched by r2l, so there are no checksums"], []
     wrong = []
     for name, (size, crc) in tqdm(recorded.items(), desc="checksums", disable=not progress):
         path = root / name
@@ -183,8 +185,6 @@ def _check_record(kind: str, root: Path, manifest: Manifest, progress: bool) -> 
             wrong.append(f"{path}: gone since it was fetched ({remedy})")
         elif path.stat().st_size != size or crc32(path) != crc:
             wrong.append(f"{path}: not as it was fetched ({remedy})")
-    if not recorded:
-        return [f"{root / kind}: not fetched by r2l, so there are no checksums"], wrong
     return [] if wrong else [f"{root / kind}: {len(recorded)} files have their checksums"], wrong
 
 

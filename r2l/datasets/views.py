@@ -40,8 +40,7 @@ def develop_views(
         data: a data set, which is read first (see `Frames.of`, also for the last three), or frames.
         pipelines: see `develop_all`. Where there are masks, smaller images are enlarged to fit.
         variant: of the codes, "corrected", "paper" or "camera", see `StaticISP`.
-        batch_size: frames developed at once.
-        device: where; the images are kept on the CPU.
+        batch_size, device: how many are developed at once, and where; the images are kept on the CPU.
 
     Returns:
         The frames with ``images`` of these pipelines, and of no others.

@@ -58,16 +58,12 @@ def safe_members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             method = zipfile.compressor_names.get(member.compress_type, "an unknown method")
             raise _refused(name, f"{member.filename!r} is compressed by {method}")
-    return [member for member in members if not (member.is_dir() or _is_junk(member.filename))]
+    files = ((m, PurePosixPath(m.filename).parts) for m in members if not m.is_dir())
+    return [m for m, parts in files if not any(part in _JUNK or part.startswith("._") for part in parts)]
 
 
 def _refused(name: str, reason: str) -> ArchiveError:
     return ArchiveError(name, reason, "Nothing was unpacked. Don't use this archive")
-
-
-def _is_junk(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return any(part in _JUNK or part.startswith("._") for part in parts)
 
 
 def place_of(kind: str, archive: str, member: str) -> PurePosixPath:

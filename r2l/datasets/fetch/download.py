@@ -1,9 +1,13 @@
 """Fetching the published data sets: only when asked, whole or a few images, from Zenodo or B2."""
 
+from __future__ import annotations
+
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import requests
@@ -14,14 +18,27 @@ from tqdm import tqdm
 from r2l.datasets import layout
 from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.archive import Destination, crc32, place_of, safe_members
-from r2l.datasets.fetch.transfer import RemoteFile
+from r2l.datasets.fetch.transfer import DownloadError, RemoteFile, translated, whole_file
 from r2l.files import R2LError, choose, need_extra
+
+if TYPE_CHECKING:
+    from b2sdk.v3 import Bucket
 
 _DOWNLOADS = "downloads"
 _OTHER_ARCHIVES = {".gz", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"}
 _SEED = 0  # of the choice of a few images: the same for every intensity
 _LABELS = PurePosixPath("microscopy/labels", layout.LABEL_FILE)
 _Members = dict[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]]
+
+# At B2, folder of the bucket to folder below the root; those with zips go to the downloads.
+_B2_FOLDERS = {
+    "microscopy": {
+        "Data histopathology/WhiteCellsImages": "downloads/b2/microscopy_images",
+        "Data histopathology/WhiteCellsLabels": "microscopy/labels",
+    },
+    "drone": {"drone/images": "downloads/b2/drone_images", "drone/masks": "drone/masks_full"},
+}
+_FOLDER_MARK = ".bzEmpty"  # an empty file that marks a folder of the bucket
 
 
 class NoRangesError(R2LError):
@@ -114,9 +131,6 @@ def _locked(root: Path) -> Iterator[layout.Manifest]:
 
 
 def _from_b2(into: Destination) -> list[str]:
-    need_extra("b2", "b2sdk")
-    from r2l.datasets.fetch.b2 import get_b2_bucket, sync  # slow to import
-
     bucket, root, archives = get_b2_bucket(), into.root, into.manifest.archives
     into.manifest.begin(root, into.kind)
     folders = sync(into.kind, root, bucket, into.progress)
@@ -128,6 +142,67 @@ def _from_b2(into: Destination) -> list[str]:
             archives[name] = checksum
     into.manifest.finish(into.kind)
     return [f"{layout.INFO[into.kind].title} is in {root / into.kind}."]
+
+
+def get_b2_bucket(name: str = "perturbed-minds") -> Bucket:
+    """Return a bucket, with the credentials in B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY.
+
+    The key stays in memory. One that may read the bucket's files will do.
+
+    Raises:
+        DownloadError: no credentials, or B2 refuses them or the bucket.
+    """
+    need_extra("b2", "b2sdk")
+    from b2sdk.v3 import B2Api, InMemoryAccountInfo  # slow to import
+    from b2sdk.v3.exception import B2Error
+
+    names = "B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY"
+    key_id, key = os.environ.get("B2_APPLICATION_KEY_ID"), os.environ.get("B2_APPLICATION_KEY")
+    if not (key_id and key):
+        remedy = "Without an account there, use --source zenodo"
+        raise DownloadError("B2 needs credentials", f"set {names}", remedy)
+    api, remedy = B2Api(InMemoryAccountInfo()), f"Check {names}, or use --source zenodo"
+    with translated(B2Error, "B2", f"refuses the bucket {name}", remedy):
+        api.authorize_account(key_id, key)
+        return api.get_bucket_by_name(name)
+
+
+def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[Path]:
+    """Fetch what is missing of a data set's folders, and return these; never change what is there.
+
+    Each file is checked by B2's SHA-1 (large files have none there; what a zip holds is checked by
+    its own sums) and has its name only once it is whole.
+
+    Raises:
+        DownloadError: a file didn't come, or no room on the disk; those that came are kept.
+        OSError: a folder can't be made.
+    """
+    from b2sdk.v3.exception import B2Error
+
+    missing = []
+    why, kept = "B2 didn't give it", "What came is kept: run the same command again, or use --source zenodo"
+    for prefix, below in _B2_FOLDERS[kind].items():
+        target = root / below
+        target.mkdir(parents=True, exist_ok=True)
+        with translated(B2Error, f"{bucket.name}/{prefix}", why, kept):
+            for version, _ in bucket.ls(prefix, recursive=True):
+                inside = PurePosixPath(version.file_name).relative_to(prefix)
+                if ".." in inside.parts or "\\" in version.file_name:
+                    outside = f"would be written outside of {target}"
+                    raise DownloadError(version.file_name, outside, "Nothing was fetched")
+                # A file that is there stays, be it older or newer or of another size.
+                if inside.name != _FOLDER_MARK and not (target / inside).exists():
+                    missing.append((version, target / inside))
+    total = sum(version.size for version, _ in missing)
+    transfer.check_room(root, total)
+    with transfer.progress_bar(total, "fetch", progress) as bar:
+        for version, path in missing:
+            with translated(B2Error, version.file_name, why, kept), whole_file(path) as unfinished:
+                # Without seeking b2sdk uses one stream; with more it hangs for good on a full disk.
+                file = bucket.download_file_by_id(version.id_)
+                file.save_to(unfinished, "wb", allow_seeking=False)
+            bar.update(version.size)
+    return [root / below for below in _B2_FOLDERS[kind].values()]
 
 
 def _fetch_whole(into: Destination, files: Sequence[RemoteFile], session: requests.Session) -> list[str]:
@@ -178,7 +253,7 @@ def _fetch_some(
                 with transfer.progress_bar(file.size, "fetch", progress=False) as bar:
                     transfer.download(file, root / _LABELS, session, bar)
         why, broken = "a part of an archive didn't come", (RemoteIOError, zipfile.BadZipFile)
-        stack.enter_context(transfer.translated(broken, root, why, "Try again later"))
+        stack.enter_context(translated(broken, root, why, "Try again later"))
         if kind == "microscopy" and _LABELS in members:
             into.extract(*members[_LABELS], _LABELS)
         images = _images_of(into, members, scale)

@@ -39,10 +39,8 @@ class _Twin(RawDataset):
     def __init__(self, n: int, seed: int, size: int, intensity: float, **largest_group: int) -> None:
         ((name, most),) = largest_group.items()
         if n < 1 or most < 1 or size % 2 or not 16 <= size <= 512:
-            raise ValueError(
-                f"n={n}, {name}={most}, size={size}: expected n and {name} of at least 1 and an "
-                "even size from 16 to 512"
-            )
+            wanted = f"n and {name} of at least 1 and an even size from 16 to 512"
+            raise ValueError(f"n={n}, {name}={most}, size={size}: expected {wanted}")
         if intensity < 0 or seed < 0:
             raise ValueError(f"intensity={intensity}, seed={seed}: expected 0 or more")
         self.seed, self.size, self.intensity = seed, size, intensity
@@ -71,16 +69,14 @@ class SyntheticMicroscopy(_Twin):
     (torch.Size([1, 32, 32]), 'MON')
 
     Args:
-        n: how many items.
-        seed: which set.
-        size: side of the mosaic in pixels, even. The field stays 41.6 um, so that a small tile
-            shows the same cell more coarsely.
+        n, seed: how many items, of which set.
+        size: side of the mosaic in pixels, even, 16 to 512. The field stays 41.6 um, so that a small
+            tile shows the same cell more coarsely.
         intensity: exposure; 1.0 is the published base.
         crops_per_zone: size of a group.
 
     Raises:
-        ValueError: n or crops_per_zone below 1, a size that is odd or outside 16 to 512, or a
-            negative intensity or seed.
+        ValueError: n or crops_per_zone below 1, another size, or a negative intensity or seed.
     """
 
     camera = MICROSCOPE
