@@ -86,19 +86,12 @@ def edit(path, code, value, page=0):
 
 @pytest.mark.parametrize("repeat", [(1, 1), (1, 2), (2, 1), (2, 2), (4, 4), (6, 2), (3, 3)])
 def test_a_black_level_of_any_repeat_that_is_constant_by_tile(tmp_path, repeat):
-    base = np.reshape(BLACK, (2, 2))
-    base = base[: min(repeat[0], 2), : min(repeat[1], 2)] if 1 in repeat else base
-    base = base[:1, :1] if repeat == (3, 3) else base
+    # Odd repeats are of one level along that side.
+    base = np.reshape(BLACK, (2, 2))[: 2 - repeat[0] % 2, : 2 - repeat[1] % 2]
     tile = np.tile(base, (repeat[0] // base.shape[0], repeat[1] // base.shape[1]))
     black = tiles(np.broadcast_to(base, (2, 2)))
     tags = [(50713, "H", 2, repeat, True), (50714, "H", tile.size, tile.ravel().tolist(), True)]
     assert_light(write(tmp_path / "a.dng", steps(black), tags))
-
-
-def test_a_black_level_of_a_larger_repeat_is_refused(tmp_path):
-    tags = [(50713, "H", 2, (4, 4), True), (50714, "H", 16, list(range(100, 116)), True)]
-    with pytest.raises(RawFileError, match="repeats every 4 x 4"):
-        read_raw(write(tmp_path / "a.dng", tags=tags))
 
 
 def test_deltas_of_rows_and_columns_are_part_of_the_black_level(tmp_path):
@@ -112,12 +105,13 @@ def test_deltas_of_rows_and_columns_are_part_of_the_black_level(tmp_path):
         read_raw(path)
 
 
+@pytest.mark.parametrize("odd", [0, 1])
 @pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1), (5, 2)])
-def test_layout_and_levels_begin_with_the_active_area(tmp_path, corner):
+def test_layout_and_levels_begin_with_the_active_area_which_is_cut_even(tmp_path, corner, odd):
     top, left = corner
     whole = np.full((48 + top + 4, 64 + left + 6), 30, np.uint16)
     whole[top : top + 48, left : left + 64] = steps()
-    area = (50829, "I", 4, (top, left, top + 48, left + 64), True)
+    area = (50829, "I", 4, (top, left, top + 48 + odd, left + 64 + odd), True)
     assert_light(write(tmp_path / "a.dng", whole, [area]))
 
 
@@ -181,26 +175,7 @@ def test_calibration_and_analog_balance_stand_before_the_matrix(tmp_path):
     np.testing.assert_allclose(camera.colour_matrix, want, atol=1e-5)
 
 
-# --- which picture, and which way up --------------------------------------------------------------
-
-TURNS = {
-    1: lambda m: m,
-    2: lambda m: m[:, ::-1],
-    3: lambda m: m[::-1, ::-1],
-    4: lambda m: m[::-1],
-    5: lambda m: m.T,
-    6: lambda m: np.rot90(m, -1),
-    7: lambda m: m[::-1, ::-1].T,
-    8: np.rot90,
-    0: lambda m: m,
-    9: lambda m: m,
-}
-
-
-@pytest.mark.parametrize("code", TURNS)
-def test_each_orientation(tmp_path, code):
-    frame = read_raw(write(tmp_path / "a.dng", tags=[(274, "H", 1, code, True)]))
-    np.testing.assert_allclose(linear(frame), TURNS[code](LIGHT), atol=1e-3)
+# --- which picture ----------------------------------------------------------------------------------
 
 
 def write_pages(path, *pages):
@@ -247,27 +222,28 @@ def test_names_need_not_be_utf_8(tmp_path):
     assert_light(odd)
 
 
+CYAN = (33422, "B", 4, bytes((0, 1, 3, 2)), True)
+
+
 @pytest.mark.parametrize(
-    ("values", "options", "message"),
+    ("tags", "message"),
     [
-        (np.dstack([steps()] * 3), {"photometric": 34892}, "already demosaiced"),
-        (steps(), {"tags": [(33422, "B", 4, bytes((0, 1, 3, 2)), True)]}, "unknown colour 3"),
+        ([CYAN], "unknown colour 3"),
+        ([CYAN, (50710, "B", 4, bytes((0, 1, 2, 3)), True)], "R G cyan B"),
+        ([(50711, "H", 1, 2, True)], "staggered"),
         (
-            steps(),
-            {
-                "tags": [
-                    (33422, "B", 4, bytes((0, 1, 3, 2)), True),
-                    (50710, "B", 4, bytes((0, 1, 2, 3)), True),
-                ]
-            },
-            "R G cyan B",
+            [(50713, "H", 2, (4, 4), True), (50714, "H", 16, list(range(100, 116)), True)],
+            "repeats every 4 x 4",
         ),
-        (steps(), {"tags": [(50711, "H", 1, 2, True)]}, "staggered"),
+        # Of a wrong length.
+        ([(50713, "H", 1, 2, True)], "a tag 50713 of 1 values"),
+        ([(50713, "H", 2, (0, 2), True)], "4 black levels for a tile of 0 x 2"),
+        ([(33421, "H", 1, 2, True)], "a tag 33421 of 1 values"),
     ],
 )
-def test_what_is_no_bayer_mosaic_is_called_what_it_is(tmp_path, values, options, message):
+def test_what_is_no_bayer_mosaic_is_called_what_it_is(tmp_path, tags, message):
     with pytest.raises(RawFileError, match=message):
-        read_raw(write(tmp_path / "a.dng", values, **options))
+        read_raw(write(tmp_path / "a.dng", tags=tags))
 
 
 def test_a_monochrome_sensor_is_called_so(tmp_path):
@@ -309,19 +285,12 @@ def with_strip(path, data, compression):
 
 def test_lossless_jpeg(tmp_path):
     data = imagecodecs.ljpeg_encode(steps(), bitspersample=12)
+    ordinary = imagecodecs.jpeg8_encode((steps() >> 4).astype(np.uint8), level=100)
     assert_light(with_strip(tmp_path / "a.dng", data, 7))
-
-
-def test_an_ordinary_jpeg_is_no_lossless_one(tmp_path):
-    data = imagecodecs.jpeg8_encode((steps() >> 4).astype(np.uint8), level=100)
     with pytest.raises(RawFileError, match="an ordinary JPEG"):
-        read_raw(with_strip(tmp_path / "a.dng", data, 7))
-
-
-def test_a_compressed_picture_of_a_few_bytes_is_truncated(tmp_path):
-    data = imagecodecs.ljpeg_encode(steps(), bitspersample=12)[:60]
+        read_raw(with_strip(tmp_path / "a.dng", ordinary, 7))
     with pytest.raises(RawFileError, match="truncated, 60 bytes can't hold 3072 pixels"):
-        read_raw(with_strip(tmp_path / "a.dng", data, 7))
+        read_raw(with_strip(tmp_path / "a.dng", data[:60], 7))
 
 
 WITHOUT = """
@@ -384,14 +353,6 @@ def test_bytes_that_contradict_the_tags(tmp_path):
         read_raw(path)
 
 
-@pytest.mark.parametrize(
-    "tag", [(50713, "H", 1, 2, True), (50713, "H", 2, (0, 2), True), (33421, "H", 1, 2, True)]
-)
-def test_tags_of_a_wrong_length_are_refused(tmp_path, tag):
-    with pytest.raises(RawFileError):
-        read_raw(write(tmp_path / "a.dng", tags=[tag]))
-
-
 def test_a_frame_that_ends_in_zeros_is_truncated(tmp_path):
     values = steps()
     values[20:] = 0
@@ -402,12 +363,9 @@ def test_a_frame_that_ends_in_zeros_is_truncated(tmp_path):
     assert_light(write(tmp_path / "black.dng", np.where(LIGHT > 2, 0, steps())))
 
 
-#: Lengths by which LibRaw takes a file for some camera's.
-LENGTHS = (786432, 4147200, 311696, 10134608, 1447680, 2465792, 6573120, 1581060, 2940928, 5298000)
-
-
 @pytest.mark.parametrize("suffix", [".raw", ".dat", ".nef", ".arw", ".dng"])
-@pytest.mark.parametrize("length", LENGTHS[:4])
+# By which LibRaw takes a file for some camera's.
+@pytest.mark.parametrize("length", [786432, 4147200, 311696, 10134608])
 def test_nothing_is_read_by_its_length(tmp_path, suffix, length):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(np.random.default_rng(length).bytes(length))
@@ -430,12 +388,10 @@ def test_a_tiff_of_pages_without_end_is_refused(tmp_path):
 def pack(values, packing):
     """Pack bit by bit: an implementation of its own, slow and plain."""
     rows = values.astype(int)
-    if packing == "u8":
-        return values.astype(np.uint8).tobytes()
-    if packing.startswith("u16"):
-        shifted = rows << 4 if packing.endswith("left") else rows
-        return shifted.astype("<u2" if packing.startswith("u16le") else ">u2").tobytes()
-    bits = int(packing.removeprefix("mipi").removeprefix("mono")[:2])
+    if packing.startswith("u"):
+        kind = {"u8": "u1", "u16l": "<u2", "u16b": ">u2"}[packing[:4]]
+        return (rows << 4 if packing.endswith("left") else rows).astype(kind).tobytes()
+    bits = int(packing[4:6])
     if packing.endswith("p"):
         stream = [(v >> b) & 1 for v in rows.ravel() for b in range(bits)]
         return np.packbits(np.array(stream, np.uint8), bitorder="little").tobytes()
@@ -555,18 +511,14 @@ def test_a_layout_that_can_not_be(options, message):
         ("dim", steps(white=160), "nothing in it comes near"),
         ("full", np.minimum(steps(), 3000), "saturates below"),
         ("far", steps() + 5000, "far below its darkest"),
+        ("ordinary", steps(), None),
     ],
 )
 def test_levels_that_contradict_the_pixels_are_said_once(tmp_path, name, values, words):
     path = write(tmp_path / "a.dng", values, [(50708, "s", 0, name, True)])
-    with pytest.warns(RawFileWarning, match=f"{name}: .*{words}"):
-        read_raw(path)
+    if words:
+        with pytest.warns(RawFileWarning, match=f"{name}: .*{words}"):
+            read_raw(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_raw(path)
-
-
-def test_an_ordinary_frame_is_read_without_a_word(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read_raw(write(tmp_path / "a.dng", tags=[(50708, "s", 0, "ordinary", True)]))

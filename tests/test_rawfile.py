@@ -1,6 +1,7 @@
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from r2l.rawfile import RawFileError, load_camera, read_raw, write_dng
 from r2l.rawfile.dng_tags import standard_form
 
 FULL = 65535
-ORIENTATION, AS_SHOT_NEUTRAL, COLOR_MATRIX, BLACK_LEVEL, WHITE_LEVEL = (274, 50728, 50721, 50714, 50717)
+ORIENTATION, AS_SHOT_NEUTRAL = 274, 50728
 # Different in every place where two things could be mixed up; levels are whole 16-bit steps.
 SENSOR = Camera(
     name="a sensor",
@@ -151,19 +152,26 @@ def test_the_standard_form_develops_to_the_same_colours(camera):
 
 @pytest.mark.timeout(20)
 def test_pages_that_lead_back_to_the_first_have_an_end(tmp_path):
-    path = write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR)
-    lead_back(path)
+    lead_back(path := write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR))
 
     assert read_raw(path).camera == SENSOR
 
 
-def test_tags_edited_by_another_program_win_over_the_exact_camera(tmp_path):
+@pytest.mark.parametrize(
+    ("neutral", "gains"),
+    [
+        ((1, 4, 1, 1, 1, 3), (4, 1, 3)),
+        # None recorded: daylight, for which the matrix that write_dng derives takes the white that was shot.
+        ((0, 1, 0, 1, 0, 1), SENSOR.white_balance),
+    ],
+)
+def test_tags_edited_by_another_program_win_over_the_exact_camera(tmp_path, neutral, gains):
     path = write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR)
-    edit_tag(path, AS_SHOT_NEUTRAL, (1, 4, 1, 1, 1, 3))
+    edit_tag(path, AS_SHOT_NEUTRAL, neutral)
 
     camera = read_raw(path).camera
 
-    assert camera.white_balance == pytest.approx((4, 1, 3))
+    assert camera.white_balance == pytest.approx(gains, rel=1e-4)
     assert camera.black_level == SENSOR.black_level
 
 
@@ -176,14 +184,6 @@ def test_a_file_without_colour_information_gets_neutral_colours(tmp_path):
     assert camera.cfa is CFA.BGGR
     assert camera.white_balance == (1, 1, 1)
     assert camera.colour_matrix == ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-
-
-def test_daylight_serves_where_no_white_balance_was_recorded(tmp_path):
-    path = write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR)
-    edit_tag(path, AS_SHOT_NEUTRAL, (0, 1, 0, 1, 0, 1))
-
-    # The matrix that write_dng derives takes the white that was shot for daylight.
-    assert read_raw(path).camera.white_balance == pytest.approx(SENSOR.white_balance, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +231,9 @@ TURNS = {
     6: lambda a: np.rot90(a, -1),
     7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1),
     8: lambda a: np.rot90(a, 1),
+    # Codes that do not exist count as upright.
+    0: lambda a: a,
+    9: lambda a: a,
 }
 
 
@@ -262,7 +265,7 @@ def test_a_turned_photo_keeps_its_colours_and_black_levels(tmp_path, orientation
     np.testing.assert_array_equal(tiled(frame.camera, upright.shape), black)
 
 
-@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_that_of_development_by_libraw(tmp_path, orientation):
     down, right = np.mgrid[0:1:48j, 0:1:64j]
     mosaic = (0.1 + 0.2 * down**2 + 0.1 * right).astype(np.float32)
@@ -277,31 +280,16 @@ def test_orientation_is_that_of_development_by_libraw(tmp_path, orientation):
     assert np.corrcoef(ours.ravel(), theirs.mean(axis=2).ravel())[0, 1] > 0.99
 
 
-@pytest.mark.parametrize("corner", [(0, 0), (2, 4), (1, 2), (3, 1)])
-def test_margins_move_the_layout_and_odd_frames_are_cut_even(tmp_path, corner):
-    path, values = tmp_path / "a.dng", to_16_bit(random_mosaic((64, 72)))
-    area = (50829, "I", 4, (*corner, 61, 67), True)
-    write_tiff_dng(path, values, "cfa", *cfa_tags((0, 1, 1, 2), 2), area)
-
-    frame = read_raw(path)
-
-    # The layout begins with the active area.
-    height, width = (61 - corner[0]) // 2 * 2, (67 - corner[1]) // 2 * 2
-    inside = values[corner[0] : corner[0] + height, corner[1] : corner[1] + width]
-    np.testing.assert_array_equal(to_16_bit(frame.mosaic), inside)
-    assert frame.camera.cfa is CFA.RGGB
-
-
 # --- TIFF, PNG, NPY -------------------------------------------------------------------------------
 
 
-def save(path, values, **options):
+def save(path, values):
     if path.suffix == ".npy":
         np.save(path, values)
-    elif path.suffix == ".png":
-        Image.fromarray(values).save(path, **options)
+    elif path.suffix in (".png", ".jpg"):
+        Image.fromarray(values).save(path)
     else:
-        tifffile.imwrite(path, values, **options)
+        tifffile.imwrite(path, values)
 
 
 EIGHT = (random_mosaic() * 255).astype(np.uint8)
@@ -330,6 +318,8 @@ PLAIN = {
 def test_files_without_calibration(tmp_path, name):
     values, expected = PLAIN[name]
     save(tmp_path / name, values)
+    with pytest.raises(RawFileError, match=rf"{name}: .*\n.*camera=.*--camera microscope\|drone\|file.json"):
+        read_raw(tmp_path / name)
 
     frame = read_raw(tmp_path / name, MICROSCOPE)
 
@@ -341,16 +331,11 @@ def test_files_without_calibration(tmp_path, name):
     np.testing.assert_array_equal(tensor[0, 0].numpy(), frame.mosaic)
 
 
-def test_a_palette_png_counts_as_what_it_shows(tmp_path):
+def test_what_a_file_holds_counts(tmp_path):
+    """What a palette PNG shows, and that a DNG is one, whatever its name."""
     Image.fromarray(EIGHT).convert("P").save(tmp_path / "a.png")
-
     np.testing.assert_allclose(read_raw(tmp_path / "a.png", DRONE).mosaic, EIGHT / 255, rtol=1e-6)
-
-
-def test_a_dng_called_tif_is_read_as_dng(tmp_path):
-    path = write_dng(tmp_path / "a.tif", random_mosaic(), SENSOR)
-
-    assert read_raw(path).camera == SENSOR
+    assert read_raw(write_dng(tmp_path / "a.tif", random_mosaic(), SENSOR)).camera == SENSOR
 
 
 def test_a_camera_given_replaces_that_of_the_file_and_is_turned_with_it(tmp_path):
@@ -368,61 +353,18 @@ def test_a_camera_given_replaces_that_of_the_file_and_is_turned_with_it(tmp_path
 # --- files that are no raw frame ------------------------------------------------------------------
 
 
-def make_missing(path):
-    pass
-
-
-def make_folder(path):
-    path.mkdir()
-
-
-def make_empty(path):
-    path.touch()
-
-
-def make_text(path):
-    path.write_text("not a photo\n" * 500)
-
-
-def make_jpeg(path):
-    Image.fromarray(np.dstack([EIGHT] * 3)).save(path, format="JPEG")
+RGB = np.dstack([EIGHT] * 3)
+SIXTY = to_16_bit(random_mosaic((60, 60)))
+QUAD = (0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 2, 2, 1, 1, 2, 2)
 
 
 def make_xtrans(path):
-    tile = "GGRGGBGGBGGRBRGRBGGGBGGRGGRGGBRBGBRG"
-    pattern = ["RGB".index(letter) for letter in tile]
-    write_tiff_dng(path, to_16_bit(random_mosaic((60, 60))), "cfa", *cfa_tags(pattern, 6))
+    pattern = ["RGB".index(letter) for letter in "GGRGGBGGBGGRBRGRBGGGBGGRGGRGGBRBGBRG"]
+    write_tiff_dng(path, SIXTY, "cfa", *cfa_tags(pattern, 6))
 
 
 def make_linear(path):
-    write_tiff_dng(path, np.dstack([to_16_bit(random_mosaic((60, 60)))] * 3), 34892)
-
-
-def make_quad_bayer(path):
-    pattern = (0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 2, 2, 1, 1, 2, 2)
-    write_tiff_dng(path, to_16_bit(random_mosaic((60, 60))), "cfa", *cfa_tags(pattern, 4))
-
-
-def make_white_below_black(path):
-    edit_tag(write_dng(path, random_mosaic(), SENSOR), WHITE_LEVEL, 900)
-
-
-def make_other_layout(path):
-    write_dng(path, random_mosaic(), replace(SENSOR, cfa=CFA.GBRG))
-
-
-def make_cut(path):
-    write_dng(path, random_mosaic((60, 60)), SENSOR)
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def make_cut_plain(path):
-    save(path, SIXTEEN)
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def make_pickle(path):
-    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    write_tiff_dng(path, np.dstack([SIXTY] * 3), 34892)
 
 
 def make_endless_npy(path):
@@ -432,14 +374,12 @@ def make_endless_npy(path):
     path.write_bytes(path.read_bytes().replace(shape, endless))
 
 
-def make_endless_tiff(path):
-    save(path, SIXTEEN)
-    edit_tag(path, 257, 2**31)
+def endless_tiff(**options):
+    def make(path):
+        tifffile.imwrite(path, SIXTEEN, metadata=None, **options)
+        edit_tag(path, 257, 2**31)
 
-
-def make_endless_compressed_tiff(path):
-    tifffile.imwrite(path, SIXTEEN, compression="zlib", metadata=None)
-    edit_tag(path, 257, 2**31)
+    return make
 
 
 def make_looped_tiff(path):
@@ -450,16 +390,15 @@ def make_looped_tiff(path):
 def lead_back(path):
     """Let the last page of a small TIFF be followed by the first."""
     content = bytearray(path.read_bytes())
-    start = content[4:8]
     with tifffile.TiffFile(path) as tiff:
         end = max(tag.offset for tag in tiff.pages.first.tags) + 12
-    content[end : end + 4] = start
+    content[end : end + 4] = content[4:8]
     path.write_bytes(content)
 
 
 def make_16_bit_colour_png(path):
     # Pillow does not write this kind: take a header and no picture, which is refused before.
-    Image.fromarray(np.dstack([EIGHT] * 3)).save(path)
+    Image.fromarray(RGB).save(path)
     content = bytearray(path.read_bytes())
     content[24] = 16
     path.write_bytes(content)
@@ -475,37 +414,62 @@ def with_value(value):
     return holding(mosaic)
 
 
+def dng(camera=SENSOR, white=60000):
+    def make(path):
+        edit_tag(write_dng(path, SIXTY / np.float32(FULL), camera), 50717, white)
+
+    return make
+
+
+def cut(make, count):
+    def made(path):
+        make(path)
+        path.write_bytes(path.read_bytes()[:-count])
+
+    return made
+
+
+def make_text(path):
+    path.write_text("not a photo\n" * 500)
+
+
 CUT, OTHER_SENSOR = "copy it again", "of a Bayer sensor"
 GREY, READABLE = "Give a single-channel mosaic", "readable raw file"
+COLOURED, STACK = holding(np.dstack([EIGHT, EIGHT, 255 - EIGHT])), holding(random_mosaic((6, 24, 24)))
+CUT_PLAIN, OBJECTS = cut(holding(SIXTEEN), 40), holding(np.array([{"a": 1}], dtype=object))
 BAD = {
-    "missing.dng": (make_missing, "No such file", READABLE),
-    "folder.dng": (make_folder, "directory", READABLE),
-    "empty.dng": (make_empty, "empty", CUT),
-    "empty.png": (make_empty, "empty", CUT),
+    "missing.dng": (lambda path: None, "No such file", READABLE),
+    "folder.dng": (Path.mkdir, "directory", READABLE),
+    "empty.dng": (Path.touch, "empty", CUT),
+    "empty.png": (Path.touch, "empty", CUT),
     "text.dng": (make_text, "headerless", "layout=RawLayout"),
     "text.npy": (make_text, "headerless", "layout=RawLayout"),
     "text.tif": (make_text, "no readable TIFF", CUT),
-    "photo.jpg": (make_jpeg, "a JPEG picture, already developed", OTHER_SENSOR),
+    "photo.jpg": (holding(RGB), "a JPEG picture, already developed", OTHER_SENSOR),
     "unknown.dng": (lambda path: write_tiff_dng(path, EIGHT[:8, :8], "cfa"), "no known layout", OTHER_SENSOR),
     "xtrans.dng": (make_xtrans, "X-Trans", OTHER_SENSOR),
     "linear.dng": (make_linear, "already demosaiced", "apps that save plain (Bayer) DNG"),
-    "quad.dng": (make_quad_bayer, "R R G G", OTHER_SENSOR),
-    "white.dng": (make_white_below_black, "white_level", OTHER_SENSOR),
-    "layout.dng": (make_other_layout, "GBRG", "the camera that fits"),
-    "cut.dng": (make_cut, "truncated, 1 byte", CUT),
-    "cut.png": (make_cut_plain, "no readable PNG", CUT),
-    "cut.npy": (make_cut_plain, "no readable NPY", CUT),
-    "cut.tif": (make_cut_plain, "no readable TIFF", CUT),
-    "pickle.npy": (make_pickle, "no readable NPY", CUT),
+    "quad.dng": (
+        lambda path: write_tiff_dng(path, SIXTY, "cfa", *cfa_tags(QUAD, 4)),
+        "R R G G",
+        OTHER_SENSOR,
+    ),
+    "white.dng": (dng(white=900), "white_level", OTHER_SENSOR),
+    "layout.dng": (dng(camera=replace(SENSOR, cfa=CFA.GBRG)), "GBRG", "the camera that fits"),
+    "cut.dng": (cut(dng(), 1), "truncated, 1 byte", CUT),
+    "cut.png": (CUT_PLAIN, "no readable PNG", CUT),
+    "cut.npy": (CUT_PLAIN, "no readable NPY", CUT),
+    "cut.tif": (CUT_PLAIN, "no readable TIFF", CUT),
+    "pickle.npy": (OBJECTS, "no readable NPY", CUT),
     "endless.npy": (make_endless_npy, "no readable NPY file (mmap length is greater", CUT),
-    "endless.tif": (make_endless_tiff, "tags that promise 137438953472 bytes, in a file of", CUT),
-    "endless zlib.tif": (make_endless_compressed_tiff, "tags that promise 137438953472 bytes", CUT),
+    "endless.tif": (endless_tiff(), "tags that promise 137438953472 bytes, in a file of", CUT),
+    "endless zlib.tif": (endless_tiff(compression="zlib"), "tags that promise 137438953472 bytes", CUT),
     "looped.tif": (make_looped_tiff, "more than 200 pages", CUT),
     "deep colour.png": (make_16_bit_colour_png, "16-bit PNG", GREY),
-    "colour.png": (holding(np.dstack([EIGHT, EIGHT, 255 - EIGHT])), "colour picture", GREY),
-    "colour.tif": (holding(np.dstack([EIGHT, EIGHT, 255 - EIGHT])), "colour picture", GREY),
-    "stack.npy": (holding(random_mosaic((6, 24, 24))), "(6, 24, 24)", GREY),
-    "stack.tif": (holding(random_mosaic((6, 24, 24))), "(6, 24, 24)", GREY),
+    "colour.png": (COLOURED, "colour picture", GREY),
+    "colour.tif": (COLOURED, "colour picture", GREY),
+    "stack.npy": (STACK, "(6, 24, 24)", GREY),
+    "stack.tif": (STACK, "(6, 24, 24)", GREY),
     "odd.png": (holding(EIGHT[:23]), "23 x 32", GREY),
     "odd.npy": (holding(EIGHT[:, :31]), "24 x 31", GREY),
     "odd.tif": (holding(EIGHT[:1, :1]), "1 x 1", GREY),
@@ -539,17 +503,6 @@ def test_bad_files_are_named_with_reason_and_remedy(tmp_path, capfd, name):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("suffix", [".png", ".npy", ".tif"])
-def test_files_without_calibration_ask_for_a_camera(tmp_path, suffix):
-    path = tmp_path / f"a{suffix}"
-    save(path, EIGHT)
-
-    with pytest.raises(RawFileError, match=r"camera=.*--camera microscope\|drone\|file.json") as caught:
-        read_raw(path)
-
-    assert str(path) in str(caught.value)
-
-
 @pytest.mark.parametrize("kept", [0.001, 0.1, 0.5, 0.9, 0.99, 0.9999])
 def test_a_truncated_dng_is_never_filled_up(tmp_path, kept):
     path = write_dng(tmp_path / "a.dng", random_mosaic((200, 300)), SENSOR)
@@ -574,11 +527,12 @@ def test_the_error_passes_between_processes(tmp_path):
 def test_load_camera(tmp_path):
     path = tmp_path / "camera.json"
     path.write_text(json.dumps(SENSOR.to_dict()))
-
     assert load_camera("microscope") is MICROSCOPE
     assert load_camera("Drone") is DRONE
-    assert load_camera(path) == SENSOR
-    assert load_camera(str(path)) == SENSOR
+    assert load_camera(path) == load_camera(str(path)) == SENSOR
+    assert load_camera(write_dng(tmp_path / "a.dng", random_mosaic(), DRONE)) == DRONE
+    with pytest.raises(RawFileError, match="No such file"):
+        load_camera(tmp_path / "b.dng")
 
 
 @pytest.mark.parametrize(
@@ -617,16 +571,6 @@ COUNTS = {
     "white_balance": [1.9, 1, 1.6],
     "colour_matrix": [[1.6, -0.4, -0.2], [-0.2, 1.5, -0.3], [0, -0.5, 1.5]],
 }
-
-
-def test_levels_in_counts_are_refused_with_the_remedy(tmp_path):
-    path = tmp_path / "camera.json"
-    path.write_text(json.dumps({**COUNTS, "black_level": [256] * 4}))
-    with pytest.raises(ValueError, match=r'from_counts.*"bits": 12') as caught:
-        load_camera(path)
-    assert str(path) in str(caught.value)
-    with pytest.raises(ValueError, match="these are counts"):
-        replace(SENSOR, black_level=(600,) * 4)
 
 
 @pytest.mark.parametrize(
@@ -675,19 +619,20 @@ def test_a_sensors_counts_become_light_whatever_its_bits(tmp_path, scale):
         ({"full_scale": "x"}, "camera description"),
         ({"full_scale": 0}, "expected more than 0"),
         ({"bits": 12, "blackness": 3}, "unknown keys: blackness"),
+        ({"black_level": [256] * 4}, r'these are counts.*from_counts.*"bits": 12'),
     ],
 )
 def test_what_is_wrong_with_counts_is_told(tmp_path, entries, words):
     path = tmp_path / "camera.json"
     path.write_text(json.dumps(COUNTS | entries))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"camera.json.*{words}"):
         load_camera(path)
 
 
 # --- real files -----------------------------------------------------------------------------------
 
 
-def test_a_real_photo_is_read_as_libraw_reads_it(sample_raws):
+def test_a_real_photo_is_read_as_libraw_reads_it_and_survives_being_written(sample_raws, tmp_path):
     path = sample_raws / "colorchart.dng"
 
     frame = read_raw(path)
@@ -706,14 +651,8 @@ def test_a_real_photo_is_read_as_libraw_reads_it(sample_raws):
     # ColorMatrix1 of the file, worked out by hand: inv(rows to 1 (ColorMatrix1 @ sRGB to XYZ)).
     expected = [[1.818, -0.964, 0.147], [-0.229, 1.774, -0.545], [-0.020, -0.468, 1.488]]
     np.testing.assert_allclose(camera.colour_matrix, expected, atol=6e-4)
-
-
-def test_a_real_photo_survives_being_written(sample_raws, tmp_path):
-    frame = read_raw(sample_raws / "colorchart.dng")
-
-    again = read_raw(write_dng(tmp_path / "a.dng", frame.mosaic, frame.camera))
-
-    assert again.camera == frame.camera
+    again = read_raw(write_dng(tmp_path / "a.dng", frame.mosaic, camera))
+    assert again.camera == camera
     np.testing.assert_array_equal(again.mosaic, frame.mosaic)
 
 
@@ -735,10 +674,3 @@ def test_demo_tiles(sample_raws, name, camera, darkest):
 
     assert frame.mosaic.shape == (256, 256)
     assert frame.mosaic.min() == pytest.approx(darkest / 255)
-
-
-def test_a_camera_is_that_of_a_raw_file(tmp_path):
-    path = write_dng(tmp_path / "a.dng", random_mosaic(), DRONE)
-    assert load_camera(path) == DRONE
-    with pytest.raises(RawFileError, match="No such file"):
-        load_camera(tmp_path / "b.dng")
