@@ -30,77 +30,53 @@ NUMBERS = (
 _PLACES = 1 << 24
 _PLACE = st.binary(min_size=3, max_size=3).map(lambda drawn: int.from_bytes(drawn, "big"))
 
-# Bytes. An edit is of a block of some length at some place, and has a few bytes to put there.
-
-
-def _flip(content: bytearray, start: int, end: int, payload: bytes) -> None:
-    content[start] ^= 1 << payload[0] % 8
-
-
-def _overwrite(content: bytearray, start: int, end: int, payload: bytes) -> None:
-    content[start : start + len(payload)] = payload
-
-
-def _number(content: bytearray, start: int, end: int, payload: bytes) -> None:
-    order, number = "<>"[payload[0] % 2], NUMBERS[payload[-1] % len(NUMBERS)]
-    content[start : start + 4] = struct.pack(f"{order}I", number)
-
-
-def _cut(content: bytearray, start: int, end: int, payload: bytes) -> None:
-    del content[start:]
-
-
-def _insert(content: bytearray, start: int, end: int, payload: bytes) -> None:
-    content[start:start] = payload * (end - start)
-
-
-def _remove(content: bytearray, start: int, end: int, payload: bytes) -> None:
-    del content[start:end]
-
-
-def _blank(content: bytearray, start: int, end: int, payload: bytes) -> None:
-    content[start:end] = payload[:1] * (end - start)
-
-
-def _repeat(content: bytearray, start: int, end: int, payload: bytes) -> None:
-    content[end:end] = content[start:end]
-
-
-def _swap(content: bytearray, start: int, end: int, payload: bytes) -> None:
-    middle = start + (end - start) * payload[0] // 256
-    content[start:end] = content[middle:end] + content[start:middle]
-
-
+# What happens to a block of some length at some place; the payload is a few bytes to put there.
 _EDITS = (
-    *(_flip, _flip, _flip, _overwrite, _overwrite, _number, _number, _number),
-    *(_insert, _remove, _blank, _repeat, _swap, _cut),
+    *("flip", "flip", "flip", "overwrite", "number", "number", "number"),
+    *("insert", "remove", "blank", "repeat", "swap", "cut"),
 )
 
 
+def _edit(content: bytearray, kind: str, start: int, end: int, payload: bytes) -> None:
+    block = slice(start, end)
+    match kind:
+        case "flip":
+            content[start] ^= 1 << payload[0] % 8
+        case "overwrite":
+            content[start : start + len(payload)] = payload
+        case "number":
+            order, number = "<>"[payload[0] % 2], NUMBERS[payload[-1] % len(NUMBERS)]
+            content[start : start + 4] = struct.pack(f"{order}I", number)
+        case "cut":
+            del content[start:]
+        case "insert":
+            content[start:start] = payload * (end - start)
+        case "remove":
+            del content[block]
+        case "blank":
+            content[block] = payload[:1] * (end - start)
+        case "repeat":
+            content[end:end] = content[block]
+        case "swap":
+            middle = start + (end - start) * payload[0] // 256
+            content[block] = content[middle:end] + content[start:middle]
+
+
 def edited(content: bytes, tokens: Sequence[bytes] = ()) -> Mutants:
-    """Bytes flipped, overwritten, cut off, put in, blanked, repeated, or exchanged; one to three times.
-
-    Args:
-        content: of the file that is mutated.
-        tokens: what is written over a place now and then.
-    """
-
-    def _token(edited: bytearray, start: int, end: int, payload: bytes) -> None:
-        token = tokens[payload[-1] % len(tokens)]
-        edited[start : start + len(token)] = token
-
-    kinds = (*_EDITS, _token, _token) if tokens else _EDITS
+    """One to three edits, half of them where headers are; ``tokens`` are written over places now and then."""
+    kinds = (*_EDITS, "token", "token") if tokens else _EDITS
     edit = st.tuples(st.sampled_from(kinds), _PLACE, st.binary(min_size=10, max_size=10))
 
-    def apply(edits: list[tuple[Callable, int, bytes]]) -> bytes:
+    def apply(edits: list[tuple[str, int, bytes]]) -> bytes:
         result = bytearray(content)
-        for change, place, (near, length, size, *rest) in edits:
+        for kind, place, (near, length, size, *rest) in edits:
             payload = bytes(rest[: 1 + size % 7])
             if not result:
                 result += payload
-            # Half of all edits are where headers are.
             start = place * (min(len(result), 512) if near % 2 else len(result)) // _PLACES
-            change(result, start, min(len(result), start + (1 << length % 13)), payload)
+            if kind == "token":
+                kind, payload = "overwrite", tokens[payload[-1] % len(tokens)]
+            _edit(result, kind, start, min(len(result), start + (1 << length % 13)), payload)
         return bytes(result)
 
     return st.lists(edit, min_size=1, max_size=3).map(apply)
@@ -177,22 +153,10 @@ RAW_TOKENS = (
 
 _BOMB = zlib.compress(bytes(1 << 26), 9)
 _PNG_CHUNKS = (
-    (b"zTXt", b"a\0\0" + _BOMB),
-    (b"iCCP", b"a\0\0" + _BOMB),
-    (b"iTXt", b"a\0\1\0\0\0" + _BOMB),
-    (b"IDAT", _BOMB),
-    (b"PLTE", bytes(768)),
-    (b"PLTE", b"\0"),
-    (b"tRNS", b"\0\0"),
-    (b"tRNS", b""),
-    (b"gAMA", b"\0\0\0\0"),
-    (b"acTL", b"\xff\xff\xff\xff\0\0\0\0"),
-    (b"fcTL", bytes(26)),
-    (b"fdAT", bytes(9)),
-    (b"IHDR", bytes(13)),
-    (b"IEND", b""),
-    (b"eXIf", b"MM\0*\xff\xff\xff\xff"),
-    (b"\0\0\0\0", b""),
+    *((b"zTXt", b"a\0\0" + _BOMB), (b"iCCP", b"a\0\0" + _BOMB), (b"iTXt", b"a\0\1\0\0\0" + _BOMB)),
+    *((b"IDAT", _BOMB), (b"PLTE", bytes(768)), (b"PLTE", b"\0"), (b"tRNS", b"\0\0"), (b"tRNS", b"")),
+    *((b"gAMA", bytes(4)), (b"acTL", b"\xff\xff\xff\xff\0\0\0\0"), (b"fcTL", bytes(26)), (b"fdAT", bytes(9))),
+    *((b"IHDR", bytes(13)), (b"IEND", b""), (b"eXIf", b"MM\0*\xff\xff\xff\xff"), (bytes(4), b"")),
 )
 
 
@@ -269,9 +233,8 @@ def npy(content: bytes) -> Mutants:
     """The head of an NPY file with another type, order or shape, and the right length."""
     length = struct.unpack_from("<H", content, 8)[0]
     head, data = content[10 : 10 + length].decode("latin-1"), content[10 + length :]
-    kind, order, shape = re.fullmatch(
-        r"\{'descr': (.*), 'fortran_order': (.*), 'shape': (.*), \}\s*", head
-    ).groups()
+    form = r"\{'descr': (.*), 'fortran_order': (.*), 'shape': (.*), \}\s*"
+    kind, order, shape = re.fullmatch(form, head).groups()
 
     def whole(head: str) -> bytes:
         packed = head.encode("latin-1")
@@ -382,14 +345,8 @@ _JSON_WORDS = (
 
 
 def values_json(content: bytes, values: Sequence[Any] = ()) -> Mutants:
-    """JSON with other values at some places, or text that is JSON no more.
-
-    Args:
-        content: of the file that is mutated.
-        values: those that its readers look at, besides the ones that suit no reader.
-    """
-    decoded = json.loads(content)
-    changed = _changed(decoded, (*values, *_VALUES)).map(_as_json).map(str.encode)
+    """JSON with other values at some places, those that its readers look at too, or no JSON."""
+    changed = _changed(json.loads(content), (*values, *_VALUES)).map(_as_json).map(str.encode)
     return _often(changed, 4) | text(content.decode(), _JSON_WORDS) | edited(content)
 
 
@@ -430,19 +387,11 @@ _YAML_WORDS = (
 
 
 def values_yaml(content: bytes, decoded: dict[str, Any], values: Sequence[Any] = ()) -> Mutants:
-    """YAML below its comment with other values at some places, or text that is YAML no more.
-
-    Args:
-        content: of the file that is mutated; it begins with a comment.
-        decoded: its values.
-        values: those that its readers look at, besides the ones that suit no reader.
-    """
-    lines = content.decode().splitlines(keepends=True)
-    comment = "".join(line for line in lines if line.startswith("#"))
+    """YAML below its comment with other values at some places, or text that is YAML no more."""
+    comment = "".join(line for line in content.decode().splitlines(keepends=True) if line.startswith("#"))
     changed = _changed(decoded, (*values, *_VALUES)).map(_as_yaml)
     whole = changed.map(lambda text: f"{comment}{text}\n".encode())
-    words = text(content.decode(), _YAML_WORDS)
-    return _often(whole, 3) | _often(words, 2) | edited(content)
+    return _often(whole, 3) | _often(text(content.decode(), _YAML_WORDS), 2) | edited(content)
 
 
 # Text.
@@ -455,18 +404,9 @@ CSV_WORDS = (
 _ENCODINGS = (*("utf-8",) * 8, "utf-8-sig", "utf-16", "utf-32", "latin-1")
 
 
-def text(
-    content: str, words: Sequence[str], pattern: str = r"\w+|\s+|.", encodings: Sequence[str] = _ENCODINGS
-) -> Mutants:
-    """Text with some of its words replaced, taken out, repeated or exchanged; in another encoding.
-
-    Args:
-        content: the text.
-        words: what others are replaced by.
-        pattern: what a word of ``content`` is.
-        encodings: those of the mutants.
-    """
-    parts = re.findall(pattern, content, re.DOTALL)
+def text(content: str, words: Sequence[str]) -> Mutants:
+    """Text with some of its words replaced, taken out, repeated or exchanged; in another encoding."""
+    parts = re.findall(r"\w+|\s+|.", content, re.DOTALL)
     edit = st.tuples(st.integers(0, 5), _PLACE, _PLACE)
 
     def apply(edits: list[tuple[int, int, int]], encoding: str) -> bytes:
@@ -483,10 +423,6 @@ def text(
                 result[at:at] = result[min(at, to) : max(at, to)]
             elif result:
                 result[at], result[to] = result[to], result[at]
-        whole = "".join(result)
-        if encoding.startswith("utf"):
-            return whole.encode(encoding, "surrogatepass")
-        return whole.encode(encoding, "replace")
+        return "".join(result).encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")
 
-    edits = st.lists(edit, min_size=1, max_size=4)
-    return st.builds(apply, edits, st.sampled_from(list(encodings)))
+    return st.builds(apply, st.lists(edit, min_size=1, max_size=4), st.sampled_from(_ENCODINGS))

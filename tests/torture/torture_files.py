@@ -25,16 +25,16 @@ import sys
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hypothesis
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from hypothesis import strategies as st
@@ -71,25 +71,15 @@ class Seed(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of file.
+    """One kind of file."""
 
-    Attributes:
-        examples: how many mutants there are to be.
-        make: writes seeds into a folder.
-        read: reads a file; raises AssertionError if what it gives is not what is promised.
-        documented: names of what else it may raise.
-        is_named: whether an error has to name the file, or its folder.
-        seconds: it may take.
-        mb: of memory it may need, beyond what was there before.
-    """
-
-    examples: int
-    make: Callable[[Path], list[Seed]]
-    read: Callable[[Path], Any]
-    documented: tuple[str, ...]
-    is_named: bool = True
-    seconds: float = 20.0
-    mb: int = 2048
+    examples: int  # how many mutants there are to be
+    make: Callable[[Path], list[Seed]]  # writes seeds into a folder
+    read: Callable[[Path], Any]  # raises AssertionError if what it gives is not what is promised
+    documented: tuple[str, ...]  # names of what else it may raise
+    is_named: bool = True  # whether an error has to name the file, or its folder
+    seconds: float = 20.0  # that reading may take
+    mb: int = 2048  # of memory that it may need, beyond what was there before
 
 
 # Kinds of files. What takes long to import is imported by those who need it.
@@ -103,6 +93,11 @@ def _seed(folder: Path, name: str, mutants: Callable[[bytes], Mutants], content:
         target.write_bytes(content if isinstance(content, bytes) else content.encode())
     whole = target.read_bytes()
     return Seed(target, mutants(whole).filter(lambda mutant: mutant != whole))
+
+
+def _seeds(folder: Path, mutants: Callable[[bytes], Mutants]) -> list[Seed]:
+    """Return a seed of each file of a folder."""
+    return [_seed(folder, path.name, mutants) for path in sorted(folder.iterdir())]
 
 
 def _checked(path: Path, camera: Camera | None = None) -> None:
@@ -139,7 +134,7 @@ def _raws(folder: Path) -> list[Seed]:
     def mutants(content: bytes) -> Mutants:
         return mutate.tiff(content) | mutate.edited(content, mutate.RAW_TOKENS)
 
-    return [_seed(folder, path.name, mutants) for path in sorted(folder.iterdir())]
+    return _seeds(folder, mutants)
 
 
 def _samples(folder: Path) -> list[Seed]:
@@ -153,7 +148,7 @@ def _samples(folder: Path) -> list[Seed]:
         plain = mutate.edited(content, mutate.RAW_TOKENS)
         return mutate.tiff(content) | plain if content[:2] in (b"II", b"MM") else plain
 
-    return [_seed(folder, path.name, mutants) for path in sorted(folder.iterdir())]
+    return _seeds(folder, mutants)
 
 
 def _tiffs(folder: Path) -> list[Seed]:
@@ -181,7 +176,7 @@ def _tiffs(folder: Path) -> list[Seed]:
         picture.save(folder / f"{compression}.tif", compression=compression)
     picture.convert("1").save(folder / "group4.tif", compression="group4")
     picture.convert("1").save(folder / "1.tif")
-    return [_seed(folder, path.name, mutate.tiff) for path in sorted(folder.iterdir())]
+    return _seeds(folder, mutate.tiff)
 
 
 def _png_files(folder: Path) -> list[Path]:
@@ -223,7 +218,7 @@ def _npys(folder: Path) -> list[Seed]:
         values = random_mosaic(TINY)
         kept = values if np.dtype(kind).kind == "f" else values * 255
         np.save(folder / f"{np.dtype(kind).name}.npy", kept.astype(kind))
-    return [_seed(folder, path.name, mutate.npy) for path in sorted(folder.iterdir())]
+    return _seeds(folder, mutate.npy)
 
 
 _STEMS = ("one", "two", "three", "four")
@@ -301,8 +296,6 @@ def _read_camera(path: Path) -> None:
 
 
 def _reports(folder: Path) -> list[Seed]:
-    import pandas as pd
-
     from r2l.drift.forensics import ToleranceReport
 
     edges = ("low", "high", "safe_low", "safe_high")
@@ -579,27 +572,22 @@ if os.environ.get("R2L_SAMPLE_RAWS"):
 # Readers that do what no reader may: the harness has to notice.
 
 
-def _unread(folder: Path) -> list[Seed]:
-    return [_seed(folder, "a.bin", mutate.edited, bytes(200))]
-
-
-def _wrong(act: Callable[[], Any]) -> Callable[[Path], None]:
-    """Return a reader that does wrong with some files."""
-
-    def read(path: Path) -> None:
-        if _is_marked(path.read_bytes()):
-            act()
-
-    return read
-
-
 def _is_marked(content: bytes) -> bool:
     # About half of all mutants; not the zeros that they are made from, and not the first drawn.
     return sum(content) % 4 > 1
 
 
-def _hoard() -> None:
-    np.ones(300 << 20, np.uint8)
+def _faulty(act: Callable[[], Any], seconds: float = 20.0) -> Kind:
+    """Return a kind whose reader does wrong with some files."""
+
+    def unread(folder: Path) -> list[Seed]:
+        return [_seed(folder, "a.bin", mutate.edited, bytes(200))]
+
+    def read(path: Path) -> None:
+        if _is_marked(path.read_bytes()):
+            act()
+
+    return Kind(8, unread, read, ("ValueError",), seconds=seconds, mb=200)
 
 
 def _greed() -> None:
@@ -613,22 +601,19 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def _faulty(act: Callable[[], Any], seconds: float = 20.0) -> Kind:
-    return Kind(8, _unread, _wrong(act), ("ValueError",), seconds=seconds, mb=200)
-
-
-FAULTY = {
-    "crash": _faulty(os.abort),
-    "segfault": _faulty(lambda: os.kill(os.getpid(), signal.SIGSEGV)),
-    "hang": _faulty(lambda: time.sleep(60), seconds=0.5),
-    "wrong error": _faulty(lambda: _raise(KeyError("a.bin"))),
-    "nameless error": _faulty(lambda: _raise(ValueError("something"))),
-    "wrong result": _faulty(lambda: _raise(AssertionError())),
-    "hoard": _faulty(_hoard),
-    "greed": _faulty(_greed),
-    "exit": _faulty(lambda: sys.exit(3)),
-    "vanish": _faulty(lambda: os._exit(0)),
-    "refusal": _faulty(lambda: _raise(ValueError("a.bin"))),
+#: Each with what is to be noticed of it.
+WRONGS = {
+    "crash": (_faulty(os.abort), "the process ended by SIGABRT"),
+    "segfault": (_faulty(lambda: os.kill(os.getpid(), signal.SIGSEGV)), "the process ended by SIGSEGV"),
+    "hang": (_faulty(lambda: time.sleep(60), seconds=0.5), "no answer in time"),
+    "wrong error": (_faulty(lambda: _raise(KeyError("a.bin"))), "KeyError is not documented"),
+    "nameless": (_faulty(lambda: _raise(ValueError("something"))), "the error does not name the file"),
+    "wrong result": (_faulty(lambda: _raise(AssertionError())), "AssertionError is not documented"),
+    "hoard": (_faulty(lambda: np.ones(300 << 20, np.uint8)), "more than 200 MB of memory"),
+    "greed": (_faulty(_greed), "more memory than there is"),
+    "exit": (_faulty(lambda: sys.exit(3)), "SystemExit is not documented"),
+    "vanish": (_faulty(lambda: os._exit(0)), "the process ended by exit(0)"),
+    "refusal": (_faulty(lambda: _raise(ValueError("a.bin"))), None),
 }
 
 
@@ -684,12 +669,14 @@ def _example(kind: Kind, path: Path) -> dict[str, Any]:
     note["mb"] = max(0, _status("VmHWM") - before) >> 20
     if note["mb"] > kind.mb:
         note["fault"] = f"more than {kind.mb} MB of memory"
+    if note.get("fault"):
+        note["outcome"] = "fault"
     return note
 
 
 def _child(name: str, number: int, examples: int, work: Path, kept: Path) -> None:
     """Read mutants of a kind, and write down what came of each in ``work``."""
-    kind = {**KINDS, **FAULTY}[name]
+    kind = KINDS.get(name) or WRONGS[name][0]
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     (work / "files").mkdir()
@@ -741,31 +728,6 @@ def _keep(path: Path, name: str, about: str, kept: Path) -> Path:
 # The processes, and what came of them.
 
 
-@dataclass
-class Tally:
-    """What came of the mutants of one kind."""
-
-    files: int = 0
-    outcomes: Counter = field(default_factory=Counter)
-    seconds: float = 0.0
-    mb: int = 0
-    faults: list[tuple[str, Path]] = field(default_factory=list)
-
-    def add(self, note: dict[str, Any]) -> None:
-        self.files += 1
-        self.outcomes["fault" if note.get("fault") else note["outcome"]] += 1
-        self.seconds, self.mb = max(self.seconds, note["seconds"]), max(self.mb, note["mb"])
-        if note.get("fault"):
-            self.faults.append((note["fault"], Path(note["kept"])))
-
-    def __iadd__(self, other: "Tally") -> "Tally":
-        self.files += other.files
-        self.outcomes += other.outcomes
-        self.seconds, self.mb = max(self.seconds, other.seconds), max(self.mb, other.mb)
-        self.faults += other.faults
-        return self
-
-
 def _ended(code: int, errors: str) -> str:
     """Say how a process ended that did not come to its end."""
     if "Timeout (" in errors:
@@ -773,14 +735,14 @@ def _ended(code: int, errors: str) -> str:
     return f"the process ended by {signal.Signals(-code).name if code < 0 else f'exit({code})'}"
 
 
-def _batch(name: str, number: int, examples: int, scratch: Path, kept: Path) -> Tally:
-    """Read mutants of a kind; begin another process where one was ended by a file."""
-    tally = Tally()
-    while tally.files < examples and len(tally.faults) < MOST_FAULTS:
-        work = scratch / f"{name}-{number}-{tally.files}"
+def _batch(name: str, number: int, examples: int, scratch: Path, kept: Path) -> list[dict[str, Any]]:
+    """Read mutants of a kind; begin another process where one was ended by a file. Return a note each."""
+    notes: list[dict[str, Any]] = []
+    while len(notes) < examples and sum(note["outcome"] == "fault" for note in notes) < MOST_FAULTS:
+        work = scratch / f"{name}-{number}-{len(notes)}"
         work.mkdir(parents=True)
         # What is left is drawn from another seed.
-        rest = [name, str(number + 1000 * tally.files), str(examples - tally.files)]
+        rest = [name, str(number + 1000 * len(notes)), str(examples - len(notes))]
         child = subprocess.run(
             [sys.executable, "-m", __spec__.name, *rest, str(work), str(kept)],
             cwd=ROOT,
@@ -792,47 +754,28 @@ def _batch(name: str, number: int, examples: int, scratch: Path, kept: Path) -> 
             check=False,
         )
         errors = child.stderr.decode(errors="replace")
-        notes = work / "notes"
-        for line in notes.read_text("utf-8").splitlines() if notes.exists() else ():
-            tally.add(json.loads(line))
+        if (work / "notes").exists():
+            notes += map(json.loads, (work / "notes").read_text("utf-8").splitlines())
         now = work / "now"
         if now.exists():
             why = _ended(child.returncode, errors)
             place = _keep(Path(now.read_text("utf-8")), name, f"{why}\n{errors[-20_000:]}", kept)
-            tally.add({"outcome": "", "fault": why, "kept": place, "seconds": 0, "mb": 0})
+            notes.append({"outcome": "fault", "fault": why, "kept": str(place), "seconds": 0, "mb": 0})
         else:
             assert (work / "done").exists(), f"{name}: the test itself failed\n{errors[-4000:]}"
         shutil.rmtree(work)
-    return tally
+    return notes
 
 
-def torture(kinds: dict[str, int], scratch: Path, kept: Path) -> dict[str, Tally]:
-    """Read so many mutants of each kind, a process a core."""
+def torture(kinds: dict[str, int], scratch: Path, kept: Path) -> pd.DataFrame:
+    """Read so many mutants of each kind, a process a core; return what came of each, a row each."""
     jobs = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for name, examples in kinds.items():
             for number, start in enumerate(range(0, examples, BATCH)):
                 size = min(BATCH, examples - start)
                 jobs.append((name, pool.submit(_batch, name, number, size, scratch, kept)))
-    tallies = {name: Tally() for name in kinds}
-    for name, job in jobs:
-        tallies[name] += job.result()
-    return tallies
-
-
-def table_of(tallies: dict[str, Tally]) -> str:
-    """Return what came of each kind, a line each."""
-    total = Tally()
-    lines = [f"{'kind':<12}{'files':>7}{'accepted':>10}{'slowest':>9}{'memory':>9}  refused"]
-    for name, tally in [*tallies.items(), ("all", total)]:
-        refused = {k: n for k, n in tally.outcomes.most_common() if k != "accepted"}
-        lines.append(
-            f"{name:<12}{tally.files:>7}{tally.outcomes['accepted']:>10}{tally.seconds:>7.1f} s"
-            f"{tally.mb:>6} MB  {', '.join(f'{n} {k}' for k, n in refused.items())}"
-        )
-        if tally is not total:
-            total += tally
-    return "\n".join(lines)
+    return pd.DataFrame([{"kind": name, "fault": None} | note for name, job in jobs for note in job.result()])
 
 
 def test_every_mutant_is_read_or_refused(tmp_path, capsys):
@@ -842,56 +785,34 @@ def test_every_mutant_is_read_or_refused(tmp_path, capsys):
     kinds = {name: max(1, round(kind.examples * share)) for name, kind in KINDS.items()}
     kept = KEPT / time.strftime("%Y%m%d-%H%M%S")
 
-    tallies = torture(kinds, tmp_path, kept)
+    notes = torture(kinds, tmp_path, kept)
 
+    outcomes = pd.crosstab(notes["kind"], notes["outcome"])
+    most = notes.groupby("kind")[["seconds", "mb"]].max().round(1)
     with capsys.disabled():
-        print(f"\n{table_of(tallies)}")
-    faults = Counter((name, why) for name, tally in tallies.items() for why, _ in tally.faults)
-    first = {(name, why): place for name, tally in tallies.items() for why, place in tally.faults[::-1]}
-    assert not faults, "\n".join(
-        [
-            f"files that did wrong are in {kept}",
-            *(f"{n} {k[0]}: {k[1]}, {first[k]}" for k, n in faults.items()),
-        ]
-    )
-    assert {name: tally.files for name, tally in tallies.items()} == kinds
+        print(f"\n{most.join(outcomes).to_string()}\n{len(notes)} files")
+    faults = notes.dropna(subset="fault").groupby(["kind", "fault"])["kept"].agg(["size", "first"])
+    assert faults.empty, f"files that did wrong are in {kept}\n{faults.to_string()}"
+    assert notes["kind"].value_counts().to_dict() == kinds
     if not WANTED:
-        assert sum(tally.files for tally in tallies.values()) >= LEAST
+        assert len(notes) >= LEAST
         # Mutants get past the first check, and not all of them past the last.
-        assert all(0 < t.outcomes["accepted"] < t.files for t in tallies.values())
+        assert ((outcomes["accepted"] > 0) & (outcomes["accepted"] < outcomes.sum(axis=1))).all()
 
 
-NOTICED = {
-    "crash": "the process ended by SIGABRT",
-    "segfault": "the process ended by SIGSEGV",
-    "hang": "no answer in time",
-    "wrong error": "KeyError is not documented",
-    "nameless error": "the error does not name the file",
-    "wrong result": "AssertionError is not documented",
-    "hoard": "more than 200 MB of memory",
-    "greed": "more memory than there is",
-    "exit": "SystemExit is not documented",
-    "vanish": "the process ended by exit(0)",
-    "refusal": None,
-}
-
-
-@pytest.mark.parametrize("name", FAULTY)
+@pytest.mark.parametrize("name", WRONGS)
 def test_a_reader_that_does_wrong_is_noticed_and_the_file_kept(tmp_path, name):
-    examples = FAULTY[name].examples
+    kind, noticed = WRONGS[name]
 
-    tally = _batch(name, 0, examples, tmp_path / "scratch", tmp_path / "kept")
+    notes = _batch(name, 0, kind.examples, tmp_path / "scratch", tmp_path / "kept")
 
-    assert tally.files == examples
-    wrong = [(place / "folder" / "a.bin").read_bytes() for _, place in tally.faults]
-    assert all(map(_is_marked, wrong))
-    if NOTICED[name] is None:
-        assert not wrong
-        assert 0 < tally.outcomes["ValueError"] < examples
-    else:
-        assert {why for why, _ in tally.faults} == {NOTICED[name]}
-        # The others were read all the same.
-        assert 0 < len(wrong) == examples - tally.outcomes["accepted"] < examples
+    assert len(notes) == kind.examples
+    # The others were read all the same.
+    wrong = [note for note in notes if note["outcome"] != "accepted"]
+    assert 0 < len(wrong) < kind.examples
+    assert {note.get("fault") for note in wrong} == {noticed}
+    kept = [(Path(note["kept"]) / "folder" / "a.bin").read_bytes() for note in wrong if noticed]
+    assert all(map(_is_marked, kept))
 
 
 if __name__ == "__main__":
