@@ -74,14 +74,7 @@ class Camera:
     >>> replace(DRONE, cfa=CFA.BGGR).to_dict()["cfa"]
     'BGGR'
 
-    Attributes:
-        name: what people call it.
-        cfa: layout of the colour filters, top-left of the mosaic first.
-        black_level: raw value of no light at each *position* of the 2x2 tile (not by colour), as a
-            fraction of the container's full scale (65535 for 16 bit is 1.0).
-        white_level: raw value of saturation, as a fraction of full scale.
-        white_balance: gains of red, green and blue, applied to linear camera colours.
-        colour_matrix: 3x3, white-balanced camera colours to linear sRGB, row by row.
+    Levels are raw values, as fractions of the container's full scale (65535 for 16 bit is 1.0).
 
     Raises:
         ValueError: a wrong number of values, a value that is not finite, levels in counts, or a white
@@ -89,11 +82,11 @@ class Camera:
     """
 
     name: str
-    cfa: CFA
-    black_level: tuple[float, float, float, float]
-    white_level: float
-    white_balance: tuple[float, float, float]
-    colour_matrix: tuple[tuple[float, float, float], ...]
+    cfa: CFA  #: top-left of the mosaic first
+    black_level: tuple[float, float, float, float]  #: no light, by *position* in the 2x2 tile, not by colour
+    white_level: float  #: saturation
+    white_balance: tuple[float, float, float]  #: gains of red, green and blue, of linear camera colours
+    colour_matrix: tuple[tuple[float, float, float], ...]  #: 3x3 rows, balanced colours to linear sRGB
 
     def __post_init__(self) -> None:
         if not isinstance(self.cfa, CFA):

@@ -26,20 +26,15 @@ CONTAINER_MAX = 65535  # raw files and the published tiles hold 16 bit numbers
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """How a sensor turns light into numbers.
+    """How a sensor turns light into numbers; a ValueError for any that can't be.
 
-    Attributes:
-        gain: digital numbers (DN) per electron, counted at ``bits`` (EMVA 1288's K).
-        read_noise: standard deviation of the dark signal in electrons.
-        bits: depth of the converter; its numbers lie left-justified in 16 bits.
-
-    Raises:
-        ValueError: a gain that is not positive, a negative read noise, or bits outside 1 to 16.
+    >>> NoiseModel(gain=0.5, read_noise=2.0, bits=12).bits
+    12
     """
 
-    gain: float
-    read_noise: float
-    bits: int
+    gain: float  #: digital numbers (DN) per electron, counted at ``bits`` (EMVA 1288's K)
+    read_noise: float  #: standard deviation of the dark signal in electrons
+    bits: int  #: of the converter, 1 to 16; its numbers lie left-justified in 16
 
     def __post_init__(self) -> None:
         if not self.gain > 0 or not self.read_noise >= 0 or self.bits not in range(1, 17):

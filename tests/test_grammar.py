@@ -43,6 +43,7 @@ from r2l.isp.learned import LearnedISP
 from r2l.isp.static import ENGINES
 from r2l.options import Options, resolve_options
 from r2l.rawfile import RawFrame, read_raw, write_dng
+from r2l.sensor import apply_levels, mosaic
 from r2l.sweep.jobs import read_sweep
 from r2l.training.experiment import experiment
 from r2l.training.predict import predict_matrix
@@ -71,13 +72,7 @@ def smooth_mosaic(camera, size=48):
     light = 0.3 + 0.15 * torch.sin(3 * x) + 0.1 * torch.cos(2 * y)
     colours = torch.stack([0.9 * light, light, 0.7 * light + 0.05 * x])
     gains = torch.tensor(camera.white_balance).abs()[:, None, None]
-    linear = (colours / gains / 1.2).clamp(0, 1)
-    mosaic = torch.empty(1, 1, size, size)
-    for position, (colour, black) in enumerate(zip(camera.cfa.value, camera.black_level, strict=True)):
-        rows, columns = slice(position // 2, None, 2), slice(position % 2, None, 2)
-        here = linear[colour, rows, columns]
-        mosaic[0, 0, rows, columns] = black + here * (camera.white_level - black)
-    return mosaic
+    return apply_levels(mosaic((colours / gains / 1.2).clamp(0, 1), camera.cfa), camera)[None]
 
 
 def plain(raw, camera):
@@ -167,8 +162,7 @@ def test_a_folder_may_have_any_name_and_display_stages_behind_it(tmp_path):
 
 
 def test_an_address_is_fetched(tmp_path):
-    folder = save_isp(StaticISP.from_code("me,u,me", DRONE), tmp_path / "processor")
-    asked = []
+    folder, asked = save_isp(StaticISP.from_code("me,u,me", DRONE), tmp_path / "processor"), []
     fetch = lambda address: asked.append(address) or folder  # noqa: E731
     isp = open_pipeline("runs:/abc/processor+jpeg:50", DRONE, fetch=fetch)
     assert asked == ["runs:/abc/processor"]
@@ -180,13 +174,10 @@ def test_an_address_is_fetched(tmp_path):
 def test_own_code_is_found_beside_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = (
-        "import torch\n"
         "from r2l.isp import StaticISP\n"
         "def look(raw):\n    return raw.expand(-1, 3, -1, -1)\n"
-        "class Whole(torch.nn.Module):\n"
-        "    def __init__(self, camera):\n        super().__init__()\n"
-        "        self.isp = StaticISP.from_code('ma,s,ga', camera)\n"
-        "    def forward(self, raw):\n        return self.isp(raw)\n"
+        "class Whole(StaticISP):\n"
+        "    def __init__(self, camera):\n        super().__init__(camera, 'malvar2004')\n"
         "number = 7\n"
     )
     Path("own_looks.py").write_text(code)
@@ -353,14 +344,8 @@ def test_no_base_develops_twice(monkeypatch):
     original = engines.demosaic_by
     counted = lambda *a: calls.append(a[1:3]) or original(*a)  # noqa: E731
     monkeypatch.setattr(engines, "demosaic_by", counted)
-    names = [
-        "libraw:ahd",
-        "libraw:ahd+jpeg:75",
-        "libraw:ahd+jpeg:75+resize:0.5",
-        "ma,s,ga",
-        "ma,s,ga+jpeg",
-        "defects:0.1+ma,s,ga",
-    ]
+    names = ["libraw:ahd", "libraw:ahd+jpeg:75", "libraw:ahd+jpeg:75+resize:0.5"]
+    names += ["ma,s,ga", "ma,s,ga+jpeg", "defects:0.1+ma,s,ga"]
     views = develop_all(raw, DRONE, names)
     assert calls == [("libraw", "ahd")]
     for name, view in views.items():
@@ -370,6 +355,10 @@ def test_no_base_develops_twice(monkeypatch):
     frames = develop_views(data, names, batch_size=3, progress=False)
     assert calls == [("libraw", "ahd")]
     assert frames.images["libraw:ahd+jpeg:75+resize:0.5"].shape == (3, 3, 16, 16)
+    # Masks meet images of their size.
+    masked = Frames.of(SyntheticDrone(2, size=32, task="segmentation"), progress=False)
+    views = develop_views(masked, ["bi,s,ga+resize:0.5"], progress=False)
+    assert views.images["bi,s,ga+resize:0.5"].shape == (2, 3, 32, 32)
     opened = open_pipelines(names, DRONE)
     assert opened["libraw:ahd+jpeg:75"].base is opened["libraw:ahd"]
 
@@ -407,12 +396,6 @@ def test_no_pipeline_of_a_matrix_develops_an_image_twice():
     assert images == {"libraw": 2 * 12, "opencv": 12}
 
 
-def test_masks_meet_images_of_their_size():
-    frames = Frames.of(SyntheticDrone(2, size=32, task="segmentation"), progress=False)
-    views = develop_views(frames, ["bi,s,ga+resize:0.5"], progress=False)
-    assert views.images["bi,s,ga+resize:0.5"].shape == (2, 3, 32, 32)
-
-
 def test_a_learned_camera_is_a_pipeline_like_any_other(tmp_path):
     raw = natural(DRONE)
     folder = save_isp(LearnedISP(DRONE, "malvar2004"), tmp_path / "my_camera")
@@ -423,19 +406,13 @@ def test_a_learned_camera_is_a_pipeline_like_any_other(tmp_path):
     assert linear_stages(again.stages(raw))[-1] == "colour_matrix"
 
 
-@pytest.mark.parametrize("spec", ["libraw:dcb", "me,u,me@camera+resize:0.5+jpeg:60"])
-def test_they_are_saved_and_loaded(tmp_path, spec):
-    raw, isp = natural(DRONE), open_pipeline(spec, DRONE)
-    again = load_isp(save_isp(isp, tmp_path))
-    assert torch.equal(again(raw), isp(raw))
-    assert repr(again) == repr(isp)
-
-
-def test_what_a_displayed_pipeline_learned_is_saved_with_it(tmp_path):
-    raw, base = natural(DRONE), ParametrizedISP(DRONE).set_(gamma=1.7)
-    isp = Displayed(DRONE, base, "tone:filmic")
-    again = load_isp(save_isp(isp, tmp_path))
-    assert torch.equal(again(raw), isp(raw))
+def test_they_are_saved_and_loaded_with_what_they_learned(tmp_path):
+    learned = Displayed(DRONE, ParametrizedISP(DRONE).set_(gamma=1.7), "tone:filmic")
+    for spec in ("libraw:dcb", "me,u,me@camera+resize:0.5+jpeg:60", learned):
+        raw, isp = natural(DRONE), open_pipeline(spec, DRONE)
+        again = load_isp(save_isp(isp, tmp_path))
+        assert torch.equal(again(raw), isp(raw))
+        assert repr(again) == repr(isp)
     description = json.loads((tmp_path / "isp.json").read_text())
     description["options"]["base"]["kind"] = "Nothing"
     (tmp_path / "isp.json").write_text(json.dumps(description))
@@ -448,12 +425,8 @@ def test_what_a_displayed_pipeline_learned_is_saved_with_it(tmp_path):
 # Everywhere a pipeline is named
 
 OWN = "def look(raw):\n    return raw.expand(-1, 3, -1, -1).sqrt()\n"
-NAMES = (
-    "libraw:ppg",
-    "defects:0.05+lines:5+ma,s,ga@camera",
-    "bi,s,ga+resize:0.5+jpeg:75",
-    "opencv:ea+tone:filmic",
-)
+NAMES = ("libraw:ppg", "defects:0.05+lines:5+ma,s,ga@camera")
+NAMES += ("bi,s,ga+resize:0.5+jpeg:75", "opencv:ea+tone:filmic")
 
 
 @pytest.fixture
@@ -528,39 +501,33 @@ PARTS = (
 )
 
 
-def at_options(name, frames, frame):
+@lru_cache
+def two_frames():
+    return Frames.of(SyntheticMicroscopy(2, size=32), progress=False)
+
+
+@lru_cache
+def any_report():
+    frames = flat_frames([0.3] * 2, MICROSCOPE)
+    return tolerance_report(Blind(), frames, settings=["gamma"], points=3, progress=False)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_each_part_is_taken_at_each_place(here, name):
     assert Options(test_pipelines=name).tested_codes == (name,)
-
-
-def at_training(name, frames, frame):
-    job = resolve_options(Options(pipeline=name))[0]
-    assert job.pipeline == name or (job.pipeline is None and name in PIPELINES)
-
-
-def at_a_sweep(name, frames, frame):
+    assert resolve_options(Options(pipeline=name))[0].pipeline in (name, None if name in PIPELINES else name)
     text = json.dumps({"train": {"dataset": "SyntheticMicroscopy"}, "grid": {"pipeline": [name]}})
     Path("sweep.yaml").write_text(text)
     (job,) = read_sweep(Path("sweep.yaml")).jobs
-    at_training(job.options().pipeline or name, frames, frame)
+    assert job.options().pipeline in (name, None)
 
+    frames = two_frames()
+    assert develop_views(frames, [name], progress=False).images[name].shape[:2] == (2, 3)
+    assert len(Domain(frames, name).statistics(np.arange(2))[0]) == 3
+    isp, raw = open_pipeline(name, MICROSCOPE), frames.raw[:1]
+    torch.testing.assert_close(list(isp.stages(raw).values())[-1], isp(raw), rtol=0, atol=1e-4)
 
-def at_a_matrix(name, frames, frame):
-    images = develop_views(frames, [name], progress=False).images[name]
-    assert images.shape[:2] == (2, 3)
-
-
-def at_a_figure(name, frames, frame):
-    isp = open_pipeline(name, frames.camera)
-    last = list(isp.stages(frame.tensor()).values())[-1]
-    assert torch.equal(last, isp(frame.tensor())) or torch.allclose(last, isp(frame.tensor()), atol=1e-4)
-
-
-def at_a_domain(name, frames, frame):
-    mean, _ = Domain(frames, name).statistics(np.arange(2))
-    assert len(mean) == 3
-
-
-def at_a_widget(name, frames, frame):
+    frame = RawFrame(frames.raw[0, 0].numpy(), MICROSCOPE)
     box = camera_explorer({"frame": frame}, any_report(), uploads=False)
     menu = controls(box)["pipeline"]
     menu.value = name
@@ -569,24 +536,6 @@ def at_a_widget(name, frames, frame):
     menu.value = "ma,s,ga+velvia"
     assert "choose from jpeg" in pages(box)
     assert pictures(box) == [(alt, picture)]
-
-
-@lru_cache
-def any_report():
-    return tolerance_report(
-        Blind(), flat_frames([0.3] * 2, MICROSCOPE), settings=["gamma"], points=3, progress=False
-    )
-
-
-PLACES = (at_options, at_training, at_a_sweep, at_a_matrix, at_a_figure, at_a_domain, at_a_widget)
-
-
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-def test_each_part_is_taken_at_each_place(here, place):
-    frames = Frames.of(SyntheticMicroscopy(2, size=32), progress=False)
-    frame = RawFrame(frames.raw[0, 0].numpy(), MICROSCOPE)
-    for name in PARTS:
-        place(name, frames, frame)
 
 
 def test_options_and_sweeps_take_them(here):
@@ -609,22 +558,15 @@ def test_options_and_sweeps_take_them(here):
     assert {job.processing_mode for job in jobs} == {"static"}
 
 
+SMALL = {"dataset": "SyntheticMicroscopy", "n_images": 40, "image_size": 32, "epochs": 1}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["libraw:ppg+jpeg:75", "own_look:look"])
 def test_a_run_is_trained_and_tested_on_them_and_keeps_what_can_be_kept(here, pipeline):
-    store = "sqlite:///m.db"
-    options = Options(
-        dataset="SyntheticMicroscopy",
-        n_images=40,
-        image_size=32,
-        classifier_network="SmallResNet",
-        epochs=1,
-        pipeline=pipeline,
-        test_pipelines=f"{pipeline} saved {NAMES[2]}",
-        tracking_uri=store,
-        save_locally=True,
-        track_processing=True,
-    )
+    kept_as = {"tracking_uri": "sqlite:///m.db", "save_locally": True, "track_processing": True}
+    tested = {"pipeline": pipeline, "test_pipelines": f"{pipeline} saved {NAMES[2]}"}
+    options = Options(**SMALL, classifier_network="SmallResNet", **tested, **kept_as)
     said = []
     outcome = experiment(options, say=said.append)
     assert list(outcome.tested["test"].unique()) == [pipeline, "saved", NAMES[2]]
@@ -659,8 +601,7 @@ def test_a_run_with_a_network_of_ones_own_is_kept_and_taken_up_again(here, monke
         "def tiny(n):\n"
         "    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, n))\n"
     )
-    small = {"dataset": "SyntheticMicroscopy", "n_images": 40, "image_size": 32, "epochs": 1}
-    small |= {"processing_mode": "static", "tracking_uri": "sqlite:///m.db"}
+    small = SMALL | {"processing_mode": "static", "tracking_uri": "sqlite:///m.db"}
     options = Options(**small, classifier_network="own_net:tiny", save_locally=True)
     first = experiment(options, say=lambda line: None)
     (folder,) = {path.parent for path in first.folder.rglob("model.json")}

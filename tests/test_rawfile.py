@@ -62,9 +62,7 @@ def cfa_tags(pattern, side):
 @pytest.mark.parametrize("cfa", CFA)
 def test_libraw_reads_what_write_dng_wrote(tmp_path, cfa):
     camera, mosaic = replace(SENSOR, cfa=cfa), random_mosaic()
-
     path = write_dng(tmp_path / "a.dng", mosaic, camera)
-
     with rawpy.imread(str(path)) as raw:
         np.testing.assert_array_equal(raw.raw_image_visible, to_16_bit(mosaic))
         indices = raw.raw_colors_visible[:2, :2].ravel()
@@ -81,9 +79,7 @@ def test_libraw_reads_what_write_dng_wrote(tmp_path, cfa):
 def test_read_raw_returns_exactly_the_camera_that_was_written(tmp_path, camera, cfa):
     camera, mosaic = replace(camera, cfa=cfa), random_mosaic()
     before = mosaic.copy()
-
     frame = read_raw(write_dng(tmp_path / "a.dng", mosaic, camera))
-
     assert frame.camera == camera
     assert frame.mosaic.dtype == np.float32
     np.testing.assert_array_equal(to_16_bit(frame.mosaic), to_16_bit(mosaic))
@@ -101,7 +97,6 @@ def test_read_raw_returns_exactly_the_camera_that_was_written(tmp_path, camera, 
 def test_any_mosaic_survives_to_16_bit(tmp_path, mosaic):
     # Zeros to the end look like a file that was cut short.
     frame = read_raw(write_dng(tmp_path / "a.dng", mosaic, DRONE), allow_damaged=True)
-
     np.testing.assert_array_equal(to_16_bit(frame.mosaic), to_16_bit(mosaic))
     assert np.abs(frame.mosaic - mosaic).max() <= 0.5001 / FULL
 
@@ -122,11 +117,9 @@ def test_other_programs_find_the_standard_form_of_any_sensible_camera(tmp_path, 
     camera = Camera("x", CFA.GRBG, tuple(b / FULL for b in black), white / FULL, gains, matrix)
     path = write_dng(tmp_path / "a.dng", random_mosaic(), camera)
     assert read_raw(path).camera == camera
-
     # Without r2l's own note, only the standard tags are left.
     edit_tag(path, 50740, b"\0")
     read = read_raw(path).camera
-
     expected = standard_form(camera)
     assert read.cfa is camera.cfa
     assert read.black_level == pytest.approx(camera.black_level)
@@ -138,7 +131,6 @@ def test_other_programs_find_the_standard_form_of_any_sensible_camera(tmp_path, 
 @pytest.mark.parametrize("camera", [MICROSCOPE, DRONE, SENSOR], ids=lambda c: c.name)
 def test_the_standard_form_develops_to_the_same_colours(camera):
     standard = standard_form(camera)
-
     whole, whole_standard = (
         np.array(c.colour_matrix) * np.array(c.white_balance) for c in (camera, standard)
     )
@@ -153,7 +145,6 @@ def test_the_standard_form_develops_to_the_same_colours(camera):
 @pytest.mark.timeout(20)
 def test_pages_that_lead_back_to_the_first_have_an_end(tmp_path):
     lead_back(path := write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR))
-
     assert read_raw(path).camera == SENSOR
 
 
@@ -168,9 +159,7 @@ def test_pages_that_lead_back_to_the_first_have_an_end(tmp_path):
 def test_tags_edited_by_another_program_win_over_the_exact_camera(tmp_path, neutral, gains):
     path = write_dng(tmp_path / "a.dng", random_mosaic(), SENSOR)
     edit_tag(path, AS_SHOT_NEUTRAL, neutral)
-
     camera = read_raw(path).camera
-
     assert camera.white_balance == pytest.approx(gains, rel=1e-4)
     assert camera.black_level == SENSOR.black_level
 
@@ -178,9 +167,7 @@ def test_tags_edited_by_another_program_win_over_the_exact_camera(tmp_path, neut
 def test_a_file_without_colour_information_gets_neutral_colours(tmp_path):
     path = tmp_path / "a.dng"
     write_tiff_dng(path, to_16_bit(random_mosaic()), "cfa", *cfa_tags((2, 1, 1, 0), 2))
-
     camera = read_raw(path).camera
-
     assert camera.cfa is CFA.BGGR
     assert camera.white_balance == (1, 1, 1)
     assert camera.colour_matrix == ((1, 0, 0), (0, 1, 0), (0, 0, 1))
@@ -255,9 +242,7 @@ def test_a_turned_photo_keeps_its_colours_and_black_levels(tmp_path, orientation
     scene = np.random.default_rng(1).random((24, 40, 3), dtype=np.float32)
     path = write_dng(tmp_path / "a.dng", sampled(scene, cfa), camera)
     edit_tag(path, ORIENTATION, orientation)
-
     frame = read_raw(path)
-
     upright = TURNS[orientation](scene)
     expected = sampled(upright, frame.camera.cfa)
     np.testing.assert_array_equal(to_16_bit(frame.mosaic), to_16_bit(expected))
@@ -271,11 +256,9 @@ def test_orientation_is_that_of_development_by_libraw(tmp_path, orientation):
     mosaic = (0.1 + 0.2 * down**2 + 0.1 * right).astype(np.float32)
     path = write_dng(tmp_path / "a.dng", mosaic, SENSOR)
     edit_tag(path, ORIENTATION, orientation)
-
     ours = read_raw(path).mosaic
     with rawpy.imread(str(path)) as raw:
         theirs = raw.postprocess(user_wb=[1, 1, 1, 1], no_auto_bright=True, gamma=(1, 1))
-
     assert ours.shape == theirs.shape[:2]
     assert np.corrcoef(ours.ravel(), theirs.mean(axis=2).ravel())[0, 1] > 0.99
 
@@ -320,9 +303,7 @@ def test_files_without_calibration(tmp_path, name):
     save(tmp_path / name, values)
     with pytest.raises(RawFileError, match=rf"{name}: .*\n.*camera=.*--camera microscope\|drone\|file.json"):
         read_raw(tmp_path / name)
-
     frame = read_raw(tmp_path / name, MICROSCOPE)
-
     assert frame.camera is MICROSCOPE
     assert frame.mosaic.dtype == np.float32
     np.testing.assert_allclose(frame.mosaic, expected, rtol=1e-6)
@@ -341,10 +322,8 @@ def test_what_a_file_holds_counts(tmp_path):
 def test_a_camera_given_replaces_that_of_the_file_and_is_turned_with_it(tmp_path):
     path = write_dng(tmp_path / "a.dng", random_mosaic(), DRONE)
     assert read_raw(path, SENSOR).camera == SENSOR
-
     edit_tag(path, ORIENTATION, 3)
     turned = read_raw(path, SENSOR).camera
-
     assert turned.cfa is CFA.BGGR
     assert turned.black_level == SENSOR.black_level[::-1]
     assert turned.white_balance == SENSOR.white_balance
@@ -491,10 +470,8 @@ def test_bad_files_are_named_with_reason_and_remedy(tmp_path, capfd, name):
     make(path)
     capfd.readouterr()
     plain = path.suffix in (".png", ".npy", ".tif") or name == "layout.dng"
-
     with pytest.raises(RawFileError) as caught:
         read_raw(path, SENSOR if plain else None)
-
     message = str(caught.value)
     assert str(path) in message
     assert reason in message
@@ -508,16 +485,13 @@ def test_a_truncated_dng_is_never_filled_up(tmp_path, kept):
     path = write_dng(tmp_path / "a.dng", random_mosaic((200, 300)), SENSOR)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
-
     with pytest.raises(RawFileError, match="copy it again"):
         read_raw(path)
 
 
 def test_the_error_passes_between_processes(tmp_path):
     error = RawFileError(tmp_path / "a.dng", "the reason", "the remedy")
-
     copy = pickle.loads(pickle.dumps(error))
-
     assert (type(copy), str(copy)) == (RawFileError, str(error))
 
 
@@ -555,10 +529,8 @@ def test_load_camera_says_what_would_do(tmp_path, text, reason):
     path = tmp_path / "camera.json"
     if text is not None:
         path.write_text(text)
-
     with pytest.raises(ValueError, match="microscope, drone") as caught:
         load_camera(path)
-
     assert reason in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -634,9 +606,7 @@ def test_what_is_wrong_with_counts_is_told(tmp_path, entries, words):
 
 def test_a_real_photo_is_read_as_libraw_reads_it_and_survives_being_written(sample_raws, tmp_path):
     path = sample_raws / "colorchart.dng"
-
     frame = read_raw(path)
-
     with rawpy.imread(str(path)) as raw:
         np.testing.assert_array_equal(to_16_bit(frame.mosaic), raw.raw_image_visible)
     camera = frame.camera
@@ -661,7 +631,6 @@ def test_a_truncated_photo_is_refused(sample_raws, tmp_path, kept):
     content = (sample_raws / "colorchart.dng").read_bytes()
     path = tmp_path / "cut.dng"
     path.write_bytes(content[: int(len(content) * kept)])
-
     with pytest.raises(RawFileError, match="truncated"):
         read_raw(path)
 
@@ -671,6 +640,5 @@ def test_a_truncated_photo_is_refused(sample_raws, tmp_path, kept):
 )
 def test_demo_tiles(sample_raws, name, camera, darkest):
     frame = read_raw(sample_raws / f"raw_{name}_tile.png", camera)
-
     assert frame.mosaic.shape == (256, 256)
     assert frame.mosaic.min() == pytest.approx(darkest / 255)

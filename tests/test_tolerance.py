@@ -113,12 +113,9 @@ def test_groups_of_unequal_size_are_told_to_be_few():
 def test_a_blind_model_stands_everything():
     frames = flat_frames([0.3] * 120)
     table = tolerance_report(Blind(), frames, settings=["gamma", "blur"], points=5, progress=False).table
-    settings = settings_of("bi,s,ga", PLAIN)
     for name in ("gamma", "blur"):
-        assert table.loc[name, ["safe_low", "safe_high"]].to_list() == [
-            settings[name].low,
-            settings[name].high,
-        ]
+        setting = settings_of("bi,s,ga", PLAIN)[name]
+        assert table.loc[name, ["safe_low", "safe_high"]].to_list() == [setting.low, setting.high]
 
 
 def test_the_band_covers_the_truth():
@@ -142,8 +139,7 @@ def test_edges_hold_on_fresh_images_of_the_same_kind_and_not_on_others():
     draw = lambda n, low: flat_frames(rng.uniform(low, 2 * LIMIT, n), side=4)  # noqa: E731
     report = report_of(draw(200, 1.1 * LIMIT), ["exposure", "gamma"], drop=0.1)
     same = verify_tolerances(report, Bright(THRESHOLD), draw(400, 1.1 * LIMIT))
-    safe = same[same["edge"].str.startswith("safe")]
-    assert safe["holds"].all()
+    assert same[same["edge"].str.startswith("safe")]["holds"].all()
     assert not same["refuted"].any()
     darker = verify_tolerances(report, Bright(THRESHOLD), draw(400, 0.5 * LIMIT))
     assert darker["refuted"].any()
@@ -199,11 +195,8 @@ def test_a_landscape_agrees_with_scans_and_with_arithmetic():
 def test_any_pipeline_can_be_scanned():
     frames = flat_frames([LEVEL] * 4)
     for pipeline in ("me,u,me", ParametrizedISP(PLAIN)):
-        table = tolerance_report(
-            Bright(THRESHOLD), frames, pipeline, settings=["exposure"], progress=False
-        ).table
-        exact = math.log2(LIMIT / LEVEL)
-        assert table.loc["exposure", "low"] == pytest.approx(exact, abs=0.02)
+        report = tolerance_report(Bright(THRESHOLD), frames, pipeline, settings=["exposure"], progress=False)
+        assert report.table.loc["exposure", "low"] == pytest.approx(math.log2(LIMIT / LEVEL), abs=0.02)
 
 
 def test_a_sensors_defects_have_tolerances_and_a_measured_one_is_judged_by_them():
@@ -276,31 +269,20 @@ def test_a_report_comes_back_from_its_file(report, tmp_path):
         ({"settings": 3}, "damaged"),
         ({"score": 10**400}, "damaged"),
         ({"images": math.inf}, "damaged"),
+        (None, r"report\.json: no JSON"),
     ],
 )
 def test_damaged_reports_are_told(report, tmp_path, change, message):
     path = report.save(tmp_path / "report.json")
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change))
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change) if change else "[" * 100_000)
     with pytest.raises(ValueError, match=message):
         ToleranceReport.load(path)
 
 
-def test_a_report_nested_without_end_is_told(tmp_path):
-    (tmp_path / "report.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"report\.json: no JSON"):
-        ToleranceReport.load(tmp_path / "report.json")
-
-
 def test_cameras_are_placed(report):
     own = report.check(PLAIN)
-    assert own["verdict"].to_dict() == {
-        "exposure": "inside",
-        "black_level": "inside",
-        "red_gain": "inside",
-        "saturation": "inside",
-        "blur": "unknown",
-        "gamma": "unknown",
-    }
+    inside = dict.fromkeys(("exposure", "black_level", "red_gain", "saturation"), "inside")
+    assert own["verdict"].to_dict() == inside | {"blur": "unknown", "gamma": "unknown"}
     assert own.loc["red_gain", "value"] == pytest.approx(2)
     far = report.check(replace(PLAIN, black_level=(0.4,) * 4))
     assert far.loc["black_level", "verdict"] == "outside"
@@ -338,11 +320,7 @@ def test_landscape_explorer_at_every_value():
     pairs = [landscape(prober, *names, points=3) for names in (("exposure", "gamma"), ("blur", "gamma"))]
     explorer = landscape_explorer(pairs, prober, frames.raw[:1])
     assert "r2l-landscape-explorer" in explorer._dom_classes
-    (menu, note), sliders, picture = (
-        explorer.children[0].children,
-        explorer.children[1].children,
-        explorer.children[2].children[0],
-    )
+    (menu, note), sliders, (picture, *_) = (box.children for box in explorer.children)
     for option, item in zip(menu.options, pairs, strict=True):
         menu.value = option
         assert [slider.value for slider in sliders] == [item.first.value, item.second.value]
@@ -356,10 +334,3 @@ def test_landscape_explorer_at_every_value():
     assert len(seen) == item.scores.size
     with pytest.raises(ValueError, match="no landscapes"):
         landscape_explorer([], prober, frames.raw[:1])
-
-
-def test_a_frame_at_a_spot_is_the_pipeline_turned():
-    isp = AdjustableISP("bi,s,ga", PLAIN, exposure=-1.0)
-    frames = flat_frames([LEVEL])
-    assert isinstance(frames, Frames)
-    assert float(isp(frames.raw).mean()) == pytest.approx((LEVEL / 2) ** (1 / 2.2), rel=1e-3)

@@ -100,8 +100,7 @@ def camera_settings(camera: Camera, reference: Camera) -> dict[str, float]:
 
     ``exposure`` (stops) is relative to the reference, ``saturation`` is how much of the chroma of the
     reference's colour matrix its own has (least squares); the others are its own numbers. Black levels are
-    in units of the reference's range from black to white, with the containers scaled to one white level:
-    the same for a sensor's data of 12 and of 14 bit.
+    in units of the reference's range, with the containers scaled to one white level.
     """
     scale = reference.white_level / camera.white_level / reference.span
     levels = scale * np.array(camera.black_level)
@@ -220,7 +219,6 @@ class AdjustableISP(Pipeline):
     Attributes:
         values: every setting, by name.
         camera: the calibration that results, without exposure.
-        name: of the pipeline that was given.
 
     Raises:
         ValueError: an unknown setting (lists those that exist), a value that is not finite, a negative
@@ -243,10 +241,9 @@ class AdjustableISP(Pipeline):
             raise ValueError(f"no settings {unknown}; choose from {', '.join(neutral)}")
         present = pipeline.values if isinstance(pipeline, AdjustableISP) else neutral
         self.values = present | {name: float(value) for name, value in values.items()}
-        positive = [self.values["gamma"], self.values.get("sharpening_radius", 1.0)]
         if not all(map(math.isfinite, self.values.values())) or self.values["blur"] < 0:
             raise ValueError(f"a value is not finite, or the blur negative: {self.values}")
-        if min(positive) <= 0:
+        if min(self.values["gamma"], self.values.get("sharpening_radius", 1.0)) <= 0:
             raise ValueError(f"gamma and radius have to be positive: {self.values}")
         self.camera = _adjusted_camera(self.base.camera, self.values, neutral, matrix_mix)
         self._fuse()

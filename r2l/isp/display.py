@@ -34,9 +34,8 @@ def jpeg_coded(images: Tensor, quality: int) -> Tensor:
     """Write as JPEG (4:2:0, by libjpeg) and read: (B, 3, H, W), display domain; no gradient."""
     read = []
     for one in to_uint8(images.detach().permute(0, 2, 3, 1).cpu().numpy()):
-        with io.BytesIO() as file:
-            Image.fromarray(one).save(file, "JPEG", quality=quality)
-            read.append(np.asarray(Image.open(file)))
+        Image.fromarray(one).save(file := io.BytesIO(), "JPEG", quality=quality)
+        read.append(np.asarray(Image.open(file)))
     return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).to(images) / 255
 
 
@@ -117,26 +116,20 @@ _MOSAIC = {
 
 
 def display_stage(text: str) -> Stage:
-    """Return the display stage that ``name`` or ``name:number`` names; see `open_pipeline` for what there is.
+    """Return the display stage of ``name`` or ``name:number``, see `open_pipeline`; else a ValueError.
 
     >>> display_stage("jpeg:75")(torch.rand(1, 3, 8, 12)).shape
     torch.Size([1, 3, 8, 12])
-
-    Raises:
-        ValueError: no such stage, tone or number; lists those that exist, or says which numbers do.
     """
     return Stage(*_read_stage("display stage", text, _DISPLAY))
 
 
 def mosaic_stage(text: str, camera: Camera) -> Stage:
-    """Return the stage, mosaic to mosaic, that ``name`` or ``name:number`` names; see `open_pipeline`.
+    """Return the stage, mosaic to mosaic, of ``name`` or ``name:number``, likewise.
 
     >>> from r2l.camera import DRONE
     >>> mosaic_stage("defects:0.2", DRONE)(torch.rand(1, 1, 8, 12)).shape
     torch.Size([1, 1, 8, 12])
-
-    Raises:
-        ValueError: no such stage or number; lists those that exist, or says which numbers do.
     """
     name, function, value = _read_stage("mosaic stage", text, _MOSAIC)
     return Stage(name, function, camera, value)
@@ -173,9 +166,6 @@ class Displayed(nn.Module):
         camera: of the frames.
         base: any pipeline.
         steps: mosaic and display stages, joined by "+"; see `open_pipeline`.
-
-    Raises:
-        ValueError: a stage that does not exist; lists those that do.
     """
 
     def __init__(self, camera: Camera, base: nn.Module, steps: str) -> None:

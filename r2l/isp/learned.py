@@ -46,15 +46,9 @@ class LearnedISP(Pipeline):
         demosaic: bilinear, malvar2004 or menon2007.
 
     Attributes:
-        black_level: (4,) raw value of no light, by position of the tile.
-        white_balance: (3,) gains of R, G, B.
-        colour_matrix: (3, 3) rows give linear sRGB.
+        black_level, white_balance, colour_matrix: as `Camera` has them.
         tone_curve: (3, SPANS + 2) by channel, display units: the control point at black, then steps.
-        sharpening_kernel: (5, 5) on luma of the display image.
-        blur_kernel: (5, 5) on its chroma.
-
-    Raises:
-        ValueError: a demosaicing that does not exist; lists those that do.
+        sharpening_kernel, blur_kernel: (5, 5) on luma of the display image, and on its chroma.
     """
 
     def __init__(self, camera: Camera, demosaic: str = "bilinear") -> None:
@@ -64,16 +58,12 @@ class LearnedISP(Pipeline):
         identity[KERNEL // 2, KERNEL // 2] = 1
         matrix = stage.signed_columns(camera.colour_matrix, camera.white_balance)
         straight = (torch.arange(SPANS + 2.0) - 0.5) / SPANS
-        initial = {
-            "black_level": torch.tensor(camera.black_level),
-            "white_balance": torch.tensor(camera.white_balance).abs(),
-            "colour_matrix": torch.tensor(matrix),
-            "tone_curve": to_steps(straight.expand(3, -1)),
-            "sharpening_kernel": identity,
-            "blur_kernel": identity.clone(),
-        }
-        for name, value in initial.items():
-            self.register_parameter(name, nn.Parameter(value))
+        self.black_level = nn.Parameter(torch.tensor(camera.black_level))
+        self.white_balance = nn.Parameter(torch.tensor(camera.white_balance).abs())
+        self.colour_matrix = nn.Parameter(torch.tensor(matrix))
+        self.tone_curve = nn.Parameter(to_steps(straight.expand(3, -1)))
+        self.sharpening_kernel = nn.Parameter(identity)
+        self.blur_kernel = nn.Parameter(identity.clone())
 
     def extra_repr(self) -> str:
         """Say whose pipeline it is."""

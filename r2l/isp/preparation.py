@@ -22,13 +22,10 @@ def clip_highlights(raw: Tensor, camera: Camera) -> Tensor:
     From (B, 1, H, W), raw domain, to the like; by a camera with a gain that is not positive nothing changes.
     """
     check_mosaic(raw)
-    gains = camera.white_balance
-    if min(gains) <= 0:
+    if min(camera.white_balance) <= 0:
         return raw
-    caps = [
-        black + (camera.white_level - black) * min(gains) / gains[colour]
-        for black, colour in zip(camera.black_level, camera.cfa.value, strict=True)
-    ]
+    shares = [min(camera.white_balance) / camera.white_balance[colour] for colour in camera.cfa.value]
+    caps = [b + (camera.white_level - b) * s for b, s in zip(camera.black_level, shares, strict=True)]
     return torch.minimum(raw, per_site(caps, raw))
 
 
@@ -123,16 +120,12 @@ def measure_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> dict
     >>> sorted(measure_defects(torch.rand(1, 1, 32, 32), DRONE))
     ['column noise', 'defective pixels', 'row noise']
 
-    Args:
-        raw, camera, threshold: as in `correct_defects`; 6 x 6 or more.
+    Arguments and errors are those of `correct_defects`, but of 6 x 6 pixels or more.
 
     Returns:
         ``defective pixels``, a share of the sites; ``row noise`` and ``column noise``, the standard deviation
         of offsets to rows and to columns, in shares of the range from black to white. What pixel noise
         adds is taken off; regular texture, such as of a fence, counts as noise.
-
-    Raises:
-        ValueError: as `correct_defects`; fewer than 6 x 6 pixels.
     """
     if min(raw.shape[-2:]) < 6:
         raise ValueError(f"{raw.shape[-2]}x{raw.shape[-1]} pixels are too few, expected 6x6 or more")

@@ -48,9 +48,7 @@ def save_isp(isp: nn.Module, folder: str | Path) -> Path:
     >>> sorted(file.name for file in folder.iterdir())
     ['isp.json', 'weights.safetensors']
 
-    Raises:
-        ValueError: no ISP of `r2l.isp`.
-        OSError: the folder can't be written.
+    Raises a ValueError for code of one's own, an OSError where the folder can't be written.
     """
     return save_module(isp, _described(isp), Path(folder) / DESCRIPTION)
 
@@ -69,11 +67,8 @@ def _described(isp: nn.Module) -> dict[str, Any]:
     if type(isp) is not kind:
         raise ValueError(f"{type(isp).__name__} is no ISP that can be saved; those are {', '.join(_KINDS)}")
     options = {name: getattr(isp, name) for name in names}
-    return {
-        "kind": kind.__name__,
-        "options": {n: _described(v) if isinstance(v, nn.Module) else v for n, v in options.items()},
-        "camera": isp.camera.to_dict(),
-    }
+    options = {n: _described(v) if isinstance(v, nn.Module) else v for n, v in options.items()}
+    return {"kind": kind.__name__, "options": options, "camera": isp.camera.to_dict()}
 
 
 def load_isp(folder: str | Path) -> nn.Module:

@@ -111,8 +111,8 @@ def pipeline_code(demosaic: str, sharpening: str, denoising: str) -> str:
 class StaticISP(Pipeline):
     """A fixed pipeline: raw mosaic (B, 1, H, W) to display image (B, 3, H, W) in [0, 1].
 
-    Black level, demosaic, white balance, colour matrix, sharpening, denoising, clip, gamma 2.2.
-    It has no parameters; gradients pass through to the raw data.
+    Black level, demosaic, white balance, colour matrix, sharpening, denoising, clip, gamma 2.2. It has no
+    parameters; gradients pass through to the raw data. A ValueError lists the options that exist.
 
     >>> import torch
     >>> from r2l.camera import DRONE
@@ -129,9 +129,6 @@ class StaticISP(Pipeline):
             which reproduces what the published numbers were made with, to the border; or "camera", which
             is corrected with white balance before demosaicing, as cameras do it and the published code
             does not. Bilinear demosaicing gives the same either way; Malvar and Menon do not.
-
-    Raises:
-        ValueError: an option that does not exist; lists those that do.
 
     Source: Oala et al., TMLR 2023, and its code.
     """
@@ -191,19 +188,12 @@ class EngineISP(Pipeline):
 
     White balance comes first, as in those programs; nothing is sharpened or denoised. Colours are r2l's, to
     the rounding of the program's 16 bit (8 bit for opencv:vng, which takes no more); what lies below black is
-    lost in it. No gradients.
+    lost in it. No gradients pass: to want them is a ValueError, as is an engine that does not exist.
 
     >>> from r2l.camera import DRONE
     >>> import torch
     >>> EngineISP(DRONE, "libraw:ahd")(torch.rand(1, 1, 8, 8)).shape
     torch.Size([1, 3, 8, 8])
-
-    Args:
-        camera: layout and calibration.
-        engine: program and method, "libraw:ahd"; see `open_pipeline`.
-
-    Raises:
-        ValueError: no such engine (lists those that exist); and, when it is asked, gradients are wanted.
     """
 
     def __init__(self, camera: Camera, engine: str) -> None:

@@ -31,12 +31,7 @@ def numbers_of(camera: Camera) -> dict[str, Tensor]:
 
 
 def physical_box(camera: Camera, numbers: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the widest box that still is a camera, for those of a pipeline's numbers that it bounds.
-
-    Levels from 0 to just below white, gains of the camera's sign and of magnitude 0.05 to 20, matrix entries
-    within 10, kernel entries within 25, gamma 0.2 to 5; of a tone curve the value at black within 1 and steps
-    up to 1, display units.
-    """
+    """Return the widest box that still is a camera, for those of a pipeline's numbers that it bounds."""
     sign = torch.tensor(camera.white_balance).sign()
     gains = torch.stack([0.05 * sign, 20.0 * sign])
     ends = {
@@ -45,7 +40,7 @@ def physical_box(camera: Camera, numbers: Mapping[str, Tensor]) -> dict[str, tup
         "colour_matrix": (-10.0, 10.0),
         **dict.fromkeys(_KERNELS, (-25.0, 25.0)),
         "gamma": (0.2, 5.0),
-        "tone_curve": (-1.0, 1.0),
+        "tone_curve": (-1.0, 1.0),  # the value at black, and steps, in display units
     }
     return {
         name: tuple(torch.zeros_like(value) + torch.as_tensor(end).to(value) for end in ends[name])
@@ -61,9 +56,6 @@ def tolerance_box(
 
     Levels may be off by ``fraction`` of a hundredth of the range, matrix entries by ``fraction`` of the
     row's largest, kernel entries of the kernel's largest, all else by ``fraction`` of its own value.
-
-    Raises:
-        ValueError: a fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")

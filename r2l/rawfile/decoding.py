@@ -1,8 +1,7 @@
 """Raw pictures decoded: DNGs by their tags, and cameras' files through LibRaw, and their `Camera`.
 
-LibRaw decodes most DNGs too, but takes of the levels what fits its own form. So they are read from the tags
-(`r2l.rawfile.dng_picture`), and pictures that LibRaw can't decode are decoded here. What it says of other
-files' colours and levels is brought into the form of `Camera`. Users call `r2l.rawfile.read_raw`.
+LibRaw decodes most DNGs too, but takes of the levels what fits its own form. So those are read from the tags
+(`r2l.rawfile.dng_picture`), and pictures that LibRaw can't decode are decoded here.
 """
 
 import math
@@ -57,11 +56,7 @@ class TiffFacts:
 
 
 def tiff_facts(path: Path) -> TiffFacts | None:
-    """Read the tags of ``path``; None if it is no TIFF-like file or its tags are broken.
-
-    Raises:
-        RawFileError: the file can't be read at all: it is gone, or its disk fails.
-    """
+    """Read a file's tags; None if it is not TIFF-like or they are broken, an error if it can't be read."""
     try:
         with tifffile.TiffFile(path) as tiff:
             first = tiff.pages.first.tags

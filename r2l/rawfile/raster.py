@@ -175,32 +175,23 @@ _PACKINGS = {
 
 @dataclass(frozen=True)
 class RawLayout:
-    """How the pixels of a headerless file lie in it.
+    """How the pixels of a headerless file lie in it; a ValueError for any value out of order.
+
+    Packings are u8; u16le, u16be (values at the lower end of two bytes); u16le_left, u16be_left (at the upper
+    end); mipi10, mipi12, mipi14 (MIPI CSI-2, as Raspberry Pi and phones have it); mono12p, mono12packed
+    (machine vision).
 
     >>> RawLayout(768, 512, bits=14, packing="u16le", cfa="RGGB").row_bytes
     1536
-
-    Attributes:
-        width, height: of the frame in pixels, even.
-        bits: of a pixel, 8 to 16: larger values are an error.
-        packing: u8; u16le, u16be (values at the lower end of two bytes); u16le_left, u16be_left (at the
-            upper end); mipi10, mipi12, mipi14 (MIPI CSI-2, as Raspberry Pi and phones have it); mono12p,
-            mono12packed (machine vision).
-        cfa: layout of the colour filters, top-left first; None: as the camera has it.
-        offset: bytes before the first pixel.
-        stride: bytes from one row to the next; None: rows without a gap.
-
-    Raises:
-        ValueError: a value out of order; lists what there is.
     """
 
-    width: int
+    width: int  #: in pixels, even, as is the height
     height: int
-    bits: int
+    bits: int  #: of a pixel: larger values are an error
     packing: str = "u16le"
-    cfa: CFA | str | None = None
-    offset: int = 0
-    stride: int | None = None
+    cfa: CFA | str | None = None  #: of the colour filters, top-left first; None: as the camera has it
+    offset: int = 0  #: bytes before the first pixel
+    stride: int | None = None  #: bytes from one row to the next; None: rows without a gap
 
     def __post_init__(self) -> None:
         packing = choose("packing", self.packing, _PACKINGS)
@@ -225,8 +216,7 @@ class RawLayout:
     @property
     def row_bytes(self) -> int:
         """How many bytes the pixels of a row take."""
-        packing = _PACKINGS[self.packing]
-        return self.width // packing.pixels * packing.bytes
+        return self.width // _PACKINGS[self.packing].pixels * _PACKINGS[self.packing].bytes
 
     @property
     def full_scale(self) -> int:

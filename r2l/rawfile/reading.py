@@ -58,15 +58,14 @@ def read_raw(
 ) -> RawFrame:
     """Read the mosaic of one exposure and its camera.
 
-    Camera raw files (everything that LibRaw reads as one Bayer mosaic: DNG, CR2, CR3, NEF, ARW, RAF
-    ...) give the visible area, cut to even size at the right and at the bottom, and turned upright
-    by the file's orientation, together with layout and black level. Values and levels count as
-    fractions of a 16-bit container, so 14-bit data fill a quarter of the range.
+    Camera raw files (everything that LibRaw reads as one Bayer mosaic: DNG, CR2, CR3, NEF, ARW, RAF ...) give
+    the visible area, cut to even size at the right and at the bottom, and turned upright by the file's
+    orientation, together with layout and black level. Values and levels count as fractions of a 16-bit
+    container, so 14-bit data fill a quarter of the range.
 
-    TIFF, PNG and NPY files hold one channel (or the same channel several times, as grey saved in
-    RGB) and no calibration: they need ``camera``. Integers count as fractions of their type's full
-    scale. They are taken as they lie; orientation tags are ignored. Headerless files need ``layout``
-    and ``camera``.
+    TIFF, PNG and NPY files hold one channel (or the same channel several times, as grey saved in RGB) and no
+    calibration: they need ``camera``. Integers count as fractions of their type's full scale. They are taken
+    as they lie; orientation tags are ignored. Headerless files need ``layout`` and ``camera``.
 
     >>> import tempfile
     >>> import numpy as np
@@ -79,8 +78,7 @@ def read_raw(
 
     Args:
         path: the file.
-        camera: calibration to use instead of the file's own. It describes the mosaic as the file
-            stores it, before it is turned upright.
+        camera: calibration to use instead of the file's own, for the mosaic before it is turned upright.
         layout: what a headerless file holds; None looks for ``NAME.json`` beside ``NAME``.
         frame: which of several exposures of a DNG, from 0.
         allow_damaged: read what there is of a frame whose data are cut short.
@@ -89,9 +87,8 @@ def read_raw(
             that they lift beyond the white level is clipped there.
 
     Raises:
-        RawFileError: the file is missing, unreadable, damaged, not raw, not of a Bayer sensor
-            (X-Trans, Foveon, monochrome, already demosaiced), has no calibration, or contradicts
-            itself, ``camera`` or ``layout``.
+        RawFileError: the file is missing, unreadable, damaged, not raw, not of a Bayer sensor (X-Trans,
+            Foveon, monochrome, already demosaiced), has no calibration, or contradicts itself or an argument.
 
     Warns:
         RawFileWarning: levels that can't be those of the pixels; once a camera. With
@@ -216,8 +213,7 @@ def _read_camera_file(path: Path, model: str, camera: Camera | None, allow_damag
     try:
         return decoding.decode_camera_file(path, model, camera, allow_damaged)
     except rawpy.LibRawFileUnsupportedError:
-        reason = "no raw file of a camera that LibRaw knows"
-        raise RawFileError(path, reason, _USE_KNOWN) from None
+        raise RawFileError(path, "no raw file of a camera that LibRaw knows", _USE_KNOWN) from None
     except RawFileError:
         raise
     except ValueError as error:
@@ -238,12 +234,9 @@ def load_camera(name_or_path: str | Path) -> Camera:
     >>> load_camera("drone").cfa.name
     'RGGB'
 
-    Args:
-        name_or_path: "microscope" or "drone", a JSON file with what `Camera.to_dict` returns, or a raw file
-            that says of which camera it is.
-
     Raises:
-        ValueError: neither a known name nor a readable camera description nor such a raw file.
+        ValueError: neither "microscope" nor "drone", nor a readable JSON file from `Camera.to_dict`, nor a
+            raw file that says of which camera it is.
     """
     if (published := CAMERAS.get(str(name_or_path).lower())) is not None:
         return published

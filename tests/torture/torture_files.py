@@ -775,7 +775,8 @@ def torture(kinds: dict[str, int], scratch: Path, kept: Path) -> pd.DataFrame:
             for number, start in enumerate(range(0, examples, BATCH)):
                 size = min(BATCH, examples - start)
                 jobs.append((name, pool.submit(_batch, name, number, size, scratch, kept)))
-    return pd.DataFrame([{"kind": name, "fault": None} | note for name, job in jobs for note in job.result()])
+    blank = {"fault": None, "kept": None}
+    return pd.DataFrame([{"kind": name} | blank | note for name, job in jobs for note in job.result()])
 
 
 def test_every_mutant_is_read_or_refused(tmp_path, capsys):
