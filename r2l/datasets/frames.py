@@ -76,8 +76,7 @@ class RawDataset(Dataset[Item], ABC):
 MEMORY_LIMIT = 2 * 2**30
 #: Of measured numbers, which a small spread about a large mean can take all digits of. Apple's GPUs lack it.
 EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
-# Frames of a step hold about this many pixels: small enough for the caches of a small machine.
-_STEP_PIXELS = 400_000
+_STEP_PIXELS = 400_000  # of the frames of a step: small enough for the caches of a small machine
 # Key of an item's truth, by task.
 _KEYS = {"classification": "label", "regression": "target", "segmentation": "mask"}
 
@@ -126,7 +125,11 @@ class Frames(Dataset):
             if len(values) != len(self):
                 raise ValueError(f"{len(values)} frames, but truth of {len(self)}")
         if self.labels is None:
-            object.__setattr__(self, "labels", _strata(self.task, self.truth.cpu()))
+            truth = self.truth.cpu()
+            if self.task == "segmentation":
+                truth = truth.flatten(1).amax(1).long()
+            labels = tertiles(truth.double().numpy()) if self.task == "regression" else truth.numpy()
+            object.__setattr__(self, "labels", labels)
         if self.names is None:
             object.__setattr__(self, "names", np.arange(len(self)).astype(str))
 
@@ -296,14 +299,6 @@ def _truth(item: Mapping[str, Any]) -> Tensor:
         mask = torch.as_tensor(item["mask"])
         return mask.to(torch.uint8).reshape(1, *mask.shape[-2:])  # an eighth of the memory
     return torch.as_tensor(item["target"] if "target" in item else item["label"])
-
-
-def _strata(task: str, truth: Tensor) -> np.ndarray:
-    if task == "classification":
-        return truth.numpy()
-    if task == "segmentation":
-        return truth.flatten(1).amax(1).long().numpy()
-    return tertiles(truth.double().numpy())
 
 
 def tertiles(values: np.ndarray) -> np.ndarray:

@@ -28,8 +28,7 @@ HEADERLESS = {".bin", ".dat", ".raw"}
 _RAW_SUFFIXES = IMAGE_SUFFIXES | {f".{suffix}" for suffix in _CAMERA_FORMATS.split()} | HEADERLESS
 _MASK_SUFFIXES = {".png", ".tif", ".tiff"}
 _KEEP_OR_SKIP = "Add what is missing, or leave such images out (in Python: strict=False)"
-# Bytes in the middle of a file, where pictures of one size differ.
-_PIECE = 4096
+_PIECE = 4096  # bytes in the middle of a file, where pictures of one size differ
 
 
 def labelled_files(

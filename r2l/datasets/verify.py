@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from r2l.datasets.published import PublishedDataset
     from r2l.rawfile import RawLayout
 
-# Of one kind, such as classes, that a line names.
-_MOST = 30
+_MOST = 30  # of one kind, such as classes, that a line names
 _RAW = {"microscopy": ("images",), "drone": ("images_tiles_256", "images_full")}
 
 
@@ -175,10 +174,9 @@ def _damaged(data: PublishedDataset, progress: bool) -> Iterator[str]:
 
 
 def _check_record(kind: str, root: Path, manifest: Manifest, progress: bool) -> tuple[list[str], list[str]]:
-    recorded, remedy = manifest.files_of(kind), layout.fetch_again(kind, root)
+    recorded, remedy, wrong = manifest.files_of(kind), layout.fetch_again(kind, root), []
     if not recorded:
-        return [f"{root / kind}: not fetched by r2l, so there are no checksums"], []
-    wrong = []
+        return [f"{root / kind}: not fetched by r2l, so there are no checksums"], wrong
     for name, (size, crc) in tqdm(recorded.items(), desc="checksums", disable=not progress):
         path = root / name
         if not path.is_file():

@@ -21,20 +21,13 @@ from r2l.sensor import apply_levels
 
 #: Side of a block, and what its processing sees around it, in pixels.
 BLOCK, MARGIN = 64, 12
-# A site is taken for saturated from this part of the range on.
-_SATURATED = 0.985
-# No more of them are looked at, drawn evenly: enough for all numbers, whatever the size of a frame.
-_MOST = 600
-# Coarse alignment works on pictures of at most this length.
-_COARSE = 1024
-# A block has something to align by from this standard deviation on, of values that look even.
-_TEXTURE = 0.01
-# Correlation from which on a block shows the same, and the part of textured blocks that must.
-_ALIKE, _ENOUGH = 0.5, 0.5
-# Sides in pixels, and parts of them, within which a size is taken for a crop.
-_CROP = 0.04
-# Pixels that a block may be off, and that a lens correction has to reach to be told.
-_OFF, _LENS = 0.75, 0.75
+_SATURATED = 0.985  # part of the range from which on a site is taken for saturated
+_MOST = 600  # blocks looked at, drawn evenly: enough for all numbers, whatever the size of a frame
+_COARSE = 1024  # pixels of the longest picture that is aligned coarsely
+_TEXTURE = 0.01  # deviation, of values that look even, from which on a block has something to align by
+_ALIKE, _ENOUGH = 0.5, 0.5  # correlation that tells the same, and in which part of textured blocks it must
+_CROP = 0.04  # part of a side within which a size is taken for a crop
+_OFF, _LENS = 0.75, 0.75  # pixels that a block may be off, and that tell a lens correction
 
 
 class AlignmentError(R2LError, ValueError):

@@ -14,8 +14,7 @@ from r2l.isp.learned import SPANS, spline_weights
 from r2l.learn.alignment import MARGIN
 from r2l.rawfile.dng_tags import XYZ_FROM_SRGB
 
-# Steps of the fit at most, and the deviation from which on a pixel counts less, display domain.
-_STEPS, _ROBUST = 12, 0.03
+_STEPS, _ROBUST = 12, 0.03  # of a fit at most; deviation from which on a pixel counts less, display domain
 # What is known before the first pixel: how firmly the row of a matrix and its offset stay where they start,
 # and how straight a curve is.
 _ANCHOR = np.array([1.0, 1.0, 1.0, 10.0])
@@ -92,14 +91,10 @@ def _pull_in_slope(error: np.ndarray) -> np.ndarray:
     return np.sqrt((root + 1) / 2) / root
 
 
-# Blocks developed at once.
-_BATCH = 32
-
-
 @torch.inference_mode()
 def develop_blocks(isp: nn.Module, raw: Tensor) -> Tensor:
     """Develop blocks (N, 1, ...) with what lies around and cut that off: (N, 3, BLOCK, BLOCK)."""
-    return torch.cat([crop(isp(part), MARGIN) for part in raw.split(_BATCH)]).clamp(0, 1)
+    return torch.cat([crop(isp(part), MARGIN) for part in raw.split(32)]).clamp(0, 1)
 
 
 def psnr(image: Tensor, target: Tensor, seen: Tensor) -> float:

@@ -25,14 +25,10 @@ from r2l.rawfile import RawFrame, read_raw
 # A raw file and the picture that its camera made of it: paths, or what they hold (picture: uint8 (H, W, 3)).
 _PairLike = tuple[str | Path | RawFrame, str | Path | np.ndarray]
 
-# Blocks that are fitted, and that are judged, at most; the part kept for judging.
-_FITTED, _JUDGED, _KEPT = 200, 128, 1 / 3
-# Pixels that colours and curves are fitted to, and rounds of curves and filters.
-_PIXELS, _ROUNDS = 8_000, 4
-# Blocks that the filters are fitted to.
-_FILTERED = 80
-# A deviation from which on a pixel doesn't count, display domain.
-_MOVED = 0.2
+_FITTED, _JUDGED, _KEPT = 200, 128, 1 / 3  # blocks fitted and judged at most; the part kept for judging
+_PIXELS, _ROUNDS = 8_000, 4  # that colours and curves are fitted to; of curves and filters
+_FILTERED = 80  # blocks that the filters are fitted to
+_MOVED = 0.2  # deviation from which on a pixel doesn't count, display domain
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,7 +162,7 @@ def get_b2_bucket(name: str = "perturbed-minds") -> Bucket:
         remedy = "Without an account there, use --source zenodo"
         raise DownloadError("B2 needs credentials", f"set {names}", remedy)
     api, remedy = B2Api(InMemoryAccountInfo()), f"Check {names}, or use --source zenodo"
-    with translated(B2Error, "B2", f"refuses the bucket {name}", remedy):
+    with translated("B2", f"refuses the bucket {name}", remedy, B2Error):
         api.authorize_account(key_id, key)
         return api.get_bucket_by_name(name)
 
@@ -184,7 +184,7 @@ def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[P
     for prefix, below in _B2_FOLDERS[kind].items():
         target = root / below
         target.mkdir(parents=True, exist_ok=True)
-        with translated(B2Error, f"{bucket.name}/{prefix}", why, kept):
+        with translated(f"{bucket.name}/{prefix}", why, kept, B2Error):
             for version, _ in bucket.ls(prefix, recursive=True):
                 inside = PurePosixPath(version.file_name).relative_to(prefix)
                 if ".." in inside.parts or "\\" in version.file_name:
@@ -197,7 +197,7 @@ def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[P
     transfer.check_room(root, total)
     with transfer.progress_bar(total, "fetch", progress) as bar:
         for version, path in missing:
-            with translated(B2Error, version.file_name, why, kept), whole_file(path) as unfinished:
+            with translated(version.file_name, why, kept, B2Error), whole_file(path) as unfinished:
                 # Without seeking b2sdk uses one stream; with more it hangs for good on a full disk.
                 file = bucket.download_file_by_id(version.id_)
                 file.save_to(unfinished, "wb", allow_seeking=False)
@@ -252,8 +252,8 @@ def _fetch_some(
                 (root / _LABELS).parent.mkdir(parents=True, exist_ok=True)
                 with transfer.progress_bar(file.size, "fetch", progress=False) as bar:
                     transfer.download(file, root / _LABELS, session, bar)
-        why, broken = "a part of an archive didn't come", (RemoteIOError, zipfile.BadZipFile)
-        stack.enter_context(translated(broken, root, why, "Try again later"))
+        trouble = root, "a part of an archive didn't come", "Try again later"
+        stack.enter_context(translated(*trouble, RemoteIOError, zipfile.BadZipFile))
         if kind == "microscopy" and _LABELS in members:
             into.extract(*members[_LABELS], _LABELS)
         images = _images_of(into, members, scale)

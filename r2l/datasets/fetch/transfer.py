@@ -68,9 +68,7 @@ def explained(path: Path | str, url: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def translated(
-    errors: type[Exception] | tuple[type[Exception], ...], what: Path | str, why: str, remedy: str
-) -> Iterator[None]:
+def translated(what: Path | str, why: str, remedy: str, *errors: type[Exception]) -> Iterator[None]:
     """Turn ``errors`` of a foreign package into a DownloadError that quotes them."""
     try:
         yield
@@ -84,14 +82,14 @@ def whole_file(target: Path) -> Iterator[Path]:
 
     Its name is fixed, so that the next run replaces what a killed one left.
     """
-    partial = target.with_name(f".{target.name}.r2l-part")
+    unfinished = target.with_name(f".{target.name}.r2l-part")
     try:
         with explained(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            os.replace(partial, target)
+            yield unfinished
+            os.replace(unfinished, target)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -110,16 +108,10 @@ def progress_bar(total: int, what: str, progress: bool) -> tqdm:
 
 def polite_session() -> requests.Session:
     """Return a session that waits as long as a busy server says (429, 503 with Retry-After)."""
-    retry = Retry(
-        total=None,
-        connect=1,  # breaks are `_fetch`'s business
-        read=1,
-        status=_RETRIES,
-        backoff_factor=_BACKOFF,
-        status_forcelist=(429, 500, 502, 503, 504),
-        allowed_methods=("GET", "HEAD"),
-        respect_retry_after_header=True,
-    )
+    busy = (429, 500, 502, 503, 504)
+    # Breaks of a connection are `_fetch`'s business.
+    times = {"total": None, "connect": 1, "read": 1, "status": _RETRIES}
+    retry = Retry(**times, backoff_factor=_BACKOFF, status_forcelist=busy)
     session = requests.Session()
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
