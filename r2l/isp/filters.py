@@ -29,6 +29,8 @@ def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int], border: Bord
 
     Any amount can be asked for, also more than the frame is large.
     """
+    if not any(rows + columns):
+        return x
     if border == "zero":
         return F.pad(x, (*columns, *rows))
     if border == "mirror" and max(rows) < x.shape[-2] and max(columns) < x.shape[-1]:

@@ -1,10 +1,10 @@
 """The quick way through the linear stages, and the tile by tile way through a large frame.
 
 Levels, a linear demosaic, white balance and colour matrix are together one affine map that repeats with
-the 2x2 tile. Seen on the four *planes* of a mosaic (one a position of the tile, half as high and wide) it
-is a single small convolution, 4 planes in, one plane a colour and position out. Its weights are measured:
-the plain stages are shown an impulse at each position of the tile and answer with the kernel. So the plain
-stages stay the only definition, and gradients with respect to their parameters pass through the weights.
+the 2x2 tile: a single small convolution of the mosaic, of stride 2, with one plane a colour and position
+of the tile out. Its weights are measured: the plain stages are shown an impulse at each position of the
+tile and answer with the kernel. So the plain stages stay the only definition, and gradients with respect to
+their parameters pass through the weights.
 
 Past that a frame is developed tile by tile into one result, so a frame of any size needs little more
 memory than its picture. Tiles, not the operations in them, are what several threads share: an operation is
@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r2l.isp.filters import pad
+from r2l.isp.filters import crop, pad
+from r2l.isp.functional import LUMA, luma
 from r2l.isp.packing import is_recorded, pack, unpack
 
 #: Pixels of a tile and of its rows, found by trial: small enough for caches to help, and large enough that
@@ -47,8 +48,8 @@ def measure_affine(stages: Callable[[Tensor], Tensor], radius: int, like: Tensor
         like: gives dtype and device.
 
     Returns:
-        weight (4 C, 4, k, k) and bias (4 C,) for `torch.nn.functional.conv2d` over a packed mosaic, with
-        k = 2 * ceil(radius / 2) + 1. Differentiable in whatever ``stages`` depends on.
+        weight (4 C, 1, k, k) and bias (4 C,) for `apply_affine`, with k = 2 * radius + 2: what the values of
+        a tile look at. Differentiable in whatever ``stages`` depends on.
     """
     reach = (radius + 1) // 2  # in tiles
     # The answer, and room around it for the border to be out of reach.
@@ -61,14 +62,40 @@ def measure_affine(stages: Callable[[Tensor], Tensor], radius: int, like: Tensor
     dark = answers[4:]
     kernels = (answers[:4] - dark)[..., reach : size - reach, reach : size - reach]
     # Where an impulse goes to is the mirror image of where a value comes from.
-    weight = kernels.flip(-1, -2).transpose(0, 1)
-    return weight, dark[0, :, size // 2, size // 2]
+    weight = F.pixel_shuffle(kernels.flip(-1, -2).transpose(0, 1), 2)
+    return crop(weight, radius % 2), dark[0, :, size // 2, size // 2]
 
 
 def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Run a convolution of `measure_affine` where it fits: H and W shrink by k - 1 tiles."""
-    weight = weight.to(mosaic).contiguous(memory_format=torch.channels_last)
-    return unpack(F.conv2d(pack(mosaic), weight, bias.to(mosaic)))
+    """Run a convolution of `measure_affine` where it fits: H and W shrink by its radius, in whole tiles."""
+    weight, bias = weight.to(mosaic), bias.to(mosaic)
+    mosaic = crop(mosaic, (weight.shape[-1] // 2 + 1) % 2)
+    if mosaic.device.type == "cpu" and not is_recorded(mosaic):
+        # So the strides say that numbers are in the order of channels_last, which one channel leaves open.
+        return unpack(F.conv2d(mosaic, weight[:, 0, ..., None].movedim(-1, 1), bias, stride=2))
+    # The same on four planes: the gradient with respect to them takes half the time.
+    weight = pack(weight).contiguous(memory_format=torch.channels_last)
+    return unpack(F.conv2d(pack(mosaic), weight, bias))
+
+
+#: What red and blue, less luma, count in green less luma.
+_IN_GREEN = tuple(-LUMA[c] / LUMA[1] for c in (0, 2))
+
+
+def apart(rgb: Tensor) -> Tensor:
+    """Take linear R, G and B (B, 3, H, W) to luma, and red and blue less luma."""
+    y = luma(rgb)
+    return torch.cat([y, rgb[:, ::2] - y], 1)
+
+
+def together(y: Tensor, chroma: Tensor) -> Tensor:
+    """Return R, G and B, of which `apart` made luma and chroma."""
+    recorded = is_recorded(y)
+    image = None if recorded else y.new_empty(y.shape[0], 3, *y.shape[2:])
+    red_blue = torch.add(y, chroma, out=None if recorded else image[:, ::2])
+    green = torch.add(y, chroma[:, :1], alpha=_IN_GREEN[0], out=None if recorded else image[:, 1:2])
+    green.add_(chroma[:, 1:], alpha=_IN_GREEN[1])
+    return torch.cat([red_blue[:, :1], green, red_blue[:, 1:]], 1) if recorded else image
 
 
 def _tiles(batch: int, height: int, width: int) -> Iterator[_Tile]:
@@ -154,8 +181,9 @@ def _let_malloc_keep_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-#: A tile (b, 1, h + 2 margin, w + 2 margin) to images (b, 3, h, w).
-Develop = Callable[[Tensor], list[Tensor]]
+#: A tile (b, 1, h + 2 margin, w + 2 margin) and, for each picture, its place (b, 3, h, w), or None for a new
+#: one: to the pictures.
+Develop = Callable[..., list[Tensor]]
 
 
 def develop_in_tiles(mosaic: Tensor, margin: int, count: int, develop: Develop) -> list[Tensor]:
@@ -172,16 +200,15 @@ def develop_in_tiles(mosaic: Tensor, margin: int, count: int, develop: Develop) 
     """
     if is_recorded(mosaic) or mosaic.device.type != "cpu":
         whole = pad(mosaic, (margin, margin), (margin, margin), "mirror")
-        return develop(whole)
+        return develop(whole, *[None] * count)
     _let_malloc_keep_memory()
     batch, _, height, width = mosaic.shape
     results = [_empty((batch, 3, height, width), mosaic) for _ in range(count)]
 
     def into_place(tile: _Tile) -> None:
         images, rows, columns = tile
-        pictures = develop(_with_surroundings(mosaic, tile, margin))
-        for result, picture in zip(results, pictures, strict=True):
-            result[images, :, rows, columns] = picture
+        places = [result[images, :, rows, columns] for result in results]
+        develop(_with_surroundings(mosaic, tile, margin), *places)
 
     _for_each(into_place, mosaic)
     return results
@@ -212,7 +239,7 @@ class _Tiled(torch.autograd.Function):
             around = _with_surroundings(mosaic, tile, ctx.margin)
             leaves = [p.detach().requires_grad_() for p in parameters]
             with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-                (image,) = ctx.develop(around, *leaves)
+                (image,) = ctx.develop(around, None, *leaves)
             return torch.autograd.grad(image, leaves, grad[images, :, rows, columns])
 
         totals = [torch.zeros_like(p) for p in parameters]
@@ -230,7 +257,7 @@ def develop_with_parameters(
     Args:
         mosaic: (B, 1, H, W).
         margin: see `develop_in_tiles`.
-        develop: as `Develop`, for one picture; ``parameters`` follow its arguments.
+        develop: as `Develop`, for one picture; ``parameters`` follow its place.
         *parameters: tensors; all that ``develop`` depends on besides the mosaic.
     """
     learned = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
@@ -242,4 +269,4 @@ def develop_with_parameters(
 def _develop_with(
     mosaic: Tensor, margin: int, develop: Callable[..., list[Tensor]], parameters: Sequence[Tensor]
 ) -> Tensor:
-    return develop_in_tiles(mosaic, margin, 1, lambda tile: develop(tile, *parameters))[0]
+    return develop_in_tiles(mosaic, margin, 1, lambda *tile: develop(*tile, *parameters))[0]

@@ -303,8 +303,10 @@ def _correlate_luma(image: Tensor, kernel: Tensor) -> Tensor:
     return stage.filter_luma(image, lambda y: correlate(y, kernel))
 
 
-def _develop(mosaic: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor) -> list[Tensor]:
+def _develop(
+    mosaic: Tensor, place: Tensor | None, weight: Tensor, bias: Tensor, gamma: Tensor
+) -> list[Tensor]:
     # The convolution takes off whole tiles, here exactly the reach.
     image = apply_affine(mosaic, weight, bias)
     own = not is_recorded(image) and not is_recorded(gamma)
-    return [stage.gamma_correct(image, gamma, image if own else None)]
+    return [stage.gamma_correct(image, gamma, (image if place is None else place) if own else None)]

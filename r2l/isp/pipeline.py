@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 
 from r2l.isp import functional as stage
 from r2l.isp.filters import Border, crop
-from r2l.isp.fused import apply_affine, develop_in_tiles, measure_affine
+from r2l.isp.fused import apart, apply_affine, develop_in_tiles, measure_affine, together
 from r2l.isp.packing import is_recorded
 
 _Result = TypeVar("_Result")
@@ -146,25 +146,19 @@ def run(steps: Sequence[Stage], image: Tensor) -> Tensor:
     return image
 
 
-def _apart(rgb: Tensor) -> Tensor:
-    """Take linear R, G and B (B, 3, H, W) to what luma leaves of them, and luma (B, 4, H, W)."""
-    y = stage.luma(rgb)
-    return torch.cat([rgb - y, y], dim=1)
-
-
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must serve those who want gradients
 def _measured(steps: tuple[Stage, ...]) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the convolution to `_apart` that affine stages are."""
+    """Return weight and bias of the convolution to `apart` that affine stages are."""
     like = torch.empty(0, dtype=torch.float64)
-    return measure_affine(lambda raw: _apart(run(steps, raw)), sum(s.reach for s in steps), like)
+    return measure_affine(lambda raw: apart(run(steps, raw)), sum(s.reach for s in steps), like)
 
 
 @torch.inference_mode(False)
 def _mixed(steps: tuple[Stage, ...]) -> list[list[float]]:
-    """Return the 4x3 matrix to `_apart` that affine stages of colours are."""
+    """Return the matrix to `apart` that affine stages of colours are."""
     basis = torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1)
-    return _apart(run(steps, basis)).reshape(3, 4).T.tolist()
+    return apart(run(steps, basis)).reshape(3, 3).T.tolist()
 
 
 def in_full_precision(develop: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -237,7 +231,7 @@ class Pipeline(nn.Module):
             self.register_buffer("_bias", bias, persistent=False)
 
     def _front(self, mosaic: Tensor) -> Tensor:
-        """Return what the filters of luma start from: `_apart`, smaller by the front's margin."""
+        """Return what the filters of luma start from: `apart`, smaller by the front's margin."""
         if not self._plan.directional:
             return apply_affine(mosaic, self._weight, self._bias)
         (demosaic,) = self._plan.directional
@@ -254,15 +248,15 @@ def _numbered(plans: Sequence[_Plan]) -> list[list[int]]:
     ]
 
 
-def _finish(image: Tensor, steps: Sequence[Stage]) -> Tensor:
-    """Apply the last stages to an image of one's own: in place, where nobody asks for gradients."""
+def _finish(image: Tensor, steps: Sequence[Stage], place: Tensor | None) -> Tensor:
+    """Apply the last stages to one's own image, into ``place``; or in itself, if nobody wants gradients."""
     out = None if is_recorded(image) else image
     for step, following in zip_longest(steps, steps[1:]):
         # Gamma correction clips by itself.
         if step.function is stage.clip and following and following.function is stage.gamma_correct:
             continue
-        image = step.function(image, *step.values, out=out)
-    return image
+        image = step.function(image, *step.values, out=out if place is None or following else place)
+    return image if steps or place is None else place.copy_(image)
 
 
 @in_full_precision
@@ -280,19 +274,19 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
     numbers = _numbered(plans)
     margin = _whole_tiles(max((plan.margin for plan in plans), default=0))
 
-    def develop(tile: Tensor) -> list[Tensor]:
+    def develop(tile: Tensor, *places: Tensor | None) -> list[Tensor]:
         done: dict[int, Tensor] = {}
         pictures = []
-        for isp, plan, (number, *further) in zip(pipelines, plans, numbers, strict=True):
+        for isp, plan, (number, *further), place in zip(pipelines, plans, numbers, places, strict=True):
             if number not in done:
                 done[number] = isp._front(tile)
-            front, y = done[number], done[number][:, 3:]
+            chroma, y = done[number][:, 1:], done[number][:, :1]
             for step, number in zip(plan.luma, further, strict=True):
                 if number not in done:
                     done[number] = step.filter(y, None)
                 y = done[number]
-            rgb = crop(front[:, :3], margin - plan.front_margin)
-            pictures.append(_finish(rgb + crop(y, margin - plan.margin), plan.last))
+            image = together(crop(y, margin - plan.margin), crop(chroma, margin - plan.front_margin))
+            pictures.append(_finish(image, plan.last, place))
         return pictures
 
     return develop_in_tiles(raw, margin, len(plans), develop)
