@@ -45,7 +45,6 @@ class _Exercise:
     hints: tuple[tuple[Any, str], ...]
 
     def mistake(self, answer: Any) -> str:
-        """Return what is wrong with an answer, or nothing."""
         if isinstance(self.right, str):
             hints = dict(self.hints) | {self.right: ""}
             answer = str(answer).strip()
@@ -58,9 +57,10 @@ class _Exercise:
             return f"The shape is {given.shape}, and should be {right.shape}."
         if self._same(given, right):
             return ""
-        hints = ((value, hint) for value, hint in self.hints if np.shape(value) == right.shape)
-        hint = next((hint for value, hint in hints if self._same(given, _numbers(value))), "")
-        return hint or self._guess_why(given, right)
+        for value, hint in self.hints:
+            if np.shape(value) == right.shape and self._same(given, _numbers(value)):
+                return hint
+        return self._guess_why(given, right)
 
     def _same(self, given: np.ndarray, right: np.ndarray) -> bool:
         scale = np.abs(right).max(initial=0.0)
@@ -140,18 +140,14 @@ def check(name: str, answer: Any) -> Verdict:
         unanswered |= result is None or result is ...
         return result
 
-    if exercise.through:
-        try:
-            answer_value = exercise.through(asked if callable(answer) else answer)
-        except Exception as error:  # whatever a reader's function may raise
-            if unanswered:
-                return nothing
-            return Verdict(False, f"Not yet. It raises {type(error).__name__}: {error}")
-    else:
-        answer_value = answer
+    try:
+        value = exercise.through(asked if callable(answer) else answer) if exercise.through else answer
+        raised = ""
+    except Exception as error:  # whatever a reader's function may raise
+        raised = f"It raises {type(error).__name__}: {error}"
     if unanswered:
         return nothing
-    mistake = exercise.mistake(answer_value)
+    mistake = raised or exercise.mistake(value)
     return Verdict(not mistake, f"Not yet. {mistake}" if mistake else "Right.")
 
 
@@ -163,10 +159,7 @@ def compare(guess: float | None, seen: float) -> str:
     """
     if guess is None or guess is ...:
         return f"No guess written down; this run says {seen:.3g}."
-    beside = f"Your guess {guess:.3g}, this run {seen:.3g}: "
-    if guess * seen < 0:
-        return beside + "another sign."
     times = guess / seen if seen else np.inf
-    if 0.8 < times < 1.25:
-        return beside + "close."
-    return beside + f"{times:.2g} times as much as it is."
+    verdict = "close" if 0.8 < times < 1.25 else f"{times:.2g} times as much as it is"
+    verdict = "another sign" if guess * seen < 0 else verdict
+    return f"Your guess {guess:.3g}, this run {seen:.3g}: {verdict}."

@@ -34,7 +34,6 @@ from r2l.training import RawToLogits, fit, make_classifier
 from r2l.training.models import _Normalize, model_factory
 from r2l.viz import plot_adaptations, plot_isp_change, plot_learning_curves
 from r2l.widgets import learning_explorer
-from r2l.widgets.figures import _plot_epoch
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -738,7 +737,6 @@ def test_explorer_at_every_value(learning, frames):
             assert bytes(picture.value).startswith(PNG)
             seen.add(bytes(picture.value))
     assert len(seen) == 6
-    _plot_epoch(learning, frames.raw, "base", 0)
     with pytest.raises(ValueError, match="no frames"):
         learning_explorer(learning, {})
 

@@ -54,13 +54,10 @@ def develop(*arguments):
 
 def expected_picture(photo, code, camera=None, variant="corrected", highlights="clip"):
     frame = read_raw(photo, camera)
-    with torch.inference_mode():
-        isp = StaticISP.from_code(code, frame.camera, variant=variant)
-        raw = frame.tensor()
-        if highlights == "clip" and variant == "corrected":
-            raw = clip_highlights(raw, frame.camera)
-        image = isp(raw)[0].permute(1, 2, 0).numpy()
-    return np.round(image * 255)
+    raw, isp = frame.tensor(), StaticISP.from_code(code, frame.camera, variant=variant)
+    if highlights == "clip" and variant == "corrected":
+        raw = clip_highlights(raw, frame.camera)
+    return np.round(isp(raw)[0].permute(1, 2, 0).numpy() * 255)
 
 
 def pixels(path):
@@ -74,39 +71,43 @@ def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def run_program(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "r2l", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,
-    )
+def run_program(*arguments, code=None):
+    """Run the program, or a piece of Python, in a process of its own."""
+    line = [sys.executable, *(("-c", code) if code else ("-m", "r2l", *map(str, arguments)))]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
 def test_it_tells_its_version():
     assert CliRunner().invoke(app, ["--version"]).output == f"r2l {version('r2l')}\n"
 
 
-def test_what_the_data_sets_are_is_told_without_torch():
-    code = "import sys, runpy; sys.argv[1:] = ['data', 'info']\n"
+@pytest.mark.parametrize(
+    ("arguments", "told", "without"),
+    [
+        (["data", "info"], ["Raw-Drone: "], {"torch", "sklearn", "scipy", "pandas"}),
+        (["--help"], ["develop", "train", "predict"], {"torch", "numpy", "rawpy", "PIL"}),
+        (
+            ["develop", "--help"],
+            ["--pipeline", "--output", "--camera", "--variant", "--stages", "--force"],
+            {"torch", "numpy", "rawpy", "PIL"},
+        ),
+    ],
+)
+def test_what_needs_no_heavy_imports_does_without(arguments, told, without):
+    code = f"import sys, runpy; sys.argv[1:] = {arguments}\n"
     code += "try: runpy.run_module('r2l', run_name='__main__')\n"
     code += "except SystemExit: print(*sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "Raw-Drone: " in done.stdout
-    assert "r2l.datasets.verify" in done.stderr.split()
-    assert not {"torch", "sklearn", "scipy", "pandas"} & set(done.stderr.split())
-
-
-# --- as a program ---------------------------------------------------------------------------------
+    done = run_program(code=code)
+    assert all(word in done.stdout for word in told)
+    modules = set(done.stderr.split())
+    assert "r2l.cli.develop" in modules
+    assert not without & modules
 
 
 @pytest.mark.slow
 def test_the_program_develops_a_photo(tmp_path):
     photo = write_photo(tmp_path / "photo.dng")
-
     done = run_program("develop", photo, "--pipeline", "ma,s,ga", "-o", "photo.png")
-
     assert (done.returncode, done.stdout, done.stderr) == (0, "photo.png\n", "")
     np.testing.assert_array_equal(pixels("photo.png"), expected_picture(photo, "ma,s,ga"))
 
@@ -117,47 +118,18 @@ def test_the_program_develops_a_photo(tmp_path):
 )
 def test_the_program_ends_errors_without_a_traceback(tmp_path, name, reason):
     write_damaged_tiff(tmp_path / "damaged.tif")
-
     done = run_program("develop", name, "--camera", "drone")
-
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: {name}: {reason}")
     assert len(done.stderr.splitlines()) == 2
 
 
-def test_help_does_without_the_heavy_imports():
-    code = (
-        "import sys\n"
-        "from typer.testing import CliRunner\n"
-        "from r2l.cli import app\n"
-        "assert CliRunner().invoke(app, ['develop', '--help']).exit_code == 0\n"
-        "print(*{'torch', 'numpy', 'rawpy', 'PIL'} & set(sys.modules))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-
-    assert (done.stdout.strip(), done.stderr) == ("", "")
-
-
-def test_help_names_the_commands_and_what_they_take():
-    runner = CliRunner()
-
-    assert "develop" in runner.invoke(app, ["--help"]).output
-    words = runner.invoke(app, ["develop", "--help"]).output
-    for option in ("--pipeline", "--output", "--camera", "--variant", "--stages", "--force"):
-        assert option in words
-
-
-# --- pictures and where they go -------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("code", ["bi,s,ga", "ma,u,me", "me,s,me"])
 @pytest.mark.parametrize("variant", ["corrected", "paper"])
 def test_the_picture_is_that_of_the_isp(tmp_path, code, variant):
     photo = write_photo(tmp_path / "photo.dng")
-
     result = develop(photo, "-p", code, "-o", "out.png", "--variant", variant)
-
     assert (result.exit_code, result.output) == (0, "out.png\n")
     expected = expected_picture(photo, code, variant=variant)
     np.testing.assert_array_equal(pixels("out.png"), expected)
@@ -179,13 +151,9 @@ def test_highlights_can_be_kept(tmp_path):
 def test_without_output_the_name_tells_photo_and_pipeline(tmp_path):
     (tmp_path / "in").mkdir()
     photo = write_photo(tmp_path / "in" / "my photo.v2.dng")
-
     result = develop(photo)
-
     assert result.output == "my photo.v2_bi-s-ga.png\n"
-    np.testing.assert_array_equal(
-        pixels(tmp_path / "my photo.v2_bi-s-ga.png"), expected_picture(photo, "bi,s,ga")
-    )
+    np.testing.assert_array_equal(pixels("my photo.v2_bi-s-ga.png"), expected_picture(photo, "bi,s,ga"))
 
 
 @pytest.mark.parametrize("folder", ["out", "deep/er", "with.dot"])
@@ -193,9 +161,7 @@ def test_a_folder_takes_many_photos(tmp_path, folder):
     if "." in folder:
         (tmp_path / folder).mkdir()
     photos = [write_photo(tmp_path / f"{name}.dng", seed=i) for i, name in enumerate("abc")]
-
     result = develop(*photos, "-o", folder, "-p", "ma,u,me")
-
     assert result.exit_code == 0
     for photo in photos:
         picture = pixels(tmp_path / folder / f"{photo.stem}_ma-u-me.png")
@@ -210,19 +176,14 @@ def test_mosaics_without_calibration_take_it_from_camera(tmp_path, given):
     if camera is None:
         camera = replace(DRONE, cfa=CFA.GBRG)
         (tmp_path / given).write_text(json.dumps(camera.to_dict()))
-
     result = develop("tile.png", "--camera", given, "-o", "out.png")
-
     assert result.exit_code == 0, result.output
-    expected = expected_picture("tile.png", "bi,s,ga", camera)
-    np.testing.assert_array_equal(pixels("out.png"), expected)
+    np.testing.assert_array_equal(pixels("out.png"), expected_picture("tile.png", "bi,s,ga", camera))
 
 
 def test_stages_are_written_in_order_and_can_be_seen(tmp_path):
     photo = write_photo(tmp_path / "photo.dng")
-
     result = develop(photo, "-o", "photo.png", "--stages")
-
     frame = read_raw(photo)
     raw = clip_highlights(frame.tensor(), frame.camera)
     stages = StaticISP.from_code("bi,s,ga", frame.camera).stages(raw)
@@ -242,21 +203,15 @@ def test_stages_are_written_in_order_and_can_be_seen(tmp_path):
 def test_pictures_are_replaced_only_by_force(tmp_path):
     photo = write_photo(tmp_path / "photo.dng")
     (tmp_path / "out.png").write_text("precious")
-
     refused = develop(photo, "-o", "out.png")
     assert refused.exit_code == 2
     assert "out.png exists: --force replaces it" in refused.stderr
     assert (tmp_path / "out.png").read_text() == "precious"
-
     assert develop(photo, "-o", "out.png", "--force").exit_code == 0
     np.testing.assert_array_equal(pixels("out.png"), expected_picture(photo, "bi,s,ga"))
-
     (tmp_path / "out.stages").mkdir()
     assert develop(photo, "-o", "out.png", "--stages").exit_code == 2
     assert os.listdir("out.stages") == []
-
-
-# --- what goes wrong ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -264,11 +219,9 @@ def test_a_photo_that_fails_does_not_stop_the_others(tmp_path, threads):
     good = [write_photo(tmp_path / "a.dng"), write_photo(tmp_path / "c.dng")]
     (tmp_path / "b.dng").write_text("no photo")
     before = torch.get_num_threads()
-
     torch.set_num_threads(threads)
     result = develop("a.dng", "b.dng", "c.dng", "-o", "out")
     torch.set_num_threads(before)
-
     assert result.exit_code == 2
     assert sorted(result.stdout.splitlines()) == ["out/a_bi-s-ga.png", "out/c_bi-s-ga.png"]
     assert result.stderr.startswith("error: b.dng: ")
@@ -301,12 +254,9 @@ def test_mistakes_are_explained(tmp_path, arguments, complaint):
     write_photo(tmp_path / "in" / "a.dng")
     (tmp_path / "folder.png" / "a_bi-s-ga.png").mkdir(parents=True)
     Image.fromarray(np.zeros(SIZE, np.uint8)).save("tile.png")
-    turned = replace(DRONE, cfa=CFA.GBRG)
-    (tmp_path / "turned.json").write_text(json.dumps(turned.to_dict()))
+    (tmp_path / "turned.json").write_text(json.dumps(replace(DRONE, cfa=CFA.GBRG).to_dict()))
     before = (tmp_path / "tile.png").read_bytes()
-
     result = develop(*arguments)
-
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert complaint in result.stderr
@@ -324,24 +274,15 @@ def test_a_full_disk_is_reported_and_leaves_no_half_picture(tmp_path):
         result = develop(photo, "-o", "out.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
     assert result.exit_code == 2
     assert result.stderr == "error: out.png: File too large\n"
     assert sorted(os.listdir()) == ["photo.dng"]
 
 
-# --- real files -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "camera"),
-    [("colorchart.dng", None), ("raw_drone_tile.png", "drone"), ("raw_microscopy_tile.png", "microscope")],
-)
-def test_real_files_develop(sample_raws, name, camera):
-    options = ["--camera", camera] if camera else []
-
-    result = develop(sample_raws / name, *options, "-o", "out.png")
-
+@pytest.mark.parametrize("camera", ["drone", "microscope"])
+def test_published_tiles_develop(sample_raws, camera):
+    name = {"drone": "raw_drone_tile.png", "microscope": "raw_microscopy_tile.png"}[camera]
+    result = develop(sample_raws / name, "--camera", camera, "-o", "out.png")
     assert result.exit_code == 0, result.output
     picture = pixels("out.png")
     assert picture.shape[2] == 3
@@ -353,12 +294,10 @@ def test_a_real_photo_looks_like_the_one_libraw_develops(sample_raws, code):
     photo = sample_raws / "colorchart.dng"
     assert develop(photo, "-p", code, "-o", "out.png").exit_code == 0
     ours = pixels("out.png").astype(float)
-
     with rawpy.imread(str(photo)) as raw:
         theirs = raw.postprocess(
             use_camera_wb=True, no_auto_bright=True, adjust_maximum_thr=0, gamma=(2.2, 0)
         ).astype(float)
-
     assert ours.shape == theirs.shape
     luminance = np.array([0.299, 0.587, 0.114])
     assert np.corrcoef((ours @ luminance).ravel(), (theirs @ luminance).ravel())[0, 1] > 0.98

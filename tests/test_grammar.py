@@ -528,7 +528,7 @@ def test_each_part_is_taken_at_each_place(here, name):
     torch.testing.assert_close(list(isp.stages(raw).values())[-1], isp(raw), rtol=0, atol=1e-4)
 
     frame = RawFrame(frames.raw[0, 0].numpy(), MICROSCOPE)
-    box = camera_explorer({"frame": frame}, any_report(), uploads=False)
+    box = camera_explorer({"frame": frame}, any_report())
     menu = controls(box)["pipeline"]
     menu.value = name
     ((alt, picture),) = pictures(box)

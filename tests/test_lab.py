@@ -1,5 +1,6 @@
 """The virtual lab: what a training tracks, and what is drawn from it."""
 
+import copy
 import io
 import re
 import signal
@@ -13,7 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Subset
@@ -49,18 +50,10 @@ class Dropping(nn.Module):
         return self.network(F.dropout2d(image, 0.2, self.training))
 
 
-def train(callbacks=(), **options):
-    settings = {"epochs": EPOCHS, "batch_size": 8, "progress": False}
-    isp = ParametrizedISP(MICROSCOPE)
-    return fit(
-        Dropping,
-        DATA,
-        processor=isp,
-        validation=Subset(DATA, range(4)),
-        callbacks=[*callbacks],
-        **settings,
-        **options,
-    )
+def train(*callbacks, **options):
+    options |= {"processor": ParametrizedISP(MICROSCOPE), "validation": Subset(DATA, range(4))}
+    options |= {"epochs": EPOCHS, "batch_size": 8, "progress": False}
+    return fit(Dropping, DATA, callbacks=callbacks, **options)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +67,9 @@ def tracked(store):
     with track("lab", "tracked", store=store) as run:
         for fold in range(2):
             with run.nested(f"fold {fold}") as nested:
-                stages = StageTracker(
-                    nested, DATA, n_images=3, every_epoch=True, gradients=True, tensors=True, predictions=True
-                )
-                module = train([stages, MetricTracker(nested)])
+                all_of_it = dict.fromkeys(("every_epoch", "gradients", "tensors", "predictions"), True)
+                stages = StageTracker(nested, DATA, n_images=3, **all_of_it)
+                module = train(stages, MetricTracker(nested))
     return nested.run_id, module
 
 
@@ -90,20 +82,18 @@ def test_tracking_changes_nothing_in_training(tracked):
 
 
 def test_tracking_gives_everything_back(store):
-    module = train()
-    module.train()
+    module = train().train()
     module.model.network.eval()  # a part that is frozen, whatever the rest does
-    modes = {name: part.training for name, part in module.named_modules()}
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)
-    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    modes, before = [part.training for part in module.modules()], copy.deepcopy(module.state_dict())
     state = torch.get_rng_state()
     with track("lab", "gives back", store=store) as run:
         StageTracker(run, DATA, gradients=True, predictions=True).write(module, 0)
     assert torch.equal(torch.get_rng_state(), state)
-    assert {name: part.training for name, part in module.named_modules()} == modes
+    assert [part.training for part in module.modules()] == modes
     assert all((p.grad == 3).all() for p in module.parameters())
-    assert all(torch.equal(module.state_dict()[name], value) for name, value in weights.items())
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
 
 
 def test_artefacts_have_their_published_names(store, tracked):
@@ -119,7 +109,7 @@ def test_artefacts_have_their_published_names(store, tracked):
 def last(store):
     """A run with the stages of its last epoch and nothing else."""
     with track("lab", "last", store=store) as run:
-        train([StageTracker(run, DATA)])
+        train(StageTracker(run, DATA))
     return run.run_id
 
 
@@ -186,9 +176,8 @@ def test_predictions_are_the_models_answers(store, tracked):
 def test_a_pipeline_outside_the_module_is_looked_into(store):
     """Training on images that were developed once: the pipeline is told apart."""
     isp = StaticISP.from_code("bi,s,ga", MICROSCOPE)
-    developed = [
-        {"image": isp(i["raw"][None])[0], "label": i["label"]} for i in map(DATA.__getitem__, range(16))
-    ]
+    items = [DATA[i] for i in range(16)]
+    developed = [{"image": isp(i["raw"][None])[0], "label": i["label"]} for i in items]
     with track("lab", "static", store=store) as run:
         tracker = StageTracker(run, DATA, gradients=True, predictions=True, processor=isp)
         module = fit(Dropping, developed, epochs=1, batch_size=8, progress=False, callbacks=[tracker])
@@ -207,20 +196,15 @@ def test_nothing_to_track_is_refused(store):
 
 def test_metrics_of_each_epoch_and_none_where_nothing_was_validated(store):
     with track("lab", "metrics", store=store) as run:
-        module = train([MetricTracker(run)], validate_every=2)
+        module = train(MetricTracker(run), validate_every=2)
     found = curves(run.run_id, store)["metrics"]
     np.testing.assert_allclose(found["train_loss"], module.history["train_loss"])
     assert found["val_loss"].isna().tolist() == [True, False]
 
 
-# What is drawn from it.
-
-
 def frames(path):
     with Image.open(path) as animation:
-        return [
-            np.asarray((animation.seek(i), animation.convert("RGB"))[1]) for i in range(animation.n_frames)
-        ]
+        return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)]
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -247,11 +231,11 @@ def test_gradients_of_all_epochs_stand_on_one_scale(store, tmp_path):
     """A gradient of half the size is drawn half as far from grey."""
     with track("lab", "scales", store=store) as run:
         for epoch, size in enumerate((1.0, 0.5)):
+            values = size * torch.tensor([-1.0, 1.0]).repeat_interleave(8).repeat(16, 1)
             with run.files() as folder:
-                place = folder / "gradients" / "raw"
-                place.mkdir(parents=True)
-                values = torch.tensor([-1.0, 1.0]).repeat_interleave(8).repeat(16, 1)
-                _save_strip(size * values[None, None], place / f"epoch_{epoch:03d}.png", signed=True)
+                path = folder / f"gradients/raw/epoch_{epoch:03d}.png"
+                path.parent.mkdir(parents=True)
+                _save_strip(values[None, None], path, signed=True)
     (path,) = animate("scales", "raw", tmp_path / "g.gif", gradient=True, store=store)
     whole, half = (frame[22:].astype(float) for frame in frames(path))
     assert sorted(set(whole.ravel())) == [0, 255]
@@ -271,26 +255,20 @@ def test_the_figure_holds_the_losses():
     ax = plot_curves(tables).axes[0]
     drawn = [line.get_ydata().tolist() for line in ax.lines]
     assert drawn == [[2, 1], [2, 1], [2, 1], [3, 1], [3, 2], [3, 1.5]]
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
-        "training (mean of 2)",
-        "validation (mean of 2)",
-    ]
+    told = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert told == ["training (mean of 2)", "validation (mean of 2)"]
     with pytest.raises(ValueError, match="no train_iou or val_iou; there are train_loss, val_loss"):
         plot_curves(tables, "iou")
 
 
 def test_sql_finds_what_was_written_and_changes_nothing(store, tracked):
-    table = query(
-        f"select value from latest_metrics where key = 'val_loss' and run_uuid = '{tracked[0]}'", store
-    )
+    where = f"key = 'val_loss' and run_uuid = '{tracked[0]}'"
+    table = query(f"select value from latest_metrics where {where}", store)
     assert table["value"].tolist() == pytest.approx([tracked[1].history["val_loss"].iloc[-1]])
     for wrong in ("delete from runs", "select nothing from runs", "drop table runs"):
         with pytest.raises(ValueError, match="the main tables are runs"):
             query(wrong, store)
     assert query("select count(*) as n from runs", store)["n"].item() > 0
-
-
-# The command line.
 
 
 def lab(*arguments):
@@ -303,8 +281,8 @@ def test_the_command_line_lists_asks_and_draws(store, tracked, tmp_path):
     assert tracked[0] in listed.output
     asked = lab("sql", "select name from runs where name like 'fold%'", "--csv", "--store", store)
     assert asked.output.split() == ["name", "fold", "0", "fold", "1"]
-    drawn = lab("export", "tracked", "--gif", "demosaic", "-o", tmp_path / "d.gif",
-                "--curves", tmp_path / "c.png", "--store", store)  # fmt: skip
+    out = ("-o", tmp_path / "d.gif", "--curves", tmp_path / "c.png")
+    drawn = lab("export", "tracked", "--gif", "demosaic", *out, "--store", store)
     assert drawn.exit_code == 0, drawn.output
     assert {p.name for p in tmp_path.iterdir()} == {"d_fold_0.gif", "d_fold_1.gif", "c.png"}
     with Image.open(tmp_path / "c.png") as picture:

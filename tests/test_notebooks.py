@@ -17,7 +17,8 @@ from r2l.datasets import SyntheticMicroscopy, develop_views
 from r2l.drift import flips, predict_matrix, train_models
 from r2l.rawfile import write_dng
 from r2l.sweep import read_sweep
-from r2l.sweep.notebook import defaults, run
+from r2l.sweep.jobs import defaults
+from r2l.sweep.work import _run_notebook
 from tests.fixtures_data import write_drone_tiles, write_microscopy
 from tests.test_answers import run_cells
 from tools.places import EXPERIMENTS, NOTEBOOKS
@@ -63,7 +64,7 @@ def tiny_run(tmp_path_factory):
             (folder / "asked").mkdir()
             asked = folder / "asked" / tiny.notebook.name
             nbformat.write(notebook, asked)
-            done[stem] = run(asked, tiny.parameters, folder, cwd=folder, progress=False)
+            done[stem] = _run_notebook(asked, tiny.parameters, folder, cwd=folder)
         return done[stem]
 
     return run_once

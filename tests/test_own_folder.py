@@ -29,8 +29,8 @@ from r2l.options import Options
 from r2l.rawfile import RawFileError, write_dng
 from r2l.rawfile.decoding import tiff_facts
 from r2l.sweep import ParameterError, read_sweep
-from r2l.sweep.driver import _claim
-from r2l.sweep.notebook import parse_yaml
+from r2l.sweep.driver import _claimed
+from r2l.sweep.jobs import parse_yaml
 from r2l.training import fit, make_classifier
 from r2l.training.checkpoints import seeded
 from r2l.training.data import make_folds, open_data
@@ -360,12 +360,17 @@ def test_a_sweeps_runs_are_known_by_labels_pixels_and_camera(photos, sweep):
 def test_a_sweep_does_not_write_over_another_files_report(photos, sweep):
     Path("other").mkdir()
     shutil.copy(sweep, "other/s.yaml")
-    _claim(read_sweep(sweep), Path())
-    _claim(read_sweep(sweep), Path())
+
+    def claim(file):
+        with _claimed(read_sweep(file), Path()):
+            pass
+
+    claim(sweep)
+    claim(sweep)
     with pytest.raises(ParameterError, match=r"it holds the sweep of .*s\.yaml"):
-        _claim(read_sweep("other/s.yaml"), Path())
+        claim("other/s.yaml")
     Path(sweep).rename("moved.yaml")
-    _claim(read_sweep("other/s.yaml"), Path())
+    claim("other/s.yaml")
     Path("other/s.yaml").rename("s.yaml")
     Path("other/s.yaml").write_text(Path("s.yaml").read_text())
     result = CliRunner().invoke(app, ["sweep", "s.yaml", "other/s.yaml", "--plan"])

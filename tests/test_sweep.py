@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
+from unittest.mock import Mock
 
 import dask
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -68,9 +69,6 @@ def tiny(tmp_path):
 
 def quiet():
     return Console(file=open(os.devnull, "w", encoding="utf-8"))
-
-
-# Reading.
 
 
 def test_a_grid_is_every_combination_in_order(tiny):
@@ -178,9 +176,6 @@ def test_a_script_that_each_worker_would_run_is_told_how(tmp_path):
     assert "below if __name__ == '__main__'" in remedy
 
 
-# What a run is known by.
-
-
 def test_the_hash_is_of_what_the_outcome_depends_on(tiny):
     job = tiny.jobs[0]
     same = Job({**job.parameters, "weight_decay": 1e-4}, {"other": "axis"})
@@ -238,30 +233,28 @@ def test_a_damaged_result_is_none(tiny, tmp_path, text):
     assert Outcome(tiny.jobs[0], tmp_path).read() is None
 
 
-# Workers.
-
-
-def test_engines_that_cannot_be(tmp_path):
-    with pytest.raises(ParameterError, match="two ways"):
-        open_engine(scheduler="tcp://127.0.0.1:1", cluster=tmp_path)
-    with pytest.raises(ParameterError, match="--workers is 0"):
-        open_engine(workers=0)
-    with pytest.raises(ParameterError, match="unknown cluster 'cloud'"):
-        open_engine(cluster=written(tmp_path, "cluster: cloud"))
-    with pytest.raises(ParameterError, match="how many workers"):
-        open_engine(cluster=written(tmp_path, "cluster: slurm"))
-    for text, message in [
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cluster: cloud", "unknown cluster 'cloud'"),
+        ("cluster: slurm", "how many workers"),
         ("workers: [2]", r"workers is \[2\]"),
         ("threads: 0", "threads is 0"),
         ("wait: soon", "wait is 'soon'"),
         ("address: 5", "address is 5"),
         ("cluster: [slurm]", "unknown cluster"),
         ("options: 3", "below options"),
-    ]:
-        with pytest.raises(ParameterError, match=message):
-            open_engine(cluster=written(tmp_path, text))
-    with pytest.raises(ParameterError, match="odd is not known"):
-        open_engine(cluster=written(tmp_path, "cluster: local\nodd: 1"))
+        ("cluster: local\nodd: 1", "odd is not known"),
+    ],
+)
+def test_cluster_files_that_cannot_be(tmp_path, text, message):
+    with pytest.raises(ParameterError, match=message):
+        open_engine(cluster=written(tmp_path, text))
+
+
+def test_engines_that_cannot_be(tmp_path):
+    with pytest.raises(ParameterError, match="two ways"):
+        open_engine(scheduler="tcp://127.0.0.1:1", cluster=tmp_path)
     with pytest.raises(FileNotFoundError):
         open_engine(cluster=tmp_path / "none.yaml")
 
@@ -284,34 +277,20 @@ def test_another_version_of_the_code_does_not_run(tiny, tmp_path):
     assert not (tmp_path / "run" / RESULT).exists()
 
 
-# What is shown.
-
-
-class Ends:
-    """An engine whose runs end at once, as they are told to."""
-
-    workers, threads, about = 1, 1, "nowhere"
-
-    def __init__(self, monkeypatch, **changes):
-        self.changes = changes
-        monkeypatch.setattr("r2l.sweep.driver._ended", self.end)
-
-    @contextmanager
-    def connect(self):
-        yield None
-
-    def end(self, client, left, setting):
-        for run in left:
-            yield replace(run, **self.changes.get(run.job.name, {"state": "finished"}))
-
-
 @pytest.mark.parametrize("terminal", [False, True])
 def test_each_end_is_a_line_and_in_a_terminal_there_is_a_bar(tiny, tmp_path, monkeypatch, terminal):
     runs = read_outcomes(tiny, tmp_path)
     first, second, *_ = (run.job.name for run in runs)
     well = {"state": "finished", "seconds": 3.2, "scores": {"accuracy": 0.5}}
     badly = {"state": "failed", "seconds": 1, "error": "ValueError: [red]no"}
-    engine = Ends(monkeypatch, **{first: well, second: badly})
+    how = {first: well, second: badly}
+
+    def end(client, left, setting):
+        for run in left:
+            yield replace(run, **how.get(run.job.name, {"state": "finished"}))
+
+    monkeypatch.setattr("r2l.sweep.driver._ended", end)
+    engine = Mock(connect=nullcontext)
     console = Console(record=True, width=200, height=30, force_terminal=terminal, file=quiet().file)
     with _bar(console) as bar:
         assert _until_done(runs, engine, None, bar) == []
@@ -325,9 +304,6 @@ def test_each_end_is_a_line_and_in_a_terminal_there_is_a_bar(tiny, tmp_path, mon
         assert text.splitlines()[:2] == wanted
         assert len(text.splitlines()) == 4
     assert ("━━" in text) == terminal
-
-
-# Runs, really.
 
 
 @pytest.fixture(scope="module")
@@ -362,18 +338,17 @@ def test_the_matrix_is_that_of_the_answers(swept):
     sweep, runs, folder = swept
     page = write_report(sweep, runs, folder / "out")
     (matrix,) = _matrices(runs)
-    assert matrix.summary.matrix().shape == (2, 2)
+    assert matrix["summary"].matrix().shape == (2, 2)
     # Put together by hand: what each model said about the images that it had not seen.
-    rows = []
-    for run in runs:
-        table = pd.read_csv(run.folder / "tested.csv")
-        assert list(table["test"].unique()) == ["bi,s,ga", "me,u,me"]
-        rows.append(table.assign(train=run.job.axes["pipeline"], seed=1))
-    table = pd.concat(rows)
+    tables = [
+        pd.read_csv(run.folder / "tested.csv").assign(train=run.job.axes["pipeline"], seed=1) for run in runs
+    ]
+    assert all(list(table["test"].unique()) == ["bi,s,ga", "me,u,me"] for table in tables)
+    table = pd.concat(tables)
     for (train, test), part in table.groupby(["train", "test"]):
         assert len(part) == part["image"].nunique() == 24
-        assert matrix.summary.matrix().loc[train, test] == pytest.approx(part["correct"].mean())
-    assert str(matrix.summary) == str(summarise(table))
+        assert matrix["summary"].matrix().loc[train, test] == pytest.approx(part["correct"].mean())
+    assert str(matrix["summary"]) == str(summarise(table))
     text = page.read_text("utf-8")
     assert "Train x test" in text
     assert "What failed" not in text
@@ -388,13 +363,15 @@ def test_the_matrix_is_that_of_the_answers(swept):
 @pytest.mark.slow
 def test_what_is_finished_is_not_done_again(swept):
     sweep, _, folder = swept
-    times = {p: p.stat().st_mtime_ns for p in (folder / "out" / "runs").rglob("*") if p.is_file()}
-    engine = open_engine(workers=1)
-    never = replace(engine, start=lambda: pytest.fail("no worker is needed"))
+
+    def times():
+        return {p: p.stat().st_mtime_ns for p in (folder / "out" / "runs").rglob("*") if p.is_file()}
+
+    before = times()
+    never = replace(open_engine(workers=1), start=lambda: pytest.fail("no worker is needed"))
     runs = run_sweep(sweep, folder / "out", never, store=str(folder / "m.db"), console=quiet())
     assert count(runs) == {"finished before": 4}
-    for path, time_before in times.items():
-        assert path.stat().st_mtime_ns == time_before
+    assert times() == before
 
 
 def test_the_plan_is_reckoned_from_what_is_finished(tiny, tmp_path):
@@ -436,12 +413,8 @@ def test_a_worker_that_is_killed_and_a_run_that_fails(tmp_path, swept):
     def kill():
         """Kill a worker as soon as one is at work."""
         while not killed:
-            logs = list(tmp_path.glob("out/runs/*n_splits=2*/log.txt"))
-            started = children(os.getpid())
-            # The first is what the others are forked from.
-            forked = [pid for pid, line in started if b"forkserver" in line][1:]
-            workers = forked or [pid for pid, line in started if b"spawn_main" in line]
-            if logs and workers:
+            workers = workers_of(os.getpid())
+            if workers and list(tmp_path.glob("out/runs/*n_splits=2*/log.txt")):
                 os.kill(workers[-1], signal.SIGKILL)
                 killed.append(workers[-1])
             time.sleep(0.02)
@@ -503,19 +476,19 @@ def test_workers_that_a_queue_ends_are_replaced(tiny, tmp_path, monkeypatch):
     assert len({run.host for run in ended}) > 1, "one worker after the other"
 
 
-def children(pid):
-    """Return (pid, command line) of all that a process started, and what those did."""
+def children(pid, what=""):
+    """Return the ids of all that a process started, and what those did, with this in the command line."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                line = (entry / "cmdline").read_bytes()
-            except (OSError, IndexError):
-                continue
-            if parent == pid:
-                found += [(int(entry.name), line), *children(int(entry.name))]
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):
+                found += [child.pid] if what in " ".join(child.cmdline()) else []
     return found
+
+
+def workers_of(pid):
+    """Return the ids of a driver's workers: forked from a first process, or spawned."""
+    return children(pid, "forkserver")[1:] or children(pid, "spawn_main")
 
 
 @pytest.mark.slow
@@ -556,15 +529,12 @@ def test_errors_of_the_command_are_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_gpus_are_given_out_one_each(monkeypatch):
+def test_gpus_are_given_out_one_each_and_cores_shared_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert open_engine().workers == 3
     assert "one GPU each of 3" in open_engine().about
     seen = [_environment(i, gpus=3, threads=2)["CUDA_VISIBLE_DEVICES"] for i in range(4)]
     assert seen == ["0", "1", "2", "0"]
-
-
-def test_cores_are_shared_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr("r2l.sweep.engine.usable_cores", lambda: 20)
     engine = open_engine()
@@ -573,5 +543,4 @@ def test_cores_are_shared_out(monkeypatch):
 
 
 def test_all_twelve_are_tested_when_asked(tiny):
-    job = Job({**tiny.jobs[0].parameters, "test_pipelines": "all"})
-    assert job.options().tested_codes == PIPELINES
+    assert tiny.jobs[0].options(test_pipelines="all").tested_codes == PIPELINES

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from papermill.exceptions import PapermillExecutionError
 from typer.testing import CliRunner
 
 from r2l.cli import app
 from r2l.sweep import ParameterError, read_sweep
-from r2l.sweep.notebook import check_parameters, run
+from r2l.sweep.jobs import _check_parameters
 from tools import index, memory
 from tools.memory import Watch
 from tools.places import NOTEBOOKS, ROOT
@@ -83,35 +82,18 @@ def test_a_parameter_file_that_is_none(notebooks, text, message):
 )
 def test_parameters_that_the_notebook_lacks_or_of_another_type(notebooks, values, message):
     with pytest.raises(ParameterError, match=message):
-        check_parameters(notebooks / "01_one.ipynb", values)
+        _check_parameters(notebooks / "01_one.ipynb", values)
 
 
 def test_values_of_the_same_kind_pass(notebooks):
     good = {"SIZE": 9, "SCALE": 2, "SEEDS": [1, 2], "CHECK": False, "OUTPUT": "x"}
-    check_parameters(notebooks / "01_one.ipynb", good)
-
-
-@pytest.mark.notebook
-def test_run_writes_into_its_folder_and_leaves_the_notebook(notebooks, tmp_path):
-    source = notebooks / "01_one.ipynb"
-    before = source.read_bytes()
-    folder = tmp_path / "new" / "folder"
-    done = run(source, {"SIZE": 3, "SCALE": 2}, folder, cwd=tmp_path, progress=False)
-    assert done == folder / "01_one.ipynb"
-    assert (folder / "size.txt").read_text("utf-8") == "6"
-    assert source.read_bytes() == before
-
-
-@pytest.mark.notebook
-def test_a_notebook_that_fails_is_kept_with_its_error(notebooks, tmp_path):
-    with pytest.raises(PapermillExecutionError, match="too small"):
-        run(notebooks / "01_one.ipynb", {"SIZE": -1}, tmp_path / "out", progress=False)
-    kept = nbformat.read(tmp_path / "out" / "01_one.ipynb", as_version=4)
-    assert any(o.get("ename") == "ArithmeticError" for c in kept.cells for o in c.get("outputs", []))
+    _check_parameters(notebooks / "01_one.ipynb", good)
 
 
 @pytest.mark.notebook
 def test_the_command_goes_on_after_a_failure_and_ends_with_1(notebooks, tmp_path, monkeypatch):
+    """Each run writes into its folder; one that fails is kept there with its error; the notebook stays."""
+    before = (notebooks / "01_one.ipynb").read_bytes()
     monkeypatch.chdir(tmp_path)
     unknown = written(notebooks, "# Parameters for 01_one.ipynb\nSIEZ: 1\n", "unknown.yaml")
     grid = "notebook: 01_one.ipynb\nparameters: {SCALE: 9.0}\ngrid: {SIZE: [-1, 5]}"
@@ -126,7 +108,9 @@ def test_the_command_goes_on_after_a_failure_and_ends_with_1(notebooks, tmp_path
     (size,) = tmp_path.glob("runs/sweeps/sizes/runs/SIZE=5*/size.txt")
     assert size.read_text("utf-8") == "15"
     (kept,) = tmp_path.glob("runs/sweeps/sizes/runs/SIZE=-1*/01_one.ipynb")
-    assert "too small" in kept.read_text("utf-8")
+    outputs = [o for c in nbformat.read(kept, as_version=4).cells for o in c.get("outputs", [])]
+    assert [o["evalue"] for o in outputs if o.get("ename") == "ArithmeticError"] == ["too small"]
+    assert (notebooks / "01_one.ipynb").read_bytes() == before
 
 
 PARENT = """
@@ -196,9 +180,9 @@ def test_a_notebook_above_its_budget_fails_the_run(tmp_path, mb, ends, side_by_s
 
 
 def page(tmp_path, text):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
-    nbformat.write(notebook, tmp_path / "01_a.ipynb")
-    return tmp_path / "01_a.ipynb"
+    path = tmp_path / "01_a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), path)
+    return path
 
 
 @pytest.mark.parametrize(

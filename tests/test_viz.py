@@ -32,7 +32,7 @@ from r2l.viz import (
     plot_views,
     with_alt,
 )
-from r2l.viz.raw import _name_planes, colour_sites, split_planes
+from r2l.viz.raw import colour_sites, split_planes
 from r2l.viz.style import LETTERS
 from tests.run_notebooks import IN_PAGE, find, slim
 from tools.places import ROOT
@@ -51,10 +51,6 @@ def summary():
     return summarise(pd.concat(tables))
 
 
-def texts(ax):
-    return [t.get_text() for t in ax.texts]
-
-
 def drawn(figure):
     """Render, so that a figure that can't be drawn, or whose letters are too small, fails here."""
     figure.canvas.draw()
@@ -69,7 +65,7 @@ def drawn(figure):
 def test_matrix_shows_scores_half_widths_and_frames(summary):
     ax = drawn(plot_matrix(summary, title="mine")).axes[0]
     scores, half = summary.matrix(), (summary.matrix("high") - summary.matrix("low")) / 2
-    shown = texts(ax)
+    shown = [text.get_text() for text in ax.texts]
     assert shown[0] == f"{scores.iloc[0, 0]:.2f}"
     assert shown[1] == f"±{half.iloc[0, 0]:.2f}"
     assert len(shown) == 8
@@ -84,24 +80,12 @@ def test_published_matrix_stands_beside_on_the_same_scale(summary):
     figure = drawn(plot_matrix(summary, published_matrix("microscopy")))
     ours, theirs = figure.axes[:2]
     assert ours.images[0].norm is theirs.images[0].norm
-    assert len(texts(theirs)) == 144
+    assert len(theirs.texts) == 144
     # Colour is the difference to the row's diagonal: the worst published cell, .83 to .50.
     assert theirs.images[0].get_array().min() == pytest.approx(-0.33)
-
-
-def test_letters_stand_out_from_their_cell():
-    figure = drawn(plot_matrix(published_matrix("microscopy")))
-    ax = figure.axes[0]
-    colours = {t.get_text(): t.get_color() for t in ax.texts}
-    assert colours["0.50"] == "white"
-    assert colours["0.82"] != "white"
-
-
-def test_scores_can_be_coloured_instead(summary):
-    image = drawn(plot_matrix(summary, colour="score")).axes[0].images[0]
-    np.testing.assert_allclose(image.get_array(), summary.matrix())
-    with pytest.raises(ValueError, match="difference, score"):
-        plot_matrix(summary, colour="rainbow")
+    # Letters stand out from their cell.
+    colours = {text.get_text(): text.get_color() for text in theirs.texts}
+    assert colours["0.50"] == "white" != colours["0.82"]
 
 
 def test_views_show_the_images_and_their_amplified_difference():
@@ -161,27 +145,21 @@ def test_planes_and_sites_hold_the_colour_of_their_filter(cfa):
     flat = torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1).expand(1, 3, 6, 8)
     sites = mosaic(flat, cfa)[0, 0].numpy()
     planes = split_planes(sites, cfa)
+    assert all(np.shares_memory(plane, sites) for plane in planes.values())
     assert {n: np.unique(p).round(3).tolist() for n, p in planes.items()} == {
         "red": [0.25],
         "green 1": [0.5],
         "green 2": [0.5],
         "blue": [0.75],
     }
-    assert sorted(_name_planes(cfa).values()) == [0, 1, 2, 3]
+    # Each site is in one plane, at its place.
+    rows = np.arange(48, dtype=np.float32).reshape(6, 8)
+    assert sorted(np.concatenate([p.ravel() for p in split_planes(rows, cfa).values()])) == list(range(48))
+    assert all((np.diff(p, axis=1) == 2).all() for p in split_planes(rows, cfa).values())
     coloured = colour_sites(sites, cfa)
     np.testing.assert_allclose(coloured.sum(-1), sites)
     assert ((coloured > 0).sum(-1) == 1).all()
     assert [np.unique(coloured[..., c])[1].round(3) for c in range(3)] == [0.25, 0.5, 0.75]
-
-
-def test_planes_are_views_that_rebuild_the_mosaic():
-    sites = np.arange(48, dtype=np.float32).reshape(6, 8)
-    again = np.empty_like(sites)
-    for name, position in _name_planes(CFA.GBRG).items():
-        plane = split_planes(sites, CFA.GBRG)[name]
-        assert np.shares_memory(plane, sites)
-        again[position // 2 :: 2, position % 2 :: 2] = plane
-    np.testing.assert_array_equal(again, sites)
 
 
 def test_sites_are_written_as_numbers_of_16_bits():

@@ -18,13 +18,12 @@ from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, StaticISP, open_pipeline
 from r2l.isp.preparation import clip_highlights
-from r2l.rawfile import RawFileError, RawFrame, write_dng
+from r2l.rawfile import RawFrame, write_dng
+from r2l.widgets import camera as looking
 from r2l.widgets import processing_explorer, raw_explorer
-from r2l.widgets import raw as looking
-from r2l.widgets.camera import _read_upload, middle_tile, upload_to
+from r2l.widgets.camera import _SIDES, _VIEWS, _Look, _upload_to, middle_tile
 from r2l.widgets.live import Live, picture_html
 from r2l.widgets.processing import _KNOBS, _as_seen, _clipped_shares, _strip, _turned
-from r2l.widgets.raw import _SIDES, _VIEWS, _Look
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,9 @@ def pixels(data):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-# Settings: the pipeline with knobs.
+def eight_bit(image):
+    """A developed picture (3, H, W) as an explorer shows it, in numbers that can be subtracted."""
+    return to_uint8(image.permute(1, 2, 0).numpy()).astype(int)
 
 
 @pytest.mark.parametrize("code", PIPELINES)
@@ -84,19 +85,13 @@ def test_knobs_do_what_they_say(frames):
     brighter = develop(exposure=1.0)["colour_matrix"]
     torch.testing.assert_close(brighter, 2 * plain["colour_matrix"])
     grey = develop(saturation=0.0)["colour_matrix"]
-    torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        grey[:, :1],
-        develop()["colour_matrix"]
-        .mul(torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1))
-        .sum(1, keepdim=True),
-    )
+    luma = torch.einsum("bchw,c->bhw", plain["colour_matrix"], torch.tensor([0.299, 0.587, 0.114]))
+    torch.testing.assert_close(grey, luma[:, None].expand_as(grey), atol=1e-5, rtol=0)
     balanced = develop(red=2.0, blue=0.5)["white_balance"]
     factors = torch.tensor([2.0, 1.0, 0.5]).view(1, 3, 1, 1)
     torch.testing.assert_close(balanced, plain["white_balance"] * factors)
     torch.testing.assert_close(develop(matrix=0.0)["colour_matrix"], plain["white_balance"])
-    unsharpened = develop(sharpening=0.0)
-    torch.testing.assert_close(unsharpened["sharpening"], plain["colour_matrix"])
+    torch.testing.assert_close(develop(sharpening=0.0)["sharpening"], plain["colour_matrix"])
     torch.testing.assert_close(develop(blur=0.0)["denoising"], plain["sharpening"])
     torch.testing.assert_close(develop(gamma=1.0)["gamma"], plain["clip"], atol=1e-6, rtol=0)
     # A camera's own black, a tenth of the range higher: what read a tenth now reads none.
@@ -111,19 +106,12 @@ def test_a_negative_gain_is_turned_back_where_the_matrix_is_mixed_out(frames):
 
 
 @pytest.mark.parametrize("name", _KNOBS)
-@pytest.mark.parametrize("end", ["low", "high"])
+@pytest.mark.parametrize("end", ["min", "max"])
 def test_every_knob_at_its_ends_gives_a_picture(frames, name, end):
     for frame in frames.values():
         isp = _turned("bi,s,ga", frame.camera, **{name: getattr(_KNOBS[name], end)})
-        image = isp.stages(frame.tensor())["gamma"]
-        assert torch.isfinite(image).all()
-        assert image.min() >= 0
-        assert image.max() <= 1
-
-
-def test_an_unknown_pipeline_is_refused(frames):
-    with pytest.raises(ValueError, match="bi, ma, me"):
-        _turned("no,s,ga", DRONE)
+        assert ((image := isp(frame.tensor())) >= 0).all()  # which no NaN is
+        assert (image <= 1).all()
 
 
 def test_the_strip_shows_the_middle_of_every_stage():
@@ -153,9 +141,6 @@ def test_the_middle_of_a_large_frame_keeps_the_layout():
     assert middle_tile(mosaic, 256).shape == (1, 1, 30, 42)
 
 
-# The explorer of processing.
-
-
 def ends(control):
     """Return the values of a control to try: all of a menu, both ends and the default of a slider."""
     if isinstance(control, ipywidgets.Dropdown | ipywidgets.Combobox | ipywidgets.SelectionSlider):
@@ -170,7 +155,7 @@ def test_processing_explorer_at_every_value(frames):
     box = processing_explorer(frames)
     assert "r2l-processing-explorer" in box._dom_classes
     found = controls(box)
-    assert {knob.label for knob in _KNOBS.values()} < set(found)
+    assert {knob.description for knob in _KNOBS.values()} < set(found)
     for name in ("drone", "microscope"):
         found["frame"].value = name
         for label, control in found.items():
@@ -192,15 +177,12 @@ def test_the_explorer_shows_what_the_pipeline_makes(frames):
     box = processing_explorer(frames)
     found = controls(box)
     found["pipeline"].value = "me,u,me"
-    expected = StaticISP.from_code("me,u,me", DRONE)(frames["drone"].tensor())[0]
-    shown_now = pixels(pictures(box)[0][1]).astype(int)
-    wanted = to_uint8(expected.permute(1, 2, 0).numpy()).astype(int)
-    assert abs(shown_now - wanted).max() <= 1
-    assert found[_KNOBS["blur"].label].disabled
+    isp, raw = StaticISP.from_code("me,u,me", DRONE), frames["drone"].tensor()
+    assert abs(pixels(pictures(box)[0][1]) - eight_bit(isp(raw)[0])).max() <= 1
+    assert found[_KNOBS["blur"].description].disabled
     found["picture after"].value = "raw"
     assert pictures(box)[0][0] == "drone, pipeline me,u,me, after raw"
-    shown = StaticISP.from_code("me,u,me", DRONE).stages(frames["drone"].tensor())
-    assert [n for n in shown if n != "clip" and n.replace("_", " ") not in pages(box)] == []
+    assert [n for n in isp.stages(raw) if n != "clip" and n.replace("_", " ") not in pages(box)] == []
 
 
 @pytest.mark.parametrize(
@@ -215,11 +197,8 @@ def test_any_pipeline_of_the_grammar_can_be_typed(frames, text, turns):
     box = processing_explorer(frames)
     found = controls(box)
     found["pipeline"].value = text
-    raw = frames["drone"].tensor()
-    isp = open_pipeline(text, DRONE)
-    expected = isp(clip_highlights(raw, DRONE))[0]
-    wanted = to_uint8(expected.permute(1, 2, 0).numpy()).astype(int)
-    assert abs(pixels(pictures(box)[0][1]).astype(int) - wanted).max() <= 1
+    raw, isp = frames["drone"].tensor(), open_pipeline(text, DRONE)
+    assert abs(pixels(pictures(box)[0][1]) - eight_bit(isp(clip_highlights(raw, DRONE))[0])).max() <= 1
     names = [name for _, name in found["picture after"].options]
     assert names == [name for name in isp.stages(raw) if name != "clip"]
     assert found["gamma"].disabled is not turns
@@ -250,15 +229,12 @@ def test_reset_goes_back_to_the_camera(frames):
     box = processing_explorer(frames)
     found, before = controls(box), pictures(box)
     for knob in _KNOBS.values():
-        found[knob.label].value = knob.high
+        found[knob.description].value = knob.max
     assert pictures(box) != before
     found["back to the camera's values"].click()
     assert pictures(box) == before
     with pytest.raises(ValueError, match="no frames"):
         processing_explorer({})
-
-
-# The explorer of raw data.
 
 
 def test_raw_explorer_at_every_value(frames):
@@ -320,9 +296,6 @@ def test_the_overview_of_a_fine_pattern_is_flat():
     assert np.ptp(small.astype(int)) <= 255 * 0.6 / 5 + 1
 
 
-# Uploads.
-
-
 def dng(tmp_path, value=0.5):
     sites = np.full((24, 32), value, np.float32)
     return write_dng(tmp_path / "mine.dng", sites, DRONE).read_bytes()
@@ -334,30 +307,23 @@ def upload(button, name, content):
     button.value = ({**facts, "last_modified": datetime.now(UTC)},)
 
 
-def test_an_upload_is_read_and_named(tmp_path):
-    frame = _read_upload("../holiday/mine.dng", dng(tmp_path))
-    assert frame.camera == DRONE
-    assert frame.mosaic.shape == (24, 32)
-    with pytest.raises(RawFileError) as caught:
-        _read_upload("song.dng", b"no raw file")
-    assert str(caught.value).startswith("song.dng: ")
-
-
 def test_an_upload_joins_the_explorer(frames, tmp_path):
     box = raw_explorer(frames)
     found = controls(box)
-    upload(found["raw file"], "mine.dng", dng(tmp_path))
-    assert found["frame"].value == "mine.dng"
-    assert found["frame"].options == ("drone", "microscope", "mine.dng")
+    name = "../holiday/mine.dng"  # as a browser might say
+    upload(found["raw file"], name, dng(tmp_path))
+    assert found["frame"].value == name
+    assert found["frame"].options == ("drone", "microscope", name)
+    assert DRONE.name in pages(box)
     before = pages(box)
-    upload(found["raw file"], "mine.dng", dng(tmp_path, 0.25))
+    upload(found["raw file"], name, dng(tmp_path, 0.25))
     assert pages(box) != before, "another file of the same name"
 
 
 def test_a_bad_upload_says_so_and_changes_nothing(tmp_path):
     received, menu, drawn = {}, ipywidgets.Dropdown(), []
     live = Live(lambda: drawn.append(menu.value), ipywidgets.HTML())
-    button, camera, note = upload_to(received, menu, live).children
+    button, camera, note = _upload_to(received, menu, live).children
     upload(button, "song.mp3", b"no raw file")
     assert note.value.startswith("song.mp3: ")
     picture = io.BytesIO()
@@ -371,9 +337,6 @@ def test_a_bad_upload_says_so_and_changes_nothing(tmp_path):
     assert note.value == "grey.png: 32 x 24"
 
 
-# Drawing while a slider moves.
-
-
 class Drawer:
     """Counts its pictures and remembers what the slider said."""
 
@@ -382,6 +345,7 @@ class Drawer:
         self.drawn, self.seconds = [], seconds
         self.live = Live(self.draw, self.note)
         self.live.watch(self.slider)
+        self.drawn.clear()  # the picture to begin with
 
     def draw(self):
         time.sleep(self.seconds)

@@ -55,8 +55,14 @@ def told(about: object = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = _message(error)
-        if message is None:
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, (R2LError, ValueError, OSError, MemoryError)):
+            message = str(error) or type(error).__name__
+        # torch has no error class of its own for this.
+        elif isinstance(error, RuntimeError) and "allocate memory" in str(error):
+            message = "not enough memory for a picture of this size"
+        else:
             raise
         if str(about) not in message:
             message = f"{about}: {message}"
@@ -108,15 +114,10 @@ def check_targets(photos: Iterable[Path], targets: Iterable[Path], what: str) ->
         taken[path] = photo
 
 
-def _message(error: Exception) -> str | None:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (R2LError, ValueError, OSError, MemoryError)):
-        return str(error) or type(error).__name__
-    # torch has no error class of its own for this.
-    if isinstance(error, RuntimeError) and "allocate memory" in str(error):
-        return "not enough memory for a picture of this size"
-    return None
+def check_free(path: Path, force: bool) -> None:
+    """Raise a ValueError where something is that is not to be replaced."""
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists: --force replaces it, -o names another place")
 
 
 class GroupedCommand(TyperCommand):
@@ -175,16 +176,16 @@ def _parameter(option: Field, kind: Any) -> inspect.Parameter:
     names = [f"--{option.name}"]
     if option.default is True:
         names = [f"--{option.name}/--no_{option.name}"]
+    about = option.metadata
     info = typer.Option(
         *names,
-        help=option.metadata["help"],
-        rich_help_panel=option.metadata["group"],
-        metavar=option.metadata.get("metavar", "URI" if option.name.endswith("_uri") else None),
+        help=about["help"],
+        rich_help_panel=about["group"],
+        metavar=about.get("metavar", "URI" if option.name.endswith("_uri") else None),
         show_default=option.default not in (None, False),
     )
-    return inspect.Parameter(
-        option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=Annotated[kind, info]
-    )
+    hint, kind_of = Annotated[kind, info], inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(option.name, kind_of, default=option.default, annotation=hint)
 
 
 def with_options(

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from r2l.cli.commands import argument, check_targets, for_each, option, replacing, with_options
+from r2l.cli.commands import argument, check_free, check_targets, for_each, option, replacing, with_options
 
 if TYPE_CHECKING:
     import torch
 
-
 _EXIT_OUTSIDE = 1
-
-
 _PACKING = "u8, u16le, u16be, u16le_left, u16be_left, mipi10, mipi12, mipi14, mono12p, mono12packed."
 
 
@@ -49,7 +46,6 @@ def headerless_layout(
 
 #: Its options, for `with_options`.
 HEADERLESS = inspect.signature(headerless_layout, eval_str=True).parameters
-
 
 _PHOTO = (
     "Raw files: DNG, CR3, NEF, ARW and others; mosaics as TIFF, PNG, NPY; or frames without a header, which "
@@ -127,16 +123,9 @@ def develop(
     def develop_one(photo: Path, target: Path) -> None:
         stage_folder = target.with_suffix(".stages")
         for path in (target, stage_folder) if stages else (target,):
-            if path.exists() and not force:
-                raise ValueError(f"{path} exists: --force replaces it, -o names another place")
-        recorded = read_raw(
-            photo,
-            given,
-            layout=layout,
-            frame=frame,
-            allow_damaged=allow_damaged,
-            lens_corrections=lens_corrections,
-        )
+            check_free(path, force)
+        how = {"allow_damaged": allow_damaged, "lens_corrections": lens_corrections}
+        recorded = read_raw(photo, given, layout=layout, frame=frame, **how)
         isp = open_pipeline(pipeline, recorded.camera, variant)
         as_published = getattr(getattr(isp, "base", isp), "variant", None) == "paper"
         with torch.inference_mode():
@@ -157,7 +146,6 @@ def develop(
 
 
 with_options(develop, (), HEADERLESS)
-
 
 _CAMERAS = "A raw file of the camera, microscope, drone, or a JSON file; may be given again."
 
@@ -217,20 +205,14 @@ def show(
     if output is None:
         print(text)
         return
-    if output.exists() and not force:
-        raise ValueError(f"{output} exists: --force replaces it, -o names another place")
+    check_free(output, force)
     with atomic_path(output) as partial:
         partial.write_text(text + "\n", "utf-8")
     print(output)
 
 
 def _targets(photos: list[Path], output: Path | None, code: str) -> list[Path]:
-    """Return where the picture of each photo goes.
-
-    Raises:
-        ValueError: several photos for one picture, a picture in the place of a photo, or a name
-            that is neither a folder's nor a PNG's.
-    """
+    """Return where the picture of each photo goes; a ValueError where that can't be."""
     output = output or Path()
     if output.suffix.lower() == ".png" and not output.is_dir():
         if len(photos) > 1:

@@ -174,7 +174,7 @@ def sweep(
 def _parameters(texts: list[str]) -> dict[str, Any]:
     from yaml import YAMLError
 
-    from r2l.sweep.notebook import parse_yaml
+    from r2l.sweep.jobs import parse_yaml
 
     given = {}
     for text in texts:

@@ -15,7 +15,6 @@ offer_late(
     {
         "r2l.sweep.driver": ["run_sweep"],
         "r2l.sweep.engine": ["ClusterError", "open_engine"],
-        "r2l.sweep.jobs": ["Job", "read_sweep"],
-        "r2l.sweep.notebook": ["ParameterError"],
+        "r2l.sweep.jobs": ["Job", "ParameterError", "read_sweep"],
     },
 )

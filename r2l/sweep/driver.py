@@ -19,8 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from r2l.files import atomic_path
 from r2l.sweep.engine import ClusterError, Engine
-from r2l.sweep.jobs import Sweep
-from r2l.sweep.notebook import ParameterError
+from r2l.sweep.jobs import ParameterError, Sweep
 from r2l.sweep.report import write_report
 from r2l.sweep.work import Outcome, Setting, carry_out
 from r2l.training.run_folder import code_version
@@ -38,13 +37,7 @@ class _LostError(Exception):
 
 
 def read_outcomes(sweep: Sweep, folder: Path, *, any_code: bool = False) -> list[Outcome]:
-    """Return where the runs of a sweep stand by what lies in its folder.
-
-    Args:
-        sweep: the runs.
-        folder: of the sweep.
-        any_code: count runs that another version of the code finished, too.
-    """
+    """Return where the runs of a sweep stand by what lies in its folder; ``any_code`` as in `run_sweep`."""
     code, runs = code_version(), folder.resolve() / "runs"
     waiting = [Outcome(job, job.folder(runs, code, any_code)) for job in sweep.jobs]
     return [outcome.read() or outcome for outcome in waiting]
@@ -71,9 +64,7 @@ def run_sweep(
         sweep: what to run.
         folder: of the sweep; each run has one in it. All workers must see it under the same path.
         engine: where to run it.
-        store: address of the mlflow store, see `store_address`.
-        any_code: take finished runs of other versions of the code as finished.
-        limit: at most so many of the runs that are left, the first ones.
+        store, any_code, limit: as `r2l sweep` has them.
         console: where to tell how each run ended; by default the terminal.
 
     Raises:
@@ -85,8 +76,7 @@ def run_sweep(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        _claim(sweep, folder)
+    with _claimed(sweep, folder):
         setting = _setting(sweep, engine, store)
         open_client(setting.store)  # Noticed now, and made once, not by all workers together.
         outcomes = read_outcomes(sweep, folder, any_code=any_code)
@@ -105,28 +95,23 @@ def _left(outcomes: list[Outcome]) -> list[Outcome]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _claimed(sweep: Sweep, folder: Path) -> Iterator[None]:
+    """Keep a folder for this process, and for the sweep's file: another's report is not written over."""
+    note, source = folder / "sweep.json", str(sweep.path.resolve())
     try:
         with FileLock(folder / ".lock", timeout=0):
+            other = json.loads(note.read_text("utf-8"))["file"] if note.exists() else source
+            # One that is not there any more has moved.
+            if other != source and Path(other).exists():
+                remedy = "Give another --folder, or rename one of the two"
+                raise ParameterError(folder, f"it holds the sweep of {other}", remedy)
+            with atomic_path(note) as part:
+                part.write_text(json.dumps({"file": source}) + "\n", "utf-8")
             yield
     except Timeout:
         raise ParameterError(
             folder, "another process is at work on this sweep", "Wait for it, or give another --folder"
         ) from None
-
-
-def _claim(sweep: Sweep, folder: Path) -> None:
-    """Write down whose folder this is; another file's report is not written over."""
-    note, source = folder / "sweep.json", str((sweep.path or folder).resolve())
-    if note.exists():
-        other = json.loads(note.read_text("utf-8"))["file"]
-        # One that is not there any more has moved.
-        if other != source and Path(other).exists():
-            raise ParameterError(
-                folder, f"it holds the sweep of {other}", "Give another --folder, or rename one of the two"
-            )
-    with atomic_path(note) as part:
-        part.write_text(json.dumps({"file": source}) + "\n", "utf-8")
 
 
 def _setting(sweep: Sweep, engine: Engine, store: str | None) -> Setting:
@@ -172,11 +157,7 @@ def _until_done(outcomes: list[Outcome], engine: Engine, setting: Setting, bar: 
 
 
 def _ended(client: Client, waiting: list[Outcome], setting: Setting) -> Iterator[Outcome]:
-    """Send runs to the workers of one scheduler, and yield each when it has ended.
-
-    Raises:
-        _LostError: the scheduler went, or came again without memory.
-    """
+    """Send runs to the workers of one scheduler, and yield each when it has ended; or raise `_LostError`."""
     from distributed import as_completed
 
     # Dask queues what is of one group, and given to it at once: a worker has one run at a time, and its
@@ -196,11 +177,7 @@ def _ended(client: Client, waiting: list[Outcome], setting: Setting) -> Iterator
 
 
 def _outcome(future: Future, run: Outcome) -> Outcome:
-    """Return what a worker returned, or what became of it.
-
-    Raises:
-        _LostError: the scheduler has forgotten the task.
-    """
+    """Return what a worker returned, or what became of it; `_LostError` where the scheduler forgot it."""
     from distributed import KilledWorker
 
     if future.status in ("cancelled", "lost"):

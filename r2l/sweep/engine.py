@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from r2l.files import R2LError, choose
 from r2l.progress import usable_cores
-from r2l.sweep.notebook import ParameterError, read_yaml
+from r2l.sweep.jobs import ParameterError, read_yaml
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -72,25 +72,15 @@ class ClusterError(R2LError, OSError):
 
 @dataclass(frozen=True)
 class Engine:
-    """Workers of Dask, to be had for the length of a ``with engine.connect() as client`` block.
-
-    Attributes:
-        about: what it is, in words.
-        workers: how many are meant to be there.
-        threads: of each run; None leaves torch's own number.
-        start: returns a new cluster, or the address of a scheduler that runs already.
-        kind: of cluster: "local", "address", "slurm" or "kubernetes".
-        wait: seconds to wait for a scheduler and a first worker.
-        deaths: of workers at one run, after which the run is given up.
-    """
+    """Workers of Dask, to be had for the length of a ``with engine.connect() as client`` block."""
 
     about: str
-    workers: int
-    threads: int | None
-    start: Callable[[], Cluster | str]
-    kind: str
-    wait: float
-    deaths: int
+    workers: int  # as many as are meant to be there
+    threads: int | None  # of each run; None leaves torch's own number
+    start: Callable[[], Cluster | str]  # a new cluster, or the address of a scheduler that runs already
+    kind: str  # of cluster: "local", "address", "slurm" or "kubernetes"
+    wait: float  # seconds, for a scheduler and a first worker
+    deaths: int  # of workers at one run, after which the run is given up
 
     @contextmanager
     def connect(self) -> Iterator[Client]:
@@ -116,20 +106,16 @@ class Engine:
             except (OSError, TypeError, ValueError, RuntimeError) as error:
                 why, remedy = _TROUBLE.get(self.kind, _TROUBLE["queue"])
                 raise ClusterError(self.about, f"{why} ({error})", remedy) from error
-            self._wait_for_worker(client)
+            try:
+                try:
+                    client.wait_for_workers(1, timeout=min(self.wait, _PATIENCE))
+                except TimeoutError:
+                    print(f"still no worker ({self.about}); its queue and logs say why", file=sys.stderr)
+                    client.wait_for_workers(1, timeout=max(self.wait - _PATIENCE, 0.01))
+            except OSError as error:  # a TimeoutError is one
+                why, remedy = f"no worker came within {self.wait:g} s", "Look at the cluster's queue and logs"
+                raise ClusterError(self.about, why, remedy) from error
             yield client
-
-    def _wait_for_worker(self, client: Client) -> None:
-        try:
-            with suppress(TimeoutError):
-                client.wait_for_workers(1, timeout=min(self.wait, _PATIENCE))
-                return
-            print(f"still no worker ({self.about}); its queue and logs say why", file=sys.stderr)
-            client.wait_for_workers(1, timeout=max(self.wait - _PATIENCE, 0.01))
-        except (OSError, TimeoutError) as error:
-            raise ClusterError(
-                self.about, f"no worker came within {self.wait:g} s", "Look at the cluster's queue and logs"
-            ) from error
 
 
 def open_engine(
@@ -141,16 +127,9 @@ def open_engine(
     wait: float = 600.0,
     deaths: int = 3,
 ) -> Engine:
-    """Return where a sweep is to be carried out; nothing is started yet.
+    """Return where a sweep is to be carried out, by the options of `r2l sweep`; nothing is started yet.
 
-    Args:
-        workers: processes on this machine (by default one a GPU, without a GPU one a core, at most
-            eight), or jobs of the cluster.
-        threads: of each run; by default the machine's cores shared out, elsewhere as the worker has it.
-        scheduler: address of a Dask scheduler that runs already.
-        cluster: YAML file that says which cluster to ask for workers, see ``experiments/clusters``.
-        wait: seconds to wait for a scheduler and a first worker that aren't there, also when they are lost.
-        deaths: of workers at one run, after which the run is given up.
+    Workers are processes on this machine, or jobs of the cluster.
 
     Raises:
         OSError: the file can't be read.
@@ -175,7 +154,9 @@ def open_engine(
         workers, about, kind = workers or 1, f"the workers of {address}", "address"
         start = partial(str, address)
     else:
-        gpus, cores = _gpus(), usable_cores()
+        import torch
+
+        gpus, cores = torch.cuda.device_count(), usable_cores()
         workers = workers or gpus or min(cores, _MOST)
         threads = threads or max(cores // workers, 1)
         each = f", one GPU each of {gpus}" if gpus else ""
@@ -185,11 +166,7 @@ def open_engine(
 
 
 def _read_cluster(path: Path) -> dict[str, Any]:
-    """Return what a cluster file says; mistakes below ``options`` are for Dask to find.
-
-    Raises:
-        ParameterError: an unknown name or a value of the wrong kind; says which.
-    """
+    """Return what a cluster file says; mistakes below ``options`` are for Dask to find."""
     _, values = read_yaml(path)
     values = {name: value for name, value in values.items() if value is not None}
     names = ("cluster", *_VALUES, "options")
@@ -209,12 +186,6 @@ def _read_cluster(path: Path) -> dict[str, Any]:
     return values
 
 
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def _local_cluster(workers: int, gpus: int, threads: int) -> Cluster:
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
@@ -229,9 +200,8 @@ def _local_cluster(workers: int, gpus: int, threads: int) -> Cluster:
     # On the loopback address alone: whoever reaches a scheduler can run code on its workers.
     home = {"host": "127.0.0.1", "dashboard": False}
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": 50, **home}
-    spec = {
-        i: {"cls": Nanny, "options": {**each, "env": _environment(i, gpus, threads)}} for i in range(workers)
-    }
+    options = [{**each, "env": _environment(i, gpus, threads)} for i in range(workers)]
+    spec = {i: {"cls": Nanny, "options": option} for i, option in enumerate(options)}
     scheduler = {"cls": Scheduler, "options": {**home, "dashboard_address": "127.0.0.1:0"}}
     return SpecCluster(spec, scheduler, silence_logs=50)
 
@@ -256,10 +226,10 @@ def _environment(number: int, gpus: int, threads: int) -> dict[str, str]:
 
 def _queue(kind: str, workers: int, options: dict[str, Any]) -> Callable[[], Cluster]:
     """Return what asks a queue for workers, and for others in the place of those that it has ended."""
-    cluster_class = _cluster_class(kind)
+    make = _cluster_class(kind)
 
     def start() -> Cluster:
-        cluster = cluster_class(**options)
+        cluster = make(**options)
         cluster.scale(workers)
         if kind == "slurm":
             # Kubernetes does it by itself: Dask's operator makes each worker a Deployment.
@@ -274,6 +244,5 @@ def _cluster_class(kind: str) -> Callable[..., Cluster]:
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:
-        missing = f"they need a package that isn't here ({error})"
-        remedy = f"pip install 'r2l[{kind}]'"
-        raise ClusterError(f"clusters of the kind {kind}", missing, remedy) from error
+        why = f"they need a package that isn't here ({error})"
+        raise ClusterError(f"clusters of the kind {kind}", why, f"pip install 'r2l[{kind}]'") from error

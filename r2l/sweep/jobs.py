@@ -1,5 +1,12 @@
-"""What a sweep is: the file that describes it, its runs, what each is known by, and where it lies."""
+"""What a sweep is: the file that describes it, its runs, what each is known by, and where it lies.
 
+Runs are trainings, or notebooks with parameters. Papermill only logs a line when a notebook lacks a
+parameter: here that is an error before anything runs.
+"""
+
+import ast
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -10,11 +17,12 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from r2l.files import content_hash, local_path
+import yaml
+
+from r2l.files import R2LError, content_hash, local_path, need_extra
 from r2l.isp.grammar import check_pipeline
 from r2l.isp.static import parse_code
 from r2l.options import FIELDS, Options
-from r2l.sweep.notebook import ParameterError, check_parameters, code_of, find_notebook, read_yaml
 from r2l.training.run_folder import WHERE, identity, what_counts
 
 #: What a finished run leaves, last of all.
@@ -28,38 +36,131 @@ _SHAPE = (
     f"the first line must read '# {_HEAD}NAME.ipynb'"
 )
 _LINES = "Give lines 'name: value'"
+_DEEPEST = 30  # of what is nested in a file; grids need three or four
+
+
+class ParameterError(R2LError, ValueError):
+    """A file of parameters, or a parameter, that does not fit."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML without aliases: nine lines of them can stand for more values than memory holds."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node, as the base class does."""
+        line = self.peek_event().start_mark.line + 1
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {line}: aliases (*name) are not taken here")
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError(f"line {line}: nested more than {_DEEPEST} deep")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+# A number since YAML 1.2, and everywhere else; to 1.1 it is a word.
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML says, by a safe loader: no code, no aliases; 1e-3 is a number.
+
+    >>> parse_yaml("[1e-3, 5]")
+    [0.001, 5]
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is none; 2024-99-99 is of the second kind.
+    """
+    return yaml.load(text, _PlainLoader)
+
+
+def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the comment that a YAML file begins with, and its mapping.
+
+    Raises:
+        OSError: the file can't be read.
+        ParameterError: it is no text, no YAML, or no mapping.
+    """
+    remedy = "Give lines of the form 'name: value', as the files in experiments/ do"
+    try:
+        text = path.read_text("utf-8")
+        values = parse_yaml(text) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ParameterError(path, f"no readable YAML: {error}", remedy) from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ParameterError(path, "not values by name", remedy)
+    lines = text.splitlines()
+    about = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(line.lstrip("#").strip() for line in lines[:about]), values
+
+
+def _find_notebook(path: Path, name: str) -> Path:
+    """Return a notebook that a file names, relative to the file's folder or the one above, or raise."""
+    folders = path.parent, path.parent.parent
+    for folder in folders:
+        if name.endswith(".ipynb") and (folder / name).is_file():
+            return (folder / name).resolve()
+    others = sorted(p.name for folder in folders for p in folder.glob("[0-9]*.ipynb"))
+    raise ParameterError(path, f"there is no notebook {name}", f"There are {', '.join(others)}")
+
+
+def defaults(notebook: Path) -> dict[str, Any]:
+    """Return the parameters of a notebook with their values."""
+    need_extra("notebooks", "papermill", "jupyterlab")
+    import papermill
+
+    parameters = papermill.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(entry["default"]) for name, entry in parameters.items()}
+
+
+def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Raise a ParameterError where a notebook lacks one of these, or has a default of another type."""
+    known = defaults(notebook)
+    for name, value in parameters.items():
+        if name not in known:
+            has = f"It has {', '.join(known)}"
+            raise ParameterError(notebook.name, f"it has no parameter {name}", has)
+        default = known[name]
+        kind = {float: int | float, tuple: list}.get(type(default), type(default))
+        alike = isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
+        if not (alike or value is None or default is None):
+            why = f"{name} is {value!r}, but the default is {default!r}"
+            raise ParameterError(notebook.name, why, "Give a value of the same kind")
+
+
+def _code_of(notebook: Path) -> str:
+    """Return a hash of a notebook's code: its outputs and its words make no difference."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256("\n\n".join(code).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: of `r2l.training.experiment.experiment`, or of a notebook.
+    """One run of a sweep: of `r2l.training.experiment.experiment`, or of a notebook."""
 
-    Attributes:
-        parameters: options or notebook parameters, by name.
-        axes: its values on the axes of the grid; empty for a sweep of one run.
-        notebook: the notebook; None for a training.
-        files: hash of the files that the parameters name, as they are when the sweep is read.
-    """
-
-    parameters: dict[str, Any]
-    axes: dict[str, Any] = field(default_factory=dict)
-    notebook: Path | None = None
-    files: str = ""
+    parameters: dict[str, Any]  # options or notebook parameters, by name
+    axes: dict[str, Any] = field(default_factory=dict)  # its values on those of the grid
+    notebook: Path | None = None  # None for a training
+    files: str = ""  # hash of the files that the parameters name, as they are when the sweep is read
 
     @cached_property
     def hash(self) -> str:
         """Hash of all that the outcome depends on except this package's code."""
         if self.notebook is not None:
-            return identity("notebook", code_of(self.notebook), self.parameters, self.files)
+            return identity("notebook", _code_of(self.notebook), self.parameters, self.files)
         return identity("train", what_counts(self.options()), self.files)
 
     def folder(self, runs: Path, code: str, any_code: bool = False) -> Path:
-        """Return where the run lies: its name, its hash, and the version of the code.
+        """Return where in ``runs`` it lies: by its name, its hash, and the version of the code.
 
-        Args:
-            runs: the folder of all runs.
-            code: see `code_version`.
-            any_code: take a finished run of another version, if there is one.
+        With ``any_code`` a finished run of another version is taken, if there is one.
         """
         folder = runs / f"{self.name}-{self.hash}-{code[:6]}"
         if any_code and not (folder / RESULT).exists():
@@ -72,60 +173,38 @@ class Job:
         """Its values on the grid as a name that a folder can have."""
         if not self.axes:
             return self.notebook.stem if self.notebook else "train"
-        parts = (f"{axis}={_plain(value)}" for axis, value in self.axes.items())
+        texts = {a: " ".join(map(str, v)) if isinstance(v, list) else v for a, v in self.axes.items()}
+        parts = (f"{axis}={text}" for axis, text in texts.items())
         return re.sub(r"[^\w.=+-]+", "_", " ".join(parts))[:100]
 
     def options(self, **given: Any) -> Options:
-        """Return the options of a training.
-
-        Raises:
-            ValueError: values that do not exist or contradict each other.
-        """
+        """Return the options of a training; raises what they raise."""
         return Options(**{**self.parameters, **given})
 
     def check(self) -> None:
-        """Find what can be found wrong before anything runs.
-
-        Raises:
-            ParameterError: an unknown name, or a value that is not possible.
-        """
+        """Raise a ParameterError for an unknown name, or a value that is not possible."""
         if self.notebook is not None:
-            check_parameters(self.notebook, self.parameters)
+            _check_parameters(self.notebook, self.parameters)
             return
-        known = sorted(set(FIELDS) - set(WHERE))
-        for name in self.parameters:
-            if name not in known:
-                raise ParameterError(
-                    f"run {self.name}",
-                    f"r2l train has no option {name} that a sweep can give",
-                    f"There are {', '.join(known)}, and pipeline",
-                )
+        what, known = f"run {self.name}", sorted(set(FIELDS) - set(WHERE))
+        if odd := [name for name in self.parameters if name not in known]:
+            why = f"r2l train has no option {odd[0]} that a sweep can give"
+            raise ParameterError(what, why, f"There are {', '.join(known)}, and pipeline")
         try:
             self.options()
         except (ValueError, TypeError) as error:
             remedy = "`r2l train --help` says what each option takes"
-            raise ParameterError(f"run {self.name}", str(error), remedy) from error
-
-
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            raise ParameterError(what, str(error), remedy) from error
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A list of runs.
+    """A list of runs, no two alike, and the file that it was read from."""
 
-    Attributes:
-        name: of the sweep, its file's; also of the mlflow experiment.
-        about: what it is, in words.
-        jobs: its runs, no two alike.
-        path: of its file.
-    """
-
-    name: str
+    name: str  # the file's; also of the mlflow experiment
     about: str
     jobs: tuple[Job, ...]
-    path: Path | None = None
+    path: Path
 
 
 def read_sweep(path: str | Path, given: dict[str, Any] | None = None) -> Sweep:
@@ -143,9 +222,7 @@ def read_sweep(path: str | Path, given: dict[str, Any] | None = None) -> Sweep:
     code of a static pipeline, or another processing mode. With ``notebook:`` and ``parameters:`` in the
     place of ``train:`` the runs are of a notebook. ``grid`` can be a list of grids.
 
-    Args:
-        path: of the file.
-        given: values in the place of the file's, for all runs.
+    Values that are ``given`` stand in the place of the file's, for all runs.
 
     Raises:
         OSError: the file can't be read.
@@ -172,8 +249,8 @@ def read_sweep(path: str | Path, given: dict[str, Any] | None = None) -> Sweep:
 def _files_of(job: Job, hashes: dict[tuple, str]) -> str:
     """Return a hash of the files that a run's parameters name; ``hashes`` has those of the runs before."""
     if job.notebook is not None:
-        named = [str(value) for value in job.parameters.values() if isinstance(value, str)]
-        paths = [path for path in map(local_path, named) if path.is_file()]
+        named = (local_path(value) for value in job.parameters.values() if isinstance(value, str))
+        paths = [path for path in named if path.is_file()]
         return identity(*map(content_hash, paths)) if paths else ""
     options = job.options()
     if options.dataset.startswith("Synthetic"):
@@ -193,7 +270,7 @@ def _jobs(path: Path, values: dict[str, Any], given: dict[str, Any]) -> Iterator
     fixed = values.get(block) or {}
     if not isinstance(fixed, dict) or not all(isinstance(key, str) for key in fixed):
         raise ParameterError(path, f"below {block} are no values by name", _LINES)
-    notebook = find_notebook(path, str(values["notebook"])) if kind == "notebook" else None
+    notebook = _find_notebook(path, str(values["notebook"])) if kind == "notebook" else None
     for axes in _points(path, values.get("grid"), given):
         parameters = {**fixed, **given, **axes}
         if notebook is None:
@@ -211,11 +288,9 @@ def _points(path: Path, grid: Any, given: dict[str, Any]) -> Iterator[dict[str, 
             if not isinstance(name, str) or not isinstance(axis, list) or not axis:
                 raise ParameterError(path, f"grid: {name} needs a list of values", lines)
         axes = {name: [given[name]] if name in given else axis for name, axis in axes.items()}
-        runs = math.prod(map(len, axes.values()))
-        if runs > _MOST_RUNS:
-            raise ParameterError(
-                path, f"grid: {runs:.3g} runs", f"At most {_MOST_RUNS} are possible: give fewer"
-            )
+        if (runs := math.prod(map(len, axes.values()))) > _MOST_RUNS:
+            remedy = f"At most {_MOST_RUNS} are possible: give fewer"
+            raise ParameterError(path, f"grid: {runs:.3g} runs", remedy)
         for point in product(*axes.values()):
             yield dict(zip(axes, point, strict=True))
 
@@ -226,13 +301,13 @@ def _with_pipeline(path: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     pipeline = parameters.pop("pipeline", None)
     if pipeline is None:
         return parameters
-    modes = FIELDS["processing_mode"].metadata["choices"]
+    modes, text = FIELDS["processing_mode"].metadata["choices"], str(pipeline)
     if pipeline in modes:
         return {**parameters, "processing_mode": pipeline}
     try:
-        if "," not in str(pipeline) or set(str(pipeline)) & set("+@:/"):
-            return {**parameters, "pipeline": check_pipeline(str(pipeline))}
-        parts = parse_code(str(pipeline))
+        if "," not in text or set(text) & set("+@:/"):
+            return {**parameters, "pipeline": check_pipeline(text)}
+        parts = parse_code(text)
     except ValueError as error:
         remedy = f"Give such a pipeline, or one of {', '.join(modes)}"
         raise ParameterError(path, f"pipeline: {error}", remedy) from error

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,26 +25,9 @@ from r2l.training.run_folder import TESTED
 if TYPE_CHECKING:
     import pandas as pd
 
-    from r2l.drift.matrix import MatrixSummary
-
 #: Axes that a score is averaged over.
 _REPEATS = ("fold", "seed")
 _LINES = 20  # of the traceback of a run that failed
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """One train x test matrix of a sweep.
-
-    Attributes:
-        name: the values on the other axes of the grid; "" if there are none.
-        summary: the matrix.
-        missing: training pipelines that lack runs, and are left out.
-    """
-
-    name: str
-    summary: MatrixSummary
-    missing: tuple[str, ...]
 
 
 def write_report(sweep: Sweep, outcomes: list[Outcome], folder: Path, notes: Sequence[str] = ()) -> Path:
@@ -58,11 +39,17 @@ def write_report(sweep: Sweep, outcomes: list[Outcome], folder: Path, notes: Seq
     Returns:
         Where the page lies.
     """
-    summary, found = _scores_table(outcomes), list(_matrices(outcomes))
-    tables = {"runs.csv": _runs_table(outcomes), SCORES: summary}
-    for number, matrix in enumerate(found, 1):
-        stem = "matrix" + (f"_{number}" if len(found) > 1 else "")
-        tables[f"{stem}.csv"] = matrix.summary.cells
+    import pandas as pd  # half a second: not for a plan
+
+    runs = pd.DataFrame(
+        {"run": run.job.name, **_axes(run), "state": run.state.removesuffix(" before"), **run.scores}
+        for run in outcomes
+    )
+    summary, matrices = _scores_table(outcomes), list(_matrices(outcomes))
+    tables = {"runs.csv": runs, SCORES: summary}
+    for number, matrix in enumerate(matrices, 1):
+        stem = "matrix" + (f"_{number}" if len(matrices) > 1 else "")
+        tables[f"{stem}.csv"] = matrix["summary"].cells
     from jinja2 import Environment
 
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
@@ -73,7 +60,7 @@ def write_report(sweep: Sweep, outcomes: list[Outcome], folder: Path, notes: Seq
         count=Counter(run.state for run in outcomes),
         notes=notes,
         trained=_trained(outcomes),
-        matrices=[_drawn(matrix) for matrix in found],
+        matrices=[{**matrix, "picture": _picture(matrix)} for matrix in matrices],
         summary=summary,
         runs=[_row(run, folder) for run in outcomes],
     )
@@ -84,33 +71,17 @@ def write_report(sweep: Sweep, outcomes: list[Outcome], folder: Path, notes: Seq
     return folder / "report.html"
 
 
-def _runs_table(outcomes: list[Outcome]) -> pd.DataFrame:
-    """Return one row a run: its place on the grid, whether it is finished, its scores."""
-    import pandas as pd  # half a second: not for a plan
-
-    return pd.DataFrame(
-        {"run": run.job.name, **_axes(run), "state": run.state.removesuffix(" before"), **run.scores}
-        for run in outcomes
-    )
-
-
 def _scores_table(outcomes: list[Outcome]) -> pd.DataFrame:
-    """Return mean and spread of the first score by place on the grid, over folds and seeds.
-
-    The spread is the standard deviation of the runs: folds share training images, so that it says less
-    about new data than the intervals of a matrix do.
-    """
+    """Return mean and standard deviation of the first score by place on the grid, over folds and seeds."""
     import pandas as pd
 
-    rows = []
-    for run in outcomes:
-        for score, value in list(run.scores.items())[:1]:
-            rows.append({**_axes(run, without=_REPEATS), "score": score, "value": value})
-    if not rows:
+    firsts = [(run, *next(iter(run.scores.items()))) for run in outcomes if run.scores]
+    if not firsts:
         return pd.DataFrame()
-    table = pd.DataFrame(rows)
-    keys = [name for name in table if name != "value"]
-    by_place = table.groupby(keys, sort=False, dropna=False)["value"]
+    table = pd.DataFrame(
+        {**_axes(run, without=_REPEATS), "score": score, "value": value} for run, score, value in firsts
+    )
+    by_place = table.groupby([n for n in table if n != "value"], sort=False, dropna=False)["value"]
     return by_place.agg(mean="mean", spread="std", lowest="min", runs="count").reset_index()
 
 
@@ -152,11 +123,8 @@ def _trained(outcomes: list[Outcome]) -> dict[str, str]:
     return {name: "; ".join(values) for name, values in told.items()}
 
 
-def _matrices(outcomes: list[Outcome]) -> Iterator[_Matrix]:
-    """Return the train x test matrix of each place on the grid's other axes than pipeline, fold and seed.
-
-    A training pipeline is in it if all of its folds and seeds are finished: pairs need every image.
-    """
+def _matrices(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
+    """Yield name, summary and what is missing of the matrix at each place on the grid's other axes."""
     import pandas as pd
 
     groups: dict[str, list[Outcome]] = {}
@@ -166,6 +134,7 @@ def _matrices(outcomes: list[Outcome]) -> Iterator[_Matrix]:
             name = ", ".join(f"{axis} {value}" for axis, value in axes.items())
             groups.setdefault(name, []).append(run)
     for name, runs in groups.items():
+        # Pairs need every image: a training pipeline is in it if all of its folds and seeds are finished.
         short = dict.fromkeys(_pipeline_of(run) for run in runs if not run.is_finished)
         tables = [read_csv(run.folder / TESTED) for run in runs if _pipeline_of(run) not in short]
         if not tables:
@@ -176,17 +145,15 @@ def _matrices(outcomes: list[Outcome]) -> Iterator[_Matrix]:
         if table["test"].nunique() > 1:
             from r2l.drift.matrix import summarise  # takes seconds: not for a plan
 
-            yield _Matrix(name, summarise(table), tuple(short))
+            yield {"name": name, "summary": summarise(table), "missing": list(short)}
 
 
-def _drawn(matrix: _Matrix) -> dict[str, Any]:
+def _picture(matrix: dict[str, Any]) -> str:
     from r2l.viz import plot_matrix
+    from r2l.viz.style import to_png
 
-    figure = plot_matrix(matrix.summary, title=matrix.name or "train (rows) x test (columns)")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    picture = base64.b64encode(buffer.getvalue()).decode()
-    return {**vars(matrix), "picture": picture, "text": str(matrix.summary)}
+    figure = plot_matrix(matrix["summary"], title=matrix["name"] or "train (rows) x test (columns)")
+    return base64.b64encode(to_png(figure, dpi=110, bbox_inches="tight")).decode()
 
 
 def _row(run: Outcome, folder: Path) -> dict[str, Any]:
@@ -208,10 +175,7 @@ def _row(run: Outcome, folder: Path) -> dict[str, Any]:
 def plan(outcomes: list[Outcome], workers: int, folder: Path) -> str:
     """Say what is left of a sweep, and what it will cost if what the finished runs took is any measure.
 
-    Args:
-        outcomes: where the runs stand, see `r2l.sweep.driver.read_outcomes`.
-        workers: that share what is left.
-        folder: of the sweep, on the disk that the runs write to.
+    The outcomes are those of `r2l.sweep.driver.read_outcomes`, and workers share what is left of them.
     """
     done = [run for run in outcomes if run.is_finished]
     left = len(outcomes) - len(done)
@@ -220,7 +184,8 @@ def plan(outcomes: list[Outcome], workers: int, folder: Path) -> str:
     time, disk = "not known: let one run finish (--limit 1) and ask again", "not known"
     if done:
         each = float(np.mean([run.seconds for run in done]))
-        size = float(np.mean([_size(run.folder) for run in done])) * left
+        sizes = [p.stat().st_size for run in done for p in run.folder.rglob("*") if p.is_file()]
+        size = sum(sizes) / len(done) * left
         # Runs are whole, so that the last ones may leave workers idle.
         whole = format_time(math.ceil(left / workers) * each)
         time = f"{whole} with {workers} worker(s), {format_time(each)} a run; the mean of "
@@ -231,7 +196,3 @@ def plan(outcomes: list[Outcome], workers: int, folder: Path) -> str:
         f"runs    {len(outcomes)}, of which {len(done)} are finished and {left} are left\n"
         f"time    {time}\ndisk    {disk}; {format_bytes(free)} are free"
     )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

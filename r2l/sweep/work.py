@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
 import shutil
@@ -10,17 +9,16 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock
 
 from r2l.files import atomic_path, write_csv
-from r2l.sweep.jobs import RESULT, Job
-from r2l.sweep.notebook import run as run_notebook
+from r2l.sweep.jobs import RESULT, Job, defaults
 from r2l.training.run_folder import TESTED, code_version
 
 LOG, ERROR = "log.txt", "error.txt"
@@ -29,46 +27,28 @@ PREDICTIONS, SCORES = "predictions.csv", "scores.csv"
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs of a sweep share.
+    """What all runs of a sweep share."""
 
-    Attributes:
-        sweep: its name, also of the mlflow experiment.
-        store: address of the mlflow store.
-        cwd: folder that runs work in, where they find ``data/``.
-        code: version of the code that the sweep began with.
-        threads: torch's, of each run; None leaves them alone.
-    """
-
-    sweep: str
-    store: str
-    cwd: str
-    code: str
-    threads: int | None = None
+    sweep: str  # its name, also of the mlflow experiment
+    store: str  # address of the mlflow store
+    cwd: str  # folder that runs work in, where they find ``data/``
+    code: str  # version of the code that the sweep began with
+    threads: int | None = None  # torch's, of each run; None leaves them alone
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run, and how it ended if it has.
-
-    Attributes:
-        job: what it is.
-        folder: where it lies.
-        state: "finished before" is by an earlier sweep.
-        seconds: that it took, of the last attempt.
-        host: the machine.
-        run_id: of its mlflow record.
-        scores: means over its folds; none for notebooks.
-        error: one line, if it failed.
-    """
+    """One run, and how it ended if it has."""
 
     job: Job
     folder: Path
+    # "finished before" is by an earlier sweep.
     state: Literal["waiting", "finished", "finished before", "failed"] = "waiting"
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the last attempt
     host: str = ""
-    run_id: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    error: str | None = None
+    run_id: str | None = None  # of its mlflow record
+    scores: dict[str, float] = field(default_factory=dict)  # means over its folds; none for notebooks
+    error: str | None = None  # in one line
 
     @property
     def is_finished(self) -> bool:
@@ -106,17 +86,31 @@ def carry_out(run: Outcome, setting: Setting) -> Outcome:
     second waits for the first and takes its outcome.
     """
     start = time.perf_counter()
+
+    def ended(**how: Any) -> Outcome:
+        return replace(run, seconds=time.perf_counter() - start, host=platform.node(), **how)
+
     try:
-        _check_code(setting)
+        if setting.code != _OWN_CODE:
+            raise RuntimeError(
+                f"this worker's r2l is of version {_OWN_CODE}, the sweep's of {setting.code}: install the "
+                "same code here, or start the workers anew after a change"
+            )
         run.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(run.folder / ".lock"):
-            done = run.read() or _do(run, setting, start)
-        return replace(done, state="finished")
+            if done := run.read():
+                return replace(done, state="finished")
+            (run.folder / ERROR).unlink(missing_ok=True)
+            with _working_in(setting):
+                work = _notebook if run.job.notebook else _train
+                run_id, scores = work(run.job, run.folder, setting)
+            done = ended(state="finished", run_id=run_id, scores=scores)
+            done.keep()
+        return done
     except Exception as error:
         with suppress(OSError):  # The disk may be full.
             (run.folder / ERROR).write_text(traceback.format_exc(), "utf-8")
-        seconds, host = time.perf_counter() - start, platform.node()
-        return replace(run, state="failed", seconds=seconds, host=host, error=_in_a_line(error))
+        return ended(state="failed", error=_in_a_line(error))
 
 
 def _in_a_line(error: BaseException) -> str:
@@ -133,24 +127,6 @@ _ALONE = threading.Lock()
 _OWN_CODE = code_version()
 
 
-def _check_code(setting: Setting) -> None:
-    if setting.code != _OWN_CODE:
-        raise RuntimeError(
-            f"this worker's r2l is of version {_OWN_CODE}, the sweep's of {setting.code}: install the "
-            "same code here, or start the workers anew after a change"
-        )
-
-
-def _do(run: Outcome, setting: Setting, start: float) -> Outcome:
-    (run.folder / ERROR).unlink(missing_ok=True)
-    with _working_in(setting):
-        run_id, scores = (_notebook if run.job.notebook else _train)(run.job, run.folder, setting)
-    seconds, host = time.perf_counter() - start, platform.node()
-    done = replace(run, seconds=seconds, host=host, run_id=run_id, scores=scores)
-    done.keep()
-    return done
-
-
 @contextmanager
 def _working_in(setting: Setting) -> Iterator[None]:
     """Work in the sweep's folder with its number of threads; other threads of this process wait."""
@@ -160,7 +136,7 @@ def _working_in(setting: Setting) -> Iterator[None]:
         before = torch.get_num_threads()
         torch.set_num_threads(setting.threads or before)
         try:
-            with contextlib.chdir(setting.cwd):
+            with chdir(setting.cwd):
                 yield
         finally:
             torch.set_num_threads(before)
@@ -189,10 +165,22 @@ def _notebook(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, 
     tags = {"r2l.folder": str(folder)}
     with track(setting.sweep, job.name, job.parameters, tags, setting.store) as record:
         try:
-            run_notebook(job.notebook, job.parameters, folder, Path(setting.cwd), progress=False)
+            _run_notebook(job.notebook, job.parameters, folder)
         finally:
             # Of a failed run too: the error stands in it.
             if (folder / job.notebook.name).exists():
                 with record.files() as artefacts:
                     shutil.copy(folder / job.notebook.name, artefacts)
     return record.run_id, {}
+
+
+def _run_notebook(notebook: Path, parameters: dict[str, Any], folder: Path, cwd: Path | None = None) -> Path:
+    """Run a notebook, which stays as it is, and return the executed one; its ``OUTPUT`` is ``folder``."""
+    import papermill
+
+    if "OUTPUT" in defaults(notebook):
+        parameters = {**parameters, "OUTPUT": str(folder.resolve())}
+    done, cwd = folder / notebook.name, str(cwd or Path.cwd())
+    # Where a cell fails it raises, and what was executed is kept, the error in it.
+    papermill.execute_notebook(str(notebook), str(done), parameters, cwd=cwd, progress_bar=False)
+    return done

@@ -163,7 +163,7 @@ class StageTracker(Callback):
                         path.parent.mkdir(parents=True)
                         _save_strip(values, path, signed=kind != "stages")
         if answers is not None:
-            self.run.predictions(answers, f"predictions/{name}.csv")
+            self.run.table(answers, f"predictions/{name}.csv")
 
     @torch.no_grad()
     def _difference(self, module: RawToLogits) -> Tensor:

@@ -96,7 +96,7 @@ class FoldTrainer:
                 self._keep(earlier, description, record, folder / "best")
         table = table.assign(fold=number)
         self._keep(trained, description, record, folder)
-        record.predictions(table)
+        record.table(table, "predictions.csv")
         if self.options.tested_codes:
             self._test(trained, fold, number, record, folder)
         for row in fold_scores(table, len(self.data.classes)).to_dict("records"):

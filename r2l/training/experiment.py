@@ -70,7 +70,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
     components = open_components(options, data, say)
     with run_folder(options, data.fingerprint()) as folder, _record(options, data, folder, say) as run:
         # Of a resumed run too: the process before may have been killed just before.
-        run.camera(data.camera)
+        run.values(data.camera.to_dict(), "camera.json")
         trainer = FoldTrainer(options, data, components, progress)
         tables = {}
         for number in numbers:
@@ -80,7 +80,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
                 known = folder.note["folds"].get(str(number))
                 with run.nested(f"fold {number}", {"fold": number}, known) as record:
                     folder.keep(folds={**folder.note["folds"], str(number): record.run_id})
-                    record.split({"train": folds[number].train, "val": folds[number].test})
+                    record.values({"train": folds[number].train, "val": folds[number].test}, "split.json")
                     table = trainer.run(number, folds[number], record, folder.fold(number))
                 table = folder.finish_fold(number, table)
             say(f"fold {number}: {describe_scores(table, len(data.classes))}")
@@ -157,7 +157,7 @@ def _conclude(data: Frames, tables: dict[int, pd.DataFrame], run: Run, folder: R
         run.metrics({prefix + k: v for k, v in row.items() if k != "fold"}, step=row["fold"])
     run.table(scores, "scores.csv")
     run.table(summarise_folds(scores), "summary.csv")
-    run.predictions(predictions)
+    run.table(predictions, "predictions.csv")
     write_csv(scores, folder.path / "scores.csv")
     under = pd.concat(tested, ignore_index=True) if tested else None
     if under is not None:

@@ -9,8 +9,16 @@ from r2l.files import need_extra
 need_extra("train", "matplotlib")
 
 from r2l.viz.curves import plot_corruptions, plot_curves, plot_learning_curves, plot_scans
-from r2l.viz.intervals import plot_adaptations, plot_attacks, plot_effects, plot_shift, plot_tolerances
-from r2l.viz.matrices import plot_detection_rates, plot_landscape, plot_matrix
+from r2l.viz.drift import (
+    plot_adaptations,
+    plot_attacks,
+    plot_detection_rates,
+    plot_effects,
+    plot_landscape,
+    plot_matrix,
+    plot_shift,
+    plot_tolerances,
+)
 from r2l.viz.pictures import (
     plot_attack,
     plot_flips,

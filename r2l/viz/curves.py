@@ -1,6 +1,6 @@
 """Figures of lines: losses, learning curves, scans of a setting, drops against image distance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,7 @@ from r2l.viz.style import CYCLE, INK, LETTERS, SOFT, heading, note, panels, tidy
 _BLUE, _ORANGE, _GREEN = CYCLE[:3]
 _KINDS = {"train": ("training", _BLUE), "val": ("validation", _ORANGE)}
 _MEASURES = {"val_accuracy": "accuracy on held-out images", "val_iou": "IoU on held-out images"}
-# Of each scale of severity.
-_MARKS = {"pipelines": "o", "published": "s", "image": "^", "matched": "D", "sensor": "v"}
+_MARKS = {"published": "s", "image": "^", "matched": "D", "sensor": "v"}  # of each scale of severity
 _LABELS = {
     "pipelines": "other pipelines, one dot a cell",
     "published": "corruptions, constants for 32 pixels",
@@ -47,15 +46,14 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Fig
     for prefix, (name, colour) in _KINDS.items():
         column = f"{prefix}_{metric}"
         lines = [table[column].dropna() for table in curves.values() if column in table]
-        if not lines:
-            continue
-        several = len(lines) > 1
-        for line in lines if several else []:
-            ax.plot(line.index, line, color=colour, linewidth=0.8, alpha=0.45)
-        mean = pd.concat(lines, axis=1).mean(axis=1)
-        label = f"{name} (mean of {len(lines)})" if several else name
-        marker = "o" if len(mean) == 1 else None
-        ax.plot(mean.index, mean, color=colour, linewidth=2, label=label, marker=marker)
+        if len(lines) > 1:
+            name = f"{name} (mean of {len(lines)})"
+            for line in lines:
+                ax.plot(line.index, line, color=colour, linewidth=0.8, alpha=0.45)
+        if lines:
+            mean = pd.concat(lines, axis=1).mean(axis=1)
+            marker = "o" if len(mean) == 1 else None
+            ax.plot(mean.index, mean, color=colour, linewidth=2, label=name, marker=marker)
     if not ax.lines:
         columns = sorted({column for table in curves.values() for column in table})
         raise ValueError(f"no train_{metric} or val_{metric}; there are {', '.join(columns)}")
@@ -67,18 +65,13 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Fig
     return figure
 
 
-def plot_learning_curves(learning: Learning, column: str = "val_accuracy", *, level: float = 0.95) -> Figure:
-    """Draw a learning curve of each arm, one panel a domain: mean over seeds, thin lines the seeds.
+def plot_learning_curves(learning: Learning, column: str = "val_accuracy") -> Figure:
+    """Draw a learning curve of each arm of `r2l.drift.adjustment.compare_processing`, one panel a domain.
 
-    The band is the interval over seeds; with fewer than three seeds none is drawn, since it would tell
-    nothing.
-
-    Args:
-        learning: what `r2l.drift.adjustment.compare_processing` returned.
-        column: of ``learning.curves``.
-        level: of the band.
+    Thick is the mean over seeds of that column of ``learning.curves``, thin each seed; the band is the 95 %
+    interval over seeds, which fewer than three do not have.
     """
-    bands = learning.bands(column, level)
+    bands = learning.bands(column)
     domains = list(bands["domain"].unique())
     n_seeds = learning.curves["seed"].nunique()
     figure, (axes,) = panels(1, len(domains), (3.1 * len(domains) + 0.4, 3.1), sharey=True)
@@ -88,7 +81,7 @@ def plot_learning_curves(learning: Learning, column: str = "val_accuracy", *, le
     axes[0].set_ylabel(_MEASURES.get(column, column))
     axes[0].set_ylim(bottom=0)  # neither a measure nor a loss goes below, a band may
     axes[0].legend(frameon=False, fontsize=LETTERS)
-    band = f", band: {level:.0%} interval over seeds" if n_seeds > 2 else ""
+    band = ", band: 95% interval over seeds" if n_seeds > 2 else ""
     note(figure, f"mean of {n_seeds} seeds, thin: each seed{band}" if n_seeds > 1 else "one seed")
     return figure
 
@@ -110,18 +103,16 @@ def draw_arms(ax: Axes, curves: pd.DataFrame, bands: pd.DataFrame, domain: str, 
     ax.set_xlabel("epoch")
 
 
-def plot_scans(report: ToleranceReport, columns: int = 4) -> Figure:
+def plot_scans(report: ToleranceReport) -> Figure:
     """Draw every scan of a report; shaded where the metric stays, by the worst case, above the drop.
 
     The band is that of the fall from the unchanged pipeline, image by image, below the score there: the one
-    that the safe interval is read from, so that shading ends where the band meets the dashed line.
-
-    Raises:
-        ValueError: a report without scans, such as one read from a file.
+    that the safe interval is read from, so that shading ends where the band meets the dashed line. A report
+    that was read from a file has no scans, which is a ValueError.
     """
     if not report.scans:
         raise ValueError("this report has no scans; a file keeps the intervals alone")
-    columns = min(columns, len(report.scans))
+    columns = min(4, len(report.scans))
     rows = -(-len(report.scans) // columns)
     figure, axes = panels(rows, columns, (2.3 * columns, 2.2 * rows), sharey=True)
     for ax, (name, scan) in zip(axes.flat, report.scans.items(), strict=False):
@@ -162,7 +153,6 @@ def plot_corruptions(
     views: Frames | None = None,
     *,
     distance: str = "psnr",
-    names: Sequence[str] = ("matched", "sensor"),
 ) -> Figure:
     """Draw how much is lost against how far the images moved: pipelines, corruptions and sensors.
 
@@ -171,28 +161,33 @@ def plot_corruptions(
         summary: the matrix, whose cells off the diagonal are drawn too; needs ``views``.
         views: developed images, of which the cells' distances are taken.
         distance: in which ``drops`` were measured: "psnr", "ssim" or "l2".
-        names: scales whose marks have the name of what was done beside them.
     """
     figure, ((ax,),) = panels(1, 1, (8.4, 5.0))
     if summary is not None and views is not None:
-        _draw_cells(ax, summary, views, distance)
+        cells = summary.cells[summary.cells["train"] != summary.cells["test"]]
+        moved = [
+            mean_distance(views.images[test], views.images[train], distance)
+            for train, test in zip(cells["train"], cells["test"], strict=True)
+        ]
+        style = {"color": CYCLE[0], "markersize": 4, "alpha": 0.55, "linestyle": ""}
+        ax.plot(moved, -cells["difference"], "o", label=_LABELS["pipelines"], **style)
     named: list[tuple[Any, str]] = []
-    for number, (scale, part) in enumerate(drops.groupby("scale", sort=False)):
-        colour = CYCLE[(number + 1) % len(CYCLE)]
+    for number, (scale, part) in enumerate(drops.groupby("scale", sort=False), 1):
+        colour = CYCLE[number % len(CYCLE)]
         bars = [part["drop"] - part["low"], part["high"] - part["drop"]]
         style = {"fmt": _MARKS.get(scale, "s"), "color": colour, "markersize": 5, "elinewidth": 0.7}
-        label = _LABELS.get(scale, scale)
         part = part.assign(distance=part["distance"].clip(upper=60)) if distance == "psnr" else part
-        ax.errorbar(part["distance"], part["drop"], np.clip(bars, 0, None), label=label, **style)
-        if scale in names:
+        style["label"] = _LABELS.get(scale, scale)
+        ax.errorbar(part["distance"], part["drop"], np.clip(bars, 0, None), **style)
+        if scale in ("matched", "sensor"):
             furthest = part.loc[part.groupby("kind", sort=False)["severity"].idxmax()]
             named += [(row, colour) for row in furthest.itertuples()]
+    label = f"distance to the model's own pipeline, {distance}"
     if distance == "psnr":
         # What has hardly changed stands at the edge.
         ax.set_xlim(min(60.0, ax.get_xlim()[1]), ax.get_xlim()[0])
-        ax.set_xlabel("PSNR to the model's own pipeline in dB (right: further away)", color=INK)
-    else:
-        ax.set_xlabel(f"distance to the model's own pipeline, {distance}", color=INK)
+        label = "PSNR to the model's own pipeline in dB (right: further away)"
+    ax.set_xlabel(label, color=INK)
     ax.set_ylabel("loss of score", color=INK)
     ax.axhline(0, color=SOFT, linewidth=0.8)
     tidy(ax)
@@ -200,16 +195,6 @@ def plot_corruptions(
     ax.legend(frameon=False, fontsize=LETTERS, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     _name_marks(ax, named)
     return figure
-
-
-def _draw_cells(ax: Axes, summary: MatrixSummary, views: Frames, distance: str) -> None:
-    cells = summary.cells[summary.cells["train"] != summary.cells["test"]]
-    moved = [
-        mean_distance(views.images[test], views.images[train], distance)
-        for train, test in zip(cells["train"], cells["test"], strict=True)
-    ]
-    label, style = _LABELS["pipelines"], {"color": CYCLE[0], "markersize": 4, "alpha": 0.55}
-    ax.plot(moved, -cells["difference"], "o", label=label, linestyle="", **style)
 
 
 def _name_marks(ax: Axes, named: list[tuple[Any, str]]) -> None:

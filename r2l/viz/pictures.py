@@ -16,7 +16,7 @@ from r2l.datasets.frames import Frames
 from r2l.drift.matrix import most_changed
 from r2l.isp import StageGradient, open_pipeline, stage_gradients
 from r2l.isp.grammar import PipelineLike, linear_stages
-from r2l.viz.style import INK, LETTERS, SOFT, bare, panels, side
+from r2l.viz.style import INK, LETTERS, SOFT, galleries, panels, side
 
 # Smooth where it is drawn smaller than it is, so that a mosaic shows no moire; squares where it is larger.
 _SMOOTH = "antialiased"
@@ -29,13 +29,11 @@ def first_image(images: Tensor) -> np.ndarray:
     return image.detach().cpu().permute(1, 2, 0).numpy()
 
 
-def draw_image(ax: Axes, image: np.ndarray) -> None:
-    """Draw one picture (H, W, C); what leaves [0, 1] is drawn as 0 or 1."""
-    picture = image.clip(0, 1)
-    if picture.shape[2] == 1:
-        ax.imshow(picture[..., 0], cmap="gray", vmin=0, vmax=1, interpolation=_SMOOTH)
-    else:
-        ax.imshow(picture, interpolation=_SMOOTH)
+def draw_image(ax: Axes, image: np.ndarray, title: str = "") -> None:
+    """Draw one picture (H, W, C), C 1 or 3; what leaves [0, 1] is drawn as 0 or 1."""
+    picture = image.squeeze(2) if image.shape[2] == 1 else image
+    ax.imshow(picture.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation=_SMOOTH)
+    ax.set_title(title, fontsize=LETTERS, color=INK)
 
 
 def plot_views(
@@ -47,16 +45,14 @@ def plot_views(
         images: display RGB (3, H, W), or (B, 3, H, W) of which the first is drawn, by pipeline.
         reference: a pipeline; the others are then drawn as their difference to it, ``gain``-fold,
             around mid-grey.
-        gain: how much differences are amplified.
-        columns: images in a row.
+        gain, columns: of the differences; images in a row.
 
     Raises:
         ValueError: no images, or ``reference`` is not among them.
     """
     if not images or (reference is not None and reference not in images):
         raise ValueError(f"no images, or no {reference!r} among them: {list(images)}")
-    base = None if reference is None else first_image(images[reference])
-    tiles = {}
+    base, tiles = None if reference is None else first_image(images[reference]), {}
     for code, image in images.items():
         if base is None or code == reference:
             tiles[code] = first_image(image)
@@ -68,14 +64,8 @@ def plot_views(
 def plot_stages(stages: Mapping[str, Tensor], *, columns: int = 5) -> Figure:
     """Draw what an ISP makes of one frame, stage by stage (``isp.stages(raw)``).
 
-    Below each name stands the range of the values; what leaves [0, 1] is drawn as 0 or 1.
-
-    Args:
-        stages: mosaic (B, 1, H, W) or RGB (B, 3, H, W) by name; the first of each batch is drawn.
-        columns: images in a row.
-
-    Raises:
-        ValueError: no stages.
+    Below each name stands the range of the values; what leaves [0, 1] is drawn as 0 or 1. Of each batch,
+    (B, 1, H, W) or (B, 3, H, W), the first is drawn. No stages are a ValueError.
     """
     if not stages:
         raise ValueError("no stages to draw")
@@ -90,74 +80,57 @@ def _gallery(tiles: Mapping[str, np.ndarray], columns: int) -> Figure:
     rows = math.ceil(len(tiles) / columns)
     height, width = next(iter(tiles.values())).shape[:2]
     tile = side(columns, 2.3)
-    names = [_broken(name, int(13 * tile)) for name in tiles]
+    # Names break where they have spaces; their own breaks stay.
+    wrap = textwrap.TextWrapper(int(13 * tile), break_long_words=False)
+    names = ["\n".join(map(wrap.fill, name.splitlines())) for name in tiles]
     above = 0.15 * (1 + max(name.count("\n") for name in names)) + 0.15
-    size = (tile * columns, (tile * height / width + above) * rows)
-    figure, axes = panels(rows, columns, size)
-    for ax in axes.flat:
-        ax.set_axis_off()
+    figure, axes = galleries(rows, columns, (tile * columns, (tile * height / width + above) * rows))
     for ax, name, image in zip(axes.flat, names, tiles.values(), strict=False):
-        draw_image(ax, image)
-        ax.set_title(name, fontsize=LETTERS, color=INK)
+        draw_image(ax, image, name)
     return figure
-
-
-def _broken(name: str, width: int) -> str:
-    """Break a name into lines, where it has spaces; its own breaks stay."""
-    lines = name.splitlines()
-    return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in lines)
 
 
 def plot_samples(dataset: RawDataset, *, per_class: int = 3, develop: PipelineLike = "bi,s,ga") -> Figure:
     """Draw the first few images of each class, one class a column.
 
-    Args:
-        dataset: raw frames with ``labels``, ``classes`` and ``camera``.
-        per_class: images of each class; classes with fewer leave gaps.
-        develop: what `r2l.isp.open_pipeline` takes.
+    Classes of fewer images than ``per_class`` leave gaps; ``develop`` is what `r2l.isp.open_pipeline` takes.
     """
     develop = open_pipeline(develop, dataset.camera)
     count = len(dataset.classes)
     tile = side(count, 1.15)
-    figure, axes = panels(per_class, count, (tile * count + 0.2, tile * per_class + 0.4))
+    figure, axes = galleries(per_class, count, (tile * count + 0.2, tile * per_class + 0.4))
     for column, name in enumerate(dataset.classes):
         members = np.flatnonzero(np.asarray(dataset.labels) == column)
-        axes[0, column].set_title(f"{name} ({len(members)})", fontsize=LETTERS, color=INK)
         for ax, index in zip(axes[:, column], members, strict=False):
             with torch.no_grad():
                 draw_image(ax, first_image(develop(dataset[int(index)]["raw"][None])))
-    for ax in axes.flat:
-        ax.set_axis_off()
+        axes[0, column].set_title(f"{name} ({len(members)})", fontsize=LETTERS, color=INK)
     return figure
 
 
-def plot_flips(views: Frames, results: pd.DataFrame, train: str, test: str, *, most: int = 8) -> Figure:
-    """Draw images that lose most under another pipeline, a right answer or the overlap of their mask:
-    above seen under ``train``, below under ``test``, each with the answer.
+def plot_flips(views: Frames, results: pd.DataFrame, train: str, test: str) -> Figure:
+    """Draw the eight images that lose most under another pipeline than the models were trained under.
+
+    What they lose is a right answer, or the overlap of their mask: above seen under the pipeline ``train``,
+    below under ``test``, each with the answer.
 
     Args:
         views: the developed images that ``results`` are about.
         results: what `r2l.drift.predict_matrix` returned.
-        train: pipeline that the models were trained under.
-        test: pipeline that they were tested under.
-        most: how many images at most.
     """
+    most, tile = 8, side(8, 1.45)
     lost = most_changed(results, train, test, most)
-    lost, tile = lost[lost["fall"] > 0], side(most, 1.45)
+    lost = lost[lost["fall"] > 0]
     size = (tile * most + 0.3, 2 * tile + 1.0)
     if lost.empty:
-        figure, ((ax,),) = panels(1, 1, size)
-        ax.set_axis_off()
+        figure, ((ax,),) = galleries(1, 1, size)
         ax.text(0.5, 0.5, f"trained under {train}: nothing lost under {test}", ha="center")
         return figure
-    figure, axes = panels(2, most, size)
-    for ax in axes.flat:
-        ax.set_axis_off()
+    figure, axes = galleries(2, most, size)
     for row, code, column in zip(axes, (train, test), ("before", "after"), strict=True):
         words = answers_in_words(views, lost, column)
         for ax, image, text in zip(row, lost["image"], words, strict=False):
-            draw_image(ax, first_image(views.images[code][image]))
-            ax.set_title(text, fontsize=LETTERS, color=INK)
+            draw_image(ax, first_image(views.images[code][image]), text)
     best, worse = ("right", "lost") if views.task == "classification" else ("better", "worse")
     title = f"{best} under {train} (above), {worse} under {test} (below)"
     figure.suptitle(title, fontsize=LETTERS, color=SOFT)
@@ -175,32 +148,23 @@ def answers_in_words(views: Frames, changes: pd.DataFrame, column: str) -> list[
 
 
 def plot_gradients(gradients: Mapping[str, StageGradient], *, reach: float = 99.8) -> Figure:
-    """Draw what each stage made, and below it the gradient of a loss with respect to that.
+    """Draw what `r2l.isp.stage_gradients` returned: each stage, and below it the gradient of the loss there.
 
-    Stages before gamma are drawn brightened, with a gamma of 2.2. Gradients are summed over the
-    channels; blue where the loss falls if the value rises, red where it
-    rises. Each stage has its own scale, whose end stands in its title.
-
-    Args:
-        gradients: what `r2l.isp.stage_gradients` returned; the first of each batch is drawn.
-        reach: percentile of the magnitude at which the colours end.
-
-    Raises:
-        ValueError: no stages.
+    Stages before gamma are drawn brightened, with a gamma of 2.2. Gradients are summed over the channels;
+    blue where the loss falls if the value rises, red where it rises. Each stage has its own scale, whose
+    end stands in its title: the percentile ``reach`` of the magnitude. Of each batch the first is drawn; no
+    stages are a ValueError.
     """
     if not gradients:
         raise ValueError("no gradients to draw")
     tile = side(len(gradients), 1.75)
-    figure, axes = panels(2, len(gradients), (tile * len(gradients), 2 * tile + 0.6))
+    figure, axes = galleries(2, len(gradients), (tile * len(gradients), 2 * tile + 0.6))
     linear = linear_stages(gradients)
     for (above, below), (name, pair) in zip(axes.T, gradients.items(), strict=True):
         image = first_image(pair.image).clip(0, 1)
-        draw_image(above, image ** (1 / 2.2) if name in linear else image)
-        above.set_title(name, fontsize=LETTERS, color=INK)
+        draw_image(above, image ** (1 / 2.2) if name in linear else image, name)
         end = _draw_gradients([below], [pair.gradient], reach)
         below.set_title(f"± {end:.2g}", fontsize=LETTERS, color=INK)
-    for ax in axes.flat:
-        ax.set_axis_off()
     return figure
 
 
@@ -228,11 +192,10 @@ def plot_isp_change(
     stands above each picture.
 
     Args:
-        before: the upper ISP.
-        after: the lower ISP.
+        before, after: the upper and the lower ISP.
         raw: (B, 1, H, W), raw domain; the first is drawn.
         names: of the rows.
-        stages: of ``isp.stages``.
+        stages: of both ISPs, one a column.
 
     Raises:
         ValueError: a stage that one of them does not have.
@@ -247,8 +210,7 @@ def plot_isp_change(
         white = min(1.0, max(float(np.quantile(first_image(rows[0][stage]), 0.99)), 1e-6))
         for ax, row in zip(column, rows, strict=True):
             image = first_image(row[stage])
-            draw_image(ax, image / white)
-            ax.set_title(f"{stage}\n{image.min():.3f} to {image.max():.3f}", fontsize=LETTERS, color=INK)
+            draw_image(ax, image / white, f"{stage}\n{image.min():.3f} to {image.max():.3f}")
     _name_rows(axes, names)
     return figure
 
@@ -263,13 +225,12 @@ def plot_attack(
 
     Args:
         raw: (1, 1, H, W), raw domain.
-        before: the unchanged pipeline.
-        after: the attacked one, with stages of the same names.
+        before, after: the unchanged pipeline, and the attacked one with stages of the same names.
         loss: the pipeline's image (1, 3, H, W) to a scalar, such as the margin of a task model.
         gain: how much differences are amplified, around mid-grey.
     """
     pairs = [stage_gradients(isp, raw, loss) for isp in (before, after)]
-    names = [name for name in _ATTACKED if all(name in stages for stages in pairs)]
+    names = [name for name in _ATTACKED if name in pairs[0] and name in pairs[1]]
     tile = side(len(names), 1.45)
     figure, axes = panels(5, len(names), (tile * len(names) + 0.6, 5 * tile + 0.6))
     for column, name in zip(axes.T, names, strict=True):
@@ -285,6 +246,8 @@ def plot_attack(
 
 
 def _name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
-    bare(axes.flat)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     for ax, name in zip(axes[:, 0], names, strict=True):
         ax.set_ylabel(name, fontsize=LETTERS, color=INK)

@@ -23,15 +23,10 @@ PLANE_STYLES = {
 }
 
 
-def _name_planes(cfa: CFA) -> dict[str, int]:
-    """Return the position in the 2x2 tile of each plane: red, green 1, green 2, blue."""
-    (red,), (first, second), (blue,) = (cfa.positions(colour) for colour in range(3))
-    return {"red": red, "green 1": first, "green 2": second, "blue": blue}
-
-
 def split_planes(mosaic: np.ndarray, cfa: CFA) -> dict[str, np.ndarray]:
     """Return the four planes (H/2, W/2) of a mosaic (H, W), any domain; views, by name."""
-    return {name: mosaic[p // 2 :: 2, p % 2 :: 2] for name, p in _name_planes(cfa).items()}
+    positions = (position for colour in range(3) for position in cfa.positions(colour))
+    return {name: mosaic[p // 2 :: 2, p % 2 :: 2] for name, p in zip(PLANE_STYLES, positions, strict=True)}
 
 
 def colour_sites(mosaic: np.ndarray, cfa: CFA) -> np.ndarray:
@@ -47,7 +42,7 @@ def plot_sites(mosaic: np.ndarray, cfa: CFA, *, title: str = "", gain: float = 1
     Args:
         mosaic: (H, W), raw domain; some 8x8 sites can be read.
         cfa: layout, top-left of ``mosaic`` first.
-        title: above the sites.
+        title: above.
         gain: how much brighter to draw than the data are; the numbers stay.
     """
     height, width = mosaic.shape
@@ -64,11 +59,7 @@ def plot_sites(mosaic: np.ndarray, cfa: CFA, *, title: str = "", gain: float = 1
 
 
 def plot_levels(frames: Mapping[str, tuple[np.ndarray, Camera]]) -> Figure:
-    """Draw the histogram of the four planes of each mosaic (H, W), raw domain, with its levels.
-
-    Args:
-        frames: mosaic and camera by title.
-    """
+    """Draw the histogram of the four planes of each mosaic (H, W), raw domain, by title, with its levels."""
     figure, (axes,) = panels(1, len(frames), (4.4 * len(frames), 2.9))
     for ax, (title, (mosaic, camera)) in zip(axes, frames.items(), strict=True):
         bins = np.linspace(0, 1, 129)
@@ -108,11 +99,7 @@ def plot_transfer(measured: Mapping[str, tuple[np.ndarray, np.ndarray, float, fl
 
 
 def plot_learned(learned: Learned) -> Figure:
-    """Show a learned camera: its tone curves beside gamma 2.2, and how near each pipeline is to its pictures.
-
-    Args:
-        learned: what `r2l.learn_pipeline` returned.
-    """
+    """Show what `r2l.learn_pipeline` returned: tone curves, and how near each pipeline is to the pictures."""
     figure, ((curves, scores),) = panels(1, 2, (9, 3.6))
     linear = torch.linspace(0, 1, 512)
     points = control_points(learned.isp.tone_curve.detach())

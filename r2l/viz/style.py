@@ -8,7 +8,8 @@ import base64
 import html
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,14 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def galleries(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """Return a figure and axes as `panels` does, for pictures: nothing is drawn around them."""
+    figure, axes = panels(rows, columns, size)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return figure, axes
+
+
 def side(columns: int, wished: float) -> float:
     """Return how wide each of so many columns may be, in inches, that their letters can be read."""
     return min(wished, _WIDTH / columns)
@@ -60,13 +69,6 @@ def upright_grid(ax: Axes) -> None:
     ax.tick_params(color=SOFT)
     ax.grid(axis="x", color="#e5e7eb", linewidth=0.6)
     ax.set_axisbelow(True)
-
-
-def bare(axes: Iterable[Axes]) -> None:
-    """Leave nothing around pictures but what is written beside them."""
-    for ax in axes:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
 
 
 def heading(ax: Axes, text: str, size: float = LETTERS) -> None:
@@ -87,11 +89,12 @@ def to_png(figure: Figure, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(frozen=True, repr=False)
 class _Described:
     """A picture and its alternative text; a notebook shows it as the last expression of a cell."""
 
-    def __init__(self, png: bytes, alt: str) -> None:
-        self.png, self.alt = png, alt
+    png: bytes
+    alt: str
 
     def __repr__(self) -> str:
         return f"<figure: {self.alt}>"
@@ -103,15 +106,10 @@ class _Described:
 
 
 def with_alt(figure: Figure, alt: str) -> _Described:
-    """Return a figure as a picture with alternative text, at the resolution of the figure.
+    """Return a figure, which stays as it is, as a picture with alternative text; none is a ValueError.
 
-    Args:
-        figure: left as it is; ``figure.savefig`` still writes it to a file.
-        alt: one to three sentences that say what there is to see, not what it means: a listener
-            should be able to follow the text that comes after.
-
-    Raises:
-        ValueError: the text is empty.
+    One to three sentences say what there is to see, not what it means: a listener should be able to follow
+    the text that comes after.
     """
     if not alt.strip():
         raise ValueError("the alternative text is empty: say what the figure shows")

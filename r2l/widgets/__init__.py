@@ -4,9 +4,7 @@ from r2l.files import need_extra
 
 need_extra("notebooks", "ipywidgets")
 
-from r2l.widgets.camera import camera_explorer
-from r2l.widgets.figures import landscape_explorer, learning_explorer
-from r2l.widgets.lab import lab_explorer
+from r2l.widgets.camera import camera_explorer, raw_explorer
+from r2l.widgets.lab import lab_explorer, landscape_explorer, learning_explorer
 from r2l.widgets.matrix import matrix_explorer
 from r2l.widgets.processing import processing_explorer
-from r2l.widgets.raw import raw_explorer

@@ -1,40 +1,39 @@
-"""Moving through what runs have tracked: a stage or its gradient, epoch by epoch, beside the losses."""
+"""Explorers of figures: what runs have tracked, the epochs of a learned ISP, a landscape of two settings."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
+import torch
+from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
+from r2l.drift.adjustment import Learning
+from r2l.drift.forensics import Landscape, Prober
 from r2l.training.callbacks import SCALE
 from r2l.training.export import pictures
 from r2l.training.tracking import Records, resolve
-from r2l.viz import plot_curves
-from r2l.viz.style import to_png
-from r2l.widgets.live import Live, beside, explorer, picture_html, sized
+from r2l.viz import plot_curves, plot_landscape
+from r2l.viz.curves import draw_arms
+from r2l.viz.pictures import draw_image, first_image
+from r2l.viz.style import DPI, INK, LETTERS, SOFT, panels, to_png
+from r2l.widgets.live import Live, beside, explorer, picture_html, scrolled, sized
 
 _PICTURE = 600
 
 
 class Tracked(NamedTuple):
-    """The pictures of a run.
-
-    Attributes:
-        run_id: of the run, or of the fold.
-        pictures: see `r2l.training.export.pictures`.
-    """
+    """A run, or a fold, and its pictures, see `r2l.training.export.pictures`."""
 
     run_id: str
     pictures: dict[str, dict[int, str]]
 
 
 def tracked(store: str | Path | None = None) -> dict[str, Tracked]:
-    """Return the runs of a store that hold pictures of stages, the newest first, by name and fold.
-
-    Raises:
-        TrackingError: the store can't be opened.
-    """
+    """Return the runs of a store that hold pictures of stages, the newest first, by name and fold."""
     records = Records(store)
     table = records.table()
     names = dict(zip(table["run_id"], table["name"], strict=True)) if len(table) else {}
@@ -51,9 +50,7 @@ def tracked(store: str | Path | None = None) -> dict[str, Tracked]:
 def picture_of(run: Tracked, what: str, epoch: int, store: str | Path | None = None) -> Image.Image:
     """Return what was tracked at an epoch, as it was written; a gradient's ``info`` holds its scale.
 
-    Raises:
-        ValueError: no such picture.
-        TrackingError: the store can't be opened.
+    Where there is none, a ValueError says what there is.
     """
     path = run.pictures.get(what, {}).get(epoch)
     if path is None:
@@ -66,18 +63,14 @@ def picture_of(run: Tracked, what: str, epoch: int, store: str | Path | None = N
 def lab_explorer(store: str | Path | None = None) -> widgets.Widget:
     """Return menus of runs and stages and a slider over epochs, above the picture and the losses.
 
-    Args:
-        store: see `r2l.training.tracking.store_address`.
-
     Raises:
         ValueError: no run with tracked stages.
-        TrackingError: the store can't be opened.
+        TrackingError: the store can't be opened, see `r2l.training.tracking.store_address`.
     """
     runs = tracked(store)
     if not runs:
         raise ValueError("no run with tracked stages; train with --track_processing")
-    records = Records(store)
-    style = sized(60, 300)
+    records, style = Records(store), sized(60, 300)
     run = widgets.Dropdown(options=list(runs), description="run", **style)
     what = widgets.Dropdown(description="picture", **style)
     epoch = widgets.SelectionSlider(options=[0], description="epoch", **style)
@@ -86,19 +79,15 @@ def lab_explorer(store: str | Path | None = None) -> widgets.Widget:
 
     def fit(_change: object = None) -> None:
         """Offer what the run holds; keep the choices that it has too."""
-        pictures = runs[run.value].pictures
-        wanted = (what.value, "gamma", next(iter(pictures)))
-        kept = next(name for name in wanted if name in pictures)
-        what.options = list(pictures)
-        what.value = kept
-        epochs = list(pictures[kept])
+        held = runs[run.value].pictures
+        kept = next(name for name in (what.value, "gamma", *held) if name in held)
+        what.options, what.value = list(held), kept
+        epochs = list(held[kept])
         kept_epoch = epoch.value if epoch.value in epochs else epochs[-1]
-        epoch.options = epochs
-        epoch.value = kept_epoch
+        epoch.options, epoch.value = epochs, kept_epoch
 
     def draw() -> None:
-        shown = runs[run.value]
-        image = picture_of(shown, what.value, epoch.value, store)
+        image = picture_of(runs[run.value], what.value, epoch.value, store)
         alt = f"{what.value} of {run.value} after epoch {epoch.value}, a few images side by side"
         picture.value = picture_html(np.asarray(image), alt, _PICTURE)
         scale = image.info.get(SCALE)
@@ -108,12 +97,104 @@ def lab_explorer(store: str | Path | None = None) -> widgets.Widget:
         history = records.history(runs[run.value].run_id)
         curves.value = to_png(plot_curves({run.value: history}))
 
-    live = Live(draw, note)
     for control in (run, what):
         control.observe(fit, names="value")
     run.observe(draw_curves, names="value")
     fit()
-    live.watch(run, what, epoch)
-    draw()
+    Live(draw, note).watch(run, what, epoch)
     draw_curves()
     return explorer("lab", beside(run, what, epoch), picture, note, curves)
+
+
+def _plot_epoch(learning: Learning, raw: Tensor, domain: str, epoch: int) -> Figure:
+    """Draw the curves of a domain, the epoch marked, beside a frame by the first ISP and by that epoch's."""
+    isps = [learning.processor(domain, e) for e in (0, epoch)]
+    with torch.no_grad():
+        before, after = (first_image(isp(raw[:1])) for isp in isps)
+    figure, ((curve, *pictures),) = panels(1, 4, (9.2, 2.6), width_ratios=[1.35, 1, 1, 1])
+    # The measure of the held-out images that is not their loss.
+    measure = next(c for c in learning.curves if c.startswith("val_") and c != "val_loss")
+    draw_arms(curve, learning.curves, learning.bands(measure), domain, measure)
+    curve.axvline(epoch, color=SOFT, linewidth=0.9)
+    curve.set_title(f"{domain}: {measure}", fontsize=LETTERS, color=INK)
+    curve.legend(frameon=False, fontsize=LETTERS)
+    difference = 0.5 + 10 * (after - before)
+    shown = {"initial ISP": before, f"after epoch {epoch}": after, "10 x difference": difference}
+    for ax, (title, image) in zip(pictures, shown.items(), strict=True):
+        draw_image(ax, image, title)
+        ax.set_axis_off()
+    return figure
+
+
+def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> widgets.Widget:
+    """Return a menu of domains and a slider over epochs, above what the ISP makes of a frame then.
+
+    The ISP is that of the first seed and fold of `r2l.drift.adjustment.compare_processing`. Each domain
+    needs a raw frame (B, 1, H, W) of its name, else a ValueError says so.
+    """
+    domains = list(learning.initial)
+    if missing := set(domains) - set(frames):
+        raise ValueError(f"no frames for {sorted(missing)}")
+    last = int(learning.curves["epoch"].max())
+    domain = widgets.Dropdown(options=domains, value=domains[-1], description="domain")
+    epoch = widgets.IntSlider(value=last, min=0, max=last, description="epoch", continuous_update=False)
+    picture, note = widgets.Image(format="png"), widgets.HTML()
+
+    def draw() -> None:
+        name = domain.value
+        picture.value = to_png(_plot_epoch(learning, frames[name], name, epoch.value))
+
+    Live(draw, note).watch(domain, epoch)
+    return explorer("learning", beside(domain, epoch), scrolled(picture), note)
+
+
+def _plot_spot(landscape: Landscape, prober: Prober, raw: Tensor, point: tuple[float, float]) -> Figure:
+    """Draw a landscape with one of its points marked, beside the frame as it is developed there."""
+    names = landscape.first.name, landscape.second.name
+    isp = prober.pipeline(**dict(zip(names, point, strict=True)))
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained", dpi=DPI)
+    left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
+    plot_landscape(landscape, point, left)
+    ax = right.subplots()
+    with torch.inference_mode():
+        draw_image(ax, first_image(isp(raw)), f"{names[0]} {point[0]:.3g}, {names[1]} {point[1]:.3g}")
+    ax.set_axis_off()
+    return figure
+
+
+def landscape_explorer(landscapes: Sequence[Landscape], prober: Prober, raw: Tensor) -> widgets.Widget:
+    """Return a menu of pairs and a slider for each setting, above the landscape and the picture.
+
+    Args:
+        landscapes: what `landscape` measured, one a pair of settings; none are a ValueError.
+        prober: what it was measured with.
+        raw: the frame to develop, (1, 1, H, W), raw domain.
+    """
+    if not landscapes:
+        raise ValueError("no landscapes to explore")
+    pairs = {f"{item.first.label} / {item.second.label}": item for item in landscapes}
+    pair = widgets.Dropdown(options=list(pairs), description="pair")
+    sliders = [widgets.SelectionSlider(options=[("", 0.0)], continuous_update=False) for _ in "12"]
+    note, picture = widgets.Label(), widgets.Image(format="png")
+    offering = [False]  # while a pair is put up, its sliders move one by one
+
+    def draw() -> None:
+        if not offering[0]:
+            item, point = pairs[pair.value], tuple(slider.value for slider in sliders)
+            note.value = f"{item.metric} {item.scores.loc[point]:.3f}"
+            picture.value = to_png(_plot_spot(item, prober, raw, point))
+
+    def offer(_change: object = None) -> None:
+        item = pairs[pair.value]
+        axes = (item.first, item.scores.index), (item.second, item.scores.columns)
+        offering[0] = True
+        for slider, (setting, values) in zip(sliders, axes, strict=True):
+            slider.options = [(f"{value:.3g}", float(value)) for value in values]
+            slider.value = min(values, key=lambda value, s=setting: abs(value - s.value))
+            slider.description = setting.label
+        offering[0] = False
+
+    pair.observe(offer, names="value")
+    offer()
+    Live(draw, note).watch(pair, *sliders)
+    return explorer("landscape", beside(pair, note), beside(*sliders), scrolled(picture))

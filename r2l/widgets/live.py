@@ -17,6 +17,7 @@ from PIL import Image
 
 # Seconds in which the kernel may read what else has come before the next picture is drawn.
 _SETTLE = 0.004
+_LEAST = "640px"
 
 
 class Live:
@@ -40,9 +41,10 @@ class Live:
         self._task: asyncio.Task[None] | None = None
 
     def watch(self, *controls: widgets.Widget) -> None:
-        """Draw when one of these changes its value."""
+        """Draw now, and when one of these changes its value."""
         for control in controls:
             control.observe(self, names="value")
+        self.draw()
 
     def __call__(self, _change: object = None) -> None:
         """Draw the controls' values as they will be when there is time."""
@@ -114,16 +116,9 @@ def whole_factor(pixels: np.ndarray, width: int) -> int:
 
 
 def picture_html(pixels: np.ndarray, alt: str, width: int) -> str:
-    """Return an ``<img>`` that holds uint8 pixels (H, W) or (H, W, 3), enlarged without smoothing.
-
-    A PNG of little compression: an eighth of the time that matplotlib takes for a figure.
-
-    Args:
-        pixels: the picture.
-        alt: what it shows, for those who listen.
-        width: on the page, in pixels.
-    """
+    """Return an ``<img>`` that holds uint8 pixels (H, W) or (H, W, 3), enlarged without smoothing."""
     file = io.BytesIO()
+    # Of little compression: an eighth of the time that matplotlib takes for a figure.
     Image.fromarray(pixels).save(file, "png", compress_level=1)
     data = base64.b64encode(file.getvalue()).decode()
     height = round(width * pixels.shape[0] / pixels.shape[1])
@@ -142,13 +137,13 @@ def caption_html(words: Sequence[str], width: int, style: str) -> str:
     return f'<div style="display: grid; {columns}; text-align: center; {style}">{spans}</div>'
 
 
-def scrolled(picture: widgets.Widget, least: int = 640) -> widgets.Box:
-    """Return a figure that shrinks to ``least`` pixels; on narrower pages it scrolls."""
-    picture.layout.min_width = f"{least}px"
+def scrolled(picture: widgets.Widget) -> widgets.Box:
+    """Return a figure that shrinks to `_LEAST` pixels; on narrower pages it scrolls."""
+    picture.layout.min_width = _LEAST
     return widgets.Box([picture], layout={"width": "0", "min_width": "100%", "overflow": "auto"})
 
 
-def scrolled_html(content: str, least: int = 640) -> str:
-    """Return rows of pictures that shrink to ``least`` pixels; on narrower pages they scroll."""
-    inner = f'<div style="min-width: {least}px">{content}</div>'
+def scrolled_html(content: str) -> str:
+    """Return rows of pictures that shrink to `_LEAST` pixels; on narrower pages they scroll."""
+    inner = f'<div style="min-width: {_LEAST}">{content}</div>'
     return f'<div tabindex="0" style="width: 0; min-width: 100%; overflow-x: auto">{inner}</div>'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from functools import partial
-from itertools import product
 
 import ipywidgets as widgets
 import numpy as np
@@ -18,7 +17,7 @@ from r2l.datasets.frames import Frames
 from r2l.drift.matrix import most_changed
 from r2l.drift.paired import paired_scores
 from r2l.files import to_uint8
-from r2l.viz.matrices import difference_reach, to_diagonal
+from r2l.viz.drift import difference_reach, to_diagonal
 from r2l.viz.pictures import answers_in_words
 from r2l.viz.style import CYCLE, ink
 from r2l.widgets.live import Live, caption_html, explorer, picture_html, scrolled_html
@@ -28,11 +27,7 @@ _WIDTH, _GAP = 876, 2  # pixels; of the page, and between tiles
 
 
 def _score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Return the scores, trained (rows) by tested (columns), and what they are called.
-
-    Args:
-        answers: what `r2l.drift.predict_matrix` returned; seeds are averaged.
-    """
+    """Return the scores, trained (rows) by tested (columns), means over seeds, and what they are called."""
     paired = paired_scores(answers, ["train", "test"])
     scores = paired.numerators.sum(axis=(0, 1)) / paired.denominators.sum(axis=(0, 1))
     wide = pd.Series(scores, paired.cells).unstack()
@@ -41,18 +36,14 @@ def _score_matrix(answers: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _two_rows(above: Tensor, below: Tensor, most: int = _MOST) -> np.ndarray:
-    """Return images (N, 3, H, W), display domain, in two rows as uint8 (2H, W', 3).
-
-    Large ones are made smaller, so that ``most`` of them fit; between them it is white.
-    """
+    """Return images (N, 3, H, W), display domain, in two rows as uint8 (2H, W', 3), small enough to fit."""
     side = min(above.shape[-1], _WIDTH // most - _GAP)
     high = max(1, round(side * above.shape[-2] / above.shape[-1]))
     page = np.full((2 * (high + _GAP), len(above) * (side + _GAP), 3), 255, dtype=np.uint8)
     for row, images in enumerate((above, below)):
-        small = images
         if images.shape[-2:] != (high, side):
-            small = torch.nn.functional.interpolate(images, (high, side), mode="area")
-        for column, tile in enumerate(to_uint8(small.permute(0, 2, 3, 1).numpy())):
+            images = torch.nn.functional.interpolate(images, (high, side), mode="area")
+        for column, tile in enumerate(to_uint8(images.permute(0, 2, 3, 1).numpy())):
             y, x = row * (high + _GAP), column * (side + _GAP)
             page[y : y + high, x : x + side] = tile
     return page
@@ -77,16 +68,13 @@ def _changed_html(views: Frames, answers: pd.DataFrame, train: str, test: str) -
 def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
     """Return the matrix, each cell a button, above the images that lose most in the chosen cell.
 
-    Rows: trained under; columns: tested under. Colour: difference to the row's diagonal.
-
-    Args:
-        views: the developed images.
-        answers: what `r2l.drift.predict_matrix` returned for them.
+    Rows: trained under; columns: tested under. Colour: difference to the row's diagonal. The answers are
+    what `r2l.drift.predict_matrix` returned for the developed images.
     """
     scores, metric = _score_matrix(answers)
     note, picture = widgets.HTML(), widgets.HTML()
     differences = to_diagonal(scores)
-    cells = _cells(scores, differences)
+    grid, cells = _grid(scores, differences)
     # The first cell to show is the worst.
     shown = [min(cells, key=lambda names: differences.loc[names])]
 
@@ -114,34 +102,34 @@ def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
 
     for names, cell in cells.items():
         cell.on_click(partial(choose, names))
-    draw()
-    return explorer("matrix", _grid(scores, cells), note, picture)
+    live.watch()
+    return explorer("matrix", grid, note, picture)
 
 
-def _cells(scores: pd.DataFrame, differences: pd.DataFrame) -> dict[tuple[str, str], widgets.Button]:
-    reach, cells = difference_reach(differences), {}
-    for train, test in product(scores.index, scores):
-        colour = colormaps["RdBu"](0.5 + 0.5 * differences.loc[train, test] / reach)
-        button = widgets.Button(
-            description=f"{scores.loc[train, test]:.2f}",
-            tooltip=f"trained under {train}, tested under {test}",
-            style={"button_color": to_hex(colour), "text_color": to_hex(ink(colour))},
-            layout={"width": "auto", "height": "34px", "margin": "1px", "padding": "0"},
-        )
-        cells[train, test] = button.add_class("r2l-matrix-cell")
-    return cells
-
-
-def _grid(scores: pd.DataFrame, cells: dict[tuple[str, str], widgets.Button]) -> widgets.GridBox:
-    """Lay the buttons out below the tested and beside the trained pipelines' names."""
+def _grid(
+    scores: pd.DataFrame, differences: pd.DataFrame
+) -> tuple[widgets.GridBox, dict[tuple[str, str], widgets.Button]]:
+    """Return the grid, and its buttons by trained and tested pipeline."""
 
     def name(text: str) -> widgets.HTML:
         style = "font-size: 12px; text-align: center; overflow-wrap: anywhere"
         words = f'<div style="{style}">{html.escape(text)}</div>'
         return widgets.HTML(words, layout={"margin": "0"})
 
-    children = [name("trained \\ tested"), *(name(code) for code in scores)]
+    reach, cells = difference_reach(differences), {}
+    children = [name("trained \\ tested"), *map(name, scores)]
     for train in scores.index:
-        children += [name(train), *(cells[train, test] for test in scores)]
+        children.append(name(train))
+        for test in scores:
+            colour = colormaps["RdBu"](0.5 + 0.5 * differences.loc[train, test] / reach)
+            button = widgets.Button(
+                description=f"{scores.loc[train, test]:.2f}",
+                tooltip=f"trained under {train}, tested under {test}",
+                style={"button_color": to_hex(colour), "text_color": to_hex(ink(colour))},
+                layout={"width": "auto", "height": "34px", "margin": "1px", "padding": "0"},
+            )
+            cells[train, test] = button.add_class("r2l-matrix-cell")
+            children.append(button)
     columns = f"100px repeat({scores.shape[1]}, minmax(52px, 84px))"
-    return widgets.GridBox(children, layout={"grid_template_columns": columns, "align_items": "center"})
+    layout = {"grid_template_columns": columns, "align_items": "center"}
+    return widgets.GridBox(children, layout=layout), cells

@@ -36,12 +36,12 @@ _PICTURE, _STRIP, _STRIP_SIDE, _GAP = 512, 836, 101, 4
 
 
 class _Knob(NamedTuple):
-    """What people call a slider, where it leaves the pipeline as it is, and its range."""
+    """A slider, by the names that ipywidgets has; ``value`` leaves the pipeline as it is."""
 
-    label: str
+    description: str
     value: float
-    low: float
-    high: float
+    min: float
+    max: float
     step: float
 
 
@@ -60,11 +60,7 @@ _KNOBS = {
 
 
 def _turned(spec: PipelineLike, camera: Camera, **knobs: float) -> nn.Module:
-    """Return a pipeline with knobs turned, or as it is where it has none; untouched, it is `open_pipeline`'s.
-
-    Raises:
-        ValueError: a pipeline that does not exist.
-    """
+    """Return a pipeline with knobs turned; untouched, or where it has none, it is `open_pipeline`'s."""
     isp = open_pipeline(spec, camera)
     if isinstance(isp, Displayed):
         return Displayed(camera, _turned(isp.base, camera, **knobs), isp.steps)
@@ -104,18 +100,8 @@ def processing_explorer(
     tiles = {name: middle_tile(frame.mosaic, side) for name, frame in frames.items()}
     code = pipeline_box(named := name_pipelines(pipelines), **style)
     stage = widgets.Dropdown(description="picture after", **style)
-    knobs = {
-        name: widgets.FloatSlider(
-            value=knob.value,
-            min=knob.low,
-            max=knob.high,
-            step=knob.step,
-            description=knob.label,
-            readout_format=".2f",
-            **style,
-        )
-        for name, knob in _KNOBS.items()
-    }
+    style_of_knobs = {"readout_format": ".2f", **style}
+    knobs = {n: widgets.FloatSlider(**knob._asdict(), **style_of_knobs) for n, knob in _KNOBS.items()}
     brighten = widgets.Checkbox(value=True, description="brighten what is linear", indent=False)
     reset = widgets.Button(description="back to the camera's values", layout={"width": "220px"})
     picture, row, note = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -158,14 +144,10 @@ def processing_explorer(
         for name, knob in knobs.items():
             knob.value = _KNOBS[name].value
 
-    live = Live(draw, note)
-    live.watch(frame, code, stage, brighten, *knobs.values())
     reset.on_click(set_back)
-    draw()
-    knobs_and_menus = [frame, code, stage, *knobs.values(), brighten, reset]
-    controls = widgets.VBox(knobs_and_menus)
-    above = beside(controls, widgets.VBox([picture, note]))
-    return explorer("processing", above, row)
+    Live(draw, note).watch(frame, code, stage, brighten, *knobs.values())
+    controls = widgets.VBox([frame, code, stage, *knobs.values(), brighten, reset])
+    return explorer("processing", beside(controls, widgets.VBox([picture, note])), row)
 
 
 def _worded(stage: str) -> str:
@@ -180,10 +162,7 @@ def _as_seen(image: Tensor, brighten: bool) -> np.ndarray:
 
 
 def _strip(stages: Mapping[str, Tensor], side: int, brighten: bool = True) -> np.ndarray:
-    """Return the middle of each stage (1, C, H, W) side by side, uint8 (side, N (side + gap) - gap, 3).
-
-    What is meant for a display, from the curve on, is never brightened.
-    """
+    """Return the middle of each stage (1, C, H, W) side by side, uint8 (side, N (side + gap) - gap, 3)."""
     linear, tiles = linear_stages(stages), []
     for name, image in stages.items():
         # Whole tiles of the mosaic are cut off, so that all stages show the same sites.

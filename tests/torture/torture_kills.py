@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
+import pandas as pd
 import pytest
 
 from r2l.datasets.layout import MANIFEST
@@ -43,27 +44,18 @@ DONE = float("inf")
 TALLIES = []
 
 
-# --- the work -------------------------------------------------------------------------------------
-
-
 class Work:
-    """A program that does its work in a folder, and what must hold of that folder at every moment.
-
-    Attributes:
-        what: its name.
-        foreign: files of the user's that lie there before: path to content.
-        changing: names of files that may differ from those of an undisturbed run: `outcome` looks
-            into them.
-        absent: names of what other programs may never take for a result, so that it is not looked at.
-    """
+    """A program that does its work in a folder, and what must hold of that folder at every moment."""
 
     what = ""
+    # Files of the user's that lie there before: path to content.
     foreign: Mapping[str, bytes] = {"notes.txt": b"mine", ".mine.part": b"mine too"}
-    changing = r"\.lock$"
-    absent = r"(^|/)\.[^/]*part$"
+    # Names of files that may differ from those of an undisturbed run: `outcome` looks into them; and of
+    # what other programs may never take for a result, so that it is not looked at.
+    changing, absent = r"\.lock$", r"(^|/)\.[^/]*part$"
 
-    def __init__(self, place):
-        self.place = place
+    def __init__(self, place, source=None):
+        self.place, self.source = place, source  # a server, or a folder of data
         self.place.mkdir(parents=True)
 
     def prepare(self, folder):
@@ -100,12 +92,9 @@ class Work:
 
     def files(self, folder):
         """Return the digest of each file that has its final name."""
-        found = {}
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if path.is_file() and not re.search(f"{self.changing}|{self.absent}", name):
-                found[name] = digest(path)
-        return {name: value for name, value in found.items() if name not in self.foreign}
+        skipped = re.compile(f"{self.changing}|{self.absent}")
+        found = {name: folder / name for name in names_in(folder) - set(self.foreign)}
+        return {n: digest(p) for n, p in found.items() if p.is_file() and not skipped.search(n)}
 
     def done(self, folder, whole):
         """Tell whether there is nothing left to do, though the program may have been about to end."""
@@ -113,9 +102,12 @@ class Work:
 
     def left_behind(self, folder, whole):
         """Return the files that an undisturbed run doesn't leave."""
-        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-        passing = {name for name in names if re.search(self.changing, name)}
-        return sorted(names - passing - set(self.foreign) - whole.names)
+        left = names_in(folder) - set(self.foreign) - whole.names
+        return sorted(name for name in left if not re.search(self.changing, name))
+
+
+def names_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
 def digest(path):
@@ -135,21 +127,17 @@ class Fetch(Work):
         "microscopy/notes.part": b"mine too",
     }
 
-    def __init__(self, place, server):
-        super().__init__(place)
-        self.server = server
-
     def command(self, folder):
         return ["-m", "r2l", "data", "fetch", "microscopy", "--root", str(folder)]
 
     def variables(self, folder):
-        return {"R2L_ZENODO_API": self.server.api}
+        return {"R2L_ZENODO_API": self.source.api}
 
     def sign(self, folder, printed):
-        return len(self.server.log)  # the record is asked for first
+        return len(self.source.log)  # the record is asked for first
 
     def progress(self, folder):
-        return {name: self._came(folder, name) for name in self.server.files}
+        return {name: self._came(folder, name) for name in self.source.files}
 
     def _came(self, folder, name):
         part = folder / "downloads" / f"{name}.part"
@@ -159,7 +147,7 @@ class Fetch(Work):
 
     def faults(self, folder):
         wrong = []
-        for name, content in self.server.files.items():
+        for name, content in self.source.files.items():
             part = folder / "downloads" / f"{name}.part"
             if part.exists() and not content.startswith(part.read_bytes()):
                 wrong.append(f"{part.name} is not the beginning of the file")
@@ -181,10 +169,10 @@ class Download(Fetch):
 
     def prepare(self, folder):
         super().prepare(folder)
-        self.came = {name: (0, len(self._asked(name))) for name in self.server.files}
+        self.came = {name: (0, len(self._asked(name))) for name in self.source.files}
 
     def _asked(self, name):
-        return [int(re.sub(r"\D", "", asked or "0")) for asked in self.server.requests_of(name)]
+        return [int(re.sub(r"\D", "", asked or "0")) for asked in self.source.requests_of(name)]
 
     def faults(self, folder):
         wrong = super().faults(folder)
@@ -203,7 +191,7 @@ class Unpacking(Fetch):
 
     def prepare(self, folder):
         super().prepare(folder)
-        for name, content in self.server.files.items():
+        for name, content in self.source.files.items():
             (folder / "downloads" / name).write_bytes(content)
 
 
@@ -227,12 +215,8 @@ for intensity in (1.0, 0.5, 0.25, 0.1):
     RawMicroscopy(sys.argv[1], "all", intensity)[0]
 """
 
-    def __init__(self, place, root):
-        super().__init__(place)
-        self.root = root
-
     def command(self, folder):
-        return ["-c", self.script, str(self.root)]
+        return ["-c", self.script, str(self.source)]
 
     def variables(self, folder):
         return {"R2L_CACHE": str(folder)}
@@ -288,17 +272,13 @@ class Training(Work):
 
     def faults(self, folder):
         wrong = []
-        for path in self._notes(folder):
-            try:
-                _json(path)
-            except ValueError as error:
-                wrong.append(f"{path.name}: {error}")
-        for last in folder.glob(f"runs/*/*/fold_*/checkpoint/{LAST}"):
-            try:
+        try:
+            list(map(_json, self._notes(folder)))
+            for last in folder.glob(f"runs/*/*/fold_*/checkpoint/{LAST}"):
                 if read_last(last.parent)[0] != last:
                     wrong.append(f"{last.parent.parent.name}: {LAST} is damaged")
-            except ValueError as error:
-                wrong.append(str(error))
+        except ValueError as error:
+            wrong.append(str(error))
         store = folder / "mlflow.db"
         if store.exists():
             with closing(sqlite3.connect(store)) as database:
@@ -330,9 +310,6 @@ def _json(path):
     return json.loads(path.read_text("utf-8"))
 
 
-# --- killing it -----------------------------------------------------------------------------------
-
-
 @dataclass
 class Tally:
     """What happened to a piece of work."""
@@ -362,37 +339,26 @@ class Whole:
     outcome: object
 
 
-@dataclass
-class Ended:
-    """How a program ended."""
-
-    code: int
-    began: float | None  # when its work did
-    errors: str
-
-    def seconds(self, folder):
-        """Return how long it worked: until it wrote the last file, not until it was gone."""
-        files = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
-        return max(0.1, max(files) - self.began)
+def seconds_of(folder, began):
+    """Return how long a program worked: until it wrote the last file, not until it was gone."""
+    files = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
+    return max(0.1, max(files) - began)
 
 
 def run(work, folder, delay=None):
-    """Run the program; with a delay, kill it that long after its work began."""
+    """Run the program; with a delay, kill it that long after its work began.
+
+    Returns its exit status, when its work began (None: it didn't) and what it said of errors.
+    """
     printed, errors = (folder.with_name(f"{folder.name}.{kind}") for kind in ("out", "err"))
     printed.unlink(missing_ok=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("R2L_", "MLFLOW_"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", **work.variables(folder)}
     before = work.sign(folder, printed)
+    line, where = [sys.executable, *work.command(folder)], {"cwd": folder, "env": environment}
     with printed.open("wb") as out, errors.open("wb") as err:
-        program = subprocess.Popen(
-            [sys.executable, *work.command(folder)],
-            cwd=folder,
-            env=environment,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
+        program = subprocess.Popen(line, **where, stdout=out, stderr=err, start_new_session=True)
     began, latest = None, time.monotonic() + PATIENCE
     try:
         while began is None and program.poll() is None:
@@ -407,17 +373,16 @@ def run(work, folder, delay=None):
         if program.poll() is None:
             os.killpg(program.pid, signal.SIGKILL)
             program.wait()
-    return Ended(program.returncode, began, errors.read_text())
+    return program.returncode, began, errors.read_text()
 
 
 def undisturbed(work):
     folder = work.place / "undisturbed"
     folder.mkdir()
     work.prepare(folder)
-    ended = run(work, folder)
-    assert ended.code == 0, ended.errors
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    return Whole(ended.seconds(folder), work.files(folder), names, work.outcome(folder))
+    code, began, errors = run(work, folder)
+    assert code == 0, errors
+    return Whole(seconds_of(folder, began), work.files(folder), names_in(folder), work.outcome(folder))
 
 
 class Watch:
@@ -446,11 +411,8 @@ class Watch:
 
     def _undone(self, known):
         """Return what was made again, or fell back."""
-        when = {
-            name: (self.folder / name).stat().st_mtime_ns
-            for name in known
-            if self.work.stays(self.folder, name)
-        }
+        stays = [name for name in known if self.work.stays(self.folder, name)]
+        when = {name: (self.folder / name).stat().st_mtime_ns for name in stays}
         undone = [f"{name}, made again" for name, t in when.items() if self.when.get(name, t) != t]
         far = self.work.progress(self.folder)
         for name, came in self.far.items():
@@ -481,20 +443,20 @@ def kill_until_done(work, whole, chance, tally, kills):
         # What is left of the work as far as one can tell, and some more, so that ends come into reach.
         rest = max(rest, whole.seconds / 3)
         delay = chance.uniform(0, rest) if tally.in_work < kills else None
-        ended = run(work, folder, delay)
+        code, began, errors = run(work, folder, delay)
         fine = watch.look(tally)
-        done = ended.code == 0 or (fine and work.done(folder, whole))
-        if ended.code == -signal.SIGKILL:
+        done = code == 0 or (fine and work.done(folder, whole))
+        if code == -signal.SIGKILL:
             tally.kills += 1
-            tally.in_work += ended.began is not None and not done
+            tally.in_work += began is not None and not done
             rest -= delay
         elif not done:
-            tally.corrupted.append(f"doesn't go on: {ended.errors.strip()[-600:]}")
+            tally.corrupted.append(f"doesn't go on: {errors.strip()[-600:]}")
             fine = False
         if done:
             tally.ends += 1
-            if start == 0 and ended.began:  # the machine may have become faster
-                whole.seconds = min(whole.seconds, ended.seconds(folder))
+            if start == 0 and began:  # the machine may have become faster
+                whole.seconds = min(whole.seconds, seconds_of(folder, began))
             watch.conclude(tally)
         if done or not fine:
             # Where something is wrong already, more kills would tell nothing new.
@@ -527,14 +489,9 @@ def torture(works, kills):
 def survive(works, kills=KILLS):
     tally = torture(works, kills)
     TALLIES.append(tally)
-    assert tally.lost == [], f"seed {SEED}"
-    assert tally.corrupted == [], f"seed {SEED}"
-    assert tally.left == [], f"seed {SEED}"
+    assert (tally.lost, tally.corrupted, tally.left) == ([], [], []), f"seed {SEED}"
     assert tally.in_work >= kills
     assert tally.ends > 0
-
-
-# --- the tests ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -544,13 +501,10 @@ def published(tmp_path_factory):
     views = ("bi,s,ga", "bi,s,me", "ma,s,ga")
     write_microscopy(top, size=64, intensities=(1.0, 0.5, 0.25, 0.1, 0.01), views=views)
     micro, folder = top / "microscopy", tmp_path_factory.mktemp("archives")
+    everything = [f"images/{p.name}" for p in sorted((micro / "images").iterdir())]
     archives = [
         zip_folders(folder / "Raw-Microscopy-raw.zip", micro, "images/raw_scale100"),
-        zip_folders(
-            folder / "Raw-Microscopy-all.zip",
-            micro,
-            *(f"images/{p.name}" for p in sorted((micro / "images").iterdir())),
-        ),
+        zip_folders(folder / "Raw-Microscopy-all.zip", micro, *everything),
     ]
     files = {path.name: path.read_bytes() for path in archives}
     files[LABELS.name] = (top / LABELS).read_bytes()
@@ -591,18 +545,11 @@ def test_table(capsys):
     """Print what the tests above counted."""
     if not TALLIES:
         pytest.skip("nothing was killed")
-    columns = ("what", "kills", "in work", "starts", "ends", "lost", "corrupted", "left", "s")
-    lines = [columns]
-    for t in TALLIES:
-        counts = (t.kills, t.in_work, t.starts, t.ends, *map(len, (t.lost, t.corrupted, t.left)))
-        lines.append((t.what, *counts, round(t.seconds)))
+    table = pd.DataFrame(map(vars, TALLIES)).round({"seconds": 0})
+    for wrong in ("lost", "corrupted", "left"):
+        table[wrong] = table[wrong].map(len)
     with capsys.disabled():
-        print(f"\n\nkills at random moments, seed {SEED}")
-        for what, *counts in lines:
-            print(f"{what:12}" + "".join(f"{count:>11}" for count in counts))
-
-
-# --- whether faults are noticed ---------------------------------------------------------------------
+        print(f"\n\nkills at random moments, seed {SEED}\n{table.to_string(index=False)}")
 
 
 class Careful(Work):

@@ -6,15 +6,13 @@ that was finished may be done again.
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -24,7 +22,7 @@ from r2l.sweep.work import PREDICTIONS, SCORES
 from r2l.training.run_folder import TESTED, code_version
 from r2l.training.tracking.records import query
 from tests.browser import free_port
-from tests.test_sweep import children
+from tests.test_sweep import children, workers_of
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -54,32 +52,28 @@ RUNS = 24
 KILLS = int(os.environ.get("R2L_TORTURE_KILLS", "25"))
 
 
-def environment(**more):
-    plain = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    return {**plain, "OMP_NUM_THREADS": "1", **more}
+def sweep(place, *more):
+    """Return the process of a sweep that has begun in a folder."""
+    (place / "grid.yaml").write_text(GRID, "utf-8")
+    return started(place, "r2l", "sweep", "grid.yaml", "--threads", "1", *more)
 
 
-def command(place, *more):
-    return [sys.executable, "-m", "r2l", "sweep", str(place / "grid.yaml"), *more]
-
-
-@pytest.fixture
-def place(tmp_path):
-    (tmp_path / "grid.yaml").write_text(GRID, "utf-8")
-    return tmp_path
+def started(place, module, *more, **streams):
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    environment["OMP_NUM_THREADS"] = "1"
+    line = [sys.executable, "-m", module, *map(str, more)]
+    return subprocess.Popen(line, cwd=place, env=environment, text=True, **streams)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """What a sweep leaves to which nothing happens."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "grid.yaml").write_text(GRID, "utf-8")
-    done = subprocess.run(
-        command(folder, "--workers", "2", "--threads", "1"),
-        **{"cwd": folder, "env": environment(), "capture_output": True, "text": True},
-    )
-    assert done.returncode == 1, done.stderr
-    assert "24 finished, 1 failed" in done.stdout
+    driver = sweep(folder, "--workers", "2")
+    out, err = driver.communicate()
+    assert driver.returncode == 1, err
+    assert "24 finished, 1 failed" in out
     return folder / "runs" / "sweeps" / "grid"
 
 
@@ -142,17 +136,15 @@ def kept_alive(make):
     finally:
         state["on"] = False
         thread.join(5)
-        for pid, _ in children(state["process"].pid):
+        for pid in children(state["process"].pid):
             kill(pid)
         state["process"].kill()
         state["process"].wait()
 
 
 def kill(pid):
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def wait_for(what, seconds=300):
@@ -162,47 +154,37 @@ def wait_for(what, seconds=300):
         time.sleep(0.1)
 
 
-def test_a_worker_killed_a_scheduler_lost_a_full_disk_and_a_run_that_cannot_be(place, undisturbed):
-    folder = place / "runs" / "sweeps" / "grid"
-    full = read_sweep(place / "grid.yaml").jobs[5].folder(folder / "runs", code_version())
+def test_a_worker_killed_a_scheduler_lost_a_full_disk_and_a_run_that_cannot_be(tmp_path, undisturbed):
+    folder, port = tmp_path / "runs" / "sweeps" / "grid", free_port()
+    (tmp_path / "grid.yaml").write_text(GRID, "utf-8")
+    full = read_sweep(tmp_path / "grid.yaml").jobs[5].folder(folder / "runs", code_version())
     full.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(full)], capture_output=True
-    )
-    if mounted.returncode:
+    small = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(full)]
+    if subprocess.run(small, capture_output=True).returncode:
         pytest.skip("no right to mount a small disk")
-    port = free_port()
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
-    dask += ["--port", str(port), "--no-dashboard"]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", f"tcp://127.0.0.1:{port}"]
-    worker += ["--nthreads", "1", "--no-dashboard", "--death-timeout", "20", "--memory-limit", "0"]
-    settings = {"cwd": place, "env": environment(), "stderr": subprocess.DEVNULL}
-
-    def start(line):
-        return lambda: subprocess.Popen(line, stdout=subprocess.DEVNULL, **settings)
-
-    witness = Witness(folder)
-    scheduler = start(dask)()
-    sweep = command(place, "--scheduler", f"tcp://127.0.0.1:{port}", "--threads", "1")
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    address = f"tcp://127.0.0.1:{port}"
+    dask = ("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
+    worker = ("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard")
+    worker += ("--death-timeout", "20", "--memory-limit", "0")
+    witness, scheduler = Witness(folder), started(tmp_path, *dask, **silent)
     try:
-        with kept_alive(start(worker)) as one, kept_alive(start(worker)):
-            driver = subprocess.Popen(sweep, cwd=place, env=environment(), stdout=subprocess.PIPE, text=True)
+        with (
+            kept_alive(lambda: started(tmp_path, *worker, **silent)) as one,
+            kept_alive(lambda: started(tmp_path, *worker, **silent)),
+        ):
+            driver = sweep(tmp_path, "--scheduler", address)
             wait_for(lambda: witness.look() >= 4)
-            kill(children(one["process"].pid)[-1][0])
+            kill(children(one["process"].pid, "spawn_main")[-1])
             wait_for(lambda: witness.look() >= 8)
             kill(scheduler.pid)
             scheduler.wait()
             time.sleep(2)
-            scheduler = start(dask)()
+            scheduler = started(tmp_path, *dask, **silent)
             wait_for(lambda: witness.look() >= 12)
             kill(driver.pid)
             driver.wait()
-            driver = subprocess.Popen(
-                sweep,
-                **{"cwd": place, "env": environment(), "stdout": subprocess.PIPE},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            driver = sweep(tmp_path, "--scheduler", address)
             out, err = driver.communicate(timeout=600)
             witness.look()
             assert driver.returncode == 1, err
@@ -213,25 +195,25 @@ def test_a_worker_killed_a_scheduler_lost_a_full_disk_and_a_run_that_cannot_be(p
             assert "What failed" in page
             assert "n_splits is 1000" in page
             subprocess.run(["umount", str(full)], check=True)
-            again = subprocess.run(sweep, cwd=place, env=environment(), capture_output=True, text=True)
-            assert "23 finished before, 1 finished, 1 failed" in again.stdout, again.stdout
+            again, _ = sweep(tmp_path, "--scheduler", address).communicate()
+            assert "23 finished before, 1 finished, 1 failed" in again, again
     finally:
         scheduler.kill()
         subprocess.run(["umount", str(full)], capture_output=True)
     witness.look()
     assert witness.twice == []
     compare(folder, undisturbed)
-    assert_recorded_once(place)
+    assert_recorded_once(tmp_path)
 
 
-def test_kills_at_random_moments(place, undisturbed):
+def test_kills_at_random_moments(tmp_path, undisturbed):
     """Drivers and workers of a local cluster, killed until there were enough kills."""
-    chance = random.Random(7)
-    folder, kills, sweeps = place / "runs" / "sweeps" / "grid", Counter(), 0
+    chance, kills, sweeps = random.Random(7), Counter(), 0
     while sum(kills.values()) < KILLS:
         sweeps += 1
-        shutil.rmtree(place / "runs", ignore_errors=True)
-        (place / "mlflow.db").unlink(missing_ok=True)
+        place = tmp_path / str(sweeps)
+        place.mkdir()
+        folder = place / "runs" / "sweeps" / "grid"
         kills += until_finished(place, Witness(folder), chance, KILLS - sum(kills.values()))
         compare(folder, undisturbed)
         assert_recorded_once(place)
@@ -241,11 +223,8 @@ def test_kills_at_random_moments(place, undisturbed):
 def until_finished(place, witness, chance, most):
     """Start a sweep again and again, killing it or its workers, until it comes to its end."""
     kills = Counter()
-    line = command(place, "--workers", "2", "--threads", "1", "--deaths", "99")
     while True:
-        driver = subprocess.Popen(
-            line, cwd=place, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        driver = sweep(place, "--workers", "2", "--deaths", "99")
         wait_for(lambda d=driver: d.poll() is not None or workers_of(d.pid))
         while driver.poll() is None:
             # Whenever it comes: while a worker starts, trains, writes, or has nothing to do.
@@ -276,10 +255,6 @@ def pause(driver, seconds):
         time.sleep(0.05)
 
 
-def workers_of(pid):
-    return [child for child, line in children(pid) if b"spawn_main" in line]
-
-
 def test_the_witness_sees_what_is_done_twice_and_what_is_lost(tmp_path):
     result = tmp_path / "runs" / "a" / RESULT
     result.parent.mkdir(parents=True)
@@ -289,6 +264,6 @@ def test_the_witness_sees_what_is_done_twice_and_what_is_lost(tmp_path):
     os.utime(result, ns=(1, 1))
     witness.look()
     assert witness.twice == ["a"]
-    Path(result).unlink()
+    result.unlink()
     with pytest.raises(AssertionError, match="are gone"):
         witness.look()

@@ -13,7 +13,8 @@ offer_late(
         "r2l.training.tracking.outage": ["upload"],
         "r2l.training.tracking.records": ["Records", "resolve"],
         "r2l.training.tracking.run": ["Run", "track"],
-        "r2l.training.tracking.serve": ["serve"],
-        "r2l.training.tracking.store": [*("TrackingError", "open_client", "sqlite_path", "store_address")],
+        "r2l.training.tracking.store": [
+            *("TrackingError", "open_client", "serve", "sqlite_path", "store_address")
+        ],
     },
 )

@@ -1,7 +1,7 @@
 """A store that may go away: what can't be sent is kept in a local one, and sent later.
 
 A server that fails in the middle of a training must not end it, nor lose its records. From the first
-call that fails on, all calls go to a SQLite store, by default ``runs_kept`` in the working folder; each
+call that fails on, all calls go to a SQLite store, ``runs_kept`` in the working folder; each
 run there remembers which run of which server it goes on with, and `upload` joins the two. Every call
 may be repeated, so that nothing is lost or doubled where the server took it but failed to say so.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-KEPT_FOLDER = "runs_kept"
+_KEPT = Path("runs_kept")
 # Tags of a kept run: the run that it goes on with, that run's server, and models to be registered; and of
 # one that was sent whole, where to.
 _REMOTE_RUN, _REMOTE_STORE, _REGISTER = "r2l.remote_run", "r2l.remote_store", "r2l.register"
@@ -40,19 +40,14 @@ _UPLOADED = "r2l.uploaded_to"
 
 
 class Sender:
-    """Sends the calls of one experiment's runs to a store, or keeps them.
+    """Sends the calls of one experiment's runs to a store, or keeps them."""
 
-    Args:
-        client: of the store.
-        experiment: name of the experiment, which is made if it does not exist.
-        keep_in: folder of the local store for what can't be sent.
-    """
-
-    def __init__(self, client: MlflowClient, experiment: str, keep_in: str | Path) -> None:
+    def __init__(self, client: MlflowClient, experiment: str) -> None:
         self.address = client.tracking_uri
         self.kept: str | None = None
-        self._client, self._experiment, self._keep_in = client, experiment, Path(keep_in)
-        self.experiment_id = experiment_id(client, experiment)
+        self._client, self._experiment = client, experiment
+        # The second is that of the store which is written to now.
+        self.experiment_id = self._experiment_id = experiment_id(client, experiment)
         # By id as the caller knows it: name and tags of each run, and its id in the local store.
         self._opened: dict[str, tuple[str | None, dict[str, str]]] = {}
         self._local: dict[str, str] = {}
@@ -63,74 +58,62 @@ class Sender:
             self._opened[run_id] = name, tags
             self.send("update_run", run_id, status="RUNNING")
             return run_id
-
-        def made() -> str:
-            options = {"tags": tags, "run_name": name}
-            return call(self._client, "create_run", self.experiment_id, **options).info.run_id
-
-        def kept() -> str:
-            run_id = self._make_kept(name, tags)
-            self._local[run_id] = run_id
-            return run_id
-
-        run_id = self._sent_or_kept(made, kept)
+        run_id = self._sent_or_kept(lambda: self._made(name, tags))
         self._opened[run_id] = name, tags
+        if self.kept:
+            self._local[run_id] = run_id
         return run_id
 
     def send(self, method: str, run_id: str, *arguments: Any, **options: Any) -> None:
-        """Call a method of mlflow's client whose first argument is a run.
-
-        Raises:
-            ValueError: mlflow does not take such a value.
-            TrackingError: a local store failed.
-        """
-        self._sent_or_kept(
-            lambda: call(self._client, method, run_id, *arguments, **options),
-            lambda: call(self._client, method, self._kept_id(run_id), *arguments, **options),
-        )
+        """Call a method of mlflow's client whose first argument is a run; errors as in `call`."""
+        self._sent_or_kept(lambda: call(self._client, method, self._here(run_id), *arguments, **options))
 
     def register(self, run_id: str, path: str, name: str, alias: str | None) -> None:
         """Make an artefact the newest version of a registered model; with an alias, if one is given."""
         wish = {"path": path, "name": name, "alias": alias}
-        self._sent_or_kept(
-            lambda: _register(self._client, run_id, **wish),
-            lambda: self.send("set_tag", run_id, f"{_REGISTER}.{name}", json.dumps(wish)),
-        )
 
-    def _sent_or_kept(self, send: Callable[[], T], keep: Callable[[], T]) -> T:
-        if self.kept is None:
-            try:
-                return send()
-            except TrackingError as error:
-                if not is_remote(self.address):
-                    raise
-                self._keep_from_now_on(error)
-        return keep()
+        def registered() -> None:
+            if self.kept:
+                self.send("set_tag", run_id, f"{_REGISTER}.{name}", json.dumps(wish))
+            else:
+                _register(self._client, run_id, **wish)
+
+        self._sent_or_kept(registered)
+
+    def _sent_or_kept(self, action: Callable[[], T]) -> T:
+        """Do it in the server's store; in the local one from the first time on that this fails."""
+        try:
+            return action()
+        except TrackingError as error:
+            if self.kept or not is_remote(self.address):
+                raise
+            self._keep_from_now_on(error)
+        return action()
 
     def _keep_from_now_on(self, error: TrackingError) -> None:
-        self.kept = store_address(self._keep_in)
+        self.kept = store_address(_KEPT)
         self._client = open_client(self.kept)
-        self._kept_experiment = experiment_id(self._client, self._experiment)
+        self._experiment_id = experiment_id(self._client, self._experiment)
         what, why, _ = error.args
         warnings.warn(
-            f"tracking goes on in {self._keep_in}: {what}: {why}. Send it later with: "
-            f"r2l lab upload {self._keep_in} --tracking_uri {self.address}",
+            f"tracking goes on in {_KEPT}: {what}: {why}. Send it later with: "
+            f"r2l lab upload {_KEPT} --tracking_uri {self.address}",
             stacklevel=2,
         )
 
-    def _kept_id(self, run_id: str) -> str:
-        """The local run that goes on with ``run_id``; it is made when it is first written to."""
-        if run_id not in self._local:
+    def _here(self, run_id: str) -> str:
+        """The run's id in the store that is written to; a local run is made when it is first needed."""
+        if self.kept and run_id not in self._local:
             name, tags = self._opened[run_id]
-            self._local[run_id] = self._make_kept(name, {**tags, _REMOTE_RUN: run_id})
-        return self._local[run_id]
+            self._local[run_id] = self._made(name, {**tags, _REMOTE_RUN: run_id})
+        return self._local.get(run_id, run_id)
 
-    def _make_kept(self, name: str | None, tags: dict[str, str]) -> str:
+    def _made(self, name: str | None, tags: dict[str, str]) -> str:
         if PARENT in tags:
-            tags = {**tags, PARENT: self._kept_id(tags[PARENT])}
-        tags = {**tags, _REMOTE_STORE: self.address}
-        made = call(self._client, "create_run", self._kept_experiment, tags=tags, run_name=name)
-        return made.info.run_id
+            tags = {**tags, PARENT: self._here(tags[PARENT])}
+        if self.kept:
+            tags = {**tags, _REMOTE_STORE: self.address}
+        return call(self._client, "create_run", self._experiment_id, tags=tags, run_name=name).info.run_id
 
 
 def _register(client: MlflowClient, run_id: str, path: str, name: str, alias: str | None) -> None:
@@ -149,12 +132,8 @@ def upload(
     """Send the runs of a local store to another one; what is kept of a run there joins that run.
 
     It may be broken off and repeated: a run that was sent whole is passed over, and one that was sent in
-    part is gone on with. The local store stays as it is, but for tags that say what was sent.
-
-    Args:
-        folder: the local store, see `store_address`.
-        store: where to.
-        progress: called with a line a run.
+    part is gone on with. The local store, ``folder``, stays as it is, but for tags that say what was sent;
+    both are addresses as in `store_address`. ``progress`` is called with a line a run.
 
     Returns:
         The id there of each run that was sent now, by its local id.
@@ -183,19 +162,18 @@ class _Upload:
     def run(self, run_id: str) -> str:
         """Send one run, and first the one above it; return its id there."""
         run, target = self.runs[run_id], self.client.tracking_uri
-        if run_id in self.now:
-            return self.now[run_id]
-        if run.data.tags.get(_UPLOADED) == target:
-            return run.data.tags[_REMOTE_RUN]
         there = run.data.tags.get(_REMOTE_RUN)
+        if run_id in self.now or run.data.tags.get(_UPLOADED) == target:
+            return self.now.get(run_id, there)
         if not there or not find_run(self.client, there):
             there = self._made(run)
         # At once, so that a second attempt goes on with this run instead of making another.
-        self._mark(run_id, {_REMOTE_RUN: there, _REMOTE_STORE: target})
+        self.source.call("set_tag", run_id, _REMOTE_RUN, there)
+        self.source.call("set_tag", run_id, _REMOTE_STORE, target)
         self._contents(run, there)
         if run.info.status != "RUNNING":
             call(self.client, "set_terminated", there, run.info.status, run.info.end_time)
-            self._mark(run_id, {_UPLOADED: target})
+            self.source.call("set_tag", run_id, _UPLOADED, target)
         self.now[run_id] = there
         self.progress(f"{run.info.run_name}: {there}")
         return there
@@ -225,7 +203,3 @@ class _Upload:
         for key, wish in data.tags.items():
             if key.startswith(_REGISTER):
                 _register(self.client, there, **json.loads(wish))
-
-    def _mark(self, run_id: str, tags: dict[str, str]) -> None:
-        for tag, value in tags.items():
-            self.source.call("set_tag", run_id, tag, value)

@@ -9,8 +9,8 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,11 +21,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from r2l.camera import Camera
 from r2l.files import csv_text, to_uint8
 from r2l.isp.saving import save_isp
 from r2l.training.saving import save_model
-from r2l.training.tracking.outage import KEPT_FOLDER, Sender
+from r2l.training.tracking.outage import Sender
 from r2l.training.tracking.records import PARENT
 from r2l.training.tracking.store import batches, call, open_client
 
@@ -38,19 +37,13 @@ class Run:
     """One run that is being written; `track` makes it, `nested` makes its children.
 
     Names of artefacts may hold folders ("stages/gamma/epoch_003.png"). What a server does not take any
-    more is kept in a local store, with a warning that says where; nothing is raised for that.
-
-    Attributes:
-        run_id: mlflow's name for it.
-        experiment_id: the experiment it belongs to.
-        store: address of the store, as ``mlflow ui --backend-store-uri`` takes it.
+    more is kept in a local store, with a warning that says where; nothing is raised for that. ``store`` is
+    the store's address, as ``mlflow ui --backend-store-uri`` takes it.
     """
 
     def __init__(self, sender: Sender, run_id: str) -> None:
-        self.run_id = run_id
-        self.experiment_id = sender.experiment_id
-        self.store = sender.address
-        self._sender = sender
+        self.run_id, self._sender = run_id, sender
+        self.experiment_id, self.store = sender.experiment_id, sender.address
 
     @property
     def kept(self) -> str | None:
@@ -69,8 +62,7 @@ class Run:
         from mlflow.entities import Metric
 
         now = round(time.time() * 1000)
-        named = [(_FORBIDDEN.sub("_", name), float(value)) for name, value in values.items()]
-        metrics = [Metric(name, value, now, step) for name, value in named]
+        metrics = [Metric(_FORBIDDEN.sub("_", k), float(v), now, step) for k, v in values.items()]
         self._send("log_batch", metrics=metrics)
 
     def figure(self, figure: Figure, name: str) -> None:
@@ -81,44 +73,31 @@ class Run:
         """Write a table as the artefact ``name`` ("cells.csv"), with its index if asked."""
         self._send("log_text", csv_text(table, index), name)
 
-    def predictions(self, table: pd.DataFrame, name: str = "predictions.csv") -> None:
-        """Write what `predict` returns, one row a sample, as the artefact ``name``."""
-        self.table(table, name)
-
     def values(self, values: Any, name: str) -> None:
-        """Write plain values (dicts, lists, numbers, texts) as the artefact ``name`` (.json)."""
-        self._send("log_dict", values, name)
-
-    def camera(self, camera: Camera, name: str = "camera.json") -> None:
-        """Write a camera so that `r2l.rawfile.load_camera` reads it again."""
-        self.values(camera.to_dict(), name)
-
-    def split(self, indices: Mapping[str, Iterable[int]], name: str = "split.json") -> None:
-        """Write which images lie on which side: indices by side ("train", "val", "test")."""
-        plain = {side: np.asarray(list(i)).astype(int).tolist() for side, i in indices.items()}
-        # One line: mlflow's own way of writing takes a line an index.
-        self._send("log_text", json.dumps(plain) + "\n", name)
+        """Write plain values (dicts, lists or arrays, numbers, texts) as the artefact ``name`` (.json)."""
+        # In a line: mlflow's own way of writing takes one for each of a list.
+        self._send("log_text", json.dumps(values, default=lambda array: array.tolist()) + "\n", name)
 
     def image(self, image: np.ndarray | Tensor, name: str) -> None:
         """Write a picture as the artefact ``name`` (.png), without loss beyond 8 bit.
 
-        Args:
-            image: (3, H, W), (1, H, W) or (H, W), display domain; what leaves [0, 1] becomes 0 or 1. Or
-                uint8, as it is.
-            name: of the artefact.
-
-        Raises:
-            ValueError: another shape.
+        It is (3, H, W), (1, H, W) or (H, W), display domain, of which what leaves [0, 1] becomes 0 or 1; or
+        uint8, as it is. Another shape is a ValueError.
         """
-        picture = Image.fromarray(_eight_bit(image))
+        values = torch.as_tensor(image).detach().cpu().numpy()
+        if values.ndim == 2:
+            values = values[None]
+        if values.ndim != 3 or values.shape[0] not in (1, 3):
+            raise ValueError(f"a picture of shape {values.shape}, expected (3, H, W), (1, H, W), (H, W)")
+        values = values if values.dtype == np.uint8 else to_uint8(values)
+        picture = Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0).copy())
         with self._file(name) as path:
             picture.save(path, format="PNG")
 
     def tensors(self, tensors: Mapping[str, Tensor | np.ndarray], name: str) -> None:
         """Write tensors as the artefact ``name`` (.npz or .safetensors); neither holds any code."""
-        plain = {
-            k: np.ascontiguousarray(torch.as_tensor(v).detach().cpu().numpy()) for k, v in tensors.items()
-        }
+        arrays = {name: torch.as_tensor(value).detach().cpu().numpy() for name, value in tensors.items()}
+        plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         with self._file(name) as path:
             if path.suffix == ".safetensors":
                 from safetensors.numpy import save_file
@@ -145,8 +124,8 @@ class Run:
             name: of the artefact, a folder.
             description: how the task model is made again, see `r2l.training.saving.save_model`; None
                 for an ISP, which knows.
-            register: a name under which it is found later; its newest version.
-            alias: a name of that version, so that ``models:/REGISTER@ALIAS`` is this model.
+            register: a name under which it is found later, as its newest version.
+            alias: of that version, so that ``models:/REGISTER@ALIAS`` is this model.
 
         Returns:
             ``runs:/RUN_ID/NAME``, for `resolve`.
@@ -170,13 +149,11 @@ class Run:
             yield Path(folder)
             self._send("log_artifacts", folder)
 
-    @contextmanager
     def nested(
         self, name: str, params: Mapping[str, Any] | None = None, run_id: str | None = None
-    ) -> Iterator[Run]:
+    ) -> AbstractContextManager[Run]:
         """Open a run below this one (a fold, a model); a new one, or ``run_id`` again, as in `track`."""
-        with _opened(self._sender, run_id, name, params, {PARENT: self.run_id}) as child:
-            yield child
+        return _opened(self._sender, run_id, name, params, {PARENT: self.run_id})
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
@@ -200,7 +177,6 @@ def track(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
     store: str | Path | None = None,
-    keep_in: str | Path = KEPT_FOLDER,
     run_id: str | None = None,
 ) -> Iterator[Run]:
     """Open a run for the length of a ``with`` block; an exception marks it as failed and goes on.
@@ -209,13 +185,10 @@ def track(
     fails on the way does not end the block: see `r2l.training.tracking.upload`.
 
     Args:
-        experiment: name of the experiment; it is made if it does not exist.
-        run: name of the run; mlflow thinks one up otherwise.
-        params: settings, see `Run.params`.
-        tags: further tags.
-        store: address of the store, a SQLite file or a folder; else the variable
-            ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db`` in the working folder.
-        keep_in: folder for what a failing server does not take any more.
+        experiment: its name; it is made if it does not exist.
+        run: a name; mlflow thinks one up otherwise.
+        params, tags: settings, see `Run.params`, and further tags.
+        store: see `store_address`.
         run_id: of a run that exists, to go on with it; it has its name and tags.
 
     Raises:
@@ -223,7 +196,7 @@ def track(
         ValueError: settings or names that mlflow does not take.
     """
     client = open_client(store)
-    sender = Sender(client, experiment, keep_in)
+    sender = Sender(client, experiment)
     if run_id:
         stored = call(client, "get_run", run_id)
         run, tags = stored.info.run_name, stored.data.tags
@@ -252,16 +225,6 @@ def _opened(
         raise
     finally:
         sender.send("set_terminated", run_id, status)
-
-
-def _eight_bit(image: np.ndarray | Tensor) -> np.ndarray:
-    """Turn (C, H, W) or (H, W) to uint8 as Pillow takes it."""
-    values = torch.as_tensor(image).detach().cpu().numpy()
-    if values.ndim == 3 and values.shape[0] in (1, 3):
-        values = values.transpose(1, 2, 0) if values.shape[0] == 3 else values[0]
-    elif values.ndim != 2:
-        raise ValueError(f"a picture of shape {values.shape}, expected (3, H, W), (1, H, W), (H, W)")
-    return np.ascontiguousarray(values) if values.dtype == np.uint8 else to_uint8(values)
 
 
 def _provenance() -> dict[str, str]:

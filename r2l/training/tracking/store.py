@@ -1,14 +1,21 @@
-"""Where runs are kept: addresses, opening a store, and calls that end soon and say what is wrong."""
+"""Where runs are kept: addresses, opening a store, calls that say soon what is wrong, and mlflow's page."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -28,8 +35,11 @@ _MISTAKES = {"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"
 _OPENING = {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "0", "TIMEOUT": "5"}
 _WRITING = {"MAX_RETRIES": "3", "BACKOFF_FACTOR": "1", "TIMEOUT": "30"}
 _SILENT = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+# What is in the core of requests' nested messages.
+_REASONS = ("Connection refused", "timed out", "Name or service not known")
 _LOCKED_TRIES = 6
 _OPENING_SECONDS = 120  # to make all tables, on a machine that has much else to do
+_START_SECONDS, _STOP_SECONDS = 120, 10  # of the server of the page
 _AT_ONCE = {"params": 100, "tags": 100, "metrics": 1000}  # mlflow's limits
 
 
@@ -40,9 +50,8 @@ class TrackingError(R2LError, OSError):
 def store_address(store: str | Path | None = None) -> str:
     """Return the address of a store, as mlflow takes it.
 
-    Args:
-        store: an address (``sqlite:///...``, ``http://...``), a SQLite file, or a folder that holds (or
-            will hold) ``mlflow.db``; None for the variable ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db``.
+    It is given as such (``sqlite:///...``, ``http://...``), as a SQLite file, or as a folder that holds (or
+    will hold) ``mlflow.db``; None is the variable ``MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db``.
     """
     store = str(store or os.environ.get(_VARIABLE) or _DEFAULT_STORE)
     if store.startswith(f"{_SQLITE}~"):
@@ -64,11 +73,9 @@ def is_remote(address: str) -> bool:
 
 
 def open_client(store: str | Path | None = None, *, make: bool = True) -> MlflowClient:
-    """Return a client of a store that answered, within seconds.
+    """Return a client of a store (see `store_address`) that answered, within seconds.
 
-    Args:
-        store: see `store_address`.
-        make: whether a SQLite file that does not exist is made.
+    With ``make`` a SQLite file that does not exist is made.
 
     Raises:
         TrackingError: the store can't be opened; names the address and the remedy.
@@ -90,8 +97,7 @@ def open_client(store: str | Path | None = None, *, make: bool = True) -> Mlflow
             with suppress(OSError):
                 folder = path.parent / "mlruns"
                 folder.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(folder / ".opening.lock", timeout=_OPENING_SECONDS)
-                stack.enter_context(lock)
+                stack.enter_context(FileLock(folder / ".opening.lock", timeout=_OPENING_SECONDS))
             _make_aside(path)
         client = MlflowClient(tracking_uri=address, registry_uri=address)
         client.search_experiments(max_results=1)
@@ -152,32 +158,21 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 
 def check_sqlite(path: Path, make: bool = False) -> None:
-    """Find at once what mlflow would try again for minutes.
-
-    Raises:
-        TrackingError: no such file (unless ``make``), or none of SQLite.
-    """
-    if not path.is_file():
-        if path.exists() or not make:
-            raise TrackingError(
-                f"no store of runs at {path}",
-                "a folder" if path.exists() else "no such file",
-                "Runs are written by `r2l train`, or by r2l.training.tracking.track; name their store "
-                "with --store",
-            )
-        return
-    with path.open("rb") as file:
-        head = file.read(16)
-    if head and head != b"SQLite format 3\0":
-        raise TrackingError(path, "no SQLite file", "Give another file for the runs")
+    """Raise where no such file is (unless ``make``) or none of SQLite: mlflow would try again for minutes."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(16) not in (b"", b"SQLite format 3\0"):
+                raise TrackingError(path, "no SQLite file", "Give another file for the runs")
+    elif path.exists() or not make:
+        why = "a folder" if path.exists() else "no such file"
+        remedy = "Runs are written by `r2l train`, or by r2l.training.tracking.track"
+        raise TrackingError(f"no store of runs at {path}", why, f"{remedy}; name their store with --store")
 
 
 def _make_aside(path: Path) -> None:
-    """Make a SQLite file that does not exist under another name, and rename it once it is whole.
-
-    Mlflow makes its tables in some seventy steps: killed between them, a process would leave a file that
-    mlflow never opens again.
-    """
+    """Make a SQLite file that does not exist under another name, and rename it once it is whole."""
+    # Mlflow makes its tables in some seventy steps: killed between them, a process would leave a file that
+    # mlflow never opens again.
     # Not plain names: options of SQLite behind a "?", and ":memory:".
     if set(path.name) & set("?:") or (path.exists() and path.stat().st_size):
         return
@@ -209,37 +204,21 @@ def _clear_errors(address: str, opening: bool = False) -> Iterator[None]:
         if getattr(error, "error_code", None) in _MISTAKES and not opening:
             raise ValueError(why) from error
         if is_remote(address) and "HTTPConnectionPool" in why:
-            why = f"no answer ({_innermost(why)})"
+            core = next((r for r in _REASONS if r in why), why.rsplit("Caused by ", 1)[-1].rstrip(")"))
+            why = f"no answer ({core})"
+        remedy = "Give sqlite:///FILE that can be written, a folder, or the http address of an mlflow server"
+        if is_remote(address):
+            remedy = "Start the server, or correct the address; without one, runs are kept in the working "
+            remedy += f"folder ({_DEFAULT_STORE})"
+        elif "locked" in why:
+            remedy = "Another process holds it: wait until that ends, or give another store"
         what = f"the store can't be opened: {address}" if opening else address
-        raise TrackingError(what, why, _remedy(address, why)) from error
-
-
-def _innermost(message: str) -> str:
-    """What is in the core of requests' nested messages: "Connection refused"."""
-    for reason in ("Connection refused", "timed out", "Name or service not known"):
-        if reason in message:
-            return reason
-    return message.rsplit("Caused by ", 1)[-1].rstrip(")")
-
-
-def _remedy(address: str, why: str) -> str:
-    if is_remote(address):
-        return (
-            "Start the server, or correct the address; without one, runs are kept in the working "
-            f"folder ({_DEFAULT_STORE})"
-        )
-    if "locked" in why:
-        return "Another process holds it: wait until that ends, or give another store"
-    return "Give sqlite:///FILE that can be written, a folder, or the http address of an mlflow server"
+        raise TrackingError(what, why, remedy) from error
 
 
 @contextmanager
 def _calm(limits: dict[str, str]) -> Iterator[None]:
-    """Bound how long mlflow waits, unless the user said how long; let it print nothing.
-
-    A new SQLite file is made in some seventy steps, each of which it would log. Errors come as exceptions,
-    so that their log would only repeat them.
-    """
+    """Bound how long mlflow waits, unless the user said how long; let it print nothing: errors are raised."""
     wanted = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in limits.items()} | _SILENT
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(ours)
@@ -249,3 +228,105 @@ def _calm(limits: dict[str, str]) -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    address: str  # of the page, and for `track`
+    process: subprocess.Popen[bytes] | None  # None of one that somebody else has started
+
+    def wait(self) -> None:
+        """Return when the server ends, or at Ctrl-C."""
+        with suppress(KeyboardInterrupt):
+            if self.process:
+                self.process.wait()
+
+
+@contextmanager
+def serve(store: str | Path | None = None, host: str = "127.0.0.1", port: int = 5000) -> Iterator[Server]:
+    """Serve mlflow's page on a store for the length of a ``with`` block; SIGTERM ends it cleanly too.
+
+    Args:
+        store: see `store_address`. Of a server, which has a page of its own, only the address is given.
+        host: whose requests are answered; "127.0.0.1" are those of this machine alone.
+        port: of the page.
+
+    Raises:
+        TrackingError: no such store, a port in use, or a server that does not start.
+    """
+    address = open_client(store, make=False).tracking_uri
+    if is_remote(address):
+        yield Server(address, None)
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = f"can't be used ({error.strerror})"
+            raise TrackingError(f"{host}:{port}", reason, "choose another --port") from error
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    with tempfile.TemporaryFile() as log, _sigterm_as_ctrl_c():
+        process = _start(address, host, port, log)
+        try:
+            _await_answer(url, process, log)
+            yield Server(url, process)
+        finally:
+            _stop(process)
+
+
+def _start(address: str, host: str, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    if path := sqlite_path(address):
+        # Beside the database: else files that others send would lie in the working folder.
+        command += ["--artifacts-destination", str(path.resolve().parent / "mlartifacts")]
+    environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # A queue for jobs that nobody here gives; it doubles the memory.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **os.environ,
+    }
+    # A session of its own: Ctrl-C reaches this process, which ends that one and its workers in order.
+    return subprocess.Popen(
+        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+    )
+
+
+def _await_answer(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    log.seek(0)
+    last = (log.read().decode(errors="replace").strip() or "no reason given").splitlines()[-1]
+    raise TrackingError("mlflow's server", f"did not start: {last}", "Try it again")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers; with force if it takes them long."""
+    for sign in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        with suppress(OSError):
+            os.killpg(process.pid, sign) if hasattr(os, "killpg") else process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+            return
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, so that the server is not left behind."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # only the main thread may say so
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
