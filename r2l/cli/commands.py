@@ -73,10 +73,7 @@ def told(about: object = "") -> Iterator[None]:
 def for_each(action: Callable[..., None], *items: Sequence[Any], at_once: int = 1) -> None:
     """Call ``action`` with each item, or each pair, ``at_once`` of them at a time.
 
-    One that fails is told of, the others have their turn.
-
-    Raises:
-        typer.Exit: at the end, if one failed.
+    One that fails is told of, the others have their turn, and a typer.Exit comes at the end.
     """
     from r2l.progress import progress_bar
 
@@ -88,18 +85,15 @@ def for_each(action: Callable[..., None], *items: Sequence[Any], at_once: int = 
             return False
         return True
 
-    count, done = len(items[0]), []
-    threads = ThreadPoolExecutor(at_once)
+    count, threads = len(items[0]), ThreadPoolExecutor(at_once)
     try:
         # In this thread, where one is enough, and a bar only for those who wait for several.
         successes = (threads.map if min(at_once, count) > 1 else map)(succeeds, *items)
-        with progress_bar(total=count, disable=None if count > 1 else True) as bar:
-            for success in successes:
-                done.append(success)
-                bar.update()
+        hidden = None if count > 1 else True
+        fine = all([*progress_bar(iterable=successes, total=count, disable=hidden)])
     finally:
         threads.shutdown(cancel_futures=True)
-    if not all(done):
+    if not fine:
         raise typer.Exit(EXIT_ERROR)
 
 

@@ -73,7 +73,6 @@ _STAGES = (
     "Also write the picture after each stage, to OUTPUT.stages/. Those before gamma are brightened by the "
     "display's gamma, so that people can see them."
 )
-_FRAME = "Which of several exposures of a DNG, from 0."
 _DAMAGED = "Develop what there is of a file that was cut short."
 _LENS = "Apply the corrections that a DNG carries: bad pixels, gain maps, vignetting."
 _DEFECTS = (
@@ -93,7 +92,7 @@ def develop(
     highlights: Annotated[str, typer.Option(help=_HIGHLIGHTS)] = "clip",
     stages: Annotated[bool, typer.Option("--stages", help=_STAGES)] = False,
     force: Annotated[bool, replacing("pictures that exist")] = False,
-    frame: Annotated[int | None, option(_FRAME, metavar="N")] = None,
+    frame: Annotated[int | None, option("Which of several exposures of a DNG, from 0.", metavar="N")] = None,
     allow_damaged: Annotated[bool, typer.Option("--allow_damaged", help=_DAMAGED)] = False,
     lens_corrections: Annotated[bool, typer.Option("--lens_corrections", help=_LENS)] = False,
     defects: Annotated[float | None, option(_DEFECTS, metavar="T")] = None,
