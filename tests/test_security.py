@@ -35,23 +35,18 @@ SAFE_IF = {
     "torch.hub.load_state_dict_from_url": ("weights_only", True, False),
     "numpy.load": ("allow_pickle", False, True),
     "jinja2.Environment": ("autoescape", True, False),
-    **{
-        f"subprocess.{name}": ("shell", False, True)
-        for name in ("run", "call", "check_call", "check_output", "Popen")
-    },
 }
+_STARTS = [f"subprocess.{name}" for name in ("run", "call", "check_call", "check_output", "Popen")]
+SAFE_IF |= dict.fromkeys(_STARTS, ("shell", False, True))
 
 
 def dangers(source: str) -> list[str]:
     """Return what in Python code could run what it reads, as "line: name"."""
     tree = ast.parse(source)
     aliases = _aliases(tree)
-    safe_loaders = {
-        node.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-        and any(_name(base, aliases) == "yaml.SafeLoader" for base in node.bases)
-    } | {"yaml.SafeLoader", "yaml.CSafeLoader"}
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    own = {node.name for node in classes if "yaml.SafeLoader" in [_name(b, aliases) for b in node.bases]}
+    safe_loaders = own | {"yaml.SafeLoader", "yaml.CSafeLoader"}
     calls = {node.func: node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     found = set()
     for node in ast.walk(tree):
@@ -126,11 +121,8 @@ def code_of(path: Path) -> str:
     return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
 
 
-FILES = [
-    *sorted((ROOT / "r2l").rglob("*.py")),
-    *sorted((ROOT / "tools").rglob("*.py")),
-    *sorted(NOTEBOOKS.glob("*.ipynb")),
-]
+FILES = [path for folder in ("r2l", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
+FILES += sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -228,12 +220,8 @@ def test_workers_of_a_sweep_are_for_this_machine():
     before = {c.laddr for c in here.net_connections() if c.status == psutil.CONN_LISTEN}
     with open_engine(workers=1).connect():
         processes = [here, *here.children(recursive=True)]
-        listening = {
-            connection.laddr
-            for process in processes
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        } - before
+        open_ = [connection for process in processes for connection in process.net_connections("inet")]
+        listening = {c.laddr for c in open_ if c.status == psutil.CONN_LISTEN} - before
     # The scheduler, the worker and what watches over it.
     assert len(listening) >= 3
     assert all(is_loopback(address.ip) for address in listening)

@@ -21,7 +21,7 @@ from r2l.isp.grammar import PipelineLike, open_pipeline
 from r2l.isp.learned import LearnedISP
 from r2l.isp.parametrized import ParametrizedISP
 from r2l.isp.pipeline import Affine, Luma, Pipeline, Pointwise, Stage
-from r2l.isp.static import StaticISP, colour_stages, demosaicing
+from r2l.isp.static import StaticISP, colour_stages, demosaicing, levels
 
 _LEVEL_LABELS = {
     "black_level": "black level",
@@ -103,12 +103,12 @@ def camera_settings(camera: Camera, reference: Camera) -> dict[str, float]:
     in units of the reference's range, with the containers scaled to one white level.
     """
     scale = reference.white_level / camera.white_level / reference.span
-    levels = scale * np.array(camera.black_level)
+    black = scale * np.array(camera.black_level)
     factor, red, blue, matrix = _colour_response(camera)
     base, _, _, base_matrix = _colour_response(reference)
     chroma, base_chroma = (m - _luma_rows(m) for m in (matrix, base_matrix))
-    values = {"exposure": float(np.log2(abs(factor / base))), "black_level": float(np.mean(levels))}
-    values |= dict(zip(level_names(camera), levels.tolist(), strict=True))
+    values = {"exposure": float(np.log2(abs(factor / base))), "black_level": float(np.mean(black))}
+    values |= dict(zip(level_names(camera), black.tolist(), strict=True))
     values |= {"red_gain": red, "blue_gain": blue}
     weight = (base_chroma**2).sum()
     if weight > 1e-12:
@@ -251,13 +251,13 @@ class AdjustableISP(Pipeline):
     def listed(self) -> list[Stage]:
         """Return the stages in order."""
         camera, gain = self.camera, 2.0 ** self.values["exposure"]
-        levels = Affine("black_level", _exposed, camera.black_level, camera.white_level, gain)
+        linear = [levels(camera), *([Affine("black_level", torch.mul, gain)] if gain != 1 else ())]
         if (learned := self.base.learned) is not None:
             calibration = {n: torch.tensor(getattr(camera, n)) for n in ("white_balance", "colour_matrix")}
             _, *steps = learned.listed(learned.numbers() | calibration, self.values["gamma"])
-            return [levels, *steps[:-3], self._sharpening(), *self._denoising(), steps[-1]]
+            return [*linear, *steps[:-3], self._sharpening(), *self._denoising(), steps[-1]]
         return [
-            levels,
+            *linear,
             *colour_stages(camera, self.base.demosaic, self.base.balance_first),
             self._sharpening(),
             *self._denoising(),
@@ -300,11 +300,6 @@ def settings_of(pipeline: PipelineLike, camera: Camera | None = None) -> dict[st
     return _base_of(pipeline, camera).settings
 
 
-def _exposed(raw: Tensor, black: tuple[float, ...], white: float, gain: float) -> Tensor:
-    linear = stage.subtract_black_level(raw, black, white)
-    return linear if gain == 1 else linear * gain
-
-
 def _strengthened(y: Tensor, sharpening: Luma, strength: float, border: Border | None) -> Tensor:
     sharpened = sharpening.filter(y, border)
     y = y if border else crop(y, sharpening.reach)
@@ -324,7 +319,7 @@ def _adjusted_camera(
 ) -> Camera:
     """Return the calibration after all settings that concern it; neutral ones change nothing."""
     common = values["black_level"] - neutral["black_level"]
-    levels = [
+    black = [
         level + camera.span * (common + values[name] - neutral[name])
         for level, name in zip(camera.black_level, level_names(camera), strict=True)
     ]
@@ -339,7 +334,7 @@ def _adjusted_camera(
         matrix = grey + values["saturation"] * (matrix - grey)
     return replace(
         camera,
-        black_level=tuple(levels),
+        black_level=tuple(black),
         white_balance=tuple(np.multiply(camera.white_balance, (red, 1.0, blue))),
         colour_matrix=tuple(map(tuple, matrix)),
     )

@@ -136,10 +136,8 @@ def _srgb_matrix(camera_from_xyz: np.ndarray) -> tuple[tuple[float, ...], ...]:
 
 
 FULL_SCALE = 65535
-_DNG_VERSION, _DNG_PRIVATE_DATA = 50706, 50740
-_UNIQUE_CAMERA_MODEL = 50708
+_DNG_PRIVATE_DATA = 50740
 _NOTE_OWNER = b"r2l\0"
-_D65 = 21
 # LibRaw takes a smaller DNG for a thumbnail and refuses it.
 _MIN_DNG_SIDE = 22
 # Beyond this condition number, the inverse of a colour matrix is not worth writing.
@@ -176,12 +174,6 @@ def write_dng(path: str | Path, mosaic: np.ndarray, camera: Camera) -> Path:
     with atomic_path(path) as partial:
         encode_dng(partial, steps, camera)
     return path
-
-
-def encode_dng(file: Path | BinaryIO, steps: np.ndarray, camera: Camera) -> None:
-    """Write the steps (H, W) uint16 of a mosaic as `write_dng` does, to a file that may be open."""
-    tags = _cfa_tags(camera)
-    tifffile.imwrite(file, steps, photometric="cfa", extratags=tags, metadata=None, software="r2l")
 
 
 def exact_camera(tags: Any) -> Camera | None:
@@ -236,8 +228,8 @@ def same_calibration(a: Camera, b: Camera) -> bool:
     return a.cfa is b.cfa and all(np.allclose(*pair) for pair in pairs)
 
 
-def _cfa_tags(camera: Camera) -> list[tuple[int, str, int, Any, bool]]:
-    """Return the tags that make a 16-bit single-channel TIFF a DNG of ``camera``, as tifffile takes them."""
+def encode_dng(file: Path | BinaryIO, steps: np.ndarray, camera: Camera) -> None:
+    """Write the steps (H, W) uint16 of a mosaic as `write_dng` does, to a file that may be open."""
     standard = standard_form(camera)
     neutral = 1 / np.array(standard.white_balance)
     neutral /= neutral.max()
@@ -250,25 +242,27 @@ def _cfa_tags(camera: Camera) -> list[tuple[int, str, int, Any, bool]]:
     note = _NOTE_OWNER + json.dumps(camera.to_dict()).encode("ascii")
     # The type is ASCII, and an empty model would be no model.
     model = camera.name.encode("ascii", "replace").decode("ascii") or "unknown"
-    levels = [round(level * FULL_SCALE) for level in standard.black_level]
-    return [
-        (274, "H", 1, 1, True),  # Orientation: as it lies
-        (33421, "H", 2, (2, 2), True),  # CFARepeatPatternDim
-        (33422, "B", 4, bytes(camera.cfa.value), True),  # CFAPattern
-        (_DNG_VERSION, "B", 4, bytes((1, 4, 0, 0)), True),
-        (50707, "B", 4, bytes((1, 1, 0, 0)), True),  # DNGBackwardVersion
-        (_UNIQUE_CAMERA_MODEL, "s", 0, model, True),
-        (50710, "B", 3, bytes((0, 1, 2)), True),  # CFAPlaneColor: red, green, blue
-        (50711, "H", 1, 1, True),  # CFALayout: rectangular
-        (50713, "H", 2, (2, 2), True),  # BlackLevelRepeatDim
-        (50714, "H", 4, levels, True),  # BlackLevel
-        (50717, "H", 1, round(standard.white_level * FULL_SCALE), True),  # WhiteLevel
-        (50721, "2i", 9, _rationals(camera_from_xyz), True),  # ColorMatrix1
-        (50728, "2I", 3, _rationals(neutral), True),  # AsShotNeutral
-        (50730, "2i", 1, _rationals(np.array([math.log2(brightness)])), True),  # BaselineExposure
-        (50778, "H", 1, _D65, True),  # CalibrationIlluminant1
-        (_DNG_PRIVATE_DATA, "B", len(note), note, True),
+    *black, white = (round(level * FULL_SCALE) for level in (*standard.black_level, standard.white_level))
+    tags = [
+        (274, "H", 1, 1),  # Orientation: as it lies
+        (33421, "H", 2, (2, 2)),  # CFARepeatPatternDim
+        (33422, "B", 4, bytes(camera.cfa.value)),  # CFAPattern
+        (50706, "B", 4, bytes((1, 4, 0, 0))),  # DNGVersion
+        (50707, "B", 4, bytes((1, 1, 0, 0))),  # DNGBackwardVersion
+        (50708, "s", 0, model),  # UniqueCameraModel
+        (50710, "B", 3, bytes((0, 1, 2))),  # CFAPlaneColor: red, green, blue
+        (50711, "H", 1, 1),  # CFALayout: rectangular
+        (50713, "H", 2, (2, 2)),  # BlackLevelRepeatDim
+        (50714, "H", 4, black),  # BlackLevel
+        (50717, "H", 1, white),  # WhiteLevel
+        (50721, "2i", 9, _rationals(camera_from_xyz)),  # ColorMatrix1
+        (50728, "2I", 3, _rationals(neutral)),  # AsShotNeutral
+        (50730, "2i", 1, _rationals(np.array([math.log2(brightness)]))),  # BaselineExposure
+        (50778, "H", 1, 21),  # CalibrationIlluminant1: D65
+        (_DNG_PRIVATE_DATA, "B", len(note), note),
     ]
+    extra = [(*tag, True) for tag in tags]
+    tifffile.imwrite(file, steps, photometric="cfa", extratags=extra, metadata=None, software="r2l")
 
 
 def _rationals(values: np.ndarray, denominator: int = 10**8) -> list[int]:

@@ -74,12 +74,13 @@ class Kind:
     """One kind of file."""
 
     examples: int  # how many mutants there are to be
-    make: Callable[[Path], list[Seed]]  # writes seeds into a folder
+    make: Callable[[Path], list[Seed] | None]  # writes seeds into a folder
     read: Callable[[Path], Any]  # raises AssertionError if what it gives is not what is promised
     documented: tuple[str, ...]  # names of what else it may raise
     is_named: bool = True  # whether an error has to name the file, or its folder
     seconds: float = 20.0  # that reading may take
     mb: int = 2048  # of memory that it may need, beyond what was there before
+    mutants: Callable[[bytes], Mutants] | None = None  # of each file that is written; else `make` tells
 
 
 # Kinds of files. What takes long to import is imported by those who need it.
@@ -95,11 +96,6 @@ def _seed(folder: Path, name: str, mutants: Callable[[bytes], Mutants], content:
     return Seed(target, mutants(whole).filter(lambda mutant: mutant != whole))
 
 
-def _seeds(folder: Path, mutants: Callable[[bytes], Mutants]) -> list[Seed]:
-    """Return a seed of each file of a folder."""
-    return [_seed(folder, path.name, mutants) for path in sorted(folder.iterdir())]
-
-
 def _checked(path: Path, camera: Camera | None = None) -> None:
     """Read a raw file; see that the mosaic is as `read_raw` promises."""
     mosaic = read_raw(path, camera).mosaic
@@ -111,7 +107,7 @@ def _checked(path: Path, camera: Camera | None = None) -> None:
     assert mosaic.max() <= 1
 
 
-def _raws(folder: Path) -> list[Seed]:
+def _raws(folder: Path) -> None:
     values = to_16_bit(random_mosaic(TINY))
     # Names other than .dng: LibRaw looks at the content, and the reader at the name of TIFF alone.
     for name in ("plain.dng", "plain.nef", "plain.cr2", "plain.tif"):
@@ -131,37 +127,27 @@ def _raws(folder: Path) -> list[Seed]:
     model = (272, "s", 0, "NIKON D850", True), (271, "s", 0, "NIKON CORPORATION", True)
     tifffile.imwrite(folder / "maker.nef", values, **tags | {"extratags": [*model, *mosaic]})
 
-    def mutants(content: bytes) -> Mutants:
-        return mutate.tiff(content) | mutate.edited(content, mutate.RAW_TOKENS)
 
-    return _seeds(folder, mutants)
+def _raw_mutants(content: bytes) -> Mutants:
+    plain = mutate.edited(content, mutate.RAW_TOKENS)
+    return mutate.tiff(content) | plain if content[:2] in (b"II", b"MM") else plain
 
 
-def _samples(folder: Path) -> list[Seed]:
+def _samples(folder: Path) -> None:
     place = Path(os.environ.get("R2L_SAMPLE_RAWS", ""))
     suffixes = (".dng", ".cr2", ".cr3", ".nef", ".arw")
     files = [path for path in sorted(place.iterdir()) if path.suffix.lower() in suffixes]
     for path in files[:8]:
         shutil.copyfile(path, folder / path.name)
 
-    def mutants(content: bytes) -> Mutants:
-        plain = mutate.edited(content, mutate.RAW_TOKENS)
-        return mutate.tiff(content) | plain if content[:2] in (b"II", b"MM") else plain
 
-    return _seeds(folder, mutants)
-
-
-def _tiffs(folder: Path) -> list[Seed]:
+def _tiffs(folder: Path) -> None:
     sixteen = to_16_bit(random_mosaic(TINY))
     eight, single = (sixteen >> 8).astype(np.uint8), (sixteen / 65535).astype(np.float32)
-    plain = {"photometric": "minisblack", "metadata": None}
-    grey = functools.partial(tifffile.imwrite, **plain)
-    grey(folder / "8.tif", eight)
-    grey(folder / "16.tif", sixteen)
-    grey(folder / "float.tif", single)
-    grey(folder / "half.tif", single.astype(np.float16))
-    grey(folder / "double.tif", single.astype(np.float64))
-    grey(folder / "32.tif", sixteen.astype(np.uint32))
+    grey = functools.partial(tifffile.imwrite, photometric="minisblack", metadata=None)
+    types = [eight, sixteen, sixteen.astype(np.uint32), single.astype("f2"), single, single.astype("f8")]
+    for values in types:
+        grey(folder / f"{values.dtype}.tif", values)
     grey(folder / "zlib.tif", sixteen, compression="zlib", rowsperstrip=8)
     grey(folder / "lzma.tif", sixteen, compression="lzma")
     grey(folder / "tiles.tif", np.tile(sixteen, (2, 2)), tile=(16, 16), compression="zlib")
@@ -176,10 +162,9 @@ def _tiffs(folder: Path) -> list[Seed]:
         picture.save(folder / f"{compression}.tif", compression=compression)
     picture.convert("1").save(folder / "group4.tif", compression="group4")
     picture.convert("1").save(folder / "1.tif")
-    return _seeds(folder, mutate.tiff)
 
 
-def _png_files(folder: Path) -> list[Path]:
+def _pngs(folder: Path) -> None:
     sixteen = to_16_bit(random_mosaic(TINY))
     eight = (sixteen >> 8).astype(np.uint8)
     Image.fromarray(eight).save(folder / "8.png")
@@ -188,11 +173,6 @@ def _png_files(folder: Path) -> list[Path]:
     Image.fromarray(np.dstack([eight] * 2), "LA").save(folder / "la.png")
     Image.fromarray(eight).convert("P").save(folder / "palette.png", transparency=3)
     Image.fromarray(eight > 99).save(folder / "1.png")
-    return sorted(folder.iterdir())
-
-
-def _pngs(folder: Path) -> list[Seed]:
-    return [_seed(folder, path.name, mutate.png) for path in _png_files(folder)]
 
 
 def _views(folder: Path) -> list[Seed]:
@@ -213,12 +193,10 @@ def _read_view(path: Path) -> None:
     assert view.shape[0] == 3
 
 
-def _npys(folder: Path) -> list[Seed]:
-    for kind in (np.uint8, ">u2", np.float16, np.float32, np.float64):
-        values = random_mosaic(TINY)
-        kept = values if np.dtype(kind).kind == "f" else values * 255
-        np.save(folder / f"{np.dtype(kind).name}.npy", kept.astype(kind))
-    return _seeds(folder, mutate.npy)
+def _npys(folder: Path) -> None:
+    for kind in ("u1", ">u2", "f2", "f4", "f8"):
+        values = random_mosaic(TINY) if "f" in kind else random_mosaic(TINY) * 255
+        np.save(folder / f"{kind[-2:]}.npy", values.astype(kind))
 
 
 _STEMS = ("one", "two", "three", "four")
@@ -262,7 +240,8 @@ def _read_labels(path: Path) -> None:
 def _masks(folder: Path) -> list[Seed]:
     (folder / "kinds").mkdir()
     seeds = []
-    for path in _png_files(folder / "kinds"):
+    _pngs(folder / "kinds")
+    for path in sorted((folder / "kinds").iterdir()):
         place = folder / path.stem
         for inner in ("images", "masks"):
             (place / inner).mkdir(parents=True)
@@ -547,10 +526,10 @@ _SWEEP = ("ParameterError", "OSError")
 _RAW = ("RawFileError",)
 
 KINDS = {
-    "raw": Kind(2600, _raws, _checked, _RAW),
-    "TIFF": Kind(2000, _tiffs, _on_drone, _RAW),
-    "PNG": Kind(1200, _pngs, _on_drone, _RAW),
-    "NPY": Kind(600, _npys, _on_drone, _RAW),
+    "raw": Kind(2600, _raws, _checked, _RAW, mutants=_raw_mutants),
+    "TIFF": Kind(2000, _tiffs, _on_drone, _RAW, mutants=mutate.tiff),
+    "PNG": Kind(1200, _pngs, _on_drone, _RAW, mutants=mutate.png),
+    "NPY": Kind(600, _npys, _on_drone, _RAW, mutants=mutate.npy),
     "views": Kind(400, _views, _read_view, ("DatasetError",)),
     "labels": Kind(1200, _labels, _read_labels, _DATA),
     "masks": Kind(600, _masks, _read_masks, _DATA),
@@ -566,7 +545,7 @@ KINDS = {
     "manifest": Kind(300, _manifests, _read_manifest, ("ValueError",)),
 }
 if os.environ.get("R2L_SAMPLE_RAWS"):
-    KINDS["real raw"] = Kind(200, _samples, _checked, _RAW)
+    KINDS["real raw"] = Kind(200, _samples, _checked, _RAW, mutants=_raw_mutants)
 
 
 # Readers that do what no reader may: the harness has to notice.
@@ -681,6 +660,8 @@ def _child(name: str, number: int, examples: int, work: Path, kept: Path) -> Non
     warnings.simplefilter("ignore")
     (work / "files").mkdir()
     seeds = kind.make(work / "files")
+    if kind.mutants:
+        seeds = [_seed(path.parent, path.name, kind.mutants) for path in sorted((work / "files").iterdir())]
     for seed in seeds:
         # Also has the reader import what it needs, which takes its time.
         if fault := _example(replace(kind, seconds=300), seed.target).get("fault"):
