@@ -26,11 +26,7 @@ CONTAINER_MAX = 65535  # raw files and the published tiles hold 16 bit numbers
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """How a sensor turns light into numbers; a ValueError for any that can't be.
-
-    >>> NoiseModel(gain=0.5, read_noise=2.0, bits=12).bits
-    12
-    """
+    """How a sensor turns light into numbers; a ValueError for any that can't be."""
 
     gain: float  #: digital numbers (DN) per electron, counted at ``bits`` (EMVA 1288's K)
     read_noise: float  #: standard deviation of the dark signal in electrons

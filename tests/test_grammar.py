@@ -28,11 +28,11 @@ from r2l.isp import (
     ParametrizedISP,
     StaticISP,
     develop_all,
-    engines,
     load_isp,
     open_pipeline,
     save_isp,
     stage_gradients,
+    static,
 )
 from r2l.isp import functional as stage
 from r2l.isp.adjustable import AdjustableISP
@@ -341,9 +341,9 @@ def test_display_stages_are_what_they_are_called(tmp_path):
 
 def test_no_base_develops_twice(monkeypatch):
     raw, calls = smooth_mosaic(DRONE), []
-    original = engines.demosaic_by
+    original = static._demosaic_by
     counted = lambda *a: calls.append(a[1:3]) or original(*a)  # noqa: E731
-    monkeypatch.setattr(engines, "demosaic_by", counted)
+    monkeypatch.setattr(static, "_demosaic_by", counted)
     names = ["libraw:ahd", "libraw:ahd+jpeg:75", "libraw:ahd+jpeg:75+resize:0.5"]
     names += ["ma,s,ga", "ma,s,ga+jpeg", "defects:0.1+ma,s,ga"]
     views = develop_all(raw, DRONE, names)
@@ -379,14 +379,14 @@ def test_no_pipeline_of_a_matrix_develops_an_image_twice():
     engines_used = ("libraw:ahd", "libraw:ppg", "opencv:ea", "libraw:ahd+jpeg:75", "opencv:ea+jpeg:75")
     names = {**own, **{n: n for n in (*engines_used, "ma,s,ga", "me,u,me@camera")}}
     images = dict.fromkeys(("libraw", "opencv"), 0)
-    original = engines.demosaic_by
+    original = static._demosaic_by
 
     def engine(mosaic, program, *rest):
         images[program] += len(mosaic)
         return original(mosaic, program, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "demosaic_by", engine)
+        patch.setattr(static, "_demosaic_by", engine)
         views = develop_views(data, names, batch_size=5, progress=False)
         models = train_models(views, ["ma,s,ga", "own"], n_splits=2, epochs=1, progress=False)
         answers = predict_matrix(models, views, names, progress=False)
@@ -520,6 +520,7 @@ def test_each_part_is_taken_at_each_place(here, name):
     Path("sweep.yaml").write_text(text)
     (job,) = read_sweep(Path("sweep.yaml")).jobs
     assert job.options().pipeline in (name, None)
+    assert resolve_options(job.options())[0].processing_mode == "static"
 
     frames = two_frames()
     assert develop_views(frames, [name], progress=False).images[name].shape[:2] == (2, 3)
@@ -544,6 +545,10 @@ def test_options_and_sweeps_take_them(here):
     settled, lines = resolve_options(options)
     assert settled.processing_mode == "static"
     assert any("a pipeline is given" in line for line in lines)
+    tested = Options(test_pipelines="all@paper libraw:ahd bi,s,ga@paper").tested_codes
+    assert tested == (*(f"{code}@paper" for code in PIPELINES), "libraw:ahd")
+    with pytest.raises(ValueError, match="corrected, paper, camera"):
+        Options(test_pipelines="all@best")
     with pytest.raises(ValueError, match="--test_pipelines: unknown display stage"):
         Options(test_pipelines="bi,s,ga bi,s,ga+velvia")
     with pytest.raises(ValueError, match="--pipeline: unknown method of libraw"):
@@ -551,11 +556,6 @@ def test_options_and_sweeps_take_them(here):
     for clash in ({"adv_training": True}, {"processor_uri": "saved"}):
         with pytest.raises(ValueError, match="goes with neither"):
             Options(pipeline="libraw:ahd", **clash)
-    grid = "grid: {pipeline: ['bi,s,ga', 'libraw:ahd', 'ma,s,ga+jpeg:5']}\n"
-    Path("sweep.yaml").write_text("train: {dataset: SyntheticMicroscopy}\n" + grid)
-    jobs = [resolve_options(job.options())[0] for job in read_sweep(Path("sweep.yaml")).jobs]
-    assert [job.pipeline for job in jobs] == [None, "libraw:ahd", "ma,s,ga+jpeg:5"]
-    assert {job.processing_mode for job in jobs} == {"static"}
 
 
 SMALL = {"dataset": "SyntheticMicroscopy", "n_images": 40, "image_size": 32, "epochs": 1}
@@ -613,10 +613,3 @@ def test_a_run_with_a_network_of_ones_own_is_kept_and_taken_up_again(here, monke
     assert len(experiment(Options(**trusted), say=lambda line: None).predictions)
     with pytest.raises(ValueError, match="--classifier_network: unknown classifier"):
         Options(classifier_network="resnet_18")
-
-
-def test_all_twelve_as_published_are_named_in_one_word():
-    tested = Options(test_pipelines="all@paper libraw:ahd bi,s,ga@paper").tested_codes
-    assert tested == (*(f"{code}@paper" for code in PIPELINES), "libraw:ahd")
-    with pytest.raises(ValueError, match="corrected, paper, camera"):
-        Options(test_pipelines="all@best")

@@ -125,12 +125,6 @@ def test_samples_go_through_the_linearization_table(tmp_path, compression):
     np.testing.assert_allclose(linear(read_raw(path)), light, atol=1e-4)
 
 
-def test_without_tags_black_is_nothing_and_white_all(tmp_path):
-    frame = read_raw(write(tmp_path / "a.dng", drop=(50713, 50714, 50717)))
-    assert frame.camera.black_level == (0.0,) * 4
-    assert frame.camera.white_level == 1.0
-
-
 # --- colours --------------------------------------------------------------------------------------
 
 
@@ -202,11 +196,8 @@ def test_of_several_exposures_one_is_named(tmp_path):
         read_raw(path, frame=2)
 
 
-def test_reduced_pictures_are_no_raw_pictures(tmp_path):
+def test_reduced_pictures_are_no_raw_pictures_and_one_that_is_cut_spoils_nothing(tmp_path):
     assert_light(write_pages(tmp_path / "a.dng", (steps(), 0), (steps()[:24, :32], 1)))
-
-
-def test_a_preview_that_is_cut_spoils_nothing(tmp_path):
     path = write(tmp_path / "a.dng")
     with tifffile.TiffWriter(path, append=True) as tiff:
         tiff.write(np.zeros((40, 40), np.uint8), subfiletype=1, metadata=None)
