@@ -34,12 +34,12 @@ from r2l.training import RawToLogits, fit, make_classifier
 from r2l.training.models import _Normalize, model_factory
 from r2l.viz import plot_adaptations, plot_isp_change, plot_learning_curves
 from r2l.widgets import learning_explorer
+from tests.test_widgets import pictures
 
 pytestmark = pytest.mark.slow  # it trains
 
 SETTINGS = {"epochs": 2, "batch_size": 8, "progress": False}
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
@@ -726,16 +726,17 @@ def test_figures_show_what_they_were_given(learning, experiment, frames):
 
 
 def test_explorer_at_every_value(learning, frames):
-    pictures = dict.fromkeys(("base", "dim"), frames.raw[:1])
-    explorer = learning_explorer(learning, pictures)
-    (menu, slider), (picture,) = (part.children for part in explorer.children[:2])
+    explorer = learning_explorer(learning, dict.fromkeys(("base", "dim"), frames.raw[:1]))
+    (menu, slider), picture = explorer.children[0].children, explorer.children[1]
     assert (slider.min, slider.max) == (0, 2)
     seen = set()
     for domain in menu.options:
         for epoch in range(slider.min, slider.max + 1):
             menu.value, slider.value = domain, epoch
-            assert bytes(picture.value).startswith(PNG)
-            seen.add(bytes(picture.value))
+            ((alt, data),) = pictures(picture)
+            assert alt.startswith(f"{domain}: curves")
+            assert f"after epoch {epoch}," in alt
+            seen.add(data)
     assert len(seen) == 6
     with pytest.raises(ValueError, match="no frames"):
         learning_explorer(learning, {})

@@ -13,7 +13,6 @@ from r2l.files import atomic_path
 from r2l.training.callbacks import SCALE
 from r2l.training.tracking import Records
 from r2l.training.tracking.records import missing
-from r2l.training.tracking.records import query as query  # lessons ask by export.query
 
 _PICTURE = re.compile(r"\w+/([^/]+)/epoch_(\d+)\.png$")
 _GRADIENT = "gradient at "

@@ -83,10 +83,16 @@ def note(figure: Figure, text: str) -> None:
 
 
 def to_png(figure: Figure, **options: Any) -> bytes:
-    """Return a figure as the bytes of a PNG, which an image widget shows."""
+    """Return a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", **options)
     return buffer.getvalue()
+
+
+def image_html(png: bytes, alt: str) -> str:
+    """Return an ``<img>`` that holds a PNG and is no wider than what it stands in."""
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,9 +106,7 @@ class _Described:
         return f"<figure: {self.alt}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        data = base64.b64encode(self.png).decode()
-        image = f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
-        return {"text/html": image, "text/plain": repr(self)}
+        return {"text/html": image_html(self.png, self.alt), "text/plain": repr(self)}
 
 
 def with_alt(figure: Figure, alt: str) -> _Described:

@@ -19,8 +19,8 @@ from r2l.training.tracking import Records, resolve
 from r2l.viz import plot_curves, plot_landscape
 from r2l.viz.curves import draw_arms
 from r2l.viz.pictures import draw_image, first_image
-from r2l.viz.style import DPI, INK, LETTERS, SOFT, panels, to_png
-from r2l.widgets.live import Live, beside, explorer, picture_html, scrolled, sized
+from r2l.viz.style import DPI, INK, LETTERS, SOFT, image_html, panels, to_png
+from r2l.widgets.live import Live, beside, explorer, picture_html, scrolled_html, sized
 
 _PICTURE = 600
 
@@ -138,14 +138,16 @@ def learning_explorer(learning: Learning, frames: dict[str, Tensor]) -> widgets.
     last = int(learning.curves["epoch"].max())
     domain = widgets.Dropdown(options=domains, value=domains[-1], description="domain")
     epoch = widgets.IntSlider(value=last, min=0, max=last, description="epoch", continuous_update=False)
-    picture, note = widgets.Image(format="png"), widgets.HTML()
+    picture, note = widgets.HTML(), widgets.HTML()
 
     def draw() -> None:
         name = domain.value
-        picture.value = to_png(_plot_epoch(learning, frames[name], name, epoch.value))
+        png = to_png(_plot_epoch(learning, frames[name], name, epoch.value))
+        alt = f"{name}: curves, and a frame by the initial ISP, after epoch {epoch.value}, and the difference"
+        picture.value = scrolled_html(image_html(png, alt))
 
     Live(draw, note).watch(domain, epoch)
-    return explorer("learning", beside(domain, epoch), scrolled(picture), note)
+    return explorer("learning", beside(domain, epoch), picture, note)
 
 
 def _plot_spot(landscape: Landscape, prober: Prober, raw: Tensor, point: tuple[float, float]) -> Figure:
@@ -175,14 +177,16 @@ def landscape_explorer(landscapes: Sequence[Landscape], prober: Prober, raw: Ten
     pairs = {f"{item.first.label} / {item.second.label}": item for item in landscapes}
     pair = widgets.Dropdown(options=list(pairs), description="pair")
     sliders = [widgets.SelectionSlider(options=[("", 0.0)], continuous_update=False) for _ in "12"]
-    note, picture = widgets.Label(), widgets.Image(format="png")
+    note, picture = widgets.Label(), widgets.HTML()
     offering = [False]  # while a pair is put up, its sliders move one by one
 
     def draw() -> None:
         if not offering[0]:
             item, point = pairs[pair.value], tuple(slider.value for slider in sliders)
             note.value = f"{item.metric} {item.scores.loc[point]:.3f}"
-            picture.value = to_png(_plot_spot(item, prober, raw, point))
+            told = ", ".join(f"{s.description} {value:.3g}" for s, value in zip(sliders, point, strict=True))
+            alt = f"{item.metric} over {pair.value}, a ring at {told}, and the frame developed there"
+            picture.value = scrolled_html(image_html(to_png(_plot_spot(item, prober, raw, point)), alt))
 
     def offer(_change: object = None) -> None:
         item = pairs[pair.value]
@@ -197,4 +201,4 @@ def landscape_explorer(landscapes: Sequence[Landscape], prober: Prober, raw: Ten
     pair.observe(offer, names="value")
     offer()
     Live(draw, note).watch(pair, *sliders)
-    return explorer("landscape", beside(pair, note), beside(*sliders), scrolled(picture))
+    return explorer("landscape", beside(pair, note), beside(*sliders), picture)

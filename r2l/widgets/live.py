@@ -137,13 +137,7 @@ def caption_html(words: Sequence[str], width: int, style: str) -> str:
     return f'<div style="display: grid; {columns}; text-align: center; {style}">{spans}</div>'
 
 
-def scrolled(picture: widgets.Widget) -> widgets.Box:
-    """Return a figure that shrinks to `_LEAST` pixels; on narrower pages it scrolls."""
-    picture.layout.min_width = _LEAST
-    return widgets.Box([picture], layout={"width": "0", "min_width": "100%", "overflow": "auto"})
-
-
 def scrolled_html(content: str) -> str:
-    """Return rows of pictures that shrink to `_LEAST` pixels; on narrower pages they scroll."""
+    """Return pictures that shrink to `_LEAST` pixels; on narrower pages they scroll."""
     inner = f'<div style="min-width: {_LEAST}">{content}</div>'
     return f'<div tabindex="0" style="width: 0; min-width: 100%; overflow-x: auto">{inner}</div>'

@@ -122,7 +122,7 @@ def adapt(
     if len(target) == 0 or steps < 1 or batch_size < 1:
         raise ValueError(f"nothing to adapt to: {len(target)} frames, {steps} steps of {batch_size} images")
     begin = time.perf_counter()
-    module = copy.deepcopy(trained).eval()
+    module = copy.deepcopy(trained).eval().to(memory_format=torch.channels_last)
     record: dict[str, Any] = {"method": method, "losses": []}
     unguarded = reset_below is None or method in LABELLED
     guard = {} if unguarded else {"reset_below": reset_below}
@@ -150,7 +150,7 @@ def adapt(
     record["steps"] = len(record["losses"])
     record["seconds"] = time.perf_counter() - begin
     module.adaptation = record
-    return module.eval()
+    return module.eval().to(memory_format=torch.contiguous_format)
 
 
 def _batches(data: Dataset, size: int, steps: int, seed: int) -> Iterator[dict[str, Any]]:
