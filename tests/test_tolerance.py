@@ -331,7 +331,7 @@ def test_landscape_explorer_at_every_value():
             sliders[0].value, sliders[1].value = row, column
             assert note.value == f"accuracy {item.scores.loc[row, column]:.3f}"
             ((alt, data),) = pictures(picture)
-            assert f"blur {row:.3g}, gamma {column:.3g}," in alt
+            assert f"blur width {row:.3g}, gamma {column:.3g}," in alt
             seen.add(data)
     assert len(seen) == item.scores.size
     with pytest.raises(ValueError, match="no landscapes"):
