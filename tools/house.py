@@ -40,11 +40,15 @@ def lines(path: Path) -> int:
     return len(path.read_text("utf-8").splitlines())
 
 
-def loaded(package: str) -> list[str]:
-    """Return the modules of r2l that a fresh Python has once it has imported ``package``."""
-    code = f"import sys, {package}; print(*(m for m in sys.modules if m.split('.')[0] == 'r2l'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+def loaded(*packages: str) -> list[int]:
+    """Return how many modules of r2l a fresh Python has after the import of each, one after the other."""
+    code = (
+        "import sys\nfor name in sys.argv[1:]:\n    __import__(name)\n"
+        "    print(sum(m.partition('.')[0] == 'r2l' for m in sys.modules))"
+    )
+    command = [sys.executable, "-c", code, *packages]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [int(number) for number in done.stdout.split()]
 
 
 def public_names(tree: ast.Module) -> Iterator[str]:
@@ -127,15 +131,17 @@ def unused_names(package: list[Path]) -> list[str]:
 
 def measures() -> dict[str, int | list[str]]:
     """Return each measure: a number, or the list of what is wrong."""
+    nested = "r2l", "r2l.isp", "r2l.drift"  # each imports the one before
     package = sorted((ROOT / "r2l").rglob("*.py"))
     modules = {p.relative_to(ROOT): lines(p) for p in package if p.name not in _SMALL}
     return {
         "lines of r2l": sum(map(lines, package)),
         "files of r2l": len(package),
         "lines of tests": sum(map(lines, (ROOT / "tests").rglob("*.py"))),
-        "modules loaded by import r2l": len(loaded("r2l")),
-        "modules loaded by import r2l.isp": len(loaded("r2l.isp")),
-        "modules loaded by import r2l.drift": len(loaded("r2l.drift")),
+        **{
+            f"modules loaded by import {package}": n
+            for package, n in zip(nested, loaded(*nested), strict=True)
+        },
         "modules under 60 lines": [f"{p} {n}" for p, n in modules.items() if n < SMALLEST],
         "modules over 350 lines": [f"{p} {n}" for p, n in modules.items() if n > LARGEST],
         "public names that only their own module uses": unused_names(package),
