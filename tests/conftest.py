@@ -1,10 +1,13 @@
+import multiprocessing
 import os
 import shutil
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from r2l.training.tracking import store
 
@@ -24,6 +27,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         slow[item.path] += max((takes.get(mark.name, 0) for mark in item.iter_markers()), default=0)
     items.sort(key=lambda item: (item.path.suffix != ".ipynb", -slow[item.path]))
+
+
+def run_apart(function: Callable[..., object], *arguments: object) -> int:
+    """Run a function in a process of its own, and return its exit status: negative if a signal ended it.
+
+    Forked where that may be, so that nothing is imported anew: what has trained beside a GPU may not.
+    """
+    context = multiprocessing.get_context("forkserver" if torch.cuda.is_available() else "fork")
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join(200)
+    process.kill()
+    return process.exitcode
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from r2l.training import fit, make_classifier, predict
 from r2l.training.checkpoints import read_last
+from tests.conftest import run_apart
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,9 +93,7 @@ def assert_same(a, b):
 
 @pytest.mark.slow
 def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_weights(tmp_path, undisturbed):
-    call = f"from tests.test_resume import *; train_and_be_killed({str(tmp_path)!r}, 0)"
-    killed = subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=False, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    assert run_apart(train_and_be_killed, tmp_path, 0) == -signal.SIGKILL
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["epoch"] == 1, "two epochs were whole"
     torch.rand(13)  # whatever the new process drew before

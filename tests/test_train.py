@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from typing import get_args
 
@@ -33,6 +31,7 @@ from r2l.training.module import RawToLogits
 from r2l.training.run_folder import run_folder
 from r2l.training.saving import load_model
 from r2l.training.tracking import Records, Run
+from tests.conftest import run_apart
 from tests.fixtures_data import KEPT, write_drone_photos, write_microscopy
 
 pytestmark = pytest.mark.slow  # it trains
@@ -590,26 +589,18 @@ def same_results(a, b):
             assert all(torch.equal(one[k], two[k]) for k in one), f"{fold} {part}"
 
 
-KILLED = """
-import json, os, signal, sys
-from r2l.training import fit
-from r2l.training.experiment import experiment
-from r2l.training.metrics import summarise_folds
-from r2l.training.module import RawToLogits
-from r2l.options import Options
+def train_and_be_killed(options, last):
+    """In a process of its own: dies at the last of so many steps."""
+    step, steps = RawToLogits.training_step, []
 
-steps, last, step = 0, int(sys.argv[2]), RawToLogits.training_step
+    def killing(self, batch):
+        steps.append(1)
+        if len(steps) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, batch)
 
-def killing(self, batch):
-    global steps
-    steps += 1
-    if steps == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batch)
-
-RawToLogits.training_step = killing
-experiment(Options(**json.loads(sys.argv[1])), progress=False)
-"""
+    RawToLogits.training_step = killing
+    experiment(options, progress=False)
 
 
 def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_result(small, tmp_path, monkeypatch):
@@ -617,13 +608,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_result(small, tmp_path, m
     steps = sum(-(-len(f.train) // 6) for f in make_folds(open_data(options), options))
     # In the second epoch of the second fold.
     last = 3 * steps // 2 + steps // 2 + 1
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(asdict(options)), str(last)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert run_apart(train_and_be_killed, options, last) == -signal.SIGKILL
     trained = []
     run = FoldTrainer.run
     monkeypatch.setattr(FoldTrainer, "run", lambda self, n, *a: trained.append(n) or run(self, n, *a))
