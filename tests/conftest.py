@@ -3,13 +3,14 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from r2l.training.tracking import store
+from tests.forked_kernels import forked_kernels
 
 
 def pytest_configure() -> None:
@@ -27,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         slow[item.path] += max((takes.get(mark.name, 0) for mark in item.iter_markers()), default=0)
     items.sort(key=lambda item: (item.path.suffix != ".ipynb", -slow[item.path]))
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> Iterator[None]:
+    """Kernels that have imported what the lessons import."""
+    with forked_kernels(tmp_path_factory.mktemp("kernels")):
+        yield
 
 
 def run_apart(function: Callable[..., object], *arguments: object) -> int:

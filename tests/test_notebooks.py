@@ -51,7 +51,7 @@ for _name, _exercise in exercises._EXERCISES.items():
 
 
 @pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory):
+def tiny_run(tmp_path_factory, kernels):
     """Return a function that runs a notebook at its tiny parameters, once, and says where it lies."""
     done: dict[str, Path] = {}
 
