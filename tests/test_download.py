@@ -111,20 +111,15 @@ def test_files_are_told_apart_by_name():
     assert [f.key for f in files_of("drone", files)] == names[1:]
 
 
-def test_broken_off_goes_on_where_it_was(server, tmp_path, published):
-    server.breaks = [1 << 17, 3]
+@pytest.mark.parametrize("ranges", [True, False])
+def test_broken_off_goes_on_where_it_was_or_starts_over(server, tmp_path, published, ranges):
+    server.breaks, server.ranges = [1 << 17, 3], ranges
     fetch("microscopy", tmp_path, progress=False)
-    asked = server.requests_of(ARCHIVE)
-    assert asked == [None, *(f"bytes={(1 << 17) * n}-" for n in (1, 2, 3))]
+    if ranges:
+        asked = server.requests_of(ARCHIVE)
+        assert asked == [None, *(f"bytes={(1 << 17) * n}-" for n in (1, 2, 3))]
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
-    archive = tmp_path / "downloads" / ARCHIVE
-    assert archive.read_bytes() == published[archive.name]
-
-
-def test_broken_off_without_ranges_starts_over(server, tmp_path):
-    server.breaks, server.ranges = [1 << 17, 2], False
-    fetch("microscopy", tmp_path, progress=False)
-    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
+    assert (tmp_path / "downloads" / ARCHIVE).read_bytes() == published[ARCHIVE]
 
 
 def test_never_whole_gives_up_and_keeps_what_came(server, tmp_path):
@@ -307,13 +302,6 @@ def test_subset_of_drone_tiles_comes_with_masks(server, tmp_path):
     assert dataset[0]["mask"].sum() > 0
 
 
-def test_subset_without_ranges_takes_all(server, tmp_path):
-    server.ranges = False
-    notes = fetch("microscopy", tmp_path, tiles=5, progress=False)
-    assert "whole archives" in notes[0].lower()
-    assert len(RawMicroscopy(tmp_path, "all")) == KEPT
-
-
 def test_subset_transfers_less(tmp_path, server, tmp_path_factory):
     top = tmp_path_factory.mktemp("large")
     write_microscopy(top, size=256)
@@ -410,14 +398,15 @@ def test_archives_that_can_not_be_unpacked(server, tmp_path, content, match):
     assert no_leftovers(tmp_path)
 
 
-def test_zips_in_a_zip(server, tmp_path, published):
-    server.files[ARCHIVE] = make_zip([("all/base.zip", published[ARCHIVE])])
-    fetch("microscopy", tmp_path, progress=False)
+@pytest.mark.parametrize("why", ["no ranges", "zips in a zip"])
+def test_where_single_images_can_not_be_had_all_come(server, tmp_path, published, why):
+    if why == "no ranges":
+        server.ranges = False
+    else:
+        server.files[ARCHIVE] = make_zip([("all/base.zip", published[ARCHIVE])])
+    notes = fetch("microscopy", tmp_path, tiles=2, progress=False)
+    assert "whole archives" in notes[0].lower()
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
-    # Single images in inner zips can't be had.
-    other = tmp_path / "other"
-    assert "whole archives" in fetch("microscopy", other, tiles=2, progress=False)[0].lower()
-    assert len(RawMicroscopy(other, "all")) == KEPT
 
 
 def test_the_users_files_stay(server, tmp_path):
@@ -480,26 +469,18 @@ def test_too_small_a_disk_is_seen_before(server, small_disk):
     assert server.requests_of(ARCHIVE) == []
 
 
-def fetch_onto(small_disk, monkeypatch):
-    """Fetch as if there was room; return the error."""
-    for module in ("archive", "transfer"):
+@pytest.mark.parametrize("while_unpacking", [False, True])
+def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch, while_unpacking):
+    for module in ("archive", "transfer"):  # as if there was room
         monkeypatch.setattr(f"r2l.datasets.fetch.{module}.check_room", lambda *_: None)
+    images = [(GOOD[0].replace("_1.tiff", f"_{i}.tiff"), bytes(100_000)) for i in range(9)]
+    archive = make_zip(images, compression=zipfile.ZIP_DEFLATED)
+    server.files[ARCHIVE] = archive if while_unpacking else os.urandom(600_000)
     with pytest.raises(DownloadError, match=r"no room on the disk .*\n.*goes on from here") as caught:
         fetch("microscopy", small_disk, progress=False)
-    return str(caught.value)
-
-
-def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch):
-    server.files[ARCHIVE] = os.urandom(600_000)
-    assert ARCHIVE in fetch_onto(small_disk, monkeypatch)
-    assert not (small_disk / "downloads/Raw-Microscopy.zip").exists()
-
-
-def test_disk_that_fills_up_while_unpacking(server, small_disk, monkeypatch):
-    images = [(GOOD[0].replace("_1.tiff", f"_{i}.tiff"), bytes(100_000)) for i in range(9)]
-    server.files[ARCHIVE] = make_zip(images, compression=zipfile.ZIP_DEFLATED)
-    assert ".tiff: " in fetch_onto(small_disk, monkeypatch)
-    assert {p.stat().st_size for p in small_disk.rglob("*.tiff")} == {100_000}
+    assert (".tiff: " if while_unpacking else ARCHIVE) in str(caught.value)
+    assert (small_disk / "downloads" / ARCHIVE).exists() == while_unpacking
+    assert {p.stat().st_size for p in small_disk.rglob("*.tiff")} == ({100_000} if while_unpacking else set())
     assert no_leftovers(small_disk)
 
 
@@ -579,7 +560,7 @@ def test_b2_without_the_bucket_or_credentials(bucket, tmp_path, monkeypatch):
         fetch("microscopy", tmp_path, source="b2", progress=False)
 
 
-def test_b2_file_that_does_not_come(bucket, tmp_path):
+def test_b2_leaves_what_is_in_the_way(bucket, tmp_path):
     (tmp_path / "microscopy").write_text("a file in the way of a folder")
     with pytest.raises(OSError, match="microscopy"):
         sync("microscopy", tmp_path, bucket, progress=False)

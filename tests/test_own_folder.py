@@ -147,11 +147,8 @@ def test_class_names_that_are_numbers_come_in_their_order(photos):
 def test_masks_by_their_names(photos, name):
     Path("masks").mkdir()
     for path in (photos / "a").iterdir():
-        mask, target = np.eye(32, dtype=np.uint8) * 255, Path("masks", name.format(path.stem))
-        if "tif" in name:
-            tifffile.imwrite(target, mask)
-        else:
-            Image.fromarray(mask).save(target, "PNG")
+        mask = Image.fromarray(np.eye(32, dtype=np.uint8) * 255)
+        mask.save(Path("masks", name.format(path.stem)), "TIFF" if "tif" in name else "PNG")
     Path("masks/._a0.png").write_bytes(b"of macOS")
     data = RawFolder(photos / "a", masks="masks")
     assert len(data) == 4
@@ -306,9 +303,9 @@ def test_verify_tells_all_that_is_wrong_in_one_go(photos):
     lines = result.stdout.splitlines()
     wrong = [line for line in lines if line.startswith("wrong")]
     assert result.exit_code == 2
+    assert len(wrong) == 4
     for name in ("a0.dng", "b1.dng", "copy.dng", "outside.dng"):
         assert any(name in line for line in wrong)
-    assert len(wrong) == 4
     for text in ("8 of 10 images", "32 x 32 (7), 24 x 32 (1)", "b (6), a (4)", "other, RGGB"):
         assert text in result.stdout
     assert CliRunner().invoke(app, ["data", "verify"]).exit_code == 2
