@@ -189,10 +189,11 @@ def _refine(
         points = [fit_curve(linear[:, c], wanted[:, c]).cumsum() for c in range(3)]
         fit = fit._replace(points=np.stack(points))
         image = _apply(fit, values)
-        kernels = _fit_filters(image, blocks)
-        change = _filter(image, *kernels) - crop(image, KERNEL // 2)
-        left = (blocks.target - change).clamp(0, 1)
-        error = crop(image, KERNEL // 2) - left
+        kernels, y, inner = _fit_filters(image, blocks), stage.luma(image), crop(image, KERNEL // 2)
+        parts = zip((y, image - y), kernels, strict=True)
+        filtered = sum(correlate(part, kernel, border=None) for part, kernel in parts)
+        left = (blocks.target - (filtered - inner)).clamp(0, 1)
+        error = inner - left
         where = blocks.seen & (error.abs().amax(1, keepdim=True) < _MOVED)
     return _as_isp(fit, kernels, camera, method)
 
@@ -234,12 +235,6 @@ def _apply(fit: _Colours, values: Tensor) -> Tensor:
     image = stage.apply_colour_matrix(values, torch.from_numpy(fit.matrix).float())
     offset = torch.from_numpy(fit.offset).float().reshape(3, 1, 1)
     return apply_tone_curve(image + offset, torch.from_numpy(fit.points))
-
-
-def _filter(image: Tensor, luma: Tensor, chroma: Tensor) -> Tensor:
-    """Filter luma and chroma where the kernels fit."""
-    y = stage.luma(image)
-    return correlate(y, luma, border=None) + correlate(image - y, chroma, border=None)
 
 
 def _fit_filters(image: Tensor, blocks: Blocks) -> list[Tensor]:
