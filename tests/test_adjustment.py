@@ -1,12 +1,13 @@
 """Drift adjustment: learned against frozen, adaptations with known answers, and their statistics."""
 
 import copy
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 from r2l.camera import DRONE, MICROSCOPE
@@ -25,10 +26,8 @@ from r2l.drift.adjustment import (
     train_on_pipelines,
 )
 from r2l.drift.adjustment.learning import RandomPipeline
-from r2l.drift.adjustment.methods import LABELLED
+from r2l.drift.adjustment.methods import LABELLED, PhysicalAdjustment, describe_isp
 from r2l.drift.adjustment.objectives import batch_norms, entropies, forward_features
-from r2l.drift.adjustment.physical import PhysicalAdjustment, describe_isp
-from r2l.drift.statistics import crossed_means
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
 from r2l.training import RawToLogits, fit, make_classifier
 from r2l.training.models import _Normalize, model_factory
@@ -54,15 +53,10 @@ def domain(frames):
 
 @pytest.fixture(scope="module")
 def trained(domain):
-    return fit(
-        lambda: make_classifier("SmallResNet", 9, *domain.statistics(np.arange(45))),
-        domain.frames,
-        processor=domain.processor,
-        freeze_processor=True,
-        epochs=4,
-        lr=3e-3,
-        progress=False,
-    )
+    numbers = domain.statistics(np.arange(45))
+    settings = {"processor": domain.processor, "freeze_processor": True, "epochs": 4, "lr": 3e-3}
+    model = lambda: make_classifier("SmallResNet", 9, *numbers)  # noqa: E731
+    return fit(model, domain.frames, progress=False, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +129,10 @@ def test_arms_start_from_the_same_weights_and_normalisation(domain):
         starts.append(weights(model))
         return model
 
+    half = Domain(domain.frames, HalfSizeRGB(MICROSCOPE))
+    result = compare_processing({"half": half}, arms=["frozen"], model=factory, n_splits=2, **SETTINGS)
+    assert len(result.answers) == 45, "other ISPs can be frozen"
+    starts.clear()
     compare_processing({"base": domain}, model=factory, n_splits=2, **SETTINGS)
     assert not changed(starts[0], starts[1]), "two arms, one fold"
     assert changed(starts[0], starts[2]), "two folds"
@@ -147,18 +145,14 @@ def test_same_seed_same_learning(domain):
     assert not changed(one.processor("base").state_dict(), two.processor("base").state_dict())
 
 
-def test_parameters_are_told_in_physical_terms(learning):
+def test_parameters_and_bands_are_means_over_seeds(learning):
     table = learning.parameters("dim")
     assert table.loc["gamma", "initial"] == pytest.approx(2.2)
     assert (table["lowest"] <= table["mean"]).all()
     assert table.loc["gamma", "lowest"] < table.loc["gamma", "highest"]
-
-
-def test_bands_are_means_over_seeds(learning):
-    bands = learning.bands("val_loss").set_index(["domain", "arm", "epoch"])
+    row = learning.bands("val_loss").set_index(["domain", "arm", "epoch"]).loc[("dim", "learned", 2)]
     part = learning.curves.query("domain == 'dim' and arm == 'learned' and epoch == 2")
     means = part.groupby("seed")["val_loss"].mean()
-    row = bands.loc[("dim", "learned", 2)]
     assert row["mean"] == pytest.approx(means.mean())
     half = 4.302653 * means.std() / np.sqrt(3)  # Student's t, 2 degrees of freedom
     assert row["high"] - row["mean"] == pytest.approx(half, rel=1e-5)
@@ -184,27 +178,15 @@ def small_segmenter(_classes, mean, std):
                          nn.Conv2d(4, 1, 1))  # fmt: skip
 
 
-def test_segmentation_learns_too(drone):
+def test_segmentation_learns_and_adapts_too(drone):
     settings = {"task": "segmentation", "epochs": 1, "progress": False, "model": small_segmenter}
     summary = compare_processing({"drone": drone}, n_splits=2, **settings).summary(value="iou")
     assert summary["score"].between(0, 1).all()
     assert summary["images"].tolist() == [12, 12]
-
-
-def test_segmentation_adapts_too(drone):
     methods = ("none", "tent", "isp", "fine_tune", "all_pipelines")
-    table = adaptation_experiment(
-        drone,
-        {"same": drone},
-        methods=methods,
-        model=small_segmenter,
-        n_splits=3,
-        codes=PIPELINES[:2],
-        adaptation={"steps": 1, "batch_size": 4},
-        task="segmentation",
-        epochs=1,
-        progress=False,
-    )
+    options = {"methods": methods, "n_splits": 3, "codes": PIPELINES[:2], **settings}
+    adaptation = {"steps": 1, "batch_size": 4}
+    table = adaptation_experiment(drone, {"same": drone}, adaptation=adaptation, **options)
     assert table.groupby("method")["iou"].count().to_dict() == dict.fromkeys(methods, 12)
     assert summarise_adaptations(table, value="iou")["score"].between(0, 1).all()
 
@@ -212,27 +194,22 @@ def test_segmentation_adapts_too(drone):
 def test_a_name_is_an_encoder_where_masks_are_asked_for():
     factory = model_factory("resnet18", "segmentation")
     assert factory(2, (0.5,) * 3, (0.1,) * 3)(torch.rand(2, 3, 32, 32)).shape == (2, 1, 32, 32)
-    classifier = model_factory("SmallResNet")(4, (0.5,) * 3, (0.1,) * 3)
-    assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 4)
 
 
 def test_wrong_experiments_are_refused(domain, learning):
     static = Domain(domain.frames, StaticISP(MICROSCOPE))
     other = Domain(Frames.of(SyntheticMicroscopy(45, 1, size=32), progress=False), domain.processor)
-    with pytest.raises(ValueError, match="frozen, learned"):
-        compare_processing({"base": domain}, arms=["thawed"], **SETTINGS)
-    with pytest.raises(ValueError, match="nothing to learn"):
-        compare_processing({"static": static}, **SETTINGS)
-    with pytest.raises(ValueError, match="different scenes"):
-        compare_processing({"a": domain, "b": other}, **SETTINGS)
-    with pytest.raises(ValueError, match="0 to 2"):
-        learning.processor("base", 3)
-    with pytest.raises(ValueError, match="no training"):
-        learning.processor("bright")
-    with pytest.raises(ValueError, match="bright"):
-        learning.parameters("bright")
-    with pytest.raises(ValueError, match="val_accuracy"):
-        learning.bands("val_iou")
+    for wrong, *arguments, message in (
+        (partial(compare_processing, arms=["thawed"]), {"base": domain}, "frozen, learned"),
+        (compare_processing, {"static": static}, "nothing to learn"),
+        (compare_processing, {"a": domain, "b": other}, "different scenes"),
+        (learning.processor, "base", 3, "0 to 2"),
+        (learning.processor, "bright", "no training"),
+        (learning.parameters, "bright", "bright"),
+        (learning.bands, "val_iou", "val_accuracy"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong(*arguments)
 
 
 # The five numbers
@@ -312,13 +289,17 @@ def test_given_model_is_left_alone_and_same_seed_gives_the_same(method, trained,
     asked = [p.requires_grad for p in trained.parameters()]
     random = torch.random.get_rng_state()
     options = {"statistics": statistics, "generalist": trained, "steps": 2, "batch_size": 16}
-    one, two = (adapt(method, trained, frames, **options) for _ in range(2))
+    shuffled = replace(frames, truth=frames.truth.flip(0))
+    one, two, other = (adapt(method, trained, data, **options) for data in (frames, frames, shuffled))
     assert torch.equal(random, torch.random.get_rng_state())
     assert not changed(before, trained.state_dict())
     assert modes == [m.training for m in trained.modules()]
     assert asked == [p.requires_grad for p in trained.parameters()]
     assert [n for n, _ in one.named_parameters()] == [n for n, _ in trained.named_parameters()]
     assert not changed(one.state_dict(), two.state_dict())
+    assert bool(changed(one.state_dict(), other.state_dict())) == (method in LABELLED), (
+        "alone looks at labels"
+    )
     assert bool(changed(before, one.state_dict())) == (method not in ("none", "all_pipelines"))
     assert not any(m.training for m in one.modules())
     assert one.adaptation["method"] == method
@@ -524,19 +505,8 @@ def test_fine_tuning_learns_labels_with_the_isp_held_fast(trained, frames):
     assert not any(n.startswith("processor") for n in changed(weights(trained), weights(adapted)))
 
 
-def test_only_those_said_to_look_at_labels_do(trained, frames, statistics):
-    shuffled = copy.deepcopy(frames)
-    shuffled.truth[:] = shuffled.truth.flip(0)
-    options = {"statistics": statistics, "generalist": trained, "steps": 2}
-    for method in METHODS:
-        one, two = (adapt(method, trained, f, **options) for f in (frames, shuffled))
-        differs = changed(one.state_dict(), two.state_dict())
-        assert bool(differs) == (method in LABELLED), method
-
-
 def test_statistics_do_not_depend_on_batches(trained, frames, statistics):
     other = source_statistics(trained, frames, batch_size=7)
-    assert other.images == statistics.images == 45
     assert "image" in statistics.layers
     for name, (mean, variance) in statistics.layers.items():
         torch.testing.assert_close(other.layers[name][0], mean, atol=1e-5, rtol=1e-4)
@@ -588,25 +558,21 @@ def test_generalist_stands_behind_the_targets_isp(trained, frames, domain):
 def experiment(frames, domain):
     isp = copy.deepcopy(domain.processor)
     isp.set_(white_balance=isp.white_balance.detach() * torch.tensor([1.2, 1.0, 0.8]))
-    return adaptation_experiment(
-        domain,
+    targets, steps = (
         {"same": domain, "gains": Domain(frames, isp)},
-        methods=("none", "bn_statistics", "isp", "fine_tune"),
-        n_splits=3,
-        adaptation={"steps": {"none": 1, "bn_statistics": 1, "isp": 2, "fine_tune": 3}, "batch_size": 8},
-        **SETTINGS,
+        dict.fromkeys(("none", "bn_statistics"), 1),
     )
+    adaptation = {"steps": steps | {"isp": 2, "fine_tune": 3}, "batch_size": 8}
+    options = {"methods": tuple(adaptation["steps"]), "n_splits": 3, **SETTINGS}
+    return adaptation_experiment(domain, targets, adaptation=adaptation, **options)
 
 
-def test_every_image_is_tested_once_by_every_method(experiment, frames):
+def test_every_image_is_tested_once_by_every_method_and_paired_with_none(experiment):
     assert len(experiment) == 45 * 2 * 4
     assert not experiment.duplicated(["target", "method", "seed", "image"]).any()
     steps = experiment.groupby("method")["steps"].first()
     assert steps.to_dict() == {"none": 0, "bn_statistics": 0, "isp": 2, "fine_tune": 3}
     assert experiment.groupby("method")["labelled"].all().to_dict()["fine_tune"]
-
-
-def test_summary_pairs_with_none(experiment):
     summary = summarise_adaptations(experiment).set_index(["target", "method"])
     hits = experiment.groupby(["target", "method"])["correct"].mean()
     for key in summary.index:
@@ -635,70 +601,18 @@ def test_sizes_of_batches_and_equal_times_stand_beside_one_another(trained, doma
     assert summary["p_holm"].notna().sum() == 8
     with pytest.raises(ValueError, match="one at a time"):
         plot_adaptations(summary)
-    with pytest.raises(ValueError, match="add tent"):
-        compare_adaptations(trained, {"a": domain}, [0], [44], equal_time=True, methods=["none", "eata"])
 
 
 def test_adaptation_and_test_share_no_group(trained, domain):
-    with pytest.raises(ValueError, match="groups"):
-        compare_adaptations(trained, {"same": domain}, range(12), range(12, 45))
+    for test_on, options, message in (
+        (range(2, 45), {}, "groups"),
+        (range(12, 45), {"methods": ["x"]}, "unknown methods"),
+        ([44], {"equal_time": True, "methods": ["none", "eata"]}, "add tent"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare_adaptations(trained, {"same": domain}, range(12), test_on, **options)
     with pytest.raises(ValueError, match="3 or more"):
         adaptation_experiment(domain, {"same": domain}, n_splits=2)
-    with pytest.raises(ValueError, match="unknown methods"):
-        compare_adaptations(trained, {"a": domain}, range(10), range(10, 45), methods=["x"])
-
-
-# Statistics with known answers
-
-
-def crossed(rng, effect, seeds=4, groups=40, size=5, luck=0.05):
-    """Differences whose groups and seeds both have effects of their own; (seeds, images, 1)."""
-    by_group = np.repeat(rng.normal(0, 0.2, groups), size)
-    by_seed = rng.normal(0, luck, seeds)[:, None]
-    noise = rng.normal(0, 0.5, (seeds, groups * size))
-    return (effect + by_group + by_seed + noise)[..., None], np.repeat(np.arange(groups), size)
-
-
-@pytest.mark.parametrize("seeds", [1, 2, 4])
-def test_no_effect_is_flagged_in_at_most_one_of_twenty(seeds):
-    rng = np.random.default_rng(seeds)
-    # With one seed its luck can't be seen: the models are taken as given, and have none here.
-    luck = 0.0 if seeds == 1 else 0.05
-    results = [crossed_means(*crossed(rng, 0.0, seeds, luck=luck)) for _ in range(400)]
-    flagged = np.mean([r.p[0] <= 0.05 for r in results])
-    assert flagged <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
-    outside = np.mean([not r.low[0] <= 0 <= r.high[0] for r in results])
-    assert outside == pytest.approx(flagged, abs=0.005), "interval and test agree"
-
-
-def test_an_effect_is_found_and_groups_alone_would_find_too_much():
-    rng = np.random.default_rng(0)
-    found = np.mean([crossed_means(*crossed(rng, 0.2)).p[0] <= 0.05 for _ in range(200)])
-    assert found > 0.8
-    # The luck of four seeds taken for a fact: the reason for the second source of chance.
-    values = [crossed(rng, 0.0, luck=0.1) for _ in range(200)]
-    naive = np.mean([crossed_means(v.mean(0, keepdims=True), g).p[0] <= 0.05 for v, g in values])
-    both = np.mean([crossed_means(v, g).p[0] <= 0.05 for v, g in values])
-    assert naive > 0.12 > both
-
-
-def test_with_one_seed_it_is_student_s_interval_of_the_groups():
-    values, groups = crossed(np.random.default_rng(1), 0.1, seeds=1)
-    ours = crossed_means(values, groups)
-    means = pd.Series(values[0, :, 0]).groupby(groups).mean()
-    theirs = stats.ttest_1samp(means, 0).confidence_interval()
-    assert ours.estimate[0] == pytest.approx(means.mean())
-    # The variance's own uncertainty is estimated here, and may take a few degrees of freedom.
-    np.testing.assert_allclose([ours.low[0], ours.high[0]], [theirs.low, theirs.high], atol=0.01)
-
-
-def test_values_that_say_nothing():
-    groups = np.repeat(np.arange(5), 2)
-    nothing = crossed_means(np.zeros((2, 10, 1)), groups)
-    assert nothing.p[0] == 1
-    assert nothing.low[0] == -nothing.high[0] < -0.2, "ten images can't tell none from a fifth"
-    with pytest.raises(ValueError, match="2 groups"):
-        crossed_means(np.zeros((2, 10, 1)), np.zeros(10))
 
 
 # Figures and widget
@@ -740,9 +654,3 @@ def test_explorer_at_every_value(learning, frames):
     assert len(seen) == 6
     with pytest.raises(ValueError, match="no frames"):
         learning_explorer(learning, {})
-
-
-def test_other_isps_can_be_frozen(frames):
-    half = Domain(frames, HalfSizeRGB(frames.camera))
-    result = compare_processing({"none": half}, arms=["frozen"], n_splits=2, **SETTINGS)
-    assert len(result.answers) == 45

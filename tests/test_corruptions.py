@@ -74,19 +74,20 @@ def test_blur_contrast_and_jpeg_agree_with_other_libraries(images):
     assert np.abs(got - theirs).max() <= 3 / 255
 
 
-def test_noises_have_the_moments_of_their_definition():
+@pytest.mark.parametrize(
+    ("kind", "variance"),
+    [
+        ("gaussian_noise", 0.08**2),
+        ("speckle_noise", (0.4 * 0.12) ** 2),
+        ("shot_noise", 0.4 / 100),
+        ("impulse_noise", 0.015 * (0.4**2 + 0.6**2)),  # .015 of black and of white each
+    ],
+)
+def test_noises_have_the_moments_of_their_definition(kind, variance):
     grey = torch.full((4, 3, 64, 64), 0.4)
-    expected = {
-        "gaussian_noise": 0.08**2,
-        "speckle_noise": (0.4 * 0.12) ** 2,
-        "shot_noise": 0.4 / 100,
-        # .015 of black and of white each
-        "impulse_noise": 0.015 * (0.4**2 + 0.6**2),
-    }
-    for kind, variance in expected.items():
-        change = corrupt(grey, kind, 3) - grey
-        assert change.square().mean().item() == pytest.approx(variance, rel=0.06), kind
-        assert abs(change.mean().item()) < 0.005, kind
+    change = corrupt(grey, kind, 3) - grey
+    assert change.square().mean().item() == pytest.approx(variance, rel=0.06)
+    assert abs(change.mean().item()) < 0.005
 
 
 def test_zoom_keeps_the_centre_and_elastic_keeps_what_is_flat(images):
@@ -103,7 +104,13 @@ def test_zoom_keeps_the_centre_and_elastic_keeps_what_is_flat(images):
     assert (corrupt(images, "elastic_transform", 1) - images).abs().mean() > 0.01
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+def rain(image, severity):
+    """Dark drops at random places, more of them as severity rises."""
+    drops = torch.rand(image.shape[-2:]) < 0.02 * severity
+    return torch.where(drops, image * np.random.uniform(0.2, 0.4), image)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", [*CORRUPTIONS, rain])
 def test_chance_belongs_to_the_image_and_inputs_stay(images, kind):
     before, state = images.clone(), torch.random.get_rng_state()
     together = corrupt(images, kind, 3, seed=4)
@@ -115,7 +122,7 @@ def test_chance_belongs_to_the_image_and_inputs_stay(images, kind):
     assert 0 <= together.min() <= together.max() <= 1
     assert not torch.equal(together, images)
     assert torch.equal(corrupt(images, kind, 3, amount=0), images)
-    if "noise" in kind or kind == "elastic_transform":
+    if kind is rain or "noise" in kind or kind == "elastic_transform":
         assert not torch.equal(corrupt(images, kind, 3, seed=5), together)
 
 
@@ -150,34 +157,25 @@ def test_matched_corruptions_have_the_distance_that_was_asked_for(images, distan
         assert match.distance == pytest.approx(target, rel=0.02), kind
 
 
-def test_images_that_have_not_changed_do_not_lead_a_mean(images):
+def test_images_that_have_not_changed_do_not_lead_a_mean_and_what_is_out_of_reach_is_told(images):
     changed = images.clone()
     changed[0] = changed[0] * 0.9
     assert mean_distance(changed, images) < mean_distance(images, images) == 100
-
-
-def test_a_distance_out_of_reach_is_told(images):
     assert not match_amount(torch.ones_like(images), "brightness", 20.0).reached
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
+def test_mistakes_in_corruptions_are_named(images):
+    for wrong, message in (
         ({"kind": "snow"}, "jpeg_compression"),
         ({"scale": "large"}, "published, image"),
         ({"severity": 6}, "1, 2, 3, 4 or 5"),
         ({"kind": torch.sqrt, "severity": 6}, "severity is 6"),
         ({"amount": -1}, "amount"),
-        ({"images": torch.zeros(1, 1, 8, 8)}, "N, 3, H, W"),
+        ({"images": images[:, :1]}, "N, 3, H, W"),
         ({"kind": lambda image: image[..., 1:]}, "keep the shape"),
-    ],
-)
-def test_mistakes_in_corruptions_are_named(images, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        corrupt(**{"images": images, "kind": "contrast"} | wrong)
-
-
-def test_mistakes_in_matching_are_named(images):
+    ):
+        with pytest.raises(ValueError, match=message):
+            corrupt(**{"images": images, "kind": "contrast"} | wrong)
     with pytest.raises(ValueError, match="unknown distance"):
         match_amount(images, "contrast", 30, distance="lpips")
     with pytest.raises(ValueError, match="positive"):
@@ -234,10 +232,9 @@ def test_noise_bits_and_levels_do_what_their_name_says():
 
 def test_white_balance_moves_red_and_blue_apart_by_position():
     warm = light_of(drift_sensor(flat(0.4, MICROSCOPE), MICROSCOPE, "white_balance", 5), MICROSCOPE)
-    red, green, blue = warm[..., ::2, ::2], warm[..., ::2, 1::2], warm[..., 1::2, 1::2]
     assert MICROSCOPE.cfa.value == (0, 1, 1, 2)
-    for plane, want in ((red, 0.56), (green, 0.4), (blue, 0.4 / 1.4)):
-        torch.testing.assert_close(plane, torch.full_like(plane, want), atol=1e-3, rtol=0)
+    want = torch.tensor([[0.56, 0.4], [0.4, 0.4 / 1.4]]).repeat(32, 32).expand_as(warm)
+    torch.testing.assert_close(warm, want, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", SENSOR_DRIFTS)
@@ -265,22 +262,11 @@ def test_mistakes_in_sensor_drift_are_named():
     assert drift_sensor(raw, own, "noise", noise=NoiseModel(1.0, 2.0, 12)).shape == raw.shape
 
 
-def rain(image, severity):
-    """Dark drops at random places, more of them as severity rises."""
-    drops = torch.rand(image.shape[-2:]) < 0.02 * severity
-    return torch.where(drops, image * np.random.uniform(0.2, 0.4), image)  # noqa: NPY002
-
-
 def test_a_function_of_ones_own_is_a_corruption(tmp_path, monkeypatch):
     images = torch.rand(6, 3, 16, 16)
-    state = torch.get_rng_state()
     together = corrupt(images, rain, 3, seed=4)
-    assert torch.equal(corrupt(images[[5, 2]], rain, 3, seed=4, ids=[5, 2]), together[[5, 2]])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(corrupt(images, rain, 3, seed=5), together)
     moved = [mean_distance(corrupt(images, rain, s, seed=4), images, "l2") for s in (1, 3, 5)]
     assert moved == sorted(moved)
-    assert torch.equal(corrupt(images, rain, 3, amount=0), images)
     half = corrupt(images, rain, 3, amount=0.5, seed=4)
     torch.testing.assert_close(half, (images + together) / 2)
     match = match_amount(images, rain, 0.5 * mean_distance(together, images, "l2"), distance="l2")

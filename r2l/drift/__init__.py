@@ -9,6 +9,6 @@ from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, corrupt
 from r2l.drift.factorial import factorial_effects
 from r2l.drift.matrix import flips, published_corruptions, published_matrix, summarise
 from r2l.drift.sensor_drift import drift_sensor
-from r2l.drift.shift_detector import ShiftDetector, detection_rates
+from r2l.drift.shift_detector import ShiftDetector, detection_rates, energy_test, image_features
 from r2l.training.folds import train_models
 from r2l.training.predict import Trained, predict_matrix

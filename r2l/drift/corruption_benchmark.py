@@ -18,7 +18,7 @@ from torch import Tensor
 
 from r2l.datasets.frames import Frames
 from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, Corruptions, corrupt, name_corruptions
-from r2l.drift.matched_severity import Match, distances, match_amount, pipeline_distance, spread
+from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
 from r2l.drift.paired import diagonal_of, paired_scores
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
 from r2l.drift.statistics import Interval, interval_text
@@ -49,7 +49,6 @@ def corruption_table(
 
     Args:
         models: what `train_models` returned, or `Trained` made by hand.
-        views: the developed images.
         kinds: as in `corrupt`; or a mapping of names to them.
         scale: "published" or "image", see `corrupt`; or "matched": of each corruption so much (or little) of
             the severity's change (in constants for the images' size) that its mean distance is that of the
@@ -71,19 +70,17 @@ def corruption_table(
     def changes() -> Iterator[_Change]:
         for code, (name, kind), severity in product(codes, named.items(), severities):
             images, how = views.images[code], {"severity": severity, "scale": scale, "seed": seed}
-            match = Match(1.0, 0.0, True)
+            amount, reached = 1.0, True
             if scale == _MATCHED:
                 how["scale"] = "image"
-                options = how | {"distance": distance, "ids": some}
-                match = match_amount(images[some], kind, targets[code], **options)
-            cell = {"train": code, "kind": name, "severity": severity}
-            changed = corrupt(images, kind, amount=match.amount, **how)
-            yield cell | {"amount": match.amount, "reached": match.reached}, changed
+                match = match_amount(images[some], kind, targets[code], distance=distance, ids=some, **how)
+                amount, reached = match.amount, match.reached
+            cell = {"train": code, "kind": name, "severity": severity, "amount": amount, "reached": reached}
+            yield cell, corrupt(images, kind, amount=amount, **how)
 
-    matched = codes if scale == _MATCHED else []
-    targets = {code: pipeline_distance(views, code, distance) for code in matched}
-    bar = {"desc": f"corrupting, {scale}", "total": len(codes) * len(kinds) * len(severities)}
-    return _ask_changed(models, views, scale, changes(), distance, device, bar | {"disable": not progress})
+    targets = {c: pipeline_distance(views, c, distance) for c in codes if scale == _MATCHED}
+    total = len(codes) * len(kinds) * len(severities) if progress else 0
+    return _ask_changed(models, views, scale, changes(), total, distance, device)
 
 
 def sensor_table(
@@ -100,21 +97,15 @@ def sensor_table(
     device: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Ask models about frames that another sensor would have given, developed as the models know it.
+    """Return what `corruption_table` does, of frames that another sensor would have given; ``scale``:
+    "sensor".
 
     Args:
         models, severities, distance, seed, device, progress: as in `corruption_table`.
         views: raw frames and their developments.
-        kinds: of `SENSOR_DRIFTS`.
         pipelines: by name, those of the models that are not named by their code.
         variant: "corrected", "paper" or "camera", as the views.
         noise: of the sensor, see `drift_sensor`.
-
-    Returns:
-        As `corruption_table`, with "sensor" for ``scale``.
-
-    Raises:
-        ValueError: as `corruption_table` and `drift_sensor`; or views without raw frames.
     """
     codes = _codes(models, views)
     if views.raw is None:
@@ -129,8 +120,8 @@ def sensor_table(
                     changed = torch.cat([isp(batch) for batch in moved.split(64)])
                 yield {"train": code, "kind": kind, "severity": severity}, changed
 
-    bar = {"desc": "drifting sensors", "total": len(codes) * len(kinds) * len(severities)}
-    return _ask_changed(models, views, "sensor", changes(), distance, device, bar | {"disable": not progress})
+    total = len(codes) * len(kinds) * len(severities) if progress else 0
+    return _ask_changed(models, views, "sensor", changes(), total, distance, device)
 
 
 def _codes(models: Sequence[Trained], views: Frames) -> list[str]:
@@ -142,12 +133,13 @@ def _codes(models: Sequence[Trained], views: Frames) -> list[str]:
 
 
 def _ask_changed(
-    models: Sequence[Trained], views: Frames, scale: str, changes: Iterator[_Change], distance: str,
-    device: str | None, bar: dict[str, Any],
+    models: Sequence[Trained], views: Frames, scale: str, changes: Iterator[_Change], total: int,
+    distance: str, device: str | None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Ask the models of each change's pipeline about the changed images."""
+    """Ask the models of each change's pipeline about the changed images; a bar shows a ``total``."""
     parts = []
-    with progress_bar(iterable=changes, **bar) as each:
+    options = {"total": total, "desc": f"changed images, {scale}", "disable": not total}
+    with progress_bar(iterable=changes, **options) as each:
         for cell, images in each:
             test = f"{scale}: {cell['kind']} {cell['severity']}"
             cell = {"train": cell["train"], "test": test, "scale": scale} | cell
@@ -171,10 +163,9 @@ class CorruptionBenchmark:
             mean), ``drop`` with ``low`` and ``high``, ``ratio`` to the pipelines' with ``ratio_low`` and
             ``ratio_high`` (Fieller's), nan where the pipelines' drop can't be told from none.
         answers: of the models to the corrupted images, as `corruption_table` returns them.
-        distance: what images were matched in.
+        distance, metric: what images were matched in, and what was lost.
         left_out: corruptions that can't move the images as far (or as little) as the pipelines do, by
             pipeline; they are in the means of the other sizes alone.
-        metric: what was lost.
     """
 
     table: pd.DataFrame
@@ -222,9 +213,6 @@ def benchmark_corruptions(
         severity: of the corruptions, 3 as published.
         distance: what "as far" means: "psnr", "ssim" or "l2".
         value, level: see `r2l.drift.summarise`.
-
-    Raises:
-        ValueError: as `corruption_table` and `predict_matrix`.
     """
     if results is None:
         results = predict_matrix(models, views, list(views.images), device=device, progress=progress)
@@ -252,16 +240,12 @@ def drop_table(
 ) -> pd.DataFrame:
     """Return the mean drop under each corruption or sensor drift, over all models, and its distance.
 
+    One row a ``scale``, ``kind`` and ``severity``: mean ``distance``, ``drop``, ``low``, ``high``.
+
     Args:
         results: what `predict_matrix` returned, for the models in ``others``.
         others: what `corruption_table` or `sensor_table` returned, or several of them together.
         value, level: see `r2l.drift.summarise`.
-
-    Returns:
-        One row a ``scale``, ``kind`` and ``severity``: mean ``distance``, ``drop``, ``low``, ``high``.
-
-    Raises:
-        ValueError: a model in ``others`` has no diagonal in ``results``, or as `paired_scores`.
     """
     keys = ["test", "scale", "kind", "severity"]
     rows = others.groupby(keys, sort=False)["distance"].mean().reset_index()

@@ -15,7 +15,7 @@ enlarges continuously, where the benchmark cuts out whole pixels.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ SCALES = ("published", "image")
 _SIDE = 32  # pixels; of the images that the published constants were made for
 _Ids = Sequence[int] | np.ndarray | None
 Generators = Sequence[np.random.Generator]
-_T = TypeVar("_T")
 
 
 def generators(seed: int, number: int, count: int, ids: _Ids = None) -> Generators:
@@ -38,7 +37,7 @@ def generators(seed: int, number: int, count: int, ids: _Ids = None) -> Generato
     return [np.random.default_rng((seed, number, int(i))) for i in (range(count) if ids is None else ids)]
 
 
-def at_severity(constants: Sequence[_T], severity: int) -> _T:
+def at_severity(constants: Sequence[Any], severity: int) -> Any:
     """Return what stands for a severity; raises a ValueError if that is not 1 to 5."""
     if severity not in range(1, 6):
         raise ValueError(f"severity is {severity}, expected 1, 2, 3, 4 or 5")
@@ -220,11 +219,7 @@ Corruptions = Sequence[Corruption] | Mapping[str, Corruption]
 
 
 def name_corruptions(kinds: Corruptions) -> dict[str, Corruption]:
-    """Return corruptions by name: a mapping as it is, functions by their own names.
-
-    Raises:
-        ValueError: a function without a name of its own, or two of one name.
-    """
+    """Return corruptions by name: a mapping as it is, functions by their own (ValueError: none, or twice)."""
     if isinstance(kinds, Mapping):
         return dict(kinds)
     names = [kind if isinstance(kind, str) else getattr(kind, "__name__", "") for kind in kinds]

@@ -37,10 +37,7 @@ def factorial_effects(
 ) -> pd.DataFrame:
     """Return main effects and interactions of the pipelines' choices on the drop, with intervals.
 
-    Args:
-        results: what `predict_matrix` returned, for pipelines that cross their choices.
-        value, level: see `r2l.drift.summarise`.
-        order: most factors that interact, 1 to 3.
+    At most ``order`` factors interact, 1 to 3; the rest is as in `r2l.drift.summarise`.
 
     Returns:
         One row an effect: ``side`` ("test", "train", "train and test", "change"), ``term`` (the factors),

@@ -20,13 +20,10 @@ _MATCH_IMAGES = 64  # of which the matching amount is found
 
 
 class Match(NamedTuple):
-    """How much of a corruption has the wanted distance.
+    """How much of a corruption (``amount``, for `corrupt`) has the wanted mean distance, and which it has.
 
-    Attributes:
-        amount: for `corrupt`.
-        distance: that it has, mean over the images.
-        reached: whether it agrees with the wanted one to 2 % (PSNR: .1 dB); a corruption can be unable to
-            move images so far, or, like JPEG, know only steps.
+    It is ``reached`` if the two agree to 2 % (PSNR: .1 dB): a corruption can be unable to move images so far,
+    or, like JPEG, know only steps.
     """
 
     amount: float
@@ -52,12 +49,7 @@ def distances(images: Tensor, references: Tensor, kind: str = "psnr") -> Tensor:
 
 
 def pipeline_distance(views: Frames, code: str, kind: str = "psnr") -> float:
-    """Return how far the other pipelines of ``views`` lie from ``code``: the mean over images (`spread`) and
-    them.
-
-    Raises:
-        ValueError: no others.
-    """
+    """Return how far the other pipelines of ``views`` lie from ``code``: the mean over images (`spread`)."""
     others = [other for other in views.images if other != code]
     if not others:
         raise ValueError(f"no other pipeline to compare {code} with")
@@ -89,12 +81,9 @@ def match_amount(
 
     Args:
         images, kind, scale, seed, ids: see `corrupt`.
-        target: mean distance, such as `pipeline_distance` returns.
+        target: mean distance, positive, such as `pipeline_distance` returns.
         distance: one of "l2", "ssim", "psnr".
         severity: whose change is taken more or less of.
-
-    Raises:
-        ValueError: an unknown kind, distance or scale; a target that is not positive.
     """
     if not (np.isfinite(target) and target > 0):
         raise ValueError(f"target is {target}; expected a positive distance")

@@ -34,8 +34,7 @@ class MatrixSummary:
         n_images, n_groups: how many.
         n_seeds: training runs a cell; of one, the intervals don't hold the luck of training.
         effective_groups: how many groups of equal size would tell as much.
-        level: of the intervals, also 1 - level for ``significant``.
-        metric: what the score is called.
+        level, metric: of the intervals, also 1 - level for ``significant``; and what the score is called.
     """
 
     cells: pd.DataFrame
@@ -109,24 +108,14 @@ def summarise(
     sampled = paired.jackknife(level)
     columns, totals = _drops(paired.cells, diagonal, sampled)
     images = results.drop_duplicates("image")
-    return MatrixSummary(
-        cells=_cells(paired.cells, diagonal, sampled),
-        totals=totals,
-        columns=columns,
-        chance=_chance(images, n_classes),
-        n_images=len(images),
-        n_groups=len(sampled.without_group),
-        n_seeds=len(sampled.by_seed),
-        effective_groups=sampled.effective_groups,
-        level=level,
-        metric=paired.metric,
-    )
+    cells, chance = _cells(paired.cells, diagonal, sampled), _chance(images, n_classes)
+    counts = len(images), len(sampled.without_group), len(sampled.by_seed), sampled.effective_groups
+    return MatrixSummary(cells, totals, columns, chance, *counts, level, paired.metric)
 
 
-def _square(paired: PairedScores, trains: np.ndarray, tests: np.ndarray) -> PairedScores:
+def _square(paired: PairedScores, *axes: np.ndarray) -> PairedScores:
     """Put the cells in the order of the matrix, row by row."""
-    axes = [np.asarray(axis, dtype=object) for axis in (trains, tests)]
-    order = pd.MultiIndex.from_product(axes, names=["train", "test"])
+    order = pd.MultiIndex.from_product([axis.astype(object) for axis in axes], names=["train", "test"])
     columns = paired.cells.get_indexer(order)
     if (columns < 0).any():
         raise ValueError("some cell of the matrix lacks some image; pairs need all of them")
@@ -162,8 +151,7 @@ def _drops(
     cells: pd.MultiIndex, diagonal: np.ndarray, sampled: Jackknife
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Mean drops of each column that has cells off the diagonal, and of all."""
-    off = diagonal != np.arange(len(cells))
-    under = cells.get_level_values("test").to_numpy()
+    off, under = diagonal != np.arange(len(cells)), cells.get_level_values("test")
 
     def mean_drops(scores: np.ndarray, parts: Iterable[np.ndarray]) -> list[np.ndarray]:
         moved = -(scores - scores[..., diagonal])
@@ -190,18 +178,10 @@ def _drops(
 def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:
     """Return the images whose answers are better under one pipeline than under the other.
 
-    Args:
-        results: what `predict_matrix` returned. Of several seeds the first is used.
-        train: pipeline that the models were trained under, and compared with.
-        test: the other pipeline.
-
-    Returns:
-        One row for each such image: ``image``, ``label`` (of classes), ``before`` (the answer under
-        ``train``: the number of the class; for masks its IoU), ``after`` (under ``test``), the ``fall`` of
-        the score (1: a right answer is lost; for masks of the IoU), and ``change``: "lost" or "gained".
-
-    Raises:
-        ValueError: a pipeline that ``results`` do not hold.
+    Of several seeds the first is used. One row for each such image: ``image``, ``label`` (of classes),
+    ``before`` (the answer under ``train``: the number of the class; for masks its IoU), ``after`` (under
+    ``test``), the ``fall`` of the score (1: a right answer is lost; for masks of the IoU), and ``change``:
+    "lost" or "gained".
     """
     table = _compare_answers(results, train, test)
     table["change"] = np.where(table["fall"] > 0, "lost", "gained")
@@ -229,20 +209,16 @@ def most_changed(results: pd.DataFrame, train: str, test: str, most: int) -> pd.
 
 
 def published_matrix(name: str) -> pd.DataFrame:
-    """Return a published train (rows) x test (columns) matrix of the twelve static pipelines.
+    """Return a published train (rows) x test (columns) matrix of the twelve static pipelines, in [0, 1].
 
     Source: project page of "From Lens to Logit", the 2021 submission of Oala et al., "Data Models for Dataset
     Drift Controls in Machine Learning With Optical Images", TMLR 2023; means of 5 folds read off the figure,
     2 decimals. It came without intervals; the standard error of one accuracy is about .028.
 
+    Its ``attrs`` hold ``metric`` and ``source``.
+
     Args:
-        name: "microscopy" (accuracy on Raw-Microscopy) or "drone" (IoU on Raw-Drone).
-
-    Returns:
-        A 12 x 12 frame in [0, 1] whose ``attrs`` hold ``metric`` and ``source``.
-
-    Raises:
-        ValueError: no such matrix.
+        name: "microscopy" (accuracy on Raw-Microscopy) or "drone" (IoU on Raw-Drone); else a ValueError.
     """
     return _published(name, "train_x_test", "pipelines", "test")
 

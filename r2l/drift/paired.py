@@ -17,8 +17,7 @@ class PairedScores:
 
     Attributes:
         cells: what each column is, (K,).
-        numerators: (S, N, K); hits, or pixels in the intersection.
-        denominators: (S, N, K); ones, or pixels in the union.
+        numerators, denominators: (S, N, K); hits and ones, or pixels in the intersection and in the union.
         groups: group of each row, (N,).
         value: the column that the scores came from.
     """
@@ -82,11 +81,7 @@ def paired_scores(results: pd.DataFrame, by: str | Sequence[str], value: str | N
 
 
 def diagonal_of(cells: pd.MultiIndex) -> np.ndarray:
-    """Return of each of K cells (train, test) the number of the cell (train, train), (K,).
-
-    Raises:
-        ValueError: some train has none.
-    """
+    """Return of each of K cells (train, test) the number of (train, train), (K,); ValueError: it lacks."""
     trains = cells.get_level_values("train")
     own = cells.get_indexer(pd.MultiIndex.from_arrays([trains, trains]))
     if missing := sorted(set(trains[own < 0])):
@@ -107,8 +102,7 @@ def paired_summary(
 
     Args:
         answers: one row for each image, seed, ``arm`` and ``by``, with ``group`` and ``value``.
-        arm: column that tells what was done.
-        baseline: the arm that the others are compared with.
+        arm, baseline: column that tells what was done, and what the others are compared with.
         by: column of the domains, or several; comparisons stay within one.
         value: the per-image number, better if higher; True and False count as 1 and 0.
         level: of the intervals; 1 - level is that of the tests.

@@ -1,5 +1,5 @@
-"""Drift of the sensor, on the same axis as that of the pipeline: raw frames as another sensor, or another
-lamp, would have given them.
+"""Drift of the sensor, beside that of the pipeline: raw frames as another sensor or lamp would have given
+them.
 
 Each change takes raw frames to raw frames, so that the pipeline and the model stay what they were:
 
@@ -7,8 +7,7 @@ Each change takes raw frames to raw frames, so that the pipeline and the model s
   a Poisson number into a Poisson number of that share: the noise is that of a real shorter exposure.
 - ``noise``: more read noise, a standard deviation in shares of the range from black to white.
 - ``bit_depth``: a coarser converter.
-- ``white_balance``: light of another colour than the camera was balanced for: red gains a factor, blue loses
-  it.
+- ``white_balance``: light of another colour than it was balanced for: red gains a factor, blue loses it.
 - ``black_level``: the dark signal lies higher than the camera says, by a share of the range.
 - ``white_level``: the sensor saturates earlier than the camera says, by a share of the range.
 - ``hot_pixels``, ``dead_pixels``: a share of the sites that read white, or black.
@@ -19,40 +18,28 @@ Each change takes raw frames to raw frames, so that the pipeline and the model s
   whose edge moves with the angle.
 
 Defects and patterns belong to the sensor: all frames of one ``seed`` and size have the same. Other chance
-belongs to the frame.
-
-The noise model and its sources are those of `r2l.sensor`.
+belongs to the frame. The noise model and its sources are those of `r2l.sensor`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from r2l import sensor
 from r2l.camera import DRONE, MICROSCOPE, Camera
 from r2l.drift.corruptions import Generators, at_severity, generators, normals
 from r2l.files import choose
 from r2l.isp.functional import balance_mosaic
-from r2l.sensor import (
-    DRONE_NOISE,
-    MICROSCOPE_NOISE,
-    NoiseModel,
-    add_defects,
-    add_line_noise,
-    apply_levels,
-    falloff,
-    mosaic,
-    quantise,
-)
+from r2l.sensor import NoiseModel
 
-_NOISE_MODELS = {MICROSCOPE.name: MICROSCOPE_NOISE, DRONE.name: DRONE_NOISE}
+_NOISE_MODELS = {MICROSCOPE.name: sensor.MICROSCOPE_NOISE, DRONE.name: sensor.DRONE_NOISE}
 
 
-@dataclass(frozen=True)
-class _Sensor:
+class _Sensor(NamedTuple):
     """What a change needs to know: the camera, its noise, a generator for each frame, the sensor's own."""
 
     camera: Camera
@@ -61,25 +48,25 @@ class _Sensor:
     rng: np.random.Generator
 
 
-def _exposure(light: Tensor, share: float | np.ndarray, sensor: _Sensor) -> Tensor:
-    well = sensor.noise.full_well(sensor.camera)
+def _exposure(light: Tensor, share: float | np.ndarray, s: _Sensor) -> Tensor:
+    well = s.noise.full_well(s.camera)
     electrons = (light.cpu().double() * well).round().clamp_min(0).numpy().astype(np.int64)
     # Read noise has been recorded with the light and shrinks with it: what is missing is added.
-    lost = sensor.noise.read_noise * (1 - share**2) ** 0.5
+    lost = s.noise.read_noise * (1 - share**2) ** 0.5
     thinned = [
         rng.binomial(frame, share) + lost * rng.standard_normal(frame.shape)
-        for rng, frame in zip(sensor.rngs, electrons, strict=True)
+        for rng, frame in zip(s.rngs, electrons, strict=True)
     ]
     return torch.from_numpy(np.stack(thinned) / well).to(light)
 
 
-def _white_balance(light: Tensor, shift: float, sensor: _Sensor) -> Tensor:
-    return balance_mosaic(light, (1 + shift, 1.0, 1 / (1 + shift)), sensor.camera.cfa)
+def _white_balance(light: Tensor, shift: float, s: _Sensor) -> Tensor:
+    return balance_mosaic(light, (1 + shift, 1.0, 1 / (1 + shift)), s.camera.cfa)
 
 
-def _shading(light: Tensor, lost: float, sensor: _Sensor, *, parts: tuple[float, float, float]) -> Tensor:
-    kept = torch.cat([falloff(light[0].double(), lost * part)[None] for part in parts])
-    return _exposure(light, mosaic(kept, sensor.camera.cfa).cpu().numpy(), sensor)
+def _shading(light: Tensor, lost: float, s: _Sensor, *, parts: tuple[float, float, float]) -> Tensor:
+    kept = torch.cat([sensor.falloff(light[0].double(), lost * part)[None] for part in parts])
+    return _exposure(light, sensor.mosaic(kept, s.camera.cfa).cpu().numpy(), s)
 
 
 #: Shares of defective sites; a good sensor has less than the first.
@@ -94,10 +81,10 @@ _KINDS: dict[str, tuple[Callable[[Tensor, float, _Sensor], Tensor], tuple[float,
     "white_balance": (_white_balance, (0.02, 0.05, 0.1, 0.2, 0.4)),
     "black_level": (lambda light, share, s: light + share, _NOISY),
     "white_level": (lambda light, share, s: light.clamp_max(1 - share), (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "hot_pixels": (lambda light, share, s: add_defects(light, share, 1.0, s.rng), _DEFECTIVE),
-    "dead_pixels": (lambda light, share, s: add_defects(light, share, 0.0, s.rng), _DEFECTIVE),
-    "row_noise": (lambda light, sigma, s: add_line_noise(light, sigma, -2, s.rng), _NOISY),
-    "column_noise": (lambda light, sigma, s: add_line_noise(light, sigma, -1, s.rng), _NOISY),
+    "hot_pixels": (lambda light, share, s: sensor.add_defects(light, share, 1.0, s.rng), _DEFECTIVE),
+    "dead_pixels": (lambda light, share, s: sensor.add_defects(light, share, 0.0, s.rng), _DEFECTIVE),
+    "row_noise": (lambda light, sigma, s: sensor.add_line_noise(light, sigma, -2, s.rng), _NOISY),
+    "column_noise": (lambda light, sigma, s: sensor.add_line_noise(light, sigma, -1, s.rng), _NOISY),
     "vignetting": (partial(_shading, parts=(1, 1, 1)), (0.1, 0.2, 0.4, 0.6, 0.8)),
     "colour_shading": (partial(_shading, parts=(1, 0.5, 0)), (0.05, 0.1, 0.2, 0.3, 0.4)),
 }
@@ -122,18 +109,16 @@ def drift_sensor(
 
     Args:
         raw: (N, 1, H, W), raw domain.
-        camera: layout and levels.
         kind: one of `SENSOR_DRIFTS`.
-        severity: 1 to 5.
         noise: of the sensor; that of `MICROSCOPE` and `DRONE` is known.
-        seed, ids: as in `r2l.drift.corrupt`.
+        severity, seed, ids: as in `r2l.drift.corrupt`.
 
     Returns:
         (N, 1, H, W), raw domain, on the camera's levels and rounded to its bits.
 
     Raises:
-        ValueError: an unknown kind, a severity that is not 1 to 5, frames of another shape, or a camera whose
-            noise is not known.
+        ValueError: an unknown kind or severity, frames of another shape, or a camera whose noise is not
+            known.
     """
     change, constants = choose("sensor drift", kind, _KINDS)
     constant = at_severity(constants, severity)
@@ -144,9 +129,9 @@ def drift_sensor(
         raise ValueError(f"the noise of {camera.name!r} is not known; pass noise=NoiseModel(...)")
     number = SENSOR_DRIFTS.index(kind)
     rngs = generators(seed, number, len(raw), ids)
-    sensor = _Sensor(camera, noise, rngs, np.random.default_rng((seed, number)))
+    drifted = _Sensor(camera, noise, rngs, np.random.default_rng((seed, number)))
     # Undone are the levels: below 0 where noise dips under the black level.
-    dark, bright = (apply_levels(torch.full_like(raw, light), camera) for light in (0, 1))
-    light = change((raw - dark) / (bright - dark), constant, sensor)
+    dark, bright = (sensor.apply_levels(torch.full_like(raw, light), camera) for light in (0, 1))
+    light = change((raw - dark) / (bright - dark), constant, drifted)
     bits = min(noise.bits, int(constant)) if kind == "bit_depth" else noise.bits
-    return quantise(apply_levels(light, camera).clamp(0, camera.white_level), bits)
+    return sensor.quantise(sensor.apply_levels(light, camera).clamp(0, camera.white_level), bits)

@@ -3,9 +3,8 @@
 Each image is described by a few numbers, either statistics of the picture or what the model answers to it
 (Lipton et al., "Detecting and Correcting for Label Shift with Black Box Predictors", ICML 2018; Rabanser et
 al., "Failing Loudly: An Empirical Study of Methods for Detecting Dataset Shift", NeurIPS 2019, finds these
-the best of many). Two samples of them are compared by `r2l.drift.two_sample.energy_test`, which permutes
-whole groups: images of one slide zone or photograph hang together, and a test that took them for independent
-would cry wolf. Which of them moved is told by Kolmogorov-Smirnov tests on the groups' means.
+the best of many). Two samples of them are compared by `energy_test`; which of them moved is told by
+Kolmogorov-Smirnov tests on the means of groups.
 
 `ShiftDetector` is for a stream of one's own; `detection_rates` asks of a whole train x test matrix which
 changes of pipeline would have been noticed before the score fell.
@@ -15,19 +14,141 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
+from scipy.spatial.distance import cdist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from r2l.datasets.frames import Frames
 from r2l.drift.matrix import MatrixSummary
 from r2l.drift.statistics import holm
-from r2l.drift.two_sample import energy_test, image_features, least_p, thinned
-from r2l.files import R2LError
+from r2l.files import R2LError, choose
 from r2l.progress import progress_bar
-from r2l.training.predict import Trained
+from r2l.training.predict import Trained, on_device
+
+_CHANNELS = ("red", "green", "blue")
+_BATCH = 64
+
+
+def image_features(images: Tensor, model: nn.Module | None = None) -> pd.DataFrame:
+    """Return numbers that describe each image: its statistics, or what a model answers to it.
+
+    One row an image, columns named. Without a model from images (N, 3, H, W), display domain, to logits the
+    pictures are described: of each channel mean, standard deviation, share of black and of white, and
+    contrast between neighbours (logarithm of the mean absolute Laplacian) and between every other pixel, and
+    how channels go together (correlations). Images of another shape are a ValueError.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
+    with torch.no_grad(), on_device(model or nn.Identity()) as device:
+        batches = images.split(_BATCH)
+        parts = [_picture(b) if model is None else _answers(model(b.to(device))) for b in batches]
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return pd.DataFrame({name: values.cpu().double().numpy() for name, values in columns.items()})
+
+
+def _picture(images: Tensor) -> dict[str, Tensor]:
+    flat = images.flatten(2)
+    kernels = torch.tensor([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]]).to(images).expand(3, 1, 3, 3)
+    per_channel = {"mean": flat.mean(2), "deviation": flat.std(2)}
+    per_channel |= {"black": (flat <= 1e-3).float().mean(2), "white": (flat >= 1 - 1e-3).float().mean(2)}
+    for name, step in (("detail", 1), ("coarse detail", 2)):
+        edges = F.conv2d(images, kernels, dilation=step, groups=3).abs().flatten(2).mean(2)
+        per_channel[name] = edges.clamp_min(1e-6).log()
+    columns = {f"{n}, {c}": v[:, i] for n, v in per_channel.items() for i, c in enumerate(_CHANNELS)}
+    centred = flat - flat.mean(2, keepdim=True)
+    unit = centred / centred.norm(dim=2, keepdim=True).clamp_min(1e-6)
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        columns[f"correlation, {_CHANNELS[a]} and {_CHANNELS[b]}"] = (unit[:, a] * unit[:, b]).sum(1)
+    return columns
+
+
+def _answers(logits: Tensor) -> dict[str, Tensor]:
+    """What a model answers: log-probabilities of the classes, or of masks shares and sureness."""
+    if logits.ndim == 2:
+        return {f"class {i}": v for i, v in enumerate(logits.log_softmax(1).clamp_min(-20).unbind(1))}
+    if logits.shape[1] > 1:
+        shares = logits.softmax(1).flatten(2)
+        columns = {f"share of class {i}": share.mean(1) for i, share in enumerate(shares.unbind(1))}
+        return columns | {"unsure": 1 - shares.amax(1).mean(1)}
+    shares = logits.flatten(1).sigmoid()
+    unsure = (shares * (1 - shares)).mean(1)
+    return {"foreground": shares.mean(1), "unsure": unsure, "largest": shares.amax(1)}
+
+
+def _least_p(n_reference: int, n_stream: int, draws: int) -> float:
+    """Return the least p-value: of the ways to deal groups out, or as many as are drawn, one was observed."""
+    reached = 1 + (n_reference == n_stream)  # of equal numbers its mirror image, as far apart, is another
+    return max(reached / comb(n_reference + n_stream, n_stream), 1 / (draws + 1))
+
+
+def _thinned(*sides: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Return which images stay if no group may have more than is usual (the median) on the smaller side."""
+    kept, rng = [], np.random.default_rng((seed, 1))
+    cap = min(int(np.median(np.unique(side, return_counts=True)[1])) for side in sides)
+    for side in sides:
+        order = rng.permutation(len(side))
+        rank = pd.Series(side[order]).groupby(side[order]).cumcount().to_numpy()
+        kept.append(np.sort(order[rank < cap]))
+    return kept
+
+
+def energy_test(
+    reference: np.ndarray,
+    stream: np.ndarray,
+    reference_groups: np.ndarray,
+    stream_groups: np.ndarray,
+    alpha: float = 0.05,
+    draws: int = 999,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return energy distance, without bias, and its p-value under permutation of whole groups.
+
+    Images of one slide zone or photograph hang together, and a test that took them for independent would cry
+    wolf. Under no drift groups of one size are exchangeable, so that the rate of false alarms is what was
+    asked for, whatever the numbers, (N, F) and (M, F), are. Groups of other sizes are not: so larger ones are
+    thinned to the usual size of the smaller side, all weigh the same, and none is compared with itself.
+    Numbers are standardised over both samples together; a group of the stream is another one than that of the
+    same name in the reference. (Szekely and Rizzo, "Testing for Equal Distributions in High Dimension",
+    InterStat 2004.) So few groups that no p-value is at most ``alpha`` are a ValueError.
+    """
+    kept, kept_stream = _thinned(reference_groups, stream_groups, seed=seed)
+    both = np.concatenate([reference[kept], stream[kept_stream]])
+    groups = [f"0 {g}" for g in reference_groups[kept]] + [f"1 {g}" for g in stream_groups[kept_stream]]
+    names, members = np.unique(groups, return_inverse=True)
+    belongs = np.eye(len(names))[members]
+    within = np.unique(members[len(kept) :])
+    outside = np.setdiff1d(np.arange(len(names)), within)
+    if (least := _least_p(len(outside), len(within), draws)) > alpha:
+        told = f"{len(outside)} and {len(within)} groups with {draws} permutations"
+        remedy = "more groups, more permutations, or a level above it"
+        raise ValueError(f"{told} give no p-value below {least:.2g}; {remedy}")
+    scaled = (both - both.mean(axis=0)) / np.where(both.std(axis=0) > 1e-12, both.std(axis=0), 1)
+    belongs /= belongs.sum(axis=0)
+    means = belongs.T @ cdist(scaled, scaled) @ belongs
+    np.fill_diagonal(means, 0)
+
+    def apart(one: np.ndarray, two: np.ndarray, itself: int = 0) -> np.ndarray:
+        # Mean distance of the groups marked 1 in ``one`` to (other) ones marked in ``two``, (..., G).
+        pairs = one.sum(axis=-1) * (two.sum(axis=-1) - itself)
+        return np.einsum("...g,...g->...", one @ means, two) / np.maximum(pairs, 1)
+
+    def energy_distance(drawn: np.ndarray, rest: np.ndarray, axis: int = -1) -> np.ndarray:
+        inside = np.zeros((*drawn.shape[:-1], len(names)))
+        np.put_along_axis(inside, drawn.astype(int), 1.0, axis=-1)
+        others = 1 - inside
+        return 2 * apart(inside, others) - apart(inside, inside, 1) - apart(others, others, 1)
+
+    test = stats.permutation_test(
+        (within, outside), energy_distance, alternative="greater", n_resamples=draws, vectorized=True,
+        axis=-1, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(test.statistic), float(test.pvalue)
 
 
 @dataclass(frozen=True)
@@ -35,9 +156,9 @@ class ShiftTest:
     """What a `ShiftDetector` says of a stream.
 
     Attributes:
-        p_value: probability of as large a distance if the stream came from the same source, (0, 1].
-        raised: whether it is at most the level asked for.
-        distance: energy distance of the standardised numbers; 0 on average, if the source is the same.
+        p_value, raised: probability of as large a distance if the stream came from the same source, (0, 1],
+            and whether it is at most the level asked for.
+        distance: see `energy_test`; 0 on average, if the source is the same.
         statistics: one row a number, the most telling first: mean of the ``reference`` and of the ``stream``,
             ``ks`` (largest distance of the distributions of group means, 0 to 1), ``p``, ``p_holm`` (adjusted
             for how many there are), ``shift`` of the mean in standard deviations of both together.
@@ -52,23 +173,15 @@ class ShiftTest:
     n_groups: int
 
     def __str__(self) -> str:
-        verdict = "ALARM: another source" if self.raised else "no alarm"
-        first = self.statistics.iloc[0]
-        return (
-            f"{verdict} (p = {self.p_value:.3f}, {self.n_images} images in {self.n_groups} groups); "
-            f"moved most: {first.name}, {first['reference']:.3g} to {first['stream']:.3g}"
-        )
+        verdict, first = "ALARM: another source" if self.raised else "no alarm", self.statistics.iloc[0]
+        told = f"p = {self.p_value:.3f}, {self.n_images} images in {self.n_groups} groups"
+        moved = f"{first.name}, {first['reference']:.3g} to {first['stream']:.3g}"
+        return f"{verdict} ({told}); moved most: {moved}"
 
 
 @dataclass(frozen=True)
 class ShiftDetector:
-    """Remembers what images looked like; `fit` makes it, `test` tells whether others look the same.
-
-    Attributes:
-        reference: numbers of the reference images (N, F).
-        groups: group of each, (N,).
-        model: whose answers are compared; None compares pictures.
-    """
+    """Remembers what images looked like; `fit` makes it, `test` tells whether others look the same."""
 
     reference: pd.DataFrame
     groups: np.ndarray
@@ -88,8 +201,7 @@ class ShiftDetector:
                 a row being one group; 1 says that images are independent.
 
         Raises:
-            R2LError: no groups: they have to be told.
-            ValueError: fewer than two groups, or another number of groups than of images.
+            R2LError, ValueError: no groups, fewer than two, or not one for each image.
         """
         return cls(image_features(images, model), _checked(groups, len(images)), model)
 
@@ -105,44 +217,37 @@ class ShiftDetector:
         """Say whether a stream of images (M, 3, H, W), display domain, comes from another source.
 
         Args:
-            images: the stream.
             groups: as in `fit`; other groups than the reference's.
             alpha: rate of false alarms that is accepted.
-            draws: permutations; the p-value is at least 1 / (draws + 1).
-            seed: of the permutations.
+            draws, seed: of permutations; the p-value is at least 1 / (draws + 1).
 
         Raises:
-            R2LError: no groups.
-            ValueError: too few groups for any p-value at most ``alpha``, or groups that do not fit.
+            R2LError, ValueError: as `fit`; or too few groups for any p-value at most ``alpha``.
         """
         stream, groups = image_features(images, self.model), _checked(groups, len(images), least=1)
-        kept = thinned(self.groups, groups, seed)
-        parts = [self.reference.iloc[kept[0]], stream.iloc[kept[1]]]
-        names = self.groups[kept[0]], groups[kept[1]]
-        numbers = [part.to_numpy() for part in parts]
-        distance, p_value = energy_test(*numbers, *names, alpha, draws, seed)
-        table = _which(*parts, *names)
-        raised = p_value <= alpha + 1e-12
+        kept, kept_stream = _thinned(self.groups, groups, seed=seed)
+        parts = self.reference.iloc[kept], stream.iloc[kept_stream]
+        names = self.groups[kept], groups[kept_stream]
+        distance, p_value = energy_test(*(part.to_numpy() for part in parts), *names, alpha, draws, seed)
+        raised, table = p_value <= alpha + 1e-12, _which(*parts, *names)
         return ShiftTest(p_value, raised, distance, table, len(images), len(np.unique(groups)))
 
 
 def _checked(groups: np.ndarray | int | None, n_images: int, least: int = 2) -> np.ndarray:
     if groups is None:
-        raise R2LError(
-            "groups",
+        why = (
             "not told; images of one slide or photo, or taken in a row, hang together, and a test that takes "
-            "them for independent raises false alarms",
-            "Pass groups=, one name an image; or a number, so many neighbours being one group (1: "
-            "independent images)",
         )
+        remedy = "Pass groups=, one name an image; or a number, so many neighbours being one group"
+        why += "them for independent raises false alarms"
+        raise R2LError("groups", why, f"{remedy} (1: independent images)")
     if isinstance(groups, int) and groups > 0:
         groups = np.arange(n_images) // groups
     groups = np.asarray(groups)
-    if groups.shape != (n_images,) or len(np.unique(groups)) < least:
-        raise ValueError(
-            f"expected a group for each of {n_images} images and {least} groups or more, "
-            f"got {groups.shape} in {len(np.unique(groups))} groups"
-        )
+    told = len(np.unique(groups))
+    if groups.shape != (n_images,) or told < least:
+        expected = f"expected a group for each of {n_images} images and {least} groups or more"
+        raise ValueError(f"{expected}, got {groups.shape} in {told} groups")
     return groups
 
 
@@ -153,7 +258,7 @@ def _which(
     before, after = reference.groupby(groups).mean(), stream.groupby(stream_groups).mean()
     tests = [stats.ks_2samp(before[name], after[name]) for name in reference]
     table = pd.DataFrame({"reference": reference.mean(), "stream": stream.mean()})
-    table = table.assign(ks=[test.statistic for test in tests], p=[test.pvalue for test in tests])
+    table[["ks", "p"]] = [(test.statistic, test.pvalue) for test in tests]
     table["p_holm"] = holm(np.clip(table["p"], 0, 1))
     # Of both together: a number that never varies in the reference still has a spread to count in.
     spread = pd.concat([reference, stream]).std().clip(lower=1e-12)
@@ -180,12 +285,10 @@ def detection_rates(
     another pipeline, or by the same, which gives the rate of false alarms.
 
     Args:
-        views: developed images.
         summary: what `summarise` returned for the same pipelines; tells where the score fell.
-        n_images: lengths of the streams.
+        n_images, repeats: lengths of the streams, and how many of each a cell.
         models: whose answers are watched, one for each pipeline (the first is taken) on the images that it
             has not seen; without, statistics of the pictures are watched.
-        repeats: streams a cell and length.
         alpha, draws, seed: see `ShiftDetector.test`; the seed is of the dealing too.
 
     Returns:
@@ -193,9 +296,6 @@ def detection_rates(
         the alarm), ``streams`` (how many were long enough), ``drop`` (loss of score), ``fell`` (whether it is
         significantly below the row's diagonal), ``verdict``: "noticed" or "missed" where the score fell (half
         of the streams decide), else "early warning" or "quiet"; or "stream too short".
-
-    Raises:
-        ValueError: no length, a pipeline that ``views`` or ``models`` lack, or too few groups.
     """
     if not n_images or min(n_images) < 2 or repeats < 1:
         raise ValueError("expected lengths of 2 images or more, and a repeat")
@@ -204,28 +304,27 @@ def detection_rates(
     rows, of_code = [], {trained.code: trained for trained in reversed(models or [])}
     with progress_bar(total=len(cells), desc="watching", disable=not progress) as bar:
         for train, part in cells.groupby("train", sort=False):
-            if models is not None and train not in of_code:
-                raise ValueError(f"no model of {train!r} among {sorted(of_code)}")
-            model = of_code[train].module if models is not None else None
-            pool = np.asarray(of_code[train].test) if models is not None else np.arange(len(views))
+            model, pool = None, np.arange(len(views))
+            if models is not None:
+                trained = choose("model of", train, of_code)
+                model, pool = trained.module, np.asarray(trained.test)
             groups = views.groups[pool]
             seen = {test: image_features(views.images[test][pool], model).to_numpy() for test in part["test"]}
             for cell in part.itertuples():
                 raised: dict[int, list[bool]] = {length: [] for length in n_images}
                 for length, number, kept, stream in _deals(groups, n_images, repeats, seed):
                     parts = [len(np.unique(groups[which])) for which in (kept, stream)]
-                    if len(stream) < length or least_p(*parts, draws) > alpha:
+                    if len(stream) < length or _least_p(*parts, draws) > alpha:
                         continue
                     samples = seen[train][kept], seen[cell.test][stream]
                     _, p = energy_test(*samples, groups[kept], groups[stream], alpha, draws, number)
                     raised[length].append(p <= alpha + 1e-12)
-                drop, fell = -cell.difference, bool(cell.significant and cell.difference < 0)
+                fell = bool(cell.significant and cell.difference < 0)
                 for length, alarms in raised.items():
                     share = float(np.mean(alarms)) if alarms else np.nan
-                    rows.append((train, cell.test, length, share, len(alarms), drop, fell))
+                    rows.append((train, cell.test, length, share, len(alarms), -cell.difference, fell))
                 bar.update()
-    columns = ["train", "test", "n_images", "raised", "streams", "drop", "fell"]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=["train", "test", "n_images", "raised", "streams", "drop", "fell"])
     noticed, fell = table["raised"] >= 0.5, table["fell"]
     cases = [table["streams"] == 0, fell & noticed, fell, noticed]
     words = ["stream too short", "noticed", "missed", "early warning"]

@@ -73,22 +73,15 @@ def _freedom(sizes: np.ndarray) -> float:
 
 def few_groups_text(effective: float) -> str:
     """Return a warning if groups are too few for their intervals to be believed, else nothing."""
-    if effective >= _ENOUGH_GROUPS:
-        return ""
-    return (
-        f"few groups, worth {effective:.0f} of equal size: the intervals are to be believed from "
-        f"{_ENOUGH_GROUPS} on"
-    )
+    told = f"few groups, worth {effective:.0f} of equal size: the intervals are to be believed from"
+    return "" if effective >= _ENOUGH_GROUPS else f"{told} {_ENOUGH_GROUPS} on"
 
 
 @dataclass(frozen=True)
 class Jackknife:
-    """Ratios of sums: as observed, without each group in turn, and by each seed alone.
+    """Ratios of sums: as observed (K,), without each group in turn (G, K), and by each seed alone (S, K).
 
     Attributes:
-        estimate: observed, (K,).
-        without_group: (G, K).
-        by_seed: (S, K).
         sizes: of the groups, in images of average weight (G,).
         hits: whether images are right or wrong, 0 or 1 (of differences also -1): all or nothing.
         level: coverage of the intervals.
@@ -271,10 +264,8 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
     Calling those at most 0.05 significant keeps the chance of one or more false calls, over all K
     comparisons, at most 5 %, however they depend on each other. (Holm, "A Simple Sequentially Rejective
-    Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.)
-
-    Raises:
-        ValueError: a p-value outside [0, 1].
+    Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979.) A p-value outside [0, 1] is a
+    ValueError.
     """
     p = np.asarray(p_values, dtype=float)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():

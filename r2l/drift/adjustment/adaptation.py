@@ -42,15 +42,14 @@ def compare_adaptations(
         adapt_on, test_on: frames that methods adapt to and are tested on; of other groups.
         methods: of `METHODS`; by default one of each kind, and none that takes many times as long.
         batch_size: images a step; with several sizes, everything is repeated with each.
-        equal_time: whether to repeat all with as many steps as each method takes in the time of TENT's, which
-            differ with the machine.
+        equal_time: whether to repeat all with as many steps as each method takes in the time of TENT's.
         **settings: further arguments of `adapt`; ``steps`` may be given by method.
 
     Returns:
         One row for each target, method and image: ``target``, ``batch_size``, ``equal`` ("steps" or "time"),
         ``method``, what `predict` tells, and of the adaptation ``steps``, how many of them were ``skipped``
         for want of a reliable answer, ``seconds``, ``undone`` (see `adapt`) and ``labelled`` (whether it saw
-        labels of the target).
+        labels).
 
     Raises:
         ValueError: a group on both sides, an unknown method, equal times without TENT, or as `adapt`.
@@ -126,23 +125,19 @@ def adaptation_experiment(
 ) -> pd.DataFrame:
     """Train on the source, adapt to each target by each method, test on groups that neither has seen.
 
-    The folds take turns: one is tested, the next is adapted to, the others are trained on. So every image is
-    tested once for each seed. The task model is trained with the source's ISP frozen.
+    The folds take turns: one is tested, the next is adapted to, the others are trained on, with the source's
+    ISP frozen. So every image is tested once for each seed. Returned is what `compare_adaptations` returns,
+    with ``seed`` and ``fold``.
 
     Args:
         source: what models are trained on; its normalisation is that of its training images, fixed.
-        targets: by name, see `compare_adaptations`; the source among them shows what a method does where
-            nothing has changed. All hold the source's scenes, in its order.
+        targets: by name; the source among them shows what a method does where nothing has changed. All hold
+            the source's scenes, in its order.
         methods: of `METHODS`; "none" has to be among them for `summarise_adaptations`.
-        model: a name for `make_classifier`, or a function of number of classes, means and stds.
-        n_splits: number of folds, at least 3.
-        seeds: of folds, weights and order; with several, everything is repeated.
+        model, n_splits, seeds: as in `compare_processing`; at least 3 folds.
         codes: pipelines that the generalist is trained on.
         adaptation: arguments of `compare_adaptations` (``steps``, ``batch_size``, ``equal_time``).
         **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ...).
-
-    Returns:
-        What `compare_adaptations` returns, with ``seed`` and ``fold``.
 
     Raises:
         ValueError: fewer than three folds, different scenes, or as `compare_adaptations`.
@@ -161,9 +156,8 @@ def adaptation_experiment(
                 trained = source.train(model, fold, mixed, freeze_processor=True, **settings)
                 options = {"statistics": source_statistics(trained, frames.subset(training))}
                 if "all_pipelines" in methods:
-                    options["generalist"] = train_on_pipelines(
-                        source, training, codes=codes, model=model, seed=mixed, **settings
-                    )
+                    how = {"codes": codes, "model": model, "seed": mixed, **settings}
+                    options["generalist"] = train_on_pipelines(source, training, **how)
                 options |= {"methods": methods, "seed": mixed, **(adaptation or {})}
                 table = compare_adaptations(trained, targets, adapt_on, test_on, **options)
                 tables.append(table.assign(seed=seed, fold=number))

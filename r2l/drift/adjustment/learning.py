@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.datasets.splits import Fold, group_folds
-from r2l.drift.adjustment.physical import describe_isp
+from r2l.drift.adjustment.methods import describe_isp
 from r2l.drift.paired import paired_summary
 from r2l.isp import PIPELINES, ParametrizedISP, open_pipeline
 from r2l.isp.grammar import Pipelines, open_pipelines
@@ -40,14 +40,13 @@ _State = dict[str, Tensor]
 class Domain:
     """What a model meets: frames as some sensor recorded them, and the ISP that develops them.
 
+    All domains of an experiment hold the same scenes in the same order.
+
     Attributes:
-        frames: all domains of an experiment hold the same scenes in the same order.
-        processor: raw (B, 1, H, W) to display RGB (B, 3, H, W); may be given as anything that
-            `r2l.isp.open_pipeline` takes.
+        processor: may be given as anything that `r2l.isp.open_pipeline` takes.
         normalisation: channel means and standard deviations, display units, that a task model trained here
             subtracts and divides by. None measures them on the developed training images. Either way they are
-            fixed: nothing is normalised image by image or batch by batch, so that a change of brightness or
-            colour reaches the model.
+            fixed, so that a change of brightness or colour reaches the model.
     """
 
     frames: Frames
@@ -55,8 +54,7 @@ class Domain:
     normalisation: Statistics | None = None
 
     def __post_init__(self) -> None:
-        opened = open_pipeline(self.processor, self.frames.camera)
-        object.__setattr__(self, "processor", opened)
+        object.__setattr__(self, "processor", open_pipeline(self.processor, self.frames.camera))
 
     def statistics(self, indices: np.ndarray) -> Statistics:
         """Return the normalisation of a model that is trained on the frames ``indices``."""
@@ -95,15 +93,9 @@ class RandomPipeline(nn.Module):
 
 def check_domains(domains: Sequence[Domain]) -> None:
     """Raise a ValueError unless all domains hold the same labels and groups, so that images can be paired."""
-    if not domains:
-        raise ValueError("no domains")
-    first = domains[0].frames
-    for other in (domain.frames for domain in domains):
-        same = np.array_equal(first.labels, other.labels)
-        if not same or not np.array_equal(first.groups, other.groups):
-            raise ValueError(
-                "domains hold different scenes: labels and groups have to be equal, in one order"
-            )
+    scenes = [(domain.frames.labels.tolist(), domain.frames.groups.tolist()) for domain in domains]
+    if not scenes or any(scene != scenes[0] for scene in scenes):
+        raise ValueError("domains hold different scenes: labels and groups have to be equal, in one order")
 
 
 @dataclass(frozen=True)
@@ -111,9 +103,8 @@ class Learning:
     """What `compare_processing` found.
 
     Attributes:
-        curves: one row for each domain, arm, seed, fold and epoch (from 1): ``train_loss``,
-            ``train_accuracy``, ``val_loss``, ``val_accuracy`` and so on, as `fit` logs them. Validation is on
-            the held-out fold; nothing was chosen by it.
+        curves: one row for each domain, arm, seed, fold and epoch (from 1): ``train_loss``, ``val_accuracy``
+            and so on, as `fit` logs them. Validation is on the held-out fold; nothing was chosen by it.
         answers: one row for each domain, arm, seed and image: what `predict` tells of the model of the last
             epoch, and ``fold``.
         initial: the ISP that each domain started from.
@@ -128,9 +119,8 @@ class Learning:
     def processor(
         self, domain: str, epoch: int = -1, *, arm: str = "learned", seed: int | None = None, fold: int = 0
     ) -> nn.Module:
-        """Return the ISP of one training as it stood after ``epoch`` (0: before the first; -1: the last).
-
-        Of the first seed, if None.
+        """Return the ISP of a training after ``epoch`` (0: before the first; -1: the last); of the first
+        seed.
 
         Raises:
             ValueError: no such training, or epoch.
@@ -138,8 +128,8 @@ class Learning:
         seed = next(iter(self.states))[2] if seed is None else seed
         states = self.states.get((domain, arm, seed, fold))
         if states is None:
-            there = list(self.states)[:8]
-            raise ValueError(f"no training {(domain, arm, seed, fold)}; there are {there} ...")
+            trainings = list(self.states)[:8]
+            raise ValueError(f"no training {(domain, arm, seed, fold)}; there are {trainings} ...")
         if not -len(states) <= epoch < len(states):
             raise ValueError(f"epoch {epoch}; choose from 0 to {len(states) - 1}, or -1")
         isp = copy.deepcopy(self.initial[domain])
@@ -158,35 +148,28 @@ class Learning:
         if not learnings or not isinstance(self.initial[domain], ParametrizedISP):
             raise ValueError(f"no ParametrizedISP was learned under {domain!r}")
         isps = [self.processor(domain, seed=seed, fold=fold) for *_, seed, fold in learnings]
-        learned = pd.DataFrame([describe_isp(isp) for isp in isps])
-        columns = {"mean": learned.mean(), "lowest": learned.min(), "highest": learned.max()}
-        return pd.DataFrame({"initial": describe_isp(self.initial[domain]), **columns})
+        learned = pd.DataFrame([describe_isp(isp) for isp in isps]).agg(["mean", "min", "max"]).T
+        learned.insert(0, "initial", pd.Series(describe_isp(self.initial[domain])))
+        return learned.rename(columns={"min": "lowest", "max": "highest"})
 
     def summary(self, value: str = "correct", level: float = 0.95) -> pd.DataFrame:
         """Return score and paired difference to frozen of each domain, see `paired_summary`."""
-        return paired_summary(
-            self.answers, arm="arm", baseline="frozen", by="domain", value=value, level=level
-        )
+        options = {"baseline": "frozen", "by": "domain", "value": value, "level": level}
+        return paired_summary(self.answers, arm="arm", **options)
 
     def bands(self, column: str = "val_accuracy", level: float = 0.95) -> pd.DataFrame:
         """Return mean and interval of a learning curve at each epoch.
 
-        Folds are averaged within a seed; the interval is Student's t over the seeds. With one seed there is
-        none, and its bounds are the mean.
-
-        Raises:
-            ValueError: no such column.
+        Folds are averaged within a seed; the interval is Student's t over the seeds, of one seed its mean. A
+        column that there is not is a ValueError.
         """
         if column not in self.curves:
             raise ValueError(f"no column {column!r}; choose from {', '.join(self.curves.columns)}")
         keys = ["domain", "arm", "epoch"]
         means = self.curves.groupby([*keys, "seed"], sort=False)[column].mean().unstack("seed")
-        rows = means.mean(axis=1).rename("mean").to_frame()
-        rows["low"] = rows["high"] = rows["mean"]
-        if means.shape[1] > 1:
-            half = stats.t.ppf((1 + level) / 2, means.shape[1] - 1) * means.sem(axis=1)
-            rows["low"], rows["high"] = rows["mean"] - half, rows["mean"] + half
-        return rows.reset_index()
+        half = stats.t.ppf((1 + level) / 2, max(means.shape[1] - 1, 1)) * means.sem(axis=1).fillna(0)
+        mean = means.mean(axis=1)
+        return pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half}).reset_index()
 
 
 def compare_processing(
@@ -221,9 +204,8 @@ def compare_processing(
     check_domains([*domains.values()])
     for name, domain in domains.items():
         if "learned" in arms and not [*domain.processor.parameters()]:
-            raise ValueError(
-                f"{name}: {type(domain.processor).__name__} has nothing to learn; take a ParametrizedISP"
-            )
+            kind = type(domain.processor).__name__
+            raise ValueError(f"{name}: {kind} has nothing to learn; take a ParametrizedISP")
     frames = next(iter(domains.values())).frames
     folds = {seed: group_folds(frames.labels, frames.groups, n_splits, seed) for seed in seeds}
     jobs = [*product(seeds, range(n_splits), domains, arms)]
@@ -249,9 +231,6 @@ def compare_processing(
             table = predict(trained, {name: domain.frames.subset(fold.test)}, by="domain")
             answers.append(table.assign(**cell))
             bar.update()
-    return Learning(
-        pd.concat(curves, ignore_index=True),
-        pd.concat(answers, ignore_index=True),
-        {name: copy.deepcopy(domain.processor) for name, domain in domains.items()},
-        states,
-    )
+    initial = {name: copy.deepcopy(domain.processor) for name, domain in domains.items()}
+    tables = (pd.concat(parts, ignore_index=True) for parts in (curves, answers))
+    return Learning(*tables, initial, states)

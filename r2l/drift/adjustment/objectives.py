@@ -12,10 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from r2l.training import RawToLogits
 
-# Name of the developed image among the statistics.
-_IMAGE = "image"
-# Images that the Fisher information is measured on, one by one.
-_FISHER_IMAGES = 64
+_IMAGE = "image"  # the developed one's name among the statistics
+_FISHER_IMAGES = 64  # that the Fisher information is measured on, one by one
 # A variance below this share of the layer's mean variance is taken as this share: dead channels.
 _LEAST_SHARE = 1e-3
 
@@ -27,29 +25,22 @@ class SourceStatistics:
     Attributes:
         layers: by name, mean and variance (C,) of each channel over images and pixels: of the developed image
             (``"image"``) and of the inputs of the batch normalisations behind the ISP.
-        images: how many images they were measured on.
         fisher: of the parameters of batch normalisation, by name: how much the answers depend on each, the
             mean square of the slope of the likeliest answer's log-probability.
     """
 
     layers: Mapping[str, tuple[Tensor, Tensor]]
-    images: int
     fisher: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def _layers(trained: RawToLogits, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
     """Layers behind the ISP, by name."""
-    named = trained.named_modules()
-    behind = ((name, m) for name, m in named if name.split(".")[0] in ("norm", "model"))
-    return {name: m for name, m in behind if isinstance(m, kinds)}
+    named = {name: m for name, m in trained.named_modules() if isinstance(m, kinds)}
+    return {name: m for name, m in named.items() if name.split(".")[0] in ("norm", "model")}
 
 
 def batch_norms(trained: RawToLogits) -> dict[str, nn.Module]:
-    """Return the batch normalisations behind the ISP, by name.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Return the batch normalisations behind the ISP, by name; a ValueError where there are none."""
     norms = _layers(trained, _BatchNorm)
     if not norms:
         raise ValueError(f"{type(trained.model).__name__} has no batch normalisation to adapt")
@@ -103,13 +94,8 @@ def forward_features(module: RawToLogits, frames: Tensor) -> tuple[Tensor, dict[
 def source_statistics(trained: RawToLogits, data: Dataset, *, batch_size: int = 64) -> SourceStatistics:
     """Measure, in eval mode, what a trained model sees of the data it was trained on.
 
-    Args:
-        trained: what `fit` returned, with the ISP it was trained with; it is not changed.
-        data: its training data, items with ``raw``.
-        batch_size: images at once; sums run over all of them, so that it does not matter.
-
-    Raises:
-        ValueError: no data.
+    ``trained`` is what `fit` returned, with the ISP it was trained with, and stays as it is; the data are
+    items with ``raw``. Sums run over all batches, whose size does not matter. No data are a ValueError.
     """
     if len(data) == 0:
         raise ValueError("no data to measure statistics on")
@@ -127,7 +113,7 @@ def source_statistics(trained: RawToLogits, data: Dataset, *, batch_size: int = 
     for name, (first, second, count) in totals.items():
         mean = first / count
         layers[name] = mean.float(), (second / count - mean.square()).clamp_min(0).float()
-    return SourceStatistics(layers, len(data), fisher)
+    return SourceStatistics(layers, fisher)
 
 
 @torch.enable_grad()
@@ -173,10 +159,7 @@ def alignment(features: Mapping[str, Tensor], source: SourceStatistics) -> Tenso
     Each channel is taken as normal, and compared by the Kullback-Leibler divergence of the target's
     distribution from the source's. Source: Ishii and Sugiyama, "Source-free domain adaptation via
     distributional alignment by matching batch normalization statistics", arXiv 2101.10842; the developed
-    image is compared the same way here.
-
-    Raises:
-        ValueError: features that the source statistics lack.
+    image is compared the same way here. Features that the source statistics lack are a ValueError.
     """
     if missing := set(features) - set(source.layers):
         raise ValueError(f"the source statistics lack {sorted(missing)}; measure them on this model")
@@ -188,7 +171,6 @@ def alignment(features: Mapping[str, Tensor], source: SourceStatistics) -> Tenso
         source_mean, source_variance = source.layers[name]
         floor = _LEAST_SHARE * source_variance.mean()
         variance, wanted = variance + floor, source_variance + floor
-        shift = (mean - source_mean).square() / wanted
-        ratio = variance / wanted
+        ratio, shift = variance / wanted, (mean - source_mean).square() / wanted
         parts.append(0.5 * (ratio - 1 - ratio.log() + shift).mean())
     return torch.stack(parts).mean()

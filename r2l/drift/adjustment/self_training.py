@@ -6,7 +6,7 @@ steps on the same batches, and at the end the statistics of batch normalisation 
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,8 +26,7 @@ from r2l.drift.adjustment.objectives import (
 from r2l.training import RawToLogits
 from r2l.training.augment import make_augment
 
-# Answers of less than this part of the largest entropy are reliable; EATA and SAR.
-_RELIABLE = 0.4
+_RELIABLE = 0.4  # EATA and SAR: answers of less than this part of the largest entropy
 # EATA: most likeness (cosine) to the mean answer, as published for ten classes; weight of what keeps the
 # network near its start.
 _REDUNDANT, _FISHER = 0.4, 2000.0
@@ -38,11 +37,13 @@ _RADIUS, COLLAPSED = 0.05, 0.2
 _SURE, _LOOKS, _RESTORED, _MEMORY = 0.92, 8, 0.01, 0.999
 
 _Batch = dict[str, Any]
+_Batches = Iterable[_Batch]
+_Record = dict[str, Any]
 
 
 def descend(
     parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
-    batches: Iterator[_Batch],
+    batches: _Batches,
     loss_of: Callable[[_Batch], Tensor | None],
     lr: float,
     *,
@@ -50,19 +51,13 @@ def descend(
     after: Callable[[], object] = lambda: None,
     betas: tuple[float, float] = (0.9, 0.999),
     reset_below: float = -math.inf,
-) -> dict[str, Any]:
+) -> _Record:
     """Take one step of Adam a batch, the learning rate falling from ``lr`` to 0 along a cosine.
 
-    Args:
-        parameters: as an optimizer takes them.
-        batches: what ``loss_of`` gets, one after the other.
-        loss_of: a loss, or None where there is nothing to learn from: then no step is taken.
-        before, after: called before and after each step.
-        reset_below: where the losses' moving average (nine parts old) falls below it, the parameters go back
-            to where they were at first: no entropy at all is that of one answer to everything.
-
-    Returns:
-        ``losses``, one a batch (NaN: no step), and the number of ``resets``.
+    ``loss_of`` a batch may be None: then there is nothing to learn from, and no step is taken. Where the
+    losses' moving average (nine parts old) falls below ``reset_below``, the parameters go back to where they
+    were at first: no entropy at all is that of one answer to everything. ``before`` and ``after`` are called
+    around each step. Returned are ``losses``, one a batch (NaN: no step), and the number of ``resets``.
     """
     batches = list(batches)
     optimizer = torch.optim.Adam(list(parameters), lr, betas=betas)
@@ -96,9 +91,12 @@ def _copy(values: Iterable[Tensor], into: Iterable[Tensor]) -> None:
 
 
 def _by_entropy(
-    module: RawToLogits, loss_of: Callable[[Tensor], Tensor | None], batches: Iterator[_Batch],
-    lr: float, **options: Any,
-) -> dict[str, Any]:  # fmt: skip
+    module: RawToLogits,
+    loss_of: Callable[[Tensor], Tensor | None],
+    batches: _Batches,
+    lr: float,
+    **options: Any,
+) -> _Record:
     """Learn scales and shifts of batch normalisation, with the statistics of the batch, by raw frames."""
     for norm in batch_norms(module).values():
         norm.train()
@@ -107,7 +105,7 @@ def _by_entropy(
         return descend(affine, batches, lambda batch: loss_of(batch["raw"]), lr, **options)
 
 
-def tent(module: RawToLogits, *step: Any, source: object = None, **options: Any) -> dict[str, Any]:
+def tent(module: RawToLogits, *step: Any, source: object, **options: Any) -> _Record:
     """Lower the entropy of all answers (Wang et al., ICLR 2021)."""
     return _by_entropy(module, lambda raw: entropies(module(raw)).mean(), *step, **options)
 
@@ -117,15 +115,13 @@ def _most(logits: Tensor) -> float:
     return _RELIABLE * math.log(max(2, logits.shape[1]))
 
 
-def eata(
-    module: RawToLogits, *step: Any, source: SourceStatistics | None = None, **options: Any
-) -> dict[str, Any]:
+def eata(module: RawToLogits, *step: Any, source: SourceStatistics | None, **options: Any) -> _Record:
     """Lower the entropy of answers that are reliable and unlike the mean one, near the source's weights.
 
     Source: Niu et al., "Efficient test-time model adaptation without forgetting", ICML 2022. Without
     ``source`` nothing holds the weights (the authors' ETA).
     """
-    affine = affine_parameters(module)
+    affine, fisher = affine_parameters(module), {} if source is None else source.fisher
     start = {name: p.detach().clone() for name, p in affine.items()}
     mean: list[Tensor] = []
 
@@ -141,16 +137,13 @@ def eata(
         mean[:] = [0.9 * mean[0] + 0.1 * new if mean else new]
         entropy = entropy[chosen]
         loss = (entropy * (_most(logits) - entropy.detach()).exp()).mean()
-        fisher = {} if source is None else source.fisher
-        kept = [(fisher[n] * (affine[n] - start[n]).square()).sum() for n in fisher]
+        kept = [(weight * (affine[n] - start[n]).square()).sum() for n, weight in fisher.items()]
         return loss + _FISHER * sum(kept)
 
     return _by_entropy(module, loss_of, *step, **options)
 
 
-def sar(
-    module: RawToLogits, *step: Any, source: object = None, reset_below: float = COLLAPSED
-) -> dict[str, Any]:
+def sar(module: RawToLogits, *step: Any, source: object, reset_below: float = COLLAPSED) -> _Record:
     """Lower the entropy of reliable answers where it is flat, and start anew after a collapse.
 
     Source: Niu et al., "Towards stable test-time adaptation in dynamic wild world", ICLR 2023.
@@ -179,10 +172,7 @@ def sar(
     return _by_entropy(module, loss_of, *step, **options)
 
 
-def cotta(
-    module: RawToLogits, batches: Iterator[_Batch], lr: float, *, source: object = None,
-    **options: Any,
-) -> dict[str, Any]:  # fmt: skip
+def cotta(module: RawToLogits, batches: _Batches, lr: float, *, source: object, **options: Any) -> _Record:
     """Follow a teacher, the mean of the weights so far, that looks again where the source is not sure.
 
     All weights of the task model learn, some go back to the source's at each step, and the teacher is what
@@ -223,7 +213,7 @@ def cotta(
             weight.copy_(torch.where(restored, old, weight))
 
     with learning_only(module, weights):
-        record = descend(weights, iter(batches), loss_of, lr, after=after, **options)
+        record = descend(weights, batches, loss_of, lr, after=after, **options)
     _copy(slow, weights)
     return record
 
@@ -233,6 +223,4 @@ def _recoloured(images: Tensor, _masks: None) -> tuple[Tensor, None]:
 
 
 #: They adapt a module in place: by batches, a learning rate, ``source`` (statistics), options of `descend`.
-SELF_TRAINING: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "tent": tent, "eata": eata, "sar": sar, "cotta": cotta,
-}  # fmt: skip
+SELF_TRAINING: dict[str, Callable[..., _Record]] = {"tent": tent, "eata": eata, "sar": sar, "cotta": cotta}

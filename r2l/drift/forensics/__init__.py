@@ -1,9 +1,4 @@
-"""Drift forensics: which processing breaks a given model, and how far each setting may go before it does.
-
-Searches (`bounded_attack`, `penalised_attack`, `static_attack`) look for one setting of a pipeline under
-which the model fails; `random_search` and `compare_to_random` say whether that is more than chance finds.
-`tolerance_report` says what the model stands, setting by setting.
-"""
+"""Drift forensics: which processing breaks a model, whether that is more than chance, and what it stands."""
 
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.attack import (

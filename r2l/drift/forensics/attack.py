@@ -1,4 +1,7 @@
-"""Searches for processing that a model cannot stand: along the gradient, at random, and by CMA-ES."""
+"""Searches for processing that a model cannot stand: along the gradient, at random, and by CMA-ES.
+
+All raise a ValueError where there is nothing to search: no step, no such parameter or setting, no gradient.
+"""
 
 import copy
 import math
@@ -33,8 +36,7 @@ class Attack:
     """What a search found: one setting of the pipeline, the same for all images.
 
     Attributes:
-        method: which search.
-        space: where it searched.
+        method, space: which search, and where.
         point: (d,) the worst that it found; within [-1, 1] if the search was bounded.
         margin: mean margin of the search's images there; low is bad for the model.
         evaluations: how often the search's images were shown to the model.
@@ -101,13 +103,9 @@ def bounded_attack(
         frames: on whose average the search goes. Judge the result on others.
         isp: the pipeline at the centre of the box, by default the model's own processor; stays as it is.
         parameters, fraction: see `ParameterSpace`.
-        steps: of each start.
-        restarts: how many starts; the first is the pipeline as it is, the others are random.
+        steps, restarts: how many starts, of so many steps; the first is the pipeline as it is, the others are
+            random (``seed``).
         step: length of the first step, in units of the tolerance; falls to 0 by a cosine.
-        seed: of the random starts.
-
-    Raises:
-        ValueError: fewer than one step or start; no parametrized pipeline; or as `ParameterSpace`.
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"nothing to search: {steps} steps, {restarts} starts")
@@ -149,14 +147,9 @@ def penalised_attack(
     Args:
         model, frames, isp: as in `bounded_attack`; the search starts at the ISP, and measures from it.
         adversary: weight, distance and parameters, and the bounds in which they stay physical.
-        epochs: passes over the frames.
-        batch_size: frames a step.
+        epochs: passes over the frames, in an order by ``seed`` and steps of ``batch_size``.
         lr: of Adam, in the steps of a `ParametrizedISP`, calibrated on the frames.
         fraction: the tolerance in whose units the result tells how far it went; it bounds nothing.
-        seed: of the order of the frames.
-
-    Raises:
-        ValueError: no epochs, or as `Adversary.searched`.
     """
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"nothing to search: {epochs} epochs of batches of {batch_size}")
@@ -189,10 +182,8 @@ def _searchable(model: nn.Module, isp: Any, kinds: Any = Searchable) -> Any:
     isp = own_processor(model, isp)
     if isinstance(isp, kinds):
         return isp
-    raise ValueError(
-        f"no gradients to search by: {isp} has no parameters of that kind; give "
-        "isp=ParametrizedISP(frames.camera), or take static_attack"
-    )
+    remedy = "give isp=ParametrizedISP(frames.camera), or take static_attack"
+    raise ValueError(f"no gradients to search by: {isp} has no parameters of that kind; {remedy}")
 
 
 def random_points(
@@ -229,12 +220,8 @@ def random_search(
 
     Args:
         model, frames: as in `bounded_attack`.
-        space: the box of the attack (`Attack.space`).
-        evaluations: how many draws; as many as the attack used (`Attack.evaluations`).
+        space, evaluations: the box of the attack, and how many draws: as many as it used.
         seed, size: of the draws, see `random_points`.
-
-    Raises:
-        ValueError: no evaluations.
     """
     visits = _visits(Evaluator(model, frames), space, random_points(space, evaluations, seed, size))
     return _worst("random", space, visits, evaluations, progress)
@@ -259,13 +246,8 @@ def static_attack(
 
     Args:
         model, frames: as in `bounded_attack`; the frames of one camera.
-        pipeline: as in `Prober`.
-        settings, fraction: see `SettingSpace`.
+        pipeline, settings, fraction: see `SettingSpace`.
         evaluations: how often the frames are shown to the model, at most.
-        seed: equal seeds find equal points.
-
-    Raises:
-        ValueError: no evaluations; or as `SettingSpace`.
     """
     space = SettingSpace(own_processor(model, pipeline), frames.camera, settings, fraction)
     evaluator, dimension, left = Evaluator(model, frames), len(space.coordinates), max(evaluations - 1, 0)

@@ -20,8 +20,6 @@ from r2l.drift.statistics import (
 )
 from r2l.progress import progress_bar
 
-_ROWS = ("unchanged", "random, typical", "random, worst of as many", "attack")
-
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -30,13 +28,11 @@ class Comparison:
     Attributes:
         table: rows "unchanged", "random, typical" (mean over several draws), "random, worst of as many" (of
             as many draws as the attack had evaluations, picked on the search's images) and "attack", the last
-            two averaged over searches; ``score`` with ``low`` and ``high``; ``change`` to unchanged with
-            ``change_low``, ``change_high``; ``psnr`` (dB) of the pictures, all together, beside the unchanged
-            ones.
+            two averaged over searches; ``score`` and ``change`` to unchanged with bounds; ``psnr`` (dB) of
+            all the pictures beside the unchanged ones.
         difference, low, high: mean of attack less the worst random one (negative: the attack does more harm),
             and its bounds, for other images and other searches, of confidence ``level``.
         p: of the test of that difference; nan of one search a side, which can't tell skill from luck.
-        p_typical: against typical draws, of which there are enough, over images alone.
         searches: how many attacks and how many random searches.
         effective_groups: of the fresh images, see `r2l.drift.statistics.effective_groups`.
     """
@@ -46,7 +42,6 @@ class Comparison:
     low: float
     high: float
     p: float
-    p_typical: float
     searches: tuple[int, int]
     effective_groups: float
     level: float
@@ -60,13 +55,11 @@ class Comparison:
         verdict = f"p = {self.p:.4f}: it {'beats' if self.beats_random else 'does not beat'}"
         if np.isnan(self.p):
             verdict = "of one search each, which can't tell whether it beats"
-        told = (
-            f"{self.table.to_string(float_format='{:.3f}'.format)}\n"
-            f"attack - worst random, {self.searches[0]} and {self.searches[1]} searches: "
-            f"{interval_text(self.difference, self.low, self.high)}, {verdict} random "
-            "perturbations of its size"
-        )
-        return f"{told}\n{few_groups_text(self.effective_groups)}".rstrip()
+        searches = f"{self.searches[0]} and {self.searches[1]} searches"
+        ahead = interval_text(self.difference, self.low, self.high)
+        told = f"attack - worst random, {searches}: {ahead}, {verdict} random perturbations of its size"
+        table = self.table.to_string(float_format="{:.3f}".format)
+        return f"{table}\n{told}\n{few_groups_text(self.effective_groups)}".rstrip()
 
 
 def compare_to_random(
@@ -90,9 +83,7 @@ def compare_to_random(
         fresh: frames that neither search nor training has seen.
         attacks: what searches found.
         randoms: what `random_search` found in the same box with as many evaluations.
-        metric: one of `METRICS`.
-        typical: over how many draws the typical random perturbation is averaged.
-        seed: of the typical draws.
+        typical, seed: how many draws the typical random perturbation is the mean of, and theirs.
 
     Raises:
         ValueError: the searches had different boxes or unequal numbers of evaluations, or there are none.
@@ -122,7 +113,8 @@ def _compare_scores(
     columns: Sequence[np.ndarray], distances: np.ndarray, groups: np.ndarray, level: float = 0.95
 ) -> Comparison:
     """Compare scores (searches, N), in the order of the rows; ``distances`` (4,) are mean squares."""
-    table = pd.DataFrame(index=pd.Index(_ROWS, name="pipeline"))
+    rows = ["unchanged", "random, typical", "random, worst of as many", "attack"]
+    table = pd.DataFrame(index=pd.Index(rows, name="pipeline"))
     values = np.stack([column.mean(axis=0) for column in columns], axis=1)
     scores = crossed_ratios(values, np.ones_like(values), groups, level)
     table[["score", "low", "high"]] = np.stack(scores.shares()[:3], axis=1)
@@ -132,16 +124,16 @@ def _compare_scores(
     with np.errstate(divide="ignore"):
         table["psnr"] = -10 * np.log10(distances)
     means = [column.mean(axis=1) for column in columns[2:]]
-    counts = [len(side) for side in means]
-    freedom = sum(counts) - 2
+    randoms, attacks = map(len, means)
+    freedom = randoms + attacks - 2
     # If the attack is but another random search, the luck of both is the same: one variance for both.
     squares = sum(((side - side.mean()) ** 2).sum() for side in means)
-    luck = np.array([squares / max(freedom, 1) * sum(1 / n for n in counts)]), freedom
+    luck = np.array([squares / max(freedom, 1) * (1 / randoms + 1 / attacks)]), freedom
     ahead = scores.interval(lambda s: s[..., 3:] - s[..., 2:3], luck if freedom else None)
     difference, low, high, p = (float(part[0]) for part in ahead)
-    searches, p = (counts[1], counts[0]), p if freedom else np.nan
-    typical = float(crossed_means(values[:, 3:] - values[:, 1:2], groups, level).p[0])
-    return Comparison(table, difference, low, high, p, typical, searches, effective_groups(groups), level)
+    p = p if freedom else np.nan
+    worth = effective_groups(groups)
+    return Comparison(table, difference, low, high, p, (attacks, randoms), worth, level)
 
 
 def attack_parameters(
@@ -164,8 +156,9 @@ def attack_parameters(
 
     Args:
         model, frames, isp, fraction, steps, restarts, seed: of the searches, see `bounded_attack`.
-        searches: how many on either side, of as many seeds. With one start all attacks end alike, so it is
-            made once, and its luck is taken to be that of a random search: take five or more then.
+        searches: how many on either side, of as many seeds, at least two. With one start all attacks end
+            alike, so it is made once, and its luck is taken to be that of a random search: take five or more
+            then.
         fresh, metric, level: of the judgement, see `compare_to_random`.
         parameters: names of the ISP's, or "all", one search each.
 
@@ -174,9 +167,6 @@ def attack_parameters(
         images, means over searches, ``difference`` of the last two with ``low`` and ``high``, ``p``,
         ``p_holm`` (for the number of names) and ``beats_random``, ``psnr``; and of each name the attack with
         the lowest margin.
-
-    Raises:
-        ValueError: fewer than two searches, whose luck can't be told from skill.
     """
     if searches < 2:
         raise ValueError(f"searches is {searches}, expected 2 or more: one can't tell luck from skill")

@@ -55,13 +55,8 @@ def own_processor(model: nn.Module, pipeline: Any = None) -> Any:
 class Evaluator:
     """A frozen model and frames: asked how it does under one pipeline or another.
 
-    Args:
-        model: a `RawToLogits`, or any module from display images to logits; stays as it is.
-        frames: raw ones, where the model is to be asked (`Frames.to`).
-        metric: of `scores`, one of `METRICS`.
-
-    Raises:
-        ValueError: frames without raw data.
+    The model is a `RawToLogits`, or any module from display images to logits, and stays as it is; the frames
+    are raw ones, where it is to be asked (`Frames.to`); the metric is one of `METRICS` that fits the truth.
     """
 
     def __init__(self, model: nn.Module, frames: Frames, metric: str = "accuracy") -> None:
@@ -70,11 +65,7 @@ class Evaluator:
         self.task, self.frames, self.metric = task_model(model, frames.raw.device), frames, metric
 
     def scores(self, develop: Develop) -> np.ndarray:
-        """Return the score (N,) of every frame as ``develop`` renders it.
-
-        Raises:
-            ValueError: an unknown metric, or one that does not fit the truth.
-        """
+        """Return the score (N,) of every frame as ``develop`` renders it."""
         column = choose("metric", self.metric, METRICS)
 
         def measure(outputs: Tensor, truth: Tensor) -> Tensor:
@@ -145,6 +136,7 @@ Searchable = ParametrizedISP | LearnedISP
 # Reach of the additive layer, in display units, at 100 % tolerance.
 _ADDITIVE_REACH = 0.1
 _KERNELS = ("sharpening_kernel", "blur_kernel")
+_Names = str | Sequence[str]
 
 
 class ParameterSpace:
@@ -152,20 +144,15 @@ class ParameterSpace:
 
     Args:
         isp: the pipeline at the centre; it stays as it is.
-        parameters: names, or "all".
-        fraction: of tolerance, see `ParametrizedISP.tolerance_bounds`, whose half width is taken around the
-            present values. An additive layer may reach ``fraction`` of a tenth of the range.
+        parameters: names (a ValueError lists them), or "all".
+        fraction: in (0, 1), of tolerance, see `ParametrizedISP.tolerance_bounds`, whose half width is taken
+            around the present values. An additive layer may reach ``fraction`` of a tenth of the range.
 
     Kernels keep their sum: the same is taken off all entries, which may then leave the box by as much. Beyond
     the box (where a search without bounds may go) values stop at the `physical_bounds`.
-
-    Raises:
-        ValueError: an unknown parameter (lists those that exist), none, or a fraction outside (0, 1).
     """
 
-    def __init__(
-        self, isp: Searchable, parameters: str | Sequence[str] = "all", fraction: float = 0.1
-    ) -> None:
+    def __init__(self, isp: Searchable, parameters: _Names = "all", fraction: float = 0.1) -> None:
         self.isp = copy.deepcopy(isp).requires_grad_(False)
         present = {name: value.detach() for name, value in self.isp.numbers().items()}
         names = _selected("parameters", parameters, present, present)
@@ -174,14 +161,12 @@ class ParameterSpace:
         bounds, physical = self.isp.tolerance_bounds(fraction), self.isp.physical_bounds()
         self.reach, self.limits = {}, {}
         for name, centre in self.centre.items():
-            reach = torch.full_like(centre, fraction * _ADDITIVE_REACH)
-            if name in bounds:
-                reach = (bounds[name][1] - bounds[name][0]) / 2
-            self.reach[name] = reach
+            low, high = bounds.get(name, (0, torch.full_like(centre, 2 * fraction * _ADDITIVE_REACH)))
+            reach = self.reach[name] = (high - low) / 2
             if name in physical:
                 low, high = physical[name]
                 self.limits[name] = torch.minimum(low, centre - reach), torch.maximum(high, centre + reach)
-        self.sizes = [self.centre[name].numel() for name in self.names]
+        self.sizes = [centre.numel() for centre in self.centre.values()]
         numbered = zip(self.names, self.sizes, strict=True)
         parts = ([name] if size == 1 else [f"{name}[{i}]" for i in range(size)] for name, size in numbered)
         self.coordinates = tuple(chain.from_iterable(parts))
@@ -189,8 +174,7 @@ class ParameterSpace:
     def values(self, point: Tensor) -> dict[str, Tensor]:
         """Return the parameters at ``point`` (d,), by name; differentiable."""
         values = {}
-        for name, part in zip(self.names, point.split(self.sizes), strict=True):
-            centre = self.centre[name]
+        for (name, centre), part in zip(self.centre.items(), point.split(self.sizes), strict=True):
             value = centre + self.reach[name] * part.to(centre).reshape(centre.shape)
             if name in self.limits:
                 value = value.clamp(*self.limits[name])
@@ -222,17 +206,10 @@ class SettingSpace:
         settings: names, or "all", which leaves out the black levels of single positions.
         fraction: of each setting's ``reach``: 0.1 lets gains be off by 10 %, exposure by 0.1 stops, levels by
             a thousandth of the range.
-
-    Raises:
-        ValueError: an unknown setting (lists those that exist), none, or a fraction outside (0, 1).
     """
 
     def __init__(
-        self,
-        pipeline: str | nn.Module,
-        camera: Camera,
-        settings: str | Sequence[str] = "all",
-        fraction: float = 0.1,
+        self, pipeline: str | nn.Module, camera: Camera, settings: _Names = "all", fraction: float = 0.1
     ) -> None:
         if not 0 < fraction < 1:
             raise ValueError(f"fraction is {fraction}, expected a value between 0 and 1")
@@ -244,11 +221,9 @@ class SettingSpace:
 
     def values(self, point: np.ndarray) -> dict[str, float]:
         """Return the settings at ``point`` (d,), by name; widths stop at 0."""
-        values = {}
-        for setting, part in zip(self.settings.values(), point, strict=True):
-            value = setting.value + self.fraction * setting.reach * float(part)
-            values[setting.name] = max(value, 0.0) if setting.name == "blur" else value
-        return values
+        moved = zip(self.settings.values(), point, strict=True)
+        values = {s.name: s.value + self.fraction * s.reach * float(part) for s, part in moved}
+        return values | {name: max(values[name], 0.0) for name in values if name == "blur"}
 
     def pipeline(self, point: np.ndarray) -> AdjustableISP:
         """Return the pipeline at ``point`` (d,), a new module."""
@@ -258,14 +233,11 @@ class SettingSpace:
 SearchSpace = ParameterSpace | SettingSpace
 
 
-def _selected(
-    kind: str, names: str | Sequence[str], options: Iterable[str], together: Iterable[str]
-) -> tuple[str, ...]:
+def _selected(kind: str, names: _Names, options: Iterable[str], together: Iterable[str]) -> tuple[str, ...]:
     """Return the names that were asked for; "all" stands for ``together``."""
     names = [names] if isinstance(names, str) else list(names)
     names = list(together) if names == ["all"] else names
     unknown = [name for name in names if name not in options]
     if unknown or not names:
-        wrong = unknown if names else "given"
-        raise ValueError(f"no {kind} {wrong}; choose from all, {', '.join(options)}")
+        raise ValueError(f"no {kind} {unknown or 'given'}; choose from all, {', '.join(options)}")
     return tuple(names)

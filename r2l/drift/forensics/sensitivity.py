@@ -20,13 +20,9 @@ from r2l.sensor import add_defects, add_line_noise
 #: What a fall may be above the accepted drop: forgives the order of adding.
 SLACK = 1e-9
 #: What a sensor may be worse by; named as `r2l.isp.preparation.measure_defects` calls it, with "_" for " ".
+_UNITS = {"defective_pixels": "of the sites", "row_noise": "of the range", "column_noise": "of the range"}
 SENSOR_SETTINGS = {
-    name: Setting(name, name.replace("_", " "), unit, 0.0, 0.0, 0.05, 0.01)
-    for name, unit in (
-        ("defective_pixels", "of the sites"),
-        ("row_noise", "of the range"),
-        ("column_noise", "of the range"),
-    )
+    name: Setting(name, name.replace("_", " "), unit, 0.0, 0.0, 0.05, 0.01) for name, unit in _UNITS.items()
 }
 
 
@@ -52,8 +48,7 @@ class Prober:
             model's own processor, or "bi,s,ga" if it has none.
         level: of the bands and safe intervals, over groups.
 
-    Attributes:
-        settings: those of the pipeline, see `settings_of`, and `SENSOR_SETTINGS`.
+    Its ``settings`` are those of the pipeline, see `settings_of`, and `SENSOR_SETTINGS`.
     """
 
     def __init__(
@@ -110,11 +105,7 @@ class Scan:
 
 
 def scan(prober: Prober, name: str, points: int = 21) -> Scan:
-    """Measure the metric at so many values from a setting's ``low`` to its ``high``, the others unchanged.
-
-    Raises:
-        ValueError: an unknown setting (lists those that exist), or fewer than 3 points.
-    """
+    """Measure the metric at so many values from a setting's ``low`` to its ``high``, the others unchanged."""
     setting = choose("setting", name, prober.settings)
     return Scan(setting, prober.evaluator.metric, prober.measure(name, setting.grid(points)))
 
@@ -171,17 +162,13 @@ class Landscape:
 def landscape(
     prober: Prober, first: str, second: str, *, points: int = 9, progress: bool = False
 ) -> Landscape:
-    """Measure the metric over a grid of two settings, the others unchanged.
-
-    Raises:
-        ValueError: an unknown setting, twice the same, or fewer than 3 points.
-    """
+    """Measure the metric over a grid of two settings, the others unchanged."""
     settings = [choose("setting", name, prober.settings) for name in (first, second)]
     if first == second:
         raise ValueError(f"a landscape needs two settings, not {first!r} twice")
     rows, columns = (setting.grid(points) for setting in settings)
-    scores = pd.DataFrame(index=pd.Index(rows, name=first), columns=pd.Index(columns, name=second))
-    pairs = list(product(rows, columns))
-    for row, column in progress_bar(iterable=pairs, desc="landscape", disable=not progress):
-        scores.loc[row, column] = prober.scores(**{first: row, second: column}).mean()
-    return Landscape(*settings, prober.evaluator.metric, scores.astype(float))
+    pairs = progress_bar(iterable=list(product(rows, columns)), desc="landscape", disable=not progress)
+    means = [prober.scores(**{first: row, second: column}).mean() for row, column in pairs]
+    scores = pd.DataFrame(np.reshape(means, (points, points)), rows, columns)
+    scores = scores.rename_axis(first).rename_axis(second, axis=1)
+    return Landscape(*settings, prober.evaluator.metric, scores)

@@ -38,10 +38,8 @@ class ToleranceReport:
     (`landscape`).
 
     Attributes:
-        model: its name.
         camera, pipeline, images: whose frames were measured, how they were developed, and how many.
-        metric: what must not fall.
-        drop: by how much it may.
+        metric, drop: what must not fall, and by how much it may.
         level: confidence of the safe intervals.
         score: the metric under the unchanged pipeline.
         groups: how many of equal size would tell as much, see `r2l.drift.statistics.effective_groups`.
@@ -68,16 +66,10 @@ class ToleranceReport:
 
     def save(self, path: str | Path) -> Path:
         """Write the report as JSON, whole or not at all."""
-        path = Path(path)
+        path, content = Path(path), {"format": _FORMAT, "version": _VERSION}
+        content |= {name: getattr(self, name) for name in _HEAD} | {"camera": self.camera.to_dict()}
         settings = self.table.reset_index(names="name").to_dict(orient="records")
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            **{name: getattr(self, name) for name in _HEAD},
-            "camera": self.camera.to_dict(),
-            "settings": settings,
-            "defects": self.defects,
-        }
+        content |= {"settings": settings, "defects": self.defects}
         with atomic_path(path) as partial:
             partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
         return path
@@ -120,9 +112,6 @@ class ToleranceReport:
             One row a setting: ``value`` of the camera (nan where it tells none, as of sharpening; of a
             sensor's defects what goes beyond those of the own frames), ``safe_low``, ``safe_high``, ``unit``,
             ``verdict``: "inside", "outside", or "unknown".
-
-        Raises:
-            ValueError: a camera whose colours can't be compared.
         """
         told = camera_settings(camera, self.camera)
         told |= {name.replace(" ", "_"): self._beyond(name, v) for name, v in (measured or {}).items()}
@@ -142,10 +131,10 @@ class ToleranceReport:
     def verdict(self, checked: pd.DataFrame) -> str:
         """Return in a line what `check` found: inside, or where outside; and if groups were few."""
         few = f" ({text})" if (text := few_groups_text(self.groups)) else ""
-        outside = [self.table["label"][n] for n in checked.index[checked["verdict"] == "outside"]]
-        if outside:
+        outside = self.table["label"][checked["verdict"] == "outside"]
+        if len(outside):
             return f"outside in {len(outside)} of {len(checked)} settings: {', '.join(outside)}{few}"
-        unknown = int((checked["verdict"] == "unknown").sum())
+        unknown = (checked["verdict"] == "unknown").sum()
         rest = f"; of {unknown} settings a camera tells nothing" if unknown else ""
         return f"inside, in all {len(checked) - unknown} settings that it tells{rest}{few}"
 
@@ -189,13 +178,9 @@ def tolerance_report(
         model, frames, pipeline, metric, level: as in `Prober`; frames it was not trained on.
         settings: names, see `settings_of`, and `SENSOR_SETTINGS` (a worse sensor: defective pixels, row and
             column noise); all unless given.
-        drop: the allowed fall of the metric.
-        points: values a scan.
-        refine: how often the step at an edge is halved.
+        drop: the allowed fall of the metric, above 0.
+        points, refine: values a scan, and how often the step at an edge is halved.
         name: of the model, for the record; its class unless given.
-
-    Raises:
-        ValueError: a drop that is not above 0, or as `scan`.
     """
     if not drop > 0:
         raise ValueError(f"drop is {drop}, expected more than 0")
@@ -207,25 +192,12 @@ def tolerance_report(
         head = {name: getattr(scanned.setting, name) for name in ("label", "unit", "value")}
         rows[setting] = head | tolerated(prober, scanned, drop, refine)
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")[list(_COLUMNS)]
-    return ToleranceReport(
-        model=name or type(model).__name__,
-        camera=prober.base.camera,
-        pipeline=prober.base.name,
-        metric=metric,
-        drop=drop,
-        level=level,
-        score=float(prober.scores().mean()),
-        images=len(frames),
-        groups=round(effective_groups(frames.groups)),
-        table=table,
-        scans=scans,
-        defects=_defects_of(frames) if set(names) & set(SENSOR_SETTINGS) else {},
-    )
-
-
-def _defects_of(frames: Frames) -> dict[str, float]:
-    shown = [measure_defects(frames.raw[i][None], frames.camera) for i in spread(len(frames), 200)]
-    return pd.DataFrame(shown).max().to_dict()
+    some = spread(len(frames), 200) if set(names) & set(SENSOR_SETTINGS) else []
+    shown = pd.DataFrame([measure_defects(frames.raw[i][None], frames.camera) for i in some])
+    named = name or type(model).__name__, prober.base.camera, prober.base.name
+    score, counts = float(prober.scores().mean()), (len(frames), round(effective_groups(frames.groups)))
+    defects = shown.max().to_dict()
+    return ToleranceReport(*named, metric, drop, level, score, *counts, table, scans, defects)
 
 
 def verify_tolerances(
@@ -233,15 +205,10 @@ def verify_tolerances(
 ) -> pd.DataFrame:
     """Measure the model at every edge of a report, on images that the report has not seen.
 
-    Model and pipeline are those that were given to `tolerance_report`.
-
-    Returns:
-        One row a setting and edge (``low``, ``high``, ``safe_low``, ``safe_high``): ``value``; ``fall`` of
-        the metric there with ``fall_low`` and ``fall_high``; ``holds``: the estimate is at most the report's
-        drop; ``refuted``: even the lower bound is more than that.
-
-    Raises:
-        ValueError: another camera or pipeline than the report's.
+    Model and pipeline are those that were given to `tolerance_report`. One row a setting and edge (``low``,
+    ``high``, ``safe_low``, ``safe_high``): ``value``; ``fall`` of the metric there with ``fall_low`` and
+    ``fall_high``; ``holds``: the estimate is at most the report's drop; ``refuted``: even the lower bound is
+    more.
     """
     prober = Prober(model, fresh, pipeline, metric=report.metric, level=report.level)
     if (prober.base.camera, prober.base.name) != (report.camera, report.pipeline):
