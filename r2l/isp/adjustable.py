@@ -172,9 +172,8 @@ def _base_of(pipeline: PipelineLike, camera: Camera | None) -> _Base:
     demosaic, sharpening, denoising = _filters(isp)
     balance_first = isp.variant == "camera"
     base = _Base(name, isp.camera, demosaic, sharpening, (denoising,), balance_first=balance_first)
-    if isp.denoising == "gaussian_denoising":
-        return replace(base, denoising=(), blur=denoising.values[0])
-    return base
+    is_gaussian = isp.denoising == "gaussian_denoising"
+    return replace(base, denoising=(), blur=denoising.values[0]) if is_gaussian else base
 
 
 def _filters(isp: Pipeline) -> list[Stage]:

@@ -203,8 +203,7 @@ def open_pipeline(
         fetch: address to folder, for those in a store; the usual store unless given.
 
     Raises:
-        ValueError: none of these, or a part that does not exist (lists those that do); a damaged folder; an
-            address that leads nowhere.
+        ValueError: none of these; a part that does not exist; a damaged folder; an address of nothing.
         R2LError: own code that is not to be found.
     """
     return open_pipelines({"": spec}, camera, variant, fetch)[""]

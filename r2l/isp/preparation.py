@@ -68,7 +68,7 @@ def correct_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> Tens
 
 
 def correct_shading(raw: Tensor, camera: Camera, lost: float = 0.5) -> Tensor:
-    """Give the light back that a lens takes from the corners: what `r2l.sensor.falloff` leaves, undone.
+    """Give the light back that a lens takes, ``lost`` of it in the corners: `r2l.sensor.falloff` undone.
 
     >>> from r2l.camera import DRONE
     >>> raw = torch.full((1, 1, 8, 8), 0.2)
@@ -76,10 +76,7 @@ def correct_shading(raw: Tensor, camera: Camera, lost: float = 0.5) -> Tensor:
     >>> round(float(corrected[0, 0, 0, 0] / (raw - 0.0625)[0, 0, 0, 0]), 2)
     2.0
 
-    Args:
-        raw: (B, 1, H, W), raw domain, as is what is returned.
-        camera: whose levels; what is lifted beyond white is clipped there.
-        lost: of the light in the corners, below 1.
+    From (B, 1, H, W), raw domain, to the like; what is lifted beyond the camera's white is clipped there.
     """
     check_mosaic(raw)
     black = per_site(camera.black_level, raw)
@@ -93,12 +90,8 @@ def correct_lines(raw: Tensor, lines: int = 15) -> Tensor:
     An offset is the median of a line's differences to the line before of its colour, summed up, less the mean
     of that over so many lines; so edges that are not as long as the frame stay, and slow shading too.
 
-    Args:
-        raw: (B, 1, H, W), raw domain, as is what is returned.
-        lines: of one colour, odd; more take off more of the noise, and more of the scene.
-
-    Raises:
-        ValueError: no mosaic, an even number of lines, or a frame with fewer.
+    From (B, 1, H, W), raw domain, to the like. More lines, of one colour and odd, take off more of the noise,
+    and more of the scene. A ValueError for an even number of lines, or a frame with fewer.
     """
     check_mosaic(raw)
     height, width = raw.shape[-2:]

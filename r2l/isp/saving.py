@@ -79,8 +79,7 @@ def load_isp(folder: str | Path) -> nn.Module:
     >>> load_isp(folder).sharpening
     'unsharp_masking'
 
-    Raises:
-        ValueError: the folder does not hold a whole ISP; names the file and what is wrong with it.
+    A `SavedModuleError` names the file that is missing or damaged, and what is wrong with it.
     """
     return load_module(Path(folder) / DESCRIPTION, _make, "an ISP", "save_isp writes one")
 
@@ -102,16 +101,10 @@ def save_module(module: nn.Module, description: Mapping[str, Any], path: Path) -
 def load_module(
     path: Path, make: Callable[[Any, Mapping[str, Tensor]], nn.Module], what: str, remedy: str
 ) -> nn.Module:
-    """Return what `save_module` wrote.
+    """Return what `save_module` wrote, given the path of its description, else a `SavedModuleError`.
 
-    Args:
-        path: of the description.
-        make: description and weights, both as they were found, to a module that awaits the weights.
-        what: kind of module, for errors.
-        remedy: what to do where there is no description.
-
-    Raises:
-        SavedModuleError: something is missing or damaged.
+    ``make`` takes description and weights, both as they were found, to a module that awaits the weights;
+    ``what`` the module is and the ``remedy`` where there is none are for the errors.
     """
     file, about = path.with_name(WEIGHTS), (path, f"no description of {what}", remedy)
     weighted = file, f"no weights for this {what.split()[-1]}", "Copy the folder again, whole"

@@ -94,12 +94,7 @@ class Steps(nn.ParameterDict):
         self.register_buffer("start", start)
         for name in ("unit", "below", "above"):
             self.register_buffer(name, torch.ones_like(start))
-        self.register_buffer("_kept", self._constraints(white), persistent=False)
-        factors = [torch.full_like(value, name in _FACTORS) for name, value in numbers.items()]
-        self.register_buffer("_is_factor", _flat(factors) > 0, persistent=False)
-
-    def _constraints(self, white: Tensor) -> Tensor:
-        """Return the projection (n, n) of moves to those that keep white white, and the kernels' sums."""
+        # The projection (n, n) of moves to those that keep white white, and the kernels' sums.
         blocks = []
         for name, step in self.items():
             n = step.numel()
@@ -107,7 +102,9 @@ class Steps(nn.ParameterDict):
                 blocks += [torch.eye(3) - torch.outer(white, white) / 3] * 3
             else:
                 blocks.append(torch.eye(n) - (torch.full((n, n), 1 / n) if name in _KERNELS else 0))
-        return torch.block_diag(*blocks)
+        self.register_buffer("_kept", torch.block_diag(*blocks), persistent=False)
+        factors = [torch.full_like(value, name in _FACTORS) for name, value in numbers.items()]
+        self.register_buffer("_is_factor", _flat(factors) > 0, persistent=False)
 
     def numbers(self) -> dict[str, Tensor]:
         """Return the present numbers by name; differentiable in the steps."""
@@ -151,10 +148,7 @@ class Steps(nn.ParameterDict):
 
     @torch.no_grad()
     def move_to(self, wanted: Mapping[str, Tensor]) -> None:
-        """Set the steps to those that lead to some numbers, as near as room and constraints allow.
-
-        Numbers that are wanted as they are stay to the bit.
-        """
+        """Set the steps to those that lead to some numbers, or near; what is wanted as it is stays so."""
         now, wanted = (_flat(n[name] for name in self) for n in (self.numbers(), wanted))
         moves = torch.where(self._is_factor, (wanted / self.start).log(), wanted - self.start)
         room = torch.where(moves < 0, self.below, self.above)

@@ -163,12 +163,8 @@ def _opened(path: Path) -> rawpy.RawPy:
 def decode_camera_file(path: Path, model: str, camera: Camera | None, allow_damaged: bool) -> RawFrame:
     """Return the visible mosaic of a camera raw file that is no DNG, and its camera, both upright.
 
-    Arguments are those of `read_raw`, and the camera's model, "" where the file doesn't say.
-
-    Raises:
-        RawFileError: too few bytes, or another layout than ``camera`` has.
-        ValueError: no Bayer mosaic, levels that contradict each other.
-        rawpy.LibRawError, NotImplementedError, OSError, MemoryError: LibRaw can't decode the file.
+    Arguments are those of `read_raw`, and the camera's model, "" where the file doesn't say. Raises a
+    RawFileError for too few bytes or another layout, a ValueError for no Bayer mosaic, and what LibRaw does.
     """
     with _opened(path) as raw:
         cfa = _layout(raw)
@@ -176,10 +172,8 @@ def decode_camera_file(path: Path, model: str, camera: Camera | None, allow_dama
         # No camera's encoding needs less than a bit a pixel.
         if steps.size > 8 * size and not allow_damaged:
             raise RawFileError(path, f"truncated, {size} bytes can't hold {steps.size} pixels", FETCH_AGAIN)
-        if camera is None:
-            camera = _camera(raw, cfa, model or f"camera of {path.name}")
-        else:
-            check_layout(path, cfa, camera)
+        camera = camera or _camera(raw, cfa, model or f"camera of {path.name}")
+        check_layout(path, cfa, camera)
         # Cut where it leaves the phase of the layout alone.
         height, width = (side // 2 * 2 for side in steps.shape)
         mosaic = steps[:height, :width].astype(np.float32) / np.float32(FULL_SCALE)

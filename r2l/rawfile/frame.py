@@ -132,8 +132,8 @@ def look_at_picture(picture: torch.Tensor, raw: torch.Tensor | np.ndarray, camer
     """
     for end, there in {"black": picture <= 0, "white": picture > 0.999}.items():
         if there.float().mean() > _BLANK:
-            doubt = f"developed, (nearly) all of it is {end}"
-            _say(doubt, camera, name, float(raw.min()), float(raw.max()))
+            ends = float(raw.min()), float(raw.max())
+            _say(f"developed, (nearly) all of it is {end}", camera, name, *ends)
 
 
 def _say(doubt: str, camera: Camera, name: str, dark: float, bright: float) -> None:
