@@ -20,12 +20,12 @@ from tools.places import NOTEBOOKS, ROOT
 #: the package is on its way: a bound is what was measured last, lowered when it has become smaller, raised
 #: only with a capability that is worth its lines.
 BOUNDS = {
-    "lines of r2l": (25_607, 18_000),
+    "lines of r2l": (25_579, 18_000),
     "files of r2l": (130, 110),
     "lines of tests": (19_745, 14_000),
     "modules loaded by import r2l": (2, 2),
     "modules loaded by import r2l.isp": (15, 15),
-    "modules loaded by import r2l.drift": (48, 60),
+    "modules loaded by import r2l.drift": (47, 60),
     "modules under 60 lines": (0, 0),
     "modules over 350 lines": (0, 0),
     "public names that only their own module uses": (0, 0),
