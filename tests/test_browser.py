@@ -25,6 +25,7 @@ from tools.places import EXPERIMENTS, NOTEBOOKS, ROOT
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.usefixtures("kernels"),
     pytest.mark.skipif(web.CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
     pytest.mark.timeout(600),
 ]
