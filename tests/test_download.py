@@ -21,7 +21,7 @@ from r2l.cli import app
 from r2l.datasets import RawDrone, RawMicroscopy
 from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.archive import ArchiveError, place_of
-from r2l.datasets.fetch.download import _B2_FOLDERS, fetch, get_b2_bucket, sync
+from r2l.datasets.fetch.download import _B2_FOLDERS, _b2_bucket, _sync_b2, fetch
 from r2l.datasets.fetch.transfer import DownloadError, RemoteFile, files_of
 from r2l.datasets.layout import MANIFEST, Manifest
 from tests.fixtures_data import (
@@ -526,7 +526,7 @@ def bucket(monkeypatch, published):
 
 
 def test_fetch_from_b2(bucket, tmp_path, capsys):
-    assert get_b2_bucket().name == "perturbed-minds"
+    assert _b2_bucket().name == "perturbed-minds"
     fetch("microscopy", tmp_path, source="b2")
     assert "fetch: 100%" in capsys.readouterr().err
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
@@ -539,18 +539,18 @@ def test_b2_never_deletes_or_replaces(bucket, tmp_path):
     labels.write_text("mine, and longer ago")
     os.utime(labels, (0, 0))
     (labels.parent / "notes.txt").write_text("mine")
-    sync("microscopy", tmp_path, bucket, progress=False)
+    _sync_b2("microscopy", tmp_path, bucket, progress=False)
     assert labels.read_text() == "mine, and longer ago"
     assert (labels.parent / "notes.txt").read_text() == "mine"
     archive = tmp_path / "downloads/b2/microscopy_images/raw.zip"
     before = archive.stat().st_mtime_ns
-    sync("microscopy", tmp_path, bucket, progress=False)
+    _sync_b2("microscopy", tmp_path, bucket, progress=False)
     assert archive.stat().st_mtime_ns == before
 
 
 def test_b2_without_the_bucket_or_credentials(bucket, tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match="refuses the bucket elsewhere"):
-        get_b2_bucket("elsewhere")
+        _b2_bucket("elsewhere")
     monkeypatch.setenv("B2_APPLICATION_KEY", "no-such-secret")
     with pytest.raises(DownloadError, match="B2: refuses the bucket") as caught:
         fetch("microscopy", tmp_path, source="b2", progress=False)
@@ -563,7 +563,7 @@ def test_b2_without_the_bucket_or_credentials(bucket, tmp_path, monkeypatch):
 def test_b2_leaves_what_is_in_the_way(bucket, tmp_path):
     (tmp_path / "microscopy").write_text("a file in the way of a folder")
     with pytest.raises(OSError, match="microscopy"):
-        sync("microscopy", tmp_path, bucket, progress=False)
+        _sync_b2("microscopy", tmp_path, bucket, progress=False)
     assert (tmp_path / "microscopy").read_text() == "a file in the way of a folder"
 
 
@@ -583,7 +583,7 @@ def test_b2_onto_a_full_disk(bucket, small_disk, monkeypatch):
 def test_b2_file_that_would_leave_its_folder(bucket, tmp_path):
     bucket.upload_bytes(b"x", f"{next(iter(_B2_FOLDERS['microscopy']))}/a/../../escape.txt")
     with pytest.raises(DownloadError, match="outside of"):
-        sync("microscopy", tmp_path, bucket, progress=False)
+        _sync_b2("microscopy", tmp_path, bucket, progress=False)
 
 
 def test_b2_file_that_arrives_damaged(bucket, tmp_path):
@@ -594,7 +594,7 @@ def test_b2_file_that_arrives_damaged(bucket, tmp_path):
     simulated = bucket.api.session.raw_api.bucket_id_to_bucket[stored[made.id_]]
     simulated.file_id_to_file[made.id_].content_sha1 = hashlib.sha1(b"others").hexdigest()
     with pytest.raises(DownloadError, match=r"other\.zip: B2 didn't give it"):
-        sync("microscopy", tmp_path, bucket, progress=False)
+        _sync_b2("microscopy", tmp_path, bucket, progress=False)
     assert not list((tmp_path / "downloads/b2").rglob("*other*"))
 
 

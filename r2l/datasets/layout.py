@@ -87,7 +87,7 @@ DRONE_TASKS = {"segmentation": ("background", "car"), "classification": ("no car
 # A tile that cars cover by more than this share counts as "car"; one without any as "no car".
 CAR_SHARE = 0.01
 # Unusable as published.
-BAD_STEM = "Ma190c_lame3_zone13_composite_Mcropped_2"
+_BAD_STEM = "Ma190c_lame3_zone13_composite_Mcropped_2"
 LABEL_FILE = "Ma190c_annotations.dat"
 IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".npy", ".dng"})
 # A pipeline in a folder's name, in the codes of its stages or their long names.
@@ -178,8 +178,8 @@ def read_labels(path: Path) -> tuple[dict[str, str], set[str]]:
         if words and labels.setdefault(*words) != words[1]:
             raise DatasetError(path, f"line {number} gives {words[0]} a second label", remedy)
     classes = INFO["microscopy"].classes
-    kept = {stem: name for stem, name in labels.items() if name in classes and stem != BAD_STEM}
-    return kept, {BAD_STEM, *labels} - {*kept}
+    kept = {stem: name for stem, name in labels.items() if name in classes and stem != _BAD_STEM}
+    return kept, {_BAD_STEM, *labels} - {*kept}
 
 
 def pair_masks(images: Iterable[str], masks: Mapping[str, T]) -> dict[str, T]:

@@ -131,9 +131,9 @@ def _locked(root: Path) -> Iterator[layout.Manifest]:
 
 
 def _from_b2(into: Destination) -> list[str]:
-    bucket, root, archives = get_b2_bucket(), into.root, into.manifest.archives
+    bucket, root, archives = _b2_bucket(), into.root, into.manifest.archives
     into.manifest.begin(root, into.kind)
-    folders = sync(into.kind, root, bucket, into.progress)
+    folders = _sync_b2(into.kind, root, bucket, into.progress)
     whole = into.manifest.is_whole(root, into.kind)
     for archive in sorted(path for folder in folders for path in folder.rglob("*.zip")):
         name, checksum = archive.relative_to(root).as_posix(), f"crc32:{crc32(archive):08x}"
@@ -144,7 +144,7 @@ def _from_b2(into: Destination) -> list[str]:
     return [f"{layout.INFO[into.kind].title} is in {root / into.kind}."]
 
 
-def get_b2_bucket(name: str = "perturbed-minds") -> Bucket:
+def _b2_bucket(name: str = "perturbed-minds") -> Bucket:
     """Return a bucket, with the credentials in B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY.
 
     The key stays in memory. One that may read the bucket's files will do.
@@ -167,7 +167,7 @@ def get_b2_bucket(name: str = "perturbed-minds") -> Bucket:
         return api.get_bucket_by_name(name)
 
 
-def sync(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[Path]:
+def _sync_b2(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[Path]:
     """Fetch what is missing of a data set's folders, and return these; never change what is there.
 
     Each file is checked by B2's SHA-1 (large files have none there; what a zip holds is checked by
