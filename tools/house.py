@@ -22,7 +22,7 @@ from tools.places import NOTEBOOKS, ROOT
 BOUNDS = {
     "lines of r2l": (25_579, 18_000),
     "files of r2l": (130, 110),
-    "lines of tests": (19_745, 14_000),
+    "lines of tests": (19_748, 14_000),
     "modules loaded by import r2l": (2, 2),
     "modules loaded by import r2l.isp": (15, 15),
     "modules loaded by import r2l.drift": (47, 60),
