@@ -1,7 +1,6 @@
 """Dataset drift under control: one thing on the way from raw data to logits changes at a time.
 
-Here is drift synthesis, the train x test matrix and what goes with it; `r2l.drift.forensics` and
-`r2l.drift.adjustment` stand for themselves.
+`r2l.drift.forensics` and `r2l.drift.adjustment` stand for themselves.
 """
 
 from r2l.drift.corruption_benchmark import benchmark_corruptions, corruption_table, drop_table, sensor_table

@@ -69,8 +69,7 @@ def _shading(light: Tensor, lost: float, s: _Sensor, *, parts: tuple[float, floa
     return _exposure(light, sensor.mosaic(kept, s.camera.cfa).cpu().numpy(), s)
 
 
-#: Shares of defective sites; a good sensor has less than the first.
-_DEFECTIVE = (0.0005, 0.001, 0.005, 0.01, 0.05)
+_DEFECTIVE = (0.0005, 0.001, 0.005, 0.01, 0.05)  # shares of sites; a good sensor has less than the first
 _NOISY = (0.002, 0.005, 0.01, 0.02, 0.05)
 #: What each kind does to light (linear), and its constants at severities 1 to 5.
 _KINDS: dict[str, tuple[Callable[[Tensor, float, _Sensor], Tensor], tuple[float, ...]]] = {

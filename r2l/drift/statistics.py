@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-# Effective number of groups from which on intervals cover about what they say (docs/statistics.md).
-_ENOUGH_GROUPS = 20
+_ENOUGH_GROUPS = 20  # effective ones, from which on intervals cover about what they say (docs/statistics.md)
 # Correlation of a group's images that the degrees of freedom are counted for; on it hangs what unequal sizes
 # cost. Rather more than usual: the intervals of rare errors in few groups come out too narrow with less.
 _ALIKE = 0.5
