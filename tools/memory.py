@@ -77,11 +77,11 @@ class Watch:
     def _look(self) -> None:
         known: set[psutil.Process] = set()
         while not self._ended.wait(self.every):
-            name = self.at
+            if (name := self.at) is None:  # a look at all processes takes milliseconds
+                known = set()
+                continue
             now = children(self.process)
-            if name is not None:
-                highest = self.peaks.get(name, 0.0)
-                self.peaks[name] = used([child for child in now if child in known], highest)
+            self.peaks[name] = used([child for child in now if child in known], self.peaks.get(name, 0.0))
             known = set(now)
 
     def __enter__(self) -> Watch:
