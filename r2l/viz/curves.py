@@ -156,11 +156,8 @@ def plot_corruptions(
 ) -> Figure:
     """Draw how much is lost against how far the images moved: pipelines, corruptions and sensors.
 
-    Args:
-        drops: what `r2l.drift.drop_table` returned.
-        summary: the matrix, whose cells off the diagonal are drawn too; needs ``views``.
-        views: developed images, of which the cells' distances are taken.
-        distance: in which ``drops`` were measured: "psnr", "ssim" or "l2".
+    The drops are those of `r2l.drift.drop_table`, against the distance that it took: "psnr", "ssim" or "l2".
+    Where the summary of a matrix and the developed images are given, cells off the diagonal are drawn too.
     """
     figure, ((ax,),) = panels(1, 1, (8.4, 5.0))
     if summary is not None and views is not None:

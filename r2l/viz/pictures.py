@@ -112,11 +112,8 @@ def plot_flips(views: Frames, results: pd.DataFrame, train: str, test: str) -> F
     """Draw the eight images that lose most under another pipeline than the models were trained under.
 
     What they lose is a right answer, or the overlap of their mask: above seen under the pipeline ``train``,
-    below under ``test``, each with the answer.
-
-    Args:
-        views: the developed images that ``results`` are about.
-        results: what `r2l.drift.predict_matrix` returned.
+    below under ``test``, each with the answer. The results are those of `r2l.drift.predict_matrix` for the
+    developed images.
     """
     most, tile = 8, side(8, 1.45)
     lost = most_changed(results, train, test, most)
@@ -191,14 +188,8 @@ def plot_isp_change(
     percentile of the upper picture is drawn as white, where that is below 1. The range of the values
     stands above each picture.
 
-    Args:
-        before, after: the upper and the lower ISP.
-        raw: (B, 1, H, W), raw domain; the first is drawn.
-        names: of the rows.
-        stages: of both ISPs, one a column.
-
-    Raises:
-        ValueError: a stage that one of them does not have.
+    Of the raw frames (B, 1, H, W), raw domain, the first is drawn. The names are those of the rows; a stage,
+    one a column, that one of the ISPs does not have is a ValueError.
     """
     with torch.no_grad():
         rows = [isp.stages(raw[:1]) for isp in (before, after)]

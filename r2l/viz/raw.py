@@ -79,11 +79,8 @@ def plot_levels(frames: Mapping[str, tuple[np.ndarray, Camera]]) -> Figure:
 def plot_transfer(measured: Mapping[str, tuple[np.ndarray, np.ndarray, float, float]]) -> Figure:
     """Draw photon transfer curves: the variance of the noise against the signal, with a line.
 
-    Both axes are logarithmic, so that the read noise shows: there the line turns level.
-
-    Args:
-        measured: mean and variance (N,) of positive digital numbers, slope and intercept of the line, by
-            title.
+    Both axes are logarithmic, so that the read noise shows: there the line turns level. By title: mean and
+    variance (N,) of positive digital numbers, slope and intercept of the line.
     """
     figure, (axes,) = panels(1, len(measured), (4.4 * len(measured), 3.1))
     for ax, (title, (mean, variance, slope, intercept)) in zip(axes, measured.items(), strict=True):
