@@ -197,7 +197,7 @@ def unsharp(
     if border is None:
         rows, columns = y.shape[-2] - blurred.shape[-2], y.shape[-1] - blurred.shape[-1]
         y = crop(y, rows // 2, columns // 2)
-    return y + amount * (y - blurred)
+    return torch.lerp(blurred, y, 1.0 + amount)
 
 
 def sharpening_filter(image: Tensor, border: Border = "mirror") -> Tensor:

@@ -30,9 +30,9 @@ from r2l.isp.filters import crop, pad
 from r2l.isp.functional import LUMA, luma
 from r2l.isp.packing import is_recorded, pack, unpack
 
-#: Pixels of a tile and of its rows, found by trial: small enough for caches to help, and large enough that
-#: the start of each operation and what is done twice at the margins do not count.
-_TILE_PIXELS, _TILE_WIDTH = 262_144, 1024
+#: Pixels of a tile and of its rows, by trial: few enough for caches, enough for the start of operations and
+#: the margins not to count. Whole rows of most frames: to write parts of them takes three times as long.
+_TILE_PIXELS, _TILE_WIDTH = 262_144, 2048
 
 _Result = TypeVar("_Result")
 #: Images of a batch, and rows and columns of each.
@@ -181,8 +181,7 @@ def _let_malloc_keep_memory() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-#: A tile (b, 1, h + 2 margin, w + 2 margin) and, for each picture, its place (b, 3, h, w), or None for a new
-#: one: to the pictures.
+#: A tile (b, 1, h + 2 margin, w + 2 margin) and for each picture a place (b, 3, h, w) or None: to pictures.
 Develop = Callable[..., list[Tensor]]
 
 
