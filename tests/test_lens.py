@@ -21,7 +21,7 @@ from r2l.isp.preparation import correct_defects, correct_lines, correct_shading,
 from r2l.options import Options
 from r2l.rawfile import RawFileError, RawFileWarning, RawLayout, read_raw
 from r2l.sensor import DRONE_NOISE, add_line_noise, apply_levels, falloff
-from r2l.training.data import open_data
+from r2l.training.components import open_data
 from tests.reference import noise_variance
 from tests.test_raw_kinds import BLACK, FULL, LIGHT, WHITE, linear, steps, tiles, write
 

@@ -33,7 +33,7 @@ from r2l.sweep.driver import _claimed
 from r2l.sweep.jobs import parse_yaml
 from r2l.training import fit, make_classifier
 from r2l.training.checkpoints import seeded
-from r2l.training.data import make_folds, open_data
+from r2l.training.components import make_folds, open_data
 from r2l.training.experiment import experiment
 from r2l.training.models import make_regressor, target_statistics
 from r2l.training.tracking import Records, store_address

@@ -199,7 +199,7 @@ def _open(model: str, options: Options, trusted: list[str] | None) -> tuple[Save
     """Return model, data as the model takes them, and which of these are asked about."""
     import numpy as np
 
-    from r2l.training.data import make_folds, open_data
+    from r2l.training.components import make_folds, open_data
     from r2l.training.loading import load
 
     asked = load(model, options.tracking_uri, trusted or ())

@@ -257,7 +257,7 @@ def _files_of(job: Job, hashes: dict[tuple, str]) -> str:
         return ""  # as `data_identity` says too, once it is imported, which a plan need not wait for
     data = tuple(getattr(options, n) for n, f in FIELDS.items() if f.metadata["group"] == "Data")
     if data not in hashes:
-        hashes[data] = resolve_name("r2l.training.data:data_identity")(options)
+        hashes[data] = resolve_name("r2l.training.components:data_identity")(options)
     return hashes[data]
 
 

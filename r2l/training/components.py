@@ -1,5 +1,7 @@
-"""Processor and task model of an experiment: made afresh, or loaded from where they were saved."""
+"""The parts of an experiment, by its options: data and folds, processor and task model, made or loaded."""
 
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -8,29 +10,141 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from r2l.datasets import Frames
+from r2l import datasets
+from r2l.datasets import DatasetError, Frames, RawDataset, RawFolder
+from r2l.datasets.folder import is_number
+from r2l.datasets.frames import EXACT, tertiles
+from r2l.datasets.splits import Fold, group_folds, published_resampling
+from r2l.files import content_hash
 from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, load_isp, open_pipeline
 from r2l.isp.saving import can_be_saved
 from r2l.options import Options
+from r2l.rawfile import RawLayout, load_camera
 from r2l.training.checkpoints import seeded
 from r2l.training.models import describe_model, make_described, n_outputs
+from r2l.training.run_folder import identity
 from r2l.training.saving import NORM, load_described, load_norm, load_state
 from r2l.training.tracking import resolve
-
-_MODE_OF = {
-    ParametrizedISP: "parametrized",
-    StaticISP: "static",
-    NeuralISP: "neural_network",
-    HalfSizeRGB: "none",
-}
-
 
 Say = Callable[[str], None]
 #: What a fresh network's images will be like is not known before it is trained.
 UNKNOWN = ((0.5,) * 3, (0.25,) * 3)
+# Images of a test run.
+_FEW = 32
+# All else is fixed: another program, what stands before display stages, code of one's own.
+_MODE_OF = {ParametrizedISP: "parametrized", NeuralISP: "neural_network", HalfSizeRGB: "none"}
+
+
+def open_data(options: Options, progress: bool = True) -> Frames:
+    """Read the data set that the options name; of a test run few images, from as many groups as possible.
+
+    Raises:
+        DatasetNotFoundError: it is not there; says how to get it.
+        DatasetError: labels, masks and images don't fit, or labels are no numbers where they have to be.
+        ValueError: an intensity that was not recorded, an unknown camera, or frames of several sizes.
+    """
+    data = _open(options)
+    task = _task(options, data)
+    if task == "regression" and (wrong := [name for name in data.classes if not is_number(name)]):
+        reason = f"the label {wrong[0]!r} is not a number, which regression needs"
+        remedy = "Correct it, or take --task classification"
+        raise DatasetError(options.labels or options.root or "", reason, remedy)
+    indices = np.arange(len(data))
+    if options.test_run and len(data) > _FEW:
+        rank = pd.Series(data.groups).groupby(data.groups).cumcount().to_numpy()
+        indices = np.sort(np.lexsort((indices, rank))[:_FEW])
+    frames = Frames.of(data, indices, progress=progress)
+    if task != "regression":
+        return frames
+    values = np.array([float(name) for name in data.classes])[frames.labels]
+    truth = torch.tensor(values, dtype=EXACT)
+    return replace(frames, truth=truth, labels=tertiles(values), classes=())
+
+
+def data_identity(options: Options) -> str:
+    """Return a hash of the data that the options name: labels, numbers, camera, and what their files hold.
+
+    "" of data that code makes, and of data that can't be opened (which whoever reads them will tell).
+    """
+    if options.dataset.startswith("Synthetic"):
+        return ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told when they are read
+            data = _open(options)
+        contents = [content_hash(path) for path in data.sources]
+    except (OSError, ValueError):
+        return ""
+    listed = (each.tolist() for each in (data.names, data.labels, data.groups))
+    return identity(*listed, data.classes, data.camera.to_dict(), contents)
+
+
+def _open(options: Options) -> RawDataset:
+    name, iso, root = options.dataset, options.iso, options.root
+    if name == "RawFolder":
+        camera = load_camera(options.camera) if options.camera else None
+        layout = RawLayout.from_file(options.layout) if options.layout else None
+        values = [int(value) for value in (options.foreground or "").split(",") if value.strip()]
+        names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
+        same = ("labels", "masks", "crop", "own_colours", "skip_broken", "lens_corrections")
+        given = {name: getattr(options, name) for name in same}
+        given |= {"foreground": values or None, "classes": names or None}
+        return RawFolder(root, camera=camera, layout=layout, **given)
+    task = {"task": options.known_task} if "Drone" in name else {}
+    if not name.startswith("Synthetic"):
+        kind = datasets.RawDrone if task else datasets.RawMicroscopy
+        return kind(root, "all", iso, **task)
+    kind = datasets.SyntheticDrone if task else datasets.SyntheticMicroscopy
+    # The twins' own seed is fixed, so that runs of different seeds are about the same images.
+    sizes = {"size": options.image_size, "n": options.n_images}
+    return kind(intensity=iso, **task, **{n: v for n, v in sizes.items() if v is not None})
+
+
+def _task(options: Options, data: RawDataset) -> str:
+    if options.known_task != "auto":
+        return options.known_task
+    # Folders called 0 and 1 are classes; a column of numbers is a measurement.
+    if not options.labels or not all(map(is_number, data.classes)):
+        return "classification"
+    if all(re.fullmatch(r"[+-]?\d+", name) for name in data.classes):
+        reason = "the labels are whole numbers, which can be classes or measurements"
+        raise DatasetError(options.labels, reason, "Say which: --task classification or regression")
+    return "regression"
+
+
+def make_folds(data: Frames, options: Options) -> list[Fold]:
+    """Return the folds (train, test indices) of an experiment; a ValueError of too few groups or classes.
+
+    Of several, each image is tested in one, and none shares a group with those it is trained with. A single
+    one trains on ``train_size`` of the images, as nearly as whole groups and 1 / a whole number allow.
+    "published" draws at random, as the published study did.
+    """
+    labels, groups, n = data.labels, data.groups, options.n_splits
+    if data.task == "classification":
+        counts = np.bincount(labels)
+        if (counts > 0).sum() < 2:
+            raise ValueError(
+                f"all {len(data)} images are of one class, {data.classes[labels[0]]}: nothing to tell apart"
+            )
+        if counts.max() < 2:
+            raise ValueError(
+                f"each of the {len(data)} images has a class of its own: nothing to learn from. If the "
+                "labels are measurements, give --task regression"
+            )
+    if options.splits == "published":
+        stratified = data.task == "classification"
+        return published_resampling(labels, n, options.train_size, options.seed, stratified)
+    if n > 1:
+        return group_folds(labels, groups, n, options.seed)
+    share = min(options.train_size, 1 - options.train_size)
+    parts = max(2, min(round(1 / share), len(np.unique(groups))))
+    larger, smaller = group_folds(labels, groups, parts, options.seed)[0]
+    return [Fold(larger, smaller) if options.train_size >= 0.5 else Fold(smaller, larger)]
 
 
 @dataclass(frozen=True)
@@ -40,8 +154,7 @@ class Components:
     Attributes:
         processor: raw (B, 1, H, W) to images (B, 3, H, W).
         fresh: whether the processor was made, not loaded.
-        model: a loaded task model; None where each fold makes one.
-        description: how a loaded task model was made, for `r2l.training.saving.save_model`.
+        model, description: a loaded task model, and how it was made; None where each fold makes one.
         norm: a loaded batch normalisation between them; None if there is none, or each fold makes one.
     """
 
@@ -54,7 +167,6 @@ class Components:
     @property
     def mode(self) -> str:
         """Processing mode of the processor, also where it was loaded."""
-        # All else is fixed: another program, what stands before display stages, code of one's own.
         return _MODE_OF.get(type(self.processor), "static")
 
 
@@ -85,8 +197,7 @@ def open_components(options: Options, data: Frames, say: Say) -> Components:
     if not can_be_saved(components.processor):
         say(f"{options.pipeline} is code of your own: the run keeps its name, not the code")
     if options.adv_training and components.mode != "parametrized":
-        mode = components.mode
-        raise ValueError(f"--adv_training needs a parametrized processor, not one of mode {mode}")
+        raise ValueError(f"--adv_training needs a parametrized processor, not one of mode {components.mode}")
     layer = options.adv_training and "additive_layer" in options.adversarial_parameters
     if layer and components.processor.additive is None:
         raise ValueError("the processor that was loaded has no additive layer to be searched")
@@ -94,12 +205,17 @@ def open_components(options: Options, data: Frames, say: Say) -> Components:
 
 
 def _load_components(options: Options, data: Frames, fetch: Callable[[str], Path], say: Say) -> Components:
-    """Load what the options give addresses of, and make the processor where they give none."""
     processor_uri, classifier_uri = options.processor_uri, options.classifier_uri
     if options.state_dict_uri:
         both = fetch(options.state_dict_uri)
         if not both.is_dir():
-            return _load_state_dict(both, options, data, fetch)
+            processor = _build_processor(options, data, fetch)
+            with seeded(options.seed):
+                make, description = build_model(options, data, *UNKNOWN)
+                model = make()
+            norm = load_state(both, processor, model)
+            _check_norm(norm, options.state_dict_uri, options)
+            return Components(processor, False, model, description, norm)
         processor_uri, classifier_uri = str(both / "processor"), str(both / "model")
     processor = load_isp(fetch(processor_uri)) if processor_uri else None
     components = Components(processor or _build_processor(options, data, fetch), processor is None)
@@ -117,16 +233,6 @@ def _load_components(options: Options, data: Frames, fetch: Callable[[str], Path
     _check_norm(norm, classifier_uri, options)
     _check_model(model, components.processor, data, classifier_uri)
     return replace(components, model=model, description=description, norm=norm)
-
-
-def _load_state_dict(path: Path, options: Options, data: Frames, fetch: Callable[[str], Path]) -> Components:
-    with seeded(options.seed):
-        make, description = build_model(options, data, *UNKNOWN)
-        model = make()
-    processor = _build_processor(options, data, fetch)
-    norm = load_state(path, processor, model)
-    _check_norm(norm, options.state_dict_uri, options)
-    return Components(processor, False, model, description, norm)
 
 
 def _check_norm(norm: nn.BatchNorm2d | None, uri: str | None, options: Options) -> None:
@@ -156,16 +262,10 @@ def build_model(
 ) -> tuple[Callable[[], nn.Module], dict[str, Any]]:
     """Return what makes a task model with random or pretrained weights, and how to describe it.
 
-    Args:
-        options: network and its details.
-        data: whose task and classes.
-        mean: of the training images, by channel, display units.
-        std: as ``mean``.
-        targets: for regression, the numbers of the training images (N,).
+    Args as of `describe_model`; network and its details are the options', task and classes those of the data.
     """
-    segments = data.task == "segmentation"
-    both = f"{options.smp_network}/{options.smp_encoder}"
-    name = both if segments else options.classifier_network
+    segmenter = f"{options.smp_network}/{options.smp_encoder}"
+    name = segmenter if data.task == "segmentation" else options.classifier_network
     description = describe_model(name, data.task, len(data.classes), mean, std, targets)
     return partial(make_described, description, options.classifier_pretrained), description
 

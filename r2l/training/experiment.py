@@ -14,9 +14,8 @@ from r2l.datasets.splits import Fold
 from r2l.files import write_csv
 from r2l.options import Options, resolve_options
 from r2l.training import metrics
-from r2l.training.components import Say, open_components
+from r2l.training.components import Say, make_folds, open_components, open_data
 from r2l.training.crossval import FoldTrainer
-from r2l.training.data import make_folds, open_data
 from r2l.training.metrics import describe_scores, fold_scores, per_class, summarise_folds
 from r2l.training.models import n_outputs
 from r2l.training.predict import device_of

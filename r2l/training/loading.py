@@ -33,9 +33,7 @@ class FrameError(R2LError, ValueError):
 
 
 class SavedModel(RawToLogits):
-    """A model as it was saved, in eval mode: raw (B, 1, H, W), of its own camera, to logits.
-
-    A `RawToLogits` with a processor, so that all that takes one takes it. `load` makes it.
+    """A model as it was saved, in eval mode: raw (B, 1, H, W), of its own camera, to logits. `load` makes it.
 
     Attributes:
         about: task, names of the classes, camera, size of the frames that it was trained on.
@@ -65,10 +63,7 @@ class SavedModel(RawToLogits):
 
         Raises:
             FrameError: a frame of another camera (another name, and another colour matrix), or smaller
-                than the crop.
-
-        Warns:
-            UserWarning: a frame of another size than those that a classifier was trained on.
+                than the crop. A warning tells of another size than those that a classifier was trained on.
         """
         own, has = self.camera, frame.camera
         if not any_camera and has.name != own.name and not _same_colours(has, own):
@@ -99,9 +94,8 @@ class SavedModel(RawToLogits):
     def answer(self, raw: Tensor) -> list[Any]:
         """Return what is answered to each frame of a raw batch (B, 1, H, W), lined up.
 
-        Returns:
-            For each frame the probability of each class by its name; or the number, or numbers (n,); or
-            the mask (H, W), uint8: 1 where the logit is positive or, of several classes, their numbers.
+        That is the probability of each class by its name; or the number, or numbers (n,); or the mask
+        (H, W), uint8: 1 where the logit is positive or, of several classes, their numbers.
         """
         outputs = self(raw.to(next(self.parameters()).device)).float().cpu()
         if self.task.name == "segmentation":
@@ -112,12 +106,7 @@ class SavedModel(RawToLogits):
         return [dict(zip(self.classes, p.tolist(), strict=True)) for p in outputs.softmax(1)]
 
     def predict(self, frame: RawFrame, **options: Any) -> Any:
-        """Return what is answered to one frame, as `answer` has it.
-
-        Args:
-            frame: what `r2l.read_raw` returned.
-            **options: of `line_up`.
-        """
+        """Return what is answered to one frame (`r2l.read_raw`), as `answer` has it; options of `line_up`."""
         (answer,) = self.answer(self.line_up(frame, **options)[None])
         return answer
 
@@ -134,8 +123,7 @@ class SavedModel(RawToLogits):
         if named and frames.classes != self.classes:
             frames = replace(frames, truth=self._renumbered(frames), classes=self.classes)
         own, has = self.camera, frames.camera
-        levels = (own.cfa, own.black_level, own.white_level)
-        if levels == (has.cfa, has.black_level, has.white_level) and has.name == own.name:
+        if all(getattr(own, n) == getattr(has, n) for n in ("name", "cfa", "black_level", "white_level")):
             return frames
         lined = [self.line_up(RawFrame(raw[0].numpy(), has)) for raw in frames.raw]
         truth, window = frames.truth, in_line(frames.shape, has.cfa, own.cfa)
@@ -178,28 +166,27 @@ def load(uri: str | Path, store: str | Path | None = None, trusted: Collection[s
         trusted: networks of one's own, ``module:function``, that may be called to make it again.
 
     Raises:
-        R2LError: a network of one's own that is not trusted.
-        SavedModuleError: no processor with it, several folds to choose from, or something damaged.
+        R2LError: a network of one's own that is not trusted; as SavedModuleError no processor with it,
+            several folds to choose from, or something damaged; as TrackingError a store that can't be opened.
         ValueError: no such folder, run or model; names those that exist.
-        TrackingError: the store can't be opened.
     """
     text = str(uri)
     if text.startswith("models:"):
         text = model_source(text, store)
     parts = _parts(text, store) if text.startswith("runs:") else _in_folder(resolve(text))
     model, description = load_described(parts["model"], trusted)
-    processor = load_isp(parts["processor"])
     norm = load_norm(parts[NORM].parent) if NORM in parts else "none"
-    return SavedModel(model, processor, About.of(description), norm)
+    return SavedModel(model, load_isp(parts["processor"]), About.of(description), norm)
 
 
 def _in_folder(folder: Path) -> dict[str, Path]:
     if (folder / DESCRIPTION).exists() or (folder / ISP).exists():
         folder = folder.resolve().parent
-    folds = sorted(path.parent for path in folder.glob("fold_*/model"))
-    if len(folds) > 1 and not (folder / "model").exists():
-        raise SavedModuleError(folder, "a run of several folds", f"Give one, such as {folds[0]}")
-    folder = folds[0] if folds and not (folder / "model").exists() else folder
+    if not (folder / "model").exists():
+        folds = sorted(path.parent for path in folder.glob("fold_*/model"))
+        if len(folds) > 1:
+            raise SavedModuleError(folder, "a run of several folds", f"Give one, such as {folds[0]}")
+        folder = next(iter(folds), folder)
     parts = {name: folder / name for name in ("processor", "model", NORM)}
     there = {name: path for name, path in parts.items() if path.exists()}
     if missing := {"processor", "model"} - set(there):
@@ -214,12 +201,11 @@ def _parts(uri: str, store: str | Path | None) -> dict[str, Path]:
         parts = {name: resolve(f"{base}/{name}", store) for name in ("processor", "model")}
     except ValueError as error:
         records = Records(store)
-        folds = [] if "/" in run_id else [*records.children(run_id).values()]
+        folds = [] if "/" in run_id else [f"runs:/{fold}" for fold in records.children(run_id).values()]
         if len(folds) == 1:
-            return _parts(f"runs:/{folds[0]}", store)
+            return _parts(folds[0], store)
         if folds:
-            one = f"Give one, such as runs:/{folds[0]}"
-            raise SavedModuleError(uri, "a run of several folds", one) from None
+            raise SavedModuleError(uri, "a run of several folds", f"Give one, such as {folds[0]}") from None
         raise SavedModuleError(uri, f"no processor with a model ({error})", _WHOLE) from None
     with suppress(ValueError):  # most have none
         parts[NORM] = resolve(f"{base}/{NORM}", store)

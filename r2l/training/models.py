@@ -1,5 +1,6 @@
 """Task models that take display RGB and carry their own normalisation: classes, numbers, masks."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,15 +23,7 @@ ModelFactory = Callable[[int, Sequence[float], Sequence[float]], nn.Module]
 
 
 class _Normalize(nn.Module):
-    """Subtract a mean and divide by a standard deviation, channel by channel.
-
-    Args:
-        mean: three numbers in display units ([0, 1]).
-        std: three positive numbers in display units.
-
-    Raises:
-        ValueError: not three numbers each, or a ``std`` that is not positive.
-    """
+    """Subtract a mean and divide by a standard deviation, channel by channel, in display units."""
 
     mean: Tensor
     std: Tensor
@@ -97,8 +90,8 @@ def make_classifier(
 ) -> nn.Sequential:
     """Return a fresh classifier: display RGB (B, 3, H, W) in [0, 1] to logits (B, n_classes).
 
-    The first of its two parts, ``normalize``, is the input normalisation, the second, ``network``,
-    the network. Initial weights are drawn from torch's global generator; `fit` seeds it.
+    Its parts are ``normalize``, the input normalisation, and ``network``. Initial weights are drawn from
+    torch's global generator; `fit` seeds it.
 
     >>> make_classifier("SmallResNet", 9)(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 9])
@@ -108,16 +101,13 @@ def make_classifier(
             ("efficientnet_b0") or timm ("timm:convnext_tiny"); or "module:function" of your own, which is
             called with the number of logits; see `make_network`.
         n_classes: number of logits.
-        mean: per-channel mean that is subtracted, display units; see `channel_statistics`.
-        std: per-channel standard deviation that is divided by, display units.
+        mean, std: of each channel, display units; see `channel_statistics`.
         pretrained: start from ImageNet weights (torchvision's ``IMAGENET1K_V1``, or timm's), all but the
             last layer, which is drawn. They are fetched once, into torch's or Hugging Face's cache.
 
     Raises:
-        ValueError: no such model (the message lists those that exist), a normalisation that is not three
-            numbers, or pretrained weights of a model that has none.
-        R2LError: own code that is not to be found.
-        PretrainedWeightsError: the weights are not in the cache and can't be fetched.
+        ValueError, R2LError, PretrainedWeightsError: as `make_network`; a normalisation that is not three
+            numbers, or not positive.
     """
     return _normalised(make_network(name, n_classes, pretrained), mean, std)
 
@@ -144,8 +134,7 @@ def make_regressor(
     Args:
         name, mean, std, pretrained: as for `make_classifier`.
         n_targets: how many numbers an image.
-        target_mean: one number, or one for each target; see `target_statistics`.
-        target_std: as ``target_mean``, positive.
+        target_mean, target_std: one number, or one for each target; see `target_statistics`.
 
     Raises:
         ValueError, PretrainedWeightsError: as `make_classifier`; or a spread that is not positive or not as
@@ -157,10 +146,8 @@ def make_regressor(
 
 
 #: Architectures of segmentation-models-pytorch that take most of its encoders, and tiles of 32 pixels.
-SEGMENTERS = (
-    *("unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet"),
-    *("deeplabv3", "deeplabv3plus", "upernet"),
-)
+SEGMENTERS = ("unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet")
+SEGMENTERS += ("deeplabv3", "deeplabv3plus", "upernet")
 
 
 def make_segmenter(
@@ -205,10 +192,7 @@ def make_segmenter(
 
 
 def _normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
-    model = nn.Sequential()
-    model.add_module("normalize", _Normalize(mean, std))
-    model.add_module("network", network)
-    return model
+    return nn.Sequential(OrderedDict(normalize=_Normalize(mean, std), network=network))
 
 
 #: What a description of a model may name; nothing else is ever called.
@@ -233,23 +217,21 @@ def describe_model(
         targets: for regression, the numbers of the training images (N,), if they are known.
     """
     arguments: dict[str, Any] = {"mean": list(mean), "std": list(std)}
-    if task == "segmentation":
-        architecture, _, encoder = name.partition("/")
-        if not encoder and architecture.lower() not in SEGMENTERS:
-            architecture, encoder = "", architecture
-        parts = {"architecture": architecture, "encoder": encoder}
-        arguments |= {part: value for part, value in parts.items() if value}
-        if (outputs := n_outputs(task, n_classes)) > 1:
-            arguments["n_classes"] = outputs
-        return {"maker": "make_segmenter", "arguments": arguments}
+    if task == "classification":
+        return {"maker": "make_classifier", "arguments": arguments | {"name": name, "n_classes": n_classes}}
     if task == "regression":
         arguments |= {"name": name, "n_targets": 1}
         if targets is not None:
-            statistics = target_statistics(targets)
-            arguments |= dict(zip(("target_mean", "target_std"), statistics, strict=True))
+            arguments["target_mean"], arguments["target_std"] = target_statistics(targets)
         return {"maker": "make_regressor", "arguments": arguments}
-    arguments |= {"name": name, "n_classes": n_classes}
-    return {"maker": "make_classifier", "arguments": arguments}
+    architecture, _, encoder = name.partition("/")
+    if not encoder and architecture.lower() not in SEGMENTERS:
+        architecture, encoder = "", architecture
+    parts = {"architecture": architecture, "encoder": encoder}
+    arguments |= {part: value for part, value in parts.items() if value}
+    if (outputs := n_outputs(task, n_classes)) > 1:
+        arguments["n_classes"] = outputs
+    return {"maker": "make_segmenter", "arguments": arguments}
 
 
 def n_outputs(task: str, n_classes: int) -> int:
@@ -273,10 +255,8 @@ def model_factory(model: str | ModelFactory, task: str = "classification") -> Mo
 def channel_statistics(images: Tensor | Iterable[Tensor]) -> Statistics:
     """Return mean and standard deviation of each channel of images (N, 3, H, W), display units.
 
-    A constant channel gets the standard deviation 1e-3, so that it can be divided by.
-
-    Args:
-        images: all of them, or batches of as many as memory holds, which are summed up in float64.
+    A constant channel gets the standard deviation 1e-3, so that it can be divided by. Batches of as many
+    images as memory holds are summed up in float64.
     """
     if isinstance(images, Tensor):
         std, mean = torch.std_mean(images, dim=(0, 2, 3), correction=0)

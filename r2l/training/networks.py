@@ -2,11 +2,9 @@
 
 import difflib
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +12,10 @@ from torch import nn
 
 from r2l.files import R2LError, load_named
 
+#: The published names, and one of ours.
+CLASSIFIERS = ("ResNet18", "ResNet34", "ResNet50", "SmallResNet")
+# Both answer in training with a second, auxiliary answer, unless told not to.
+_SINGLE = {n: {"aux_logits": False, "init_weights": True} for n in ("googlenet", "inception_v3")}
 # What fetching and reading can end in.
 _FAILURES = (
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError),
@@ -33,14 +35,10 @@ class PretrainedWeightsError(R2LError, OSError):
 
 
 def _load_imagenet_weights(network: nn.Module, name: str) -> None:
-    """Load torchvision's ImageNet weights into a network of it, in place, all but its last layer.
-
-    Raises:
-        PretrainedWeightsError: they are not in torch's cache and can't be fetched, or are damaged.
-    """
+    """Load torchvision's ImageNet weights into a network of it, in place, all but its last layer."""
     import torchvision
 
-    kinds = torchvision.models.get_model_weights(name.lower())
+    kinds = torchvision.models.get_model_weights(name)
     weights = getattr(kinds, "IMAGENET1K_V1", kinds.DEFAULT)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / weights.url.rsplit("/", 1)[-1]
@@ -86,11 +84,7 @@ def load_encoder_weights(encoder: nn.Module, name: str) -> None:
 
 @contextmanager
 def _timm_weights(name: str) -> Iterator[None]:
-    """Say what it means where timm can't load weights of a network in the ``with`` block.
-
-    Raises:
-        PretrainedWeightsError: there are none, or they are not in Hugging Face's cache and can't be fetched.
-    """
+    """Say what it means where timm can't load weights of a network in the ``with`` block."""
     import timm
     from huggingface_hub import try_to_load_from_cache
 
@@ -111,9 +105,8 @@ def _explained(name: str, why: str, remedy: str) -> Iterator[None]:
         yield
     except _FAILURES as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise PretrainedWeightsError(
-            f"no pretrained weights for {name}", f"{why} ({reason})", remedy
-        ) from error
+        what = f"no pretrained weights for {name}"
+        raise PretrainedWeightsError(what, f"{why} ({reason})", remedy) from error
 
 
 def _knock(url: str) -> None:
@@ -121,12 +114,6 @@ def _knock(url: str) -> None:
     import requests
 
     requests.head(url, timeout=_PATIENCE_S, allow_redirects=True).raise_for_status()
-
-
-# Both answer in training with a second, auxiliary answer, unless told not to.
-_SINGLE: dict[str, dict[str, Any]] = {
-    name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
-}
 
 
 def _halving_block(channels_in: int, channels_out: int) -> nn.Module:
@@ -141,8 +128,7 @@ def _halving_block(channels_in: int, channels_out: int) -> nn.Module:
 def _small_resnet(num_classes: int) -> nn.Module:
     """Return a residual network of about 70,000 weights for tiles of 32 to 96 pixels.
 
-    It exists so that a dozen models can be trained in a minute on two cores. Like any ResNet it
-    ends in a global average, so every tile size from 16 pixels on works.
+    A dozen of them are trained in a minute on two cores. Any tile size from 16 pixels on works.
     """
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
@@ -156,43 +142,33 @@ def _small_resnet(num_classes: int) -> nn.Module:
     )
 
 
-def _published(name: str, **options: Any) -> nn.Module:
-    import torchvision
-
-    return torchvision.models.get_model(name, **options)
-
-
-# Keys are the published names, except the last, which is ours.
-CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
-    **{name: partial(_published, name.lower()) for name in ("ResNet18", "ResNet34", "ResNet50")},
-    "SmallResNet": _small_resnet,
-}
-
-
 def is_own_code(name: object) -> bool:
     """Tell whether a network's name is ``module:function``, which to make runs code of one's own."""
     return isinstance(name, str) and ":" in name and not name.startswith("timm:")
 
 
 def check_network(name: str) -> str:
-    """Return a name that `make_network` knows; own code is neither looked for nor run.
+    """Return whose a network is: "torchvision", "timm", or "own code", which is neither looked for nor run.
 
     Raises:
         ValueError: an unknown name; lists what there is, and what is spelt nearly so.
     """
-    if is_own_code(name) or (isinstance(name, str) and name in CLASSIFIERS):
-        return name
+    text = str(name)  # of a file it can be anything
+    if is_own_code(name):
+        return "own code"
+    if text in CLASSIFIERS:
+        return "torchvision"
     import torchvision
 
     theirs = torchvision.models.list_models(module=torchvision.models)
-    if isinstance(name, str) and name in theirs:
-        return name
+    if text in theirs:
+        return "torchvision"
     import timm  # takes seconds: only for those who use it
 
-    if isinstance(name, str) and timm.is_model(name.removeprefix("timm:")):
-        return name
+    if timm.is_model(text.removeprefix("timm:")):
+        return "timm"
     everything = [*CLASSIFIERS, *theirs, *timm.list_models()]
-    near = difflib.get_close_matches(str(name).removeprefix("timm:"), everything)
+    near = difflib.get_close_matches(text.removeprefix("timm:"), everything)
     raise ValueError(
         f"unknown classifier {name!r}; choose from {', '.join(CLASSIFIERS)}, torchvision's {len(theirs)} "
         f"(such as {theirs[0]}), timm's {len(timm.list_models())} (such as timm:convnext_tiny), or "
@@ -207,7 +183,6 @@ def make_network(name: str, n_outputs: int, pretrained: bool = False) -> nn.Modu
         name: of `CLASSIFIERS`; of torchvision (``efficientnet_b0``) or, if that has none, of timm, which
             ``timm:`` before it asks for; or ``module:function`` of one's own, which is called with
             ``n_outputs``. What sizes of images it takes is the network's own affair.
-        n_outputs: how many numbers it answers with.
         pretrained: all but the last layer trained on ImageNet; not for one's own.
 
     Raises:
@@ -215,27 +190,25 @@ def make_network(name: str, n_outputs: int, pretrained: bool = False) -> nn.Modu
         R2LError: own code that is not to be found, or that makes no network.
         PretrainedWeightsError: the weights are not in the cache and can't be fetched.
     """
-    check_network(name)
-    if pretrained and (name == "SmallResNet" or name in _SINGLE or is_own_code(name)):
+    source = check_network(name)
+    if pretrained and (name == "SmallResNet" or name in _SINGLE or source == "own code"):
         raise ValueError(f"{name} has no pretrained weights; leave pretrained off or take a ResNet")
-    if is_own_code(name):
+    if source == "own code":
         network = load_named(name, "network")(n_outputs)
         if not isinstance(network, nn.Module):
             raise ValueError(f"{name} made a {type(network).__name__}, expected a torch module")
         return network
-    import torchvision
+    if name == "SmallResNet":
+        return _small_resnet(n_outputs)
+    if source == "torchvision":
+        import torchvision
 
-    theirs = torchvision.models.list_models(module=torchvision.models)
-    if name in CLASSIFIERS or name in theirs:
-        make = CLASSIFIERS.get(name) or torchvision.models.get_model_builder(name)
-        network = make(num_classes=n_outputs, **_SINGLE.get(name, {}))
+        network = torchvision.models.get_model(name, num_classes=n_outputs, **_SINGLE.get(name, {}))
         if pretrained:
             _load_imagenet_weights(network, name)
         return network
     import timm
 
     name = name.removeprefix("timm:")
-    if not pretrained:
-        return timm.create_model(name, num_classes=n_outputs)
-    with _timm_weights(name):
-        return timm.create_model(name, num_classes=n_outputs, pretrained=True)
+    with _timm_weights(name) if pretrained else nullcontext():
+        return timm.create_model(name, num_classes=n_outputs, pretrained=pretrained)

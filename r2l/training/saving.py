@@ -23,8 +23,6 @@ from r2l.training.networks import is_own_code
 DESCRIPTION = "model.json"
 #: Weights of a batch normalisation between processor and task model, in the folder that holds both.
 NORM = "norm.safetensors"
-# Arguments that would fetch weights, only to be overwritten.
-_FETCHING = ("pretrained",)
 # Arguments that can ask for any amount of memory.
 _SIZES = {"n_classes", "n_targets"}
 _NEEDED = {"maker", "arguments"}
@@ -74,25 +72,19 @@ class About:
         wrong = names and number not in (0, len(names))
         if wrong or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{len(names)} names of classes for {number} outputs: {names}")
-        return replace(
-            about,
-            classes=tuple(names),
-            camera=None if camera is None else Camera.from_dict(camera),
-            shape=None if shape is None else tuple(map(int, shape)),
-        )
+        camera = None if camera is None else Camera.from_dict(camera)
+        shape = None if shape is None else tuple(map(int, shape))
+        return replace(about, classes=tuple(names), camera=camera, shape=shape)
 
 
 def save_model(description: Mapping[str, Any], model: nn.Module, folder: str | Path) -> Path:
     """Write a task model into a folder, which is made if need be; each file whole or not at all.
 
-    The model is made again from its description at once, so that a mistake shows now and not when the
-    weights are needed.
-
     Args:
         description: ``{"maker": "make_classifier", "arguments": {"name": "ResNet18", "n_classes": 9}}``;
             makers as in `r2l.training.models.MAKERS`, arguments by name, of plain JSON types. And, so that
             `r2l.load` knows them, what it was trained for: ``**About(...).to_dict()``.
-        model: what that maker made, trained.
+        model: what that maker made, trained. It is made again at once, so that a mistake shows now.
         folder: where to.
 
     Raises:
@@ -107,23 +99,19 @@ def save_model(description: Mapping[str, Any], model: nn.Module, folder: str | P
 
 
 def load_model(folder: str | Path, trusted: Collection[str] = ()) -> nn.Module:
-    """Return the task model that `save_model` wrote, on the CPU. Runs no foreign code that is not trusted.
+    """Return the task model that `save_model` wrote, on the CPU; errors as `load_described`."""
+    return load_described(folder, trusted)[0]
 
-    The global random generators stay as they are.
 
-    Args:
-        folder: where it lies.
-        trusted: networks of one's own, ``module:function``, that may be called to make it again.
+def load_described(folder: str | Path, trusted: Collection[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the task model that `save_model` wrote, on the CPU, and the description it was saved with.
+
+    Runs no foreign code but the networks of one's own, ``module:function``, that are ``trusted``.
 
     Raises:
         ValueError: the folder does not hold a whole model; names the file and what is wrong with it.
         R2LError: a network of one's own that is not trusted, or not to be found.
     """
-    return load_described(folder, trusted)[0]
-
-
-def load_described(folder: str | Path, trusted: Collection[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
-    """Return what `load_model` does, and the description that it was saved with."""
     path, described = Path(folder) / DESCRIPTION, {}
 
     def make(description: Any, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -145,35 +133,27 @@ def load_described(folder: str | Path, trusted: Collection[str] = ()) -> tuple[n
     return load_module(path, make, "a task model", "save_model writes one"), described
 
 
-def save_norm(norm: nn.BatchNorm2d, folder: str | Path) -> Path:
+def save_norm(norm: nn.BatchNorm2d, folder: Path) -> None:
     """Write a batch normalisation between processor and task model into the folder that holds both."""
-    with atomic_path(Path(folder) / NORM) as partial:
+    with atomic_path(folder / NORM) as partial:
         save_file(norm.state_dict(), partial)
-    return Path(folder) / NORM
 
 
-def load_norm(folder: str | Path) -> nn.BatchNorm2d:
-    """Return the batch normalisation that `save_norm` wrote.
-
-    Raises:
-        ValueError: it is not there, or damaged.
-    """
-    path = Path(folder) / NORM
+def load_norm(folder: Path) -> nn.BatchNorm2d:
+    """Return the batch normalisation that `save_norm` wrote; a ValueError where it is missing or damaged."""
+    path = folder / NORM
     with reading(path, "no weights of a batch normalisation", "Copy the folder again, whole"):
         return _norm(load_file(path))
 
 
-def load_state(path: str | Path, processor: nn.Module, model: nn.Module) -> nn.BatchNorm2d | None:
+def load_state(path: Path, processor: nn.Module, model: nn.Module) -> nn.BatchNorm2d | None:
     """Load the weights of a trained `RawToLogits` from a safetensors file into its two parts, in place.
 
-    Returns:
-        The batch normalisation between them, if there was one.
-
-    Raises:
-        ValueError: no such file, or weights of other models.
+    Return the batch normalisation between them, if there was one; a ValueError tells of no such file, or
+    weights of other models.
     """
     remedy = "Give a safetensors file of a trained RawToLogits, or a folder with processor and model"
-    with reading(Path(path), "no weights for these models", remedy):
+    with reading(path, "no weights for these models", remedy):
         weights = load_file(path)
         own = {
             name: {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")}
@@ -199,10 +179,8 @@ def _checked(description: Any) -> dict[str, Any]:
     known = inspect.signature(maker).parameters
     if not isinstance(arguments, dict) or not set(arguments) <= set(known):
         raise ValueError(f"{description['maker']} takes the arguments {', '.join(known)}")
-    arguments = arguments | {name: False for name in _FETCHING if name in known}
-    checked = {**description, "arguments": arguments}
-    About.of({"classes": (), **checked})  # the weights have not told yet how many there can be
-    return checked
+    About.of({"classes": (), **description})  # the weights have not told yet how many there can be
+    return description
 
 
 def _make(description: dict[str, Any]) -> nn.Module:
