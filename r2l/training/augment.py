@@ -40,9 +40,8 @@ def make_augment(strength: str) -> Augment | None:
     Raises:
         ValueError: an unknown strength.
     """
-    return {"none": None, "weak": _turn, "strong": _turn_and_distort}[
-        choose("augmentation", strength, AUGMENTATIONS)
-    ]
+    choose("augmentation", strength, AUGMENTATIONS)
+    return {"none": None, "weak": _turn, "strong": _turn_and_distort}[strength]
 
 
 def _turn(images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -61,31 +60,20 @@ def _turn(images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor |
 
 @lru_cache
 def _distortion(height: int, width: int) -> v2.Compose:
-    return v2.Compose(
-        [
-            v2.Pad((width // _BEYOND, height // _BEYOND), padding_mode="reflect"),
-            v2.RandomAffine(
-                _DEGREES,
-                # Of the padded side, which is half as long again.
-                translate=(_SHIFT / (1 + 2 / _BEYOND),) * 2,
-                scale=_SCALES,
-                interpolation=v2.InterpolationMode.BILINEAR,
-                fill=None,  # nothing to fill; any colour would be put in by a step without gradient
-            ),
-            v2.CenterCrop((height, width)),
-            v2.ColorJitter(_JITTER, _JITTER, _JITTER),
-        ]
-    )
+    pad = v2.Pad((width // _BEYOND, height // _BEYOND), padding_mode="reflect")
+    shift = _SHIFT / (1 + 2 / _BEYOND)  # of the padded side, which is half as long again
+    how = {"translate": (shift, shift), "scale": _SCALES, "interpolation": v2.InterpolationMode.BILINEAR}
+    # Nothing to fill; any colour would be put in by a step without gradient.
+    move = v2.RandomAffine(_DEGREES, **how, fill=None)
+    jitter = v2.ColorJitter(_JITTER, _JITTER, _JITTER)
+    return v2.Compose([pad, move, v2.CenterCrop((height, width)), jitter])
 
 
 def _turn_and_distort(images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     images, masks = _turn(images, masks)
     distort = _distortion(*images.shape[-2:])
-    if masks is None:
-        distorted = [distort(tv_tensors.Image(image)) for image in images]
-        return torch.stack([image.as_subclass(Tensor) for image in distorted]), None
-    pairs = [
-        distort(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        for image, mask in zip(images, masks, strict=True)
-    ]
-    return tuple(torch.stack([p.as_subclass(Tensor) for p in parts]) for parts in zip(*pairs, strict=True))
+    of_masks = [None] * len(images) if masks is None else map(tv_tensors.Mask, masks)
+    pairs = [distort(tv_tensors.Image(image), mask) for image, mask in zip(images, of_masks, strict=True)]
+    seen, moved = zip(*pairs, strict=True)
+    seen = torch.stack([image.as_subclass(Tensor) for image in seen])
+    return seen, None if masks is None else torch.stack([mask.as_subclass(Tensor) for mask in moved])

@@ -1,7 +1,5 @@
 """Callbacks that write to a run, epoch by epoch: numbers, images and gradients of the ISP's stages."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from r2l.training.checkpoints import seeded
 from r2l.training.fit import epoch_numbers
 from r2l.training.metrics import per_image
 from r2l.training.module import RawToLogits, frames_of
+from r2l.training.predict import on_device
 from r2l.training.tracking import Run
 
 #: The text of a gradient's PNG that holds what white stands for; black is its negative, mid-grey nought.
@@ -47,12 +46,7 @@ class MetricTracker(Callback):
 
 
 class BestEpoch(Callback):
-    """Keeps the weights of the epoch with the lowest loss on the validation images, beside training.
-
-    Attributes:
-        epoch: which it was, from 0; None before the first validation.
-        weights: of the whole module, on the CPU.
-    """
+    """Keeps the ``weights`` of the ``epoch`` with the lowest loss on the validation images, on the CPU."""
 
     def __init__(self) -> None:
         self.epoch: int | None = None
@@ -93,13 +87,9 @@ class StageTracker(Callback):
     Args:
         run: where to.
         data: the images are the first ``n_images`` of it, items as in `fit`; read once.
-        n_images: how many.
         every_epoch: after each epoch, or after the last only.
-        images: whether to write the stages' images.
-        gradients: whether to write the gradients.
-        tensors: whether to write both (as far as asked for) as tensors too.
-        predictions: whether to write the model's answers.
-        differences: whether to write what an adversarial search has changed.
+        images, gradients, predictions, differences: which of these to write.
+        tensors: write images and gradients, as far as asked for, as tensors too.
         processor: looked into instead of the module's own, where that trains on developed images: raw to
             what the module takes.
 
@@ -143,9 +133,10 @@ class StageTracker(Callback):
 
     def write(self, module: RawToLogits, epoch: int) -> None:
         """Write the artefacts of one epoch; ``module`` is left as it is."""
-        with seeded(0), _evaluating(module, self.processor):
-            batch = move_data_to_device(self.batch, module.device)
-            looked = _look(module, self.processor or module.processor, batch, self.gradients)
+        isp, home = self.processor or module.processor, module.device
+        with seeded(0), on_device(module), on_device(isp, home):
+            batch = move_data_to_device(self.batch, home)
+            looked = _look(module, isp, batch, self.gradients)
             answers = self._answers(module, batch) if self.predictions else None
         if not self.images:
             looked.pop("stages")
@@ -174,18 +165,15 @@ class StageTracker(Callback):
     def _answers(self, module: RawToLogits, batch: dict[str, Any]) -> pd.DataFrame:
         if self.processor is not None:
             batch = {**batch, "raw": self.processor(batch["raw"])}
-        answers = module.predict_step(batch)
-        table = {name: answers[name].cpu().numpy() for name in answers if name != "meta"}
+        table = {name: values.cpu().numpy() for name, values in module.predict_step(batch).items()}
         return pd.DataFrame({"image": self.numbers, **table})
 
 
 def _save_strip(images: Tensor, path: Path, signed: bool = False) -> None:
-    """Write images (N, C, H, W), C 1 or 3, side by side as a PNG.
+    """Write images (N, C, H, W), C 1 or 3, display domain, side by side as a PNG.
 
-    Args:
-        images: display domain, what leaves [0, 1] becomes 0 or 1; or, if ``signed``, any values around 0.
-        path: of the PNG.
-        signed: draw 0 as mid-grey; what white stands for goes into the PNG's text `SCALE`.
+    ``signed`` ones are any values around 0, which is drawn as mid-grey; what white stands for goes into the
+    PNG's text `SCALE`.
     """
     values, info = images.float().cpu().numpy(), PngInfo()
     if signed:
@@ -229,17 +217,3 @@ def _look(
         }
     with torch.no_grad():
         return {"stages": {name: image.cpu() for name, image in isp.stages(frames).items()}}
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Put modules into eval mode; give back to each part of them the mode it had."""
-    parts = [part for module in modules if module is not None for part in module.modules()]
-    modes = [part.training for part in parts]
-    for part in parts:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode

@@ -41,14 +41,7 @@ _OF_FIT += ("freeze_processor", "accelerator", "precision", "gradient_clip_val")
 
 @dataclass
 class FoldTrainer:
-    """Trains the folds of one experiment.
-
-    Args:
-        options: resolved ones.
-        data: raw frames.
-        components: processor and, if it was loaded, task model.
-        progress: whether to show bars.
-    """
+    """Trains the folds of one experiment, of resolved options and raw frames."""
 
     options: Options
     data: Frames
@@ -72,11 +65,7 @@ class FoldTrainer:
     def run(self, number: int, fold: Fold, record: Run, folder: Path) -> pd.DataFrame:
         """Train one fold and return the answers to its validation images, one row each.
 
-        Args:
-            number: of the fold.
-            fold: indices of its training and validation images.
-            record: where to write about it.
-            folder: for checkpoints and, if asked for, models.
+        Checkpoints and, if asked for, models go to ``folder``, all else to ``record``.
         """
         seed = mixed_seed(self.options.seed, number)
         if self.options.adv_training:
@@ -110,15 +99,12 @@ class FoldTrainer:
         """Train the task model, if none was loaded, then search the processing under which it fails."""
         options = self.options
         if self.components.model is None:
-            callbacks = [MetricTracker(record, "task_model.")]  # it has curves of its own
+            own = [MetricTracker(record, "task_model.")]  # it has curves of its own
             checkpoint = folder / "checkpoint_model"
-            first = self._train(self.images, fold, seed, checkpoint, model, callbacks, freeze_model=False)
-            model = first.model
+            model = self._train(self.images, fold, seed, checkpoint, model, own, freeze_model=False).model
         adversary = Adversary(options.adv_aux_weight, options.adv_aux_loss, options.adversarial_parameters)
-        callbacks = self._callbacks(fold, record)
-        trained = self._train(
-            self.data, fold, seed, folder / "checkpoint", model, callbacks, adversary=adversary
-        )
+        settings = {"callbacks": self._callbacks(fold, record), "adversary": adversary}
+        trained = self._train(self.data, fold, seed, folder / "checkpoint", model, **settings)
         original = RawToLogits(model, trained.reference, task=self.data.task)
         tables = [
             self._answers(module, self.data, fold).assign(processing=name)
@@ -164,9 +150,8 @@ class FoldTrainer:
 
     def _callbacks(self, fold: Fold, record: Run) -> list[Callback]:
         options = self.options
-        metrics = MetricTracker(record)
         if not (options.track_processing or options.track_predictions):
-            return [metrics]
+            return [MetricTracker(record)]
         tracker = StageTracker(
             record,
             # Raw frames, also where training sees images that are ready.
@@ -180,12 +165,11 @@ class FoldTrainer:
             differences=options.adv_training and options.adv_track_differences,
             processor=self.components.processor if self.fixed else None,
         )
-        return [metrics, tracker]
+        return [MetricTracker(record), tracker]
 
     def _answers(self, module: RawToLogits, data: Frames, fold: Fold) -> pd.DataFrame:
-        part = {self.components.mode: data.subset(fold.test)}
         how = {name: getattr(self.options, name) for name in ("batch_size", "accelerator")}
-        return self._named(predict(module, part, **how))
+        return self._named(predict(module, {self.components.mode: data.subset(fold.test)}, **how))
 
     def _named(self, table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(name=self.data.names[table["image"].to_numpy()])
@@ -209,12 +193,10 @@ class FoldTrainer:
 
     def _keep(self, trained: RawToLogits, description: dict[str, Any], record: Run, folder: Path) -> None:
         """Save processor and task model where the options say."""
-        processor = trained.processor
+        options, data, processor = self.options, self.data, trained.processor
         if isinstance(processor, nn.Identity):
             processor = self.components.processor
-        kept = can_be_saved(processor)
-        has_norm = isinstance(trained.norm, nn.BatchNorm2d)
-        options, data = self.options, self.data
+        kept, has_norm = can_be_saved(processor), isinstance(trained.norm, nn.BatchNorm2d)
         how = options.own_colours, options.lens_corrections
         about = About(data.task, tuple(data.classes), data.camera, data.shape, *how)
         description = {**description, **about.to_dict()}

@@ -25,11 +25,9 @@ from r2l.training.tracking import Run, TrackingError, open_client, store_address
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of an experiment.
+    """What came out of an experiment: the id of its record, and what it left on disk.
 
     Attributes:
-        run_id: of its record.
-        folder: what it left on disk.
         scores: one row a fold (with adversarial processing two: before and after).
         predictions: one row a validation image, see `predict`; with ``fold`` and ``name``.
         tested: the same under each of the ``test_pipelines``, in the column ``test``; None without.
@@ -47,10 +45,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
 
     All that can be wrong with options, data, addresses, weights and store is found before the training.
 
-    Args:
-        options: what to do.
-        say: is told in lines what follows from the options, how each fold went, and the summary.
-        progress: whether to show bars.
+    ``say`` is told in lines what follows from the options, how each fold went, and the summary.
 
     Raises:
         ValueError: options that contradict each other or don't fit the data; what is at an address isn't
@@ -91,16 +86,14 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
 
 
 def _about(data: Frames, folds: list[Fold], options: Options) -> Iterator[str]:
-    height, width = data.shape
+    camera, (height, width) = data.camera, data.shape
     classes = f", {len(data.classes)} classes" if data.classes else ""
     number = "1 split" if len(folds) == 1 else f"{len(folds)} folds"
     number += "" if options.fold is None else f", number {options.fold} alone"
-    sizes = f"{len(folds[0].train)} to train, {len(folds[0].test)} to validate"
     yield (
-        f"{options.dataset}: {len(data)} images of {height} x {width}, {data.task}{classes}; "
-        f"{number} ({sizes})"
+        f"{options.dataset}: {len(data)} images of {height} x {width}, {data.task}{classes}; {number} "
+        f"({len(folds[0].train)} to train, {len(folds[0].test)} to validate)"
     )
-    camera = data.camera
     balance = " ".join(f"{gain:.4g}" for gain in camera.white_balance)
     whose = "each file's own scaled to its" if options.own_colours else "its"
     yield f"camera {camera.name}, {camera.cfa.name}, {whose} white balance {balance}"
@@ -133,14 +126,9 @@ def _record(options: Options, data: Frames, folder: RunFolder, say: Say) -> Iter
                 yield run
                 return
     settings = asdict(options) | {"images": len(data), "resolved_task": data.task}
-    settings |= {"skipped": len(data.skipped)}
-    with track(
-        options.experiment_name,
-        options.run_name,
-        settings,
-        {"r2l.folder": str(folder.path.resolve())},
-        options.tracking_uri,
-    ) as run:
+    tags = {"r2l.folder": str(folder.path.resolve())}
+    about = options.run_name, settings | {"skipped": len(data.skipped)}, tags
+    with track(options.experiment_name, *about, options.tracking_uri) as run:
         folder.keep(run_id=run.run_id, folds={})
         yield run
 
@@ -168,7 +156,7 @@ def _conclude(data: Frames, tables: dict[int, pd.DataFrame], run: Run, folder: R
 
 
 def _closing(options: Options, data: Frames, folder: RunFolder, outcome: Outcome) -> Iterator[str]:
-    layout: dict[str, Any] = {"float_format": lambda v: f"{v:.4g}"}
+    layout: dict[str, Any] = {"float_format": "{:.4g}".format}
     yield "\n" + summarise_folds(outcome.scores).to_string(index=False, **layout) + "\n"
     several = data.task == "classification" or n_outputs(data.task, len(data.classes)) > 1
     if several and not options.adv_training:

@@ -24,13 +24,7 @@ _COLOURS = 256
 def curves(run: str, store: str | Path | None = None) -> dict[str, pd.DataFrame]:
     """Return the metrics by epoch (``train_loss``, ``val_loss``, ...) of a run, or of each of its folds.
 
-    Args:
-        run: id or name of a run, or "latest".
-        store: see `r2l.training.tracking.store_address`.
-
-    Raises:
-        ValueError: no such run, or no loss in it.
-        TrackingError: the store can't be opened.
+    Args and errors as of `animate`; a ValueError also where there is no loss.
     """
     records = Records(store)
     tables = {name: records.history(i) for name, i in _folds(records, run).items()}
@@ -66,8 +60,7 @@ def animate(
 
     Raises:
         ValueError: no such run or stage; lists the stages that were tracked.
-        TrackingError: the store can't be opened.
-        OSError: a file can't be written.
+        OSError: a file can't be written; as TrackingError, the store can't be opened.
     """
     records, out = Records(store), Path(out)
     folds = _folds(records, run)
@@ -118,17 +111,10 @@ def _write_gif(files: Mapping[str, Path], out: Path, milliseconds: int) -> None:
     """Write pictures, by their captions, as one animation."""
     scaled = _one_scale([Image.open(file) for file in files.values()])
     frames = [_captioned(p, caption) for caption, p in zip(files, scaled, strict=True)]
-    flat = frames if frames[0].mode == "L" else _one_palette(frames)
+    first, *rest = frames if frames[0].mode == "L" else _one_palette(frames)
+    how = {"duration": milliseconds, "loop": 0, "optimize": False}
     with atomic_path(out) as partial:
-        flat[0].save(
-            partial,
-            format="GIF",
-            save_all=True,
-            append_images=flat[1:],
-            duration=milliseconds,
-            loop=0,
-            optimize=False,
-        )
+        first.save(partial, format="GIF", save_all=True, append_images=rest, **how)
 
 
 def _one_scale(pictures: Sequence[Image.Image]) -> list[Image.Image]:

@@ -49,13 +49,10 @@ _PLAIN = {"epochs", "batch_size", "lr", "weight_decay", "augmentation", "loss", 
 def train_fold(
     data: Frames, fold: Fold, model: Model, seed: int, *, validate: bool = False, **settings: Any
 ) -> RawToLogits:
-    """Train a task model on the training images of a fold.
+    """Train a task model (`fresh_model`) on the training images of a fold.
 
     Args:
         data: raw frames where there is a processor, else a `view`.
-        fold: indices of training and test images.
-        model: see `fit`; `fresh_model` makes one.
-        seed: see `fit`; `mixed_seed` makes one of seed and fold.
         validate: whether loss and measure of the test images enter the history; nothing is chosen by them.
         **settings: further arguments of `fit`; the task is that of the data, and no bar is shown, unless
             they say so.
@@ -121,9 +118,8 @@ def train_models(
         data: raw frames, or views of them (which then must hold all ``pipelines``). With masks the task is
             segmentation, else classification.
         pipelines: in the order of the matrix, see `develop_all`.
-        model: a name for `make_classifier` (for segmentation architecture and encoder for
-            `make_segmenter`, such as "unet/resnet18"), or a function of number of classes, channel means
-            and channel standard deviations that returns a fresh model.
+        model: a name for `describe_model` ("unet/resnet18" for masks), or a function of number of classes,
+            channel means and channel standard deviations that returns a fresh model.
         n_splits: number of folds; every image is tested in one of them.
         seeds: of folds, initial weights and order; with several, everything is repeated.
         variant: of the codes, "corrected", "paper" or "camera"; not used with views.
@@ -136,14 +132,17 @@ def train_models(
         ValueError: as `develop_views` and `group_folds`; or views that lack a pipeline.
     """
     frames = with_views(data, pipelines, variant=variant, progress=progress)
-    jobs = list(_jobs(frames, name_pipelines(pipelines), n_splits, seeds))
+    jobs: list[_Job] = []
+    for seed in seeds:
+        folds = group_folds(frames.labels, frames.groups, n_splits, seed)
+        pairs = product(enumerate(folds), name_pipelines(pipelines))
+        jobs += [(name, seed, number, fold) for (number, fold), name in pairs]
 
     def train(job: _Job, **checkpoint: Any) -> Trained:
         name, seed, number, fold = job
         view = frames.view(name)
         fresh = fresh_model(model, view, training_statistics(view, fold.train))
-        settings_of_fold = {**settings, **checkpoint}
-        module = train_fold(view, fold, fresh, mixed_seed(seed, number), **settings_of_fold)
+        module = train_fold(view, fold, fresh, mixed_seed(seed, number), **settings, **checkpoint)
         return Trained(module, name, fold.test, seed, number)
 
     models: dict[tuple[str, int, int], Trained] = {}
@@ -153,13 +152,6 @@ def train_models(
             bar.set_postfix_str(f"{one.code}, fold {one.fold}, seed {one.seed}", refresh=False)
             bar.update()
     return [models[job[:3]] for job in jobs]
-
-
-def _jobs(frames: Frames, pipelines: Sequence[str], n_splits: int, seeds: Sequence[int]) -> Iterator[_Job]:
-    for seed in seeds:
-        folds = group_folds(frames.labels, frames.groups, n_splits, seed)
-        for (number, fold), name in product(enumerate(folds), pipelines):
-            yield name, seed, number, fold
 
 
 def _processes(settings: Mapping[str, Any], most: int) -> int:

@@ -82,11 +82,7 @@ class RunFolder:
         return _table(self.path / f"fold_{number}" / TESTED)
 
     def finish_fold(self, number: int, predictions: pd.DataFrame) -> pd.DataFrame:
-        """Keep the answers of a fold, which marks it as finished; its checkpoints go.
-
-        Returns:
-            The answers as they are kept, so that they are the same whether the run was interrupted or not.
-        """
+        """Keep the answers of a fold, which marks it as finished; return them as kept. Checkpoints go."""
         path = self.fold(number) / "predictions.csv"
         write_csv(predictions, path)
         _drop_checkpoints(path.parent)
@@ -104,12 +100,8 @@ class RunFolder:
 def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
     """Open the folder of a run for the length of a ``with`` block: a new one, or that of an interrupted run.
 
-    A run is gone on with if its options, its data and this package's code are the same, it did not finish,
-    and ``options.resume``.
-
-    Args:
-        options: of the run.
-        data: a hash of its data set, see `Frames.fingerprint`.
+    A run is gone on with if its options, its data (`Frames.fingerprint`) and this package's code are the
+    same, it did not finish, and ``options.resume``.
 
     Raises:
         ValueError: another process is at work on the same run.
