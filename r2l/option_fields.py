@@ -24,7 +24,8 @@ def _option(group: str, default: Any, help: str, **more: Any) -> Any:
         default: its value where none is given.
         help: what it does; {} stands for the choices.
         **more: ``metavar`` (its value in the help), ``choices`` (names, or where they are to be imported
-            from) or ``least`` (the smallest number).
+            from), ``check`` (where the function that refuses a name is to be imported from), ``least`` (the
+            smallest number) or ``above`` (what a number has to be larger than).
     """
     help = help.format(", ".join(more.get("choices", ())))
     return field(default=default, metadata={"group": group, "help": help, **more})
@@ -123,6 +124,7 @@ class Declared:
         None,
         "Peak learning rate of AdamW, one cycle.  [default: 1e-5 for a task model that was trained "
         "before, 1e-3 from scratch]",
+        above=0,
     )
     batch_size: int = _training(32, "Images a step.", least=1)
     weight_decay: float = _training(1e-4, "Of AdamW.", least=0)
@@ -133,7 +135,7 @@ class Declared:
     num_workers: int = _training(0, "Processes that load data; 0 loads in this one.", least=0)
     accelerator: str = _training("auto", "auto, cpu, gpu and others of Lightning.")
     precision: str = _training("32-true", "32-true, 64-true, 16-mixed, bf16-mixed.")
-    gradient_clip_val: float | None = _training(None, "Longest gradient.  [default: any]")
+    gradient_clip_val: float | None = _training(None, "Longest gradient.  [default: any]", above=0)
 
     processing_mode: str = _processor(
         "parametrized",
@@ -145,6 +147,7 @@ class Declared:
         None,
         "Any fixed pipeline: ma,s,ga@camera, libraw:ahd, ma,s,ga+jpeg:75, the folder or runs:/... "
         "of a saved one, module:function of your own. In the place of --processing_mode and sp_.",
+        check="r2l.isp.grammar:check_pipeline",
     )
     variant: str = _processor(
         "corrected",
@@ -155,7 +158,7 @@ class Declared:
     processor_uri: str | None = _processor(
         None, "A saved processor: runs:/..., models:/..., a folder. Empty: made afresh."
     )
-    processor_lr: float = _processor(1.0, "Its learning rate, as a factor of --lr.")
+    processor_lr: float = _processor(1.0, "Its learning rate, as a factor of --lr.", above=0)
     freeze_processor: bool = _processor(False, "Don't train the processor.")
     sp_debayer: str = _processor("bilinear", "static: {}.", choices=("bilinear", "malvar2004", "menon2007"))
     sp_sharpening: str = _processor(
@@ -177,6 +180,7 @@ class Declared:
         "ResNet18",
         "ResNet18, ResNet34, ResNet50; SmallResNet for small tiles; any classifier of torchvision "
         "(efficientnet_b0) or timm (timm:convnext_tiny); module:function of your own.",
+        check="r2l.training.networks:check_network",
     )
     classifier_pretrained: bool = _model(False, "Begin with the weights of ImageNet.")
     classifier_uri: str | None = _model(None, "A saved task model, as --processor_uri.")

@@ -11,7 +11,7 @@ from dataclasses import Field, dataclass, fields, replace
 from itertools import chain
 from pkgutil import resolve_name
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from r2l.files import choose, local_path
 from r2l.option_fields import TASK_OF, Declared
@@ -38,13 +38,16 @@ class Options(Declared):
     """
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        for name, kinds in get_type_hints(Options).items():
+            _check_type(name, getattr(self, name), get_args(kinds) or (kinds,))
         for name in _PATHS:
             # Of --folder=~/runs, and in files, no shell expands the home.
             if str(getattr(self, name)).startswith(("~", "file:")):
                 object.__setattr__(self, name, str(local_path(getattr(self, name))))
-        _check_choices(self)
-        _check_numbers(self)
+        for name, option in FIELDS.items():
+            # A default is right: what would tell takes seconds to import.
+            if (value := getattr(self, name)) not in (option.default, None):
+                _check_value(name, value, **option.metadata)
         _check_data(self)
         _check_models(self)
 
@@ -76,60 +79,45 @@ class Options(Declared):
 FIELDS: Mapping[str, Field] = {option.name: option for option in fields(Options)}
 
 
-def _check_types(options: Options) -> None:
+def _check_type(name: str, value: object, kinds: tuple[type, ...]) -> None:
     """Files of options, unlike command lines, can hold anything."""
-    for name, hint in get_type_hints(Options).items():
-        value, kinds = getattr(options, name), get_args(hint) or (hint,)
-        wanted = (*kinds, int) if float in kinds else kinds
-        # True is a number to Python.
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
-            words = " or ".join(k.__name__ for k in kinds if k is not NoneType)
-            raise ValueError(f"--{name} is {value!r}, expected {words}")
+    wanted = (*kinds, int) if float in kinds else kinds
+    # True is a number to Python.
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
+        words = " or ".join(k.__name__ for k in kinds if k is not NoneType)
+        raise ValueError(f"--{name} is {value!r}, expected {words}")
 
 
-def _check_choices(options: Options) -> None:
-    for name, option in FIELDS.items():
-        # A default is known to be one of them: what would tell takes seconds to import.
-        choices = option.metadata.get("choices")
-        if choices and getattr(options, name) != option.default:
-            known = resolve_name(choices) if isinstance(choices, str) else choices
-            choose(name, getattr(options, name), tuple(known))
-    parameters = resolve_name("r2l.training.adversarial:PARAMETERS")
-    for name in options.adversarial_parameters:
-        choose("adv_parameters", name, ("all", *parameters))
-    for code in options.tested_codes:
-        _check_name("test_pipelines", code, "r2l.isp.grammar:check_pipeline")
-    if options.pipeline:
-        _check_name("pipeline", options.pipeline, "r2l.isp.grammar:check_pipeline")
-    network = options.classifier_network
-    _check_name("classifier_network", network, "r2l.training.networks:check_network")
+def _check_value(
+    name: str,
+    value: Any,
+    choices: Any = None,
+    check: str = "",
+    least: Any = None,
+    above: Any = None,
+    **_: str,
+) -> None:
+    """Raise a ValueError unless a value is what the metadata of its option say it may be."""
+    if choices:
+        choose(name, value, tuple(resolve_name(choices) if isinstance(choices, str) else choices))
+    if least is not None and not least <= value < math.inf:
+        raise ValueError(f"--{name} is {value}, expected {least} or more")
+    if above is not None and not above < value < math.inf:
+        raise ValueError(f"--{name} is {value}, expected a number above {above}")
+    if check and value:
+        try:
+            resolve_name(check)(value)
+        except ValueError as error:
+            raise ValueError(f"--{name}: {error}") from None
 
 
-def _check_name(option: str, text: str, check: str) -> None:
-    try:
-        resolve_name(check)(text)
-    except ValueError as error:
-        raise ValueError(f"--{option}: {error}") from None
-
-
-def _check_numbers(options: Options) -> None:
-    for name, option in FIELDS.items():
-        value, least = getattr(options, name), option.metadata.get("least")
-        if None not in (value, least) and not least <= value < math.inf:
-            raise ValueError(f"--{name} is {value}, expected {least} or more")
-    for name in ("lr", "processor_lr", "gradient_clip_val"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} is {value}, expected a number above 0")
+def _check_data(options: Options) -> None:
     if options.fold is not None and not 0 <= options.fold < options.n_splits:
         raise ValueError(
             f"--fold is {options.fold}; --n_splits {options.n_splits} makes folds 0 to {options.n_splits - 1}"
         )
     if not 0 < options.train_size < 1:
         raise ValueError(f"--train_size is {options.train_size}, expected a share between 0 and 1")
-
-
-def _check_data(options: Options) -> None:
     is_folder, is_twin = options.dataset == "RawFolder", options.dataset.startswith("Synthetic")
     for names, fits, what in (
         (_FOLDER_ONLY, is_folder, "--dataset RawFolder"),
@@ -177,6 +165,11 @@ def check_precision(precision: str | int | None) -> None:
 
 def _check_models(options: Options) -> None:
     check_precision(options.precision)
+    if options.adv_parameters != "all":
+        for name in options.adversarial_parameters:
+            choose("adv_parameters", name, ("all", *resolve_name("r2l.training.adversarial:PARAMETERS")))
+    for code in options.tested_codes:
+        _check_value("test_pipelines", code, check="r2l.isp.grammar:check_pipeline")
     if options.state_dict_uri and (options.processor_uri or options.classifier_uri):
         raise ValueError(
             "--state_dict_uri holds processor and classifier: leave out --processor_uri and "
@@ -205,13 +198,12 @@ def _check_models(options: Options) -> None:
         raise ValueError(
             "--test_pipelines asks the task model, which --adv_training does not change: leave it out"
         )
-    if options.adv_training:
+    if options.adv_training or not options.freeze_classifier:
         return
-    if options.freeze_classifier and not trained:
+    if not trained:
         raise ValueError("--freeze_classifier needs a trained one: give --classifier_uri or --state_dict_uri")
-    fixed = options.processing_mode in ("static", "none") or options.freeze_processor
-    fixed = fixed or bool(options.pipeline)
-    if options.freeze_classifier and fixed and not options.processor_uri:
+    fixed = fixed or options.processing_mode == "none" or options.freeze_processor
+    if fixed and not options.processor_uri:
         raise ValueError(
             "nothing to train: the classifier is frozen, and so is the processor (modes static and "
             "none have nothing to learn); leave out one of the two"
@@ -234,20 +226,16 @@ def resolve_options(options: Options) -> tuple[Options, list[str]]:
         # What an empty variable of the shell leaves.
         if getattr(options, name) == "" and field.default is None:
             options = replace(options, **{name: None})
-            made = name.removesuffix("_uri")
-            lines.append(
-                f"no {made} given (--{name} is empty): made afresh"
-                if name in ("processor_uri", "classifier_uri")
-                else f"--{name} is empty: taken as not given"
-            )
+            made = {"processor_uri": "processor", "classifier_uri": "classifier"}.get(name)
+            afresh = f"no {made} given (--{name} is empty): made afresh"
+            lines.append(afresh if made else f"--{name} is empty: taken as not given")
     if options.test_run:
         few = min(options.n_splits, 2)
         only = None if options.fold is None else min(options.fold, few - 1)
         follow("test run, few images", epochs=1, n_splits=few, fold=only)
     if options.adv_training:
         reason = "adversarial training searches the processing against a fixed classifier"
-        fixed = {"freeze_classifier": True, "freeze_processor": False}
-        follow(reason, processing_mode="parametrized", **fixed)
+        follow(reason, processing_mode="parametrized", freeze_classifier=True, freeze_processor=False)
     if options.variant != FIELDS["variant"].default:
         parts = {n: getattr(options, n) for n in ("sp_debayer", "sp_sharpening", "sp_denoising")}
         named = options.pipeline or resolve_name("r2l.isp.static:pipeline_code")(*parts.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,8 +76,8 @@ def predict(
 
     layout = _layout(given) or (RawLayout.from_file(layout) if layout else None)
     options = Options(**given)
-    listed = [raw_files(path) if path.is_dir() else [path] for path in photos]
-    files = list(dict.fromkeys(path for paths in listed for path in paths))
+    files = [file for path in photos for file in (raw_files(path) if path.is_dir() else [path])]
+    files = list(dict.fromkeys(files))
     known = load_camera(camera) if camera else None
     asked = load(model, options.tracking_uri, trusted or ()).to(device_of(options.accelerator))
     targets = _targets(files, output, asked.task.name == "segmentation", force)
@@ -130,7 +131,7 @@ def evaluate(
     asked, frames, indices = _open(model, options, trusted)
     how = {"batch_size": options.batch_size, "accelerator": options.accelerator, "progress": True}
     table = ask(asked, {options.dataset: frames.subset(indices)}, **how)
-    layout = {"float_format": lambda value: f"{value:.4g}"}
+    layout = {"float_format": "{:.4g}".format}
     print(f"{len(table)} images of {options.dataset}, {asked.camera.name}\n")
     print(fold_scores(table, len(asked.classes)).to_string(index=False, **layout))
     if n_outputs(asked.task.name, len(asked.classes)) > 1:
@@ -165,13 +166,12 @@ def tolerances(
     _check_free(output, force)
     asked, frames, indices = _open(model, options, trusted)
     metric = metric or ("iou" if asked.task.name == "segmentation" else "accuracy")
-    about = {"drop": drop, "metric": metric, "points": points, "name": model}
     frames = frames.take(indices).to(device_of(options.accelerator))
-    report = tolerance_report(asked, frames, pipeline, **about)
+    report = tolerance_report(asked, frames, pipeline, drop=drop, metric=metric, points=points, name=model)
     report.save(output)
     print(f"{report.metric} {report.score:.3f}, allowed to fall by {drop:g}")
     shown = report.table[["label", "value", "safe_low", "safe_high", "unit"]]
-    print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    print(shown.to_string(index=False, float_format="{:.4g}".format))
     print(f"\n{output}: r2l check --tolerances {output} --camera CAMERA")
 
 
@@ -204,12 +204,11 @@ def _open(model: str, options: Options, trusted: list[str] | None) -> tuple[Save
 
     asked = load(model, options.tracking_uri, trusted or ())
     if options.dataset == "RawFolder" and options.own_colours != asked.about.own_colours:
-        how = "with --own_colours" if asked.about.own_colours else "without --own_colours"
-        raise ValueError(f"{model} was trained {how}: do so here too")
+        how = "with" if asked.about.own_colours else "without"
+        raise ValueError(f"{model} was trained {how} --own_colours: do so here too")
     data = open_data(options)
-    every = np.arange(len(data))
-    indices = every if options.fold is None else make_folds(data, options)[options.fold].test
-    return asked, asked.take(data), indices
+    fold = None if options.fold is None else make_folds(data, options)[options.fold]
+    return asked, asked.take(data), np.arange(len(data)) if fold is None else fold.test
 
 
 def _targets(files: list[Path], output: Path, masks: bool, force: bool) -> dict[Path, Path]:
@@ -228,14 +227,11 @@ def _targets(files: list[Path], output: Path, masks: bool, force: bool) -> dict[
 
 
 def _check_free(path: Path | None, force: bool) -> None:
-    """Raise unless a file can be written there.
-
-    Raises:
-        ValueError: there is one already, and no --force; or a folder.
-    """
-    if path is not None and (path.is_dir() or (path.exists() and not force)):
-        remedy = "--force replaces it, -o names another place"
-        raise ValueError(f"{path} {'is a folder' if path.is_dir() else f'exists: {remedy}'}")
+    """Raise a ValueError where there is a folder, or a file and no --force."""
+    if path is not None and path.is_dir():
+        raise ValueError(f"{path} is a folder")
+    if path is not None and path.exists() and not force:
+        raise ValueError(f"{path} exists: --force replaces it, -o names another place")
 
 
 def _answered(
@@ -246,29 +242,19 @@ def _answered(
 
     from r2l.progress import progress_bar
 
-    held: list[tuple[Path, Tensor]] = []
-
-    def asked() -> Iterator[tuple[Path, Any]]:
-        if held:
-            answers = model.answer(torch.stack([frame for _, frame in held]))
-            yield from zip([path for path, _ in held], answers, strict=True)
-            held.clear()
-
-    for path in progress_bar(iterable=files, desc="predicting"):
-        frame = read(path)
-        if frame is None:
-            continue
-        if held and (len(held) == batch_size or held[0][1].shape != frame.shape):
-            yield from asked()
-        held.append((path, frame))
-    yield from asked()
+    frames = ((path, read(path)) for path in progress_bar(iterable=files, desc="predicting"))
+    readable = ((path, frame) for path, frame in frames if frame is not None)
+    for _, alike in groupby(readable, key=lambda pair: pair[1].shape):
+        while batch := list(islice(alike, batch_size)):
+            paths, raw = zip(*batch, strict=True)
+            yield from zip(paths, model.answer(torch.stack(raw)), strict=True)
 
 
 def _cells(answer: Any) -> dict[str, Any]:
     """Return an answer as cells of a row: of classes the most probable, and the probability of each."""
     if isinstance(answer, dict):
-        probabilities = {f"p_{name}": value for name, value in answer.items()}
-        return {"prediction": max(answer, key=answer.__getitem__), **probabilities}
+        best = max(answer, key=answer.__getitem__)
+        return {"prediction": best, **{f"p_{name}": value for name, value in answer.items()}}
     if isinstance(answer, float):
         return {"prediction": answer}
     return {f"prediction_{number}": value for number, value in enumerate(answer.tolist())}

@@ -33,9 +33,8 @@ def train(**given: Any) -> None:
 
         experiment(Options(**given), say=partial(print, flush=True))
     except KeyboardInterrupt:
-        print(
-            "interrupted: the run is marked as killed; the same command line goes on with it", file=sys.stderr
-        )
+        how = "the run is marked as killed; the same command line goes on with it"
+        print(f"interrupted: {how}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -82,11 +81,7 @@ def learn_pipeline(
 
 
 def _pairs(photos: list[Path]) -> list[tuple[Path, Path]]:
-    """Return raw file and picture of each two that follow each other, in either order.
-
-    Raises:
-        ValueError: an odd number of files, or two of the same kind.
-    """
+    """Return raw file and picture of each two that follow each other, in either order."""
     if len(photos) % 2:
         raise ValueError(f"{len(photos)} files are no pairs: give a raw file and its JPEG, and so on")
     pairs = []
@@ -97,8 +92,6 @@ def _pairs(photos: list[Path]) -> list[tuple[Path, Path]]:
         pairs.append((raw, picture))
     return pairs
 
-
-_EXIT_FAILED, _SWEEPS = 1, Path("runs/sweeps")
 
 _FILES = "Grids of runs, such as experiments/small.yaml, or parameter files of notebooks."
 _PLAN = "Say what is left and, by the runs that are finished, what it costs (hours, disk); run nothing."
@@ -124,7 +117,7 @@ def sweep(
     cluster: Annotated[Path | None, option(_CLUSTER, metavar="FILE")] = None,
     wait: Annotated[float, typer.Option(help=_WAIT)] = 600.0,
     deaths: Annotated[int, typer.Option(min=1, help=_DEATHS)] = 3,
-    folder: Annotated[Path, typer.Option("--output", "-o", "--folder", help=_FOLDER)] = _SWEEPS,
+    folder: Annotated[Path, typer.Option("--output", "-o", "--folder", help=_FOLDER)] = Path("runs/sweeps"),
     store: Annotated[str | None, option(_STORE, "--tracking_uri", metavar="URI")] = None,
     parameter: Annotated[
         list[str] | None, option(_PARAMETER, "--parameter", "-p", metavar="NAME=VALUE")
@@ -146,8 +139,7 @@ def sweep(
         from r2l.sweep.report import plan as costs
 
         given = _parameters(parameter or [])
-        sweeps = [read_sweep(path, given) for path in files]
-        folder = local_path(folder)
+        sweeps, folder = [read_sweep(path, given) for path in files], local_path(folder)
         if len({one.name for one in sweeps}) < len(sweeps):
             raise ValueError(
                 f"{', '.join(map(str, files))}: files of one name would share a folder in {folder}; rename "
@@ -168,7 +160,7 @@ def sweep(
         print("interrupted: the same command goes on with what is left", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if failed:
-        raise typer.Exit(_EXIT_FAILED)
+        raise typer.Exit(1)
 
 
 def _parameters(texts: list[str]) -> dict[str, Any]:
