@@ -25,8 +25,11 @@ def _option(group: str, default: Any, help: str, **more: Any) -> Any:
         help: what it does; {} stands for the choices.
         **more: ``metavar`` (its value in the help), ``choices`` (names, or where they are to be imported
             from), ``check`` (where the function that refuses a name is to be imported from), ``least`` (the
-            smallest number) or ``above`` (what a number has to be larger than).
+            smallest number), ``above`` (what a number has to be larger than) or ``only`` (data sets that it
+            is for).
     """
+    if "only" in more:
+        help = f"{more['only']}: {help}"
     help = help.format(", ".join(more.get("choices", ())))
     return field(default=default, metadata={"group": group, "help": help, **more})
 
@@ -38,6 +41,7 @@ _run, _data, _splits, _training, _processor, _model, _adversarial, _tests, _kept
         *("Adversarial processing", "Tests", "What is kept"),
     )
 )
+_own, _twin = (partial(_data, only=only) for only in ("RawFolder", "Twins"))
 
 
 @dataclass(frozen=True)
@@ -77,37 +81,31 @@ class Declared:
         metavar="INTENSITY",
         least=0,
     )
-    labels: str | None = _data(None, "RawFolder: CSV with the columns file, label, group.", metavar="FILE")
-    masks: str | None = _data(None, "RawFolder: folder of masks, for segmentation.", metavar="FOLDER")
+    labels: str | None = _own(None, "CSV with the columns file, label, group.", metavar="FILE")
+    masks: str | None = _own(None, "folder of masks, for segmentation.", metavar="FOLDER")
     task: str = _data(
         "auto",
         "RawFolder: classification, regression, segmentation; auto takes a CSV's labels for "
         "measurements if they are numbers, and asks if these are whole.",
         choices=("auto", "classification", "regression", "segmentation"),
     )
-    camera: str | None = _data(None, "RawFolder: microscope, drone, a JSON or raw file.", metavar="CAMERA")
-    layout: str | None = _data(
-        None, "RawFolder: a JSON file that describes frames without a header.", metavar="FILE"
+    camera: str | None = _own(None, "microscope, drone, a JSON or raw file.", metavar="CAMERA")
+    layout: str | None = _own(None, "a JSON file that describes frames without a header.", metavar="FILE")
+    crop: int | None = _own(None, "cut this many pixels square out of the middle.")
+    foreground: str | None = _own(
+        None, "values of the masks that are the object, as 2,3.  [default: all above 0]", metavar="VALUES"
     )
-    crop: int | None = _data(None, "RawFolder: cut this many pixels square out of the middle.")
-    foreground: str | None = _data(
+    classes: str | None = _own(
         None,
-        "RawFolder: values of the masks that are the object, as 2,3.  [default: all above 0]",
-        metavar="VALUES",
-    )
-    classes: str | None = _data(
-        None,
-        "RawFolder: names of the values in the masks from 0 on, as background,road,car; or of the labels, in "
+        "names of the values in the masks from 0 on, as background,road,car; or of the labels, in "
         "their order.",
         metavar="NAMES",
     )
-    own_colours: bool = _data(False, "RawFolder: each file's own white balance.")
-    skip_broken: bool = _data(False, "RawFolder: leave out files that can't be read; the record counts them.")
-    lens_corrections: bool = _data(
-        False, "RawFolder: apply bad pixels, gain maps and vignetting that DNGs carry."
-    )
-    n_images: int | None = _data(None, "Twins: how many.  [default: as many as the real set has]", least=1)
-    image_size: int | None = _data(None, "Twins: side of an image in pixels.  [default: 256]")
+    own_colours: bool = _own(False, "each file's own white balance.")
+    skip_broken: bool = _own(False, "leave out files that can't be read; the record counts them.")
+    lens_corrections: bool = _own(False, "apply bad pixels, gain maps and vignetting that DNGs carry.")
+    n_images: int | None = _twin(None, "how many.  [default: as many as the real set has]", least=1)
+    image_size: int | None = _twin(None, "side of an image in pixels.  [default: 256]")
 
     n_splits: int = _splits(1, "Folds; each is a nested run. 1 makes one split.", least=1)
     train_size: float = _splits(0.8, "Share of training images where there are no folds.")

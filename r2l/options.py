@@ -16,12 +16,8 @@ from typing import Any, get_args, get_type_hints
 from r2l.files import choose, local_path
 from r2l.option_fields import TASK_OF, Declared
 
-#: Options for one kind of data set only.
-_FOLDER_ONLY = ("labels", "masks", "camera", "layout", "crop", "foreground")
-_FOLDER_ONLY += ("classes", "own_colours", "skip_broken", "lens_corrections")
 _PATHS = ("folder", "root", "labels", "masks", "camera", "layout")
 _PATHS += ("processor_uri", "classifier_uri", "state_dict_uri")
-_TWIN_ONLY = ("n_images", "image_size")
 
 
 @dataclass(frozen=True)
@@ -119,13 +115,11 @@ def _check_data(options: Options) -> None:
     if not 0 < options.train_size < 1:
         raise ValueError(f"--train_size is {options.train_size}, expected a share between 0 and 1")
     is_folder, is_twin = options.dataset == "RawFolder", options.dataset.startswith("Synthetic")
-    for names, fits, what in (
-        (_FOLDER_ONLY, is_folder, "--dataset RawFolder"),
-        (_TWIN_ONLY, is_twin, "the data sets called Synthetic..."),
-    ):
-        for name in names:
-            if getattr(options, name) != FIELDS[name].default and not fits:
-                raise ValueError(f"--{name} is for {what}; here it is {options.dataset}")
+    others = {} if is_folder else {"RawFolder": "--dataset RawFolder"}
+    others |= {} if is_twin else {"Twins": "the data sets called Synthetic..."}
+    for name, field in FIELDS.items():
+        if (only := field.metadata.get("only")) in others and getattr(options, name) != field.default:
+            raise ValueError(f"--{name} is for {others[only]}; here it is {options.dataset}")
     if is_twin and options.root is not None:
         raise ValueError("--root is where files lie; the data sets called Synthetic... have none")
     if is_folder and not options.root:
@@ -265,7 +259,7 @@ def _in_variant(pipelines: str, variant: str) -> str:
 
 def _without_effect(options: Options) -> list[str]:
     """Return a line for each option that was changed from its default and does nothing here."""
-    segments = options.known_task == "segmentation"
+    segments, n = options.known_task == "segmentation", options.n_splits
     idle = {
         "adv_": (not options.adv_training, "without --adv_training"),
         "sp_": (
@@ -280,14 +274,14 @@ def _without_effect(options: Options) -> list[str]:
             "for classification: see --classifier_network",
         ),
         "train_size": (
-            options.n_splits > 1 and options.splits == "groups",
-            f"with --n_splits {options.n_splits}: each fold trains on "
-            f"{options.n_splits - 1} / {options.n_splits}",
+            n > 1 and options.splits == "groups",
+            f"with --n_splits {n}: each fold trains on {n - 1} / {n}",
         ),
     }
-    lines = []
-    for name, field in FIELDS.items():
-        for start, (is_idle, reason) in idle.items():
-            if is_idle and name.startswith(start) and getattr(options, name) != field.default:
-                lines.append(f"--{name} has no effect {reason}")
-    return lines
+    changed = [name for name, field in FIELDS.items() if getattr(options, name) != field.default]
+    return [
+        f"--{name} has no effect {reason}"
+        for name in changed
+        for start, (is_idle, reason) in idle.items()
+        if is_idle and name.startswith(start)
+    ]

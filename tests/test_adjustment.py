@@ -30,7 +30,7 @@ from r2l.drift.adjustment.methods import LABELLED, PhysicalAdjustment, describe_
 from r2l.drift.adjustment.objectives import batch_norms, entropies, forward_features
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
 from r2l.training import RawToLogits, fit, make_classifier
-from r2l.training.models import _Normalize, model_factory
+from r2l.training.models import _Normalize, describe_model, make_described
 from r2l.viz import plot_adaptations, plot_isp_change, plot_learning_curves
 from r2l.widgets import learning_explorer
 from tests.test_widgets import pictures
@@ -192,8 +192,8 @@ def test_segmentation_learns_and_adapts_too(drone):
 
 
 def test_a_name_is_an_encoder_where_masks_are_asked_for():
-    factory = model_factory("resnet18", "segmentation")
-    assert factory(2, (0.5,) * 3, (0.1,) * 3)(torch.rand(2, 3, 32, 32)).shape == (2, 1, 32, 32)
+    segmenter = make_described(describe_model("resnet18", "segmentation", 2, (0.5,) * 3, (0.1,) * 3))
+    assert segmenter(torch.rand(2, 3, 32, 32)).shape == (2, 1, 32, 32)
 
 
 def test_wrong_experiments_are_refused(domain, learning):

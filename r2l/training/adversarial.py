@@ -77,11 +77,7 @@ class Adversary:
             )
 
     def searched(self, isp: ParametrizedISP) -> list[str]:
-        """Return the names, as ``isp`` has them, of what is searched.
-
-        Raises:
-            ValueError: an additive layer is asked for and the ISP has none.
-        """
+        """Return the names, as ``isp`` has them, of what is searched; a ValueError if it lacks the layer."""
         there = list(isp.numbers())
         if "all" in self.parameters:
             return there
@@ -93,11 +89,7 @@ class Adversary:
         return names
 
     def reference(self, isp: nn.Module) -> ParametrizedISP:
-        """Return a copy of ``isp`` to measure from; have only the chosen parameters ask for gradients.
-
-        Raises:
-            ValueError: no `ParametrizedISP`, or as `searched`.
-        """
+        """Return a copy of ``isp`` to measure from; have only the chosen parameters ask for gradients."""
         if not isinstance(isp, ParametrizedISP):
             raise ValueError(
                 f"adversarial search needs a ParametrizedISP as processor, got {type(isp).__name__}"

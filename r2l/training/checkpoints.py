@@ -160,10 +160,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
 def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest checkpoint of a folder that is whole, and what it holds; None if it has none.
 
-    Warns when it falls back to the one before.
-
-    Raises:
-        ValueError: there are checkpoints, but none can be read.
+    Warns when it falls back to the one before; a ValueError where there are some, but none can be read.
     """
     reasons = []
     for name in (LAST, PREVIOUS):

@@ -128,9 +128,8 @@ def make_folds(data: Frames, options: Options) -> list[Fold]:
     if data.task == "classification":
         counts = np.bincount(labels)
         if (counts > 0).sum() < 2:
-            raise ValueError(
-                f"all {len(data)} images are of one class, {data.classes[labels[0]]}: nothing to tell apart"
-            )
+            only = data.classes[labels[0]]
+            raise ValueError(f"all {len(data)} images are of one class, {only}: nothing to tell apart")
         if counts.max() < 2:
             raise ValueError(
                 f"each of the {len(data)} images has a class of its own: nothing to learn from. If the "
@@ -171,12 +170,7 @@ class Components:
 
 
 def open_components(options: Options, data: Frames, say: Say) -> Components:
-    """Return processor and task model; what has to be fetched or loaded is, and is checked against the data.
-
-    Raises:
-        ValueError: nothing there at an address, or what is there does not fit the data.
-        OSError: a store that does not answer, or pretrained weights that can't be fetched.
-    """
+    """Return processor and task model, made or fetched and loaded, and checked against the data."""
     with ExitStack() as stack:
         cache = None  # without one, what was fetched is gone when all is loaded
         if not options.cache_downloaded_models:
@@ -272,7 +266,6 @@ def build_model(
 
 @torch.no_grad()
 def _check_model(model: nn.Module, processor: nn.Module, data: Frames, uri: str) -> None:
-    """Raise a ValueError unless a loaded task model answers in the form of the task."""
     outputs = n_outputs(data.task, len(data.classes))
     answer = model.eval()(processor.eval()(data.raw[:1]))
     wanted = 4 if data.task == "segmentation" else 2

@@ -19,7 +19,7 @@ from r2l.training.crossval import FoldTrainer
 from r2l.training.metrics import describe_scores, fold_scores, per_class, summarise_folds
 from r2l.training.models import n_outputs
 from r2l.training.predict import device_of
-from r2l.training.run_folder import RunFolder, run_folder
+from r2l.training.run_folder import TESTED, RunFolder, run_folder
 from r2l.training.tracking import Run, TrackingError, open_client, store_address, track
 
 
@@ -68,7 +68,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         trainer = FoldTrainer(options, data, components, progress)
         tables = {}
         for number in numbers:
-            table = folder.predictions(number)
+            table = folder.answers(number)
             if table is None:
                 # An interrupted one's record is opened again.
                 known = folder.note["folds"].get(str(number))
@@ -111,7 +111,7 @@ def _record(options: Options, data: Frames, folder: RunFolder, say: Say) -> Iter
     """Open the record of a run, an interrupted one's again if it is still there."""
     known = folder.note.get("run_id")
     if folder.resumed and known:
-        done = sum(1 for n in range(options.n_splits) if folder.predictions(n) is not None)
+        done = sum(folder.answers(n) is not None for n in range(options.n_splits))
         say(
             f"going on with the run in {folder.path}, {done} of {options.n_splits} folds finished "
             "(--no_resume begins a new one)"
@@ -138,7 +138,7 @@ def _conclude(data: Frames, tables: dict[int, pd.DataFrame], run: Run, folder: R
         [fold_scores(t, len(data.classes)).assign(fold=n) for n, t in tables.items()], ignore_index=True
     )
     predictions = pd.concat(tables.values(), ignore_index=True)
-    tested = [t for t in map(folder.tested, tables) if t is not None]
+    tested = [t for n in tables if (t := folder.answers(n, TESTED)) is not None]
     for row in scores.to_dict("records"):
         prefix = f"{row.pop('processing')}." if "processing" in row else ""
         run.metrics({prefix + k: v for k, v in row.items() if k != "fold"}, step=row["fold"])

@@ -127,25 +127,18 @@ def fit(
             after seeding, so that the initial weights follow from ``seed``.
         data: items ``dict(raw=(1, H, W) or image=(3, H, W))`` with ``label=int``, ``target=float`` or
             (n,), or ``mask=(H, W)`` of 0 and 1, as the task is.
-        processor: ISP from raw to display RGB; None where ``data`` holds images.
+        processor, task, lr, processor_lr, weight_decay, loss, output_norm, freeze_processor, freeze_model,
+            adversary: see `RawToLogits`. A `ParametrizedISP` is calibrated on the data first.
         validation: as ``data``; its loss and measure enter the history.
-        task: "classification", "regression" or "segmentation".
-        epochs: passes over the data.
         batch_size: images a step (on each device).
-        lr, weight_decay, loss, output_norm: see `RawToLogits`.
-        processor_lr: factor on ``lr`` for the processor. A `ParametrizedISP` is calibrated on the data first.
         seed: of initial weights, order of the images, augmentation and dropout, 0 or more.
         num_workers: processes that load data; 0 loads in this one.
         augmentation: "none", "weak" or "strong", of images in training, see `make_augment`.
-        freeze_processor: train the task model alone.
-        freeze_model: train the processor alone.
-        adversary: search processing that makes the task model fail; it freezes the task model.
         checkpoint: a folder. After each epoch a checkpoint is written there; when it holds one of equal
             settings, the run goes on from it to the weights that it would have had uninterrupted (to the
             bit on a CPU), and one that is finished is returned at once.
         validate_every: epochs from one validation to the next; the others have NaN in the history.
-        progress: whether to show a bar that counts epochs.
-        callbacks: further callbacks of Lightning.
+        callbacks: further ones of Lightning.
         **trainer: further arguments of `lightning.Trainer` (``accelerator``, ``devices``, ``num_nodes``,
             ``strategy``, ``precision``, ``gradient_clip_val``, ...). On several devices the order of images
             is that of Lightning's distributed sampler: it follows from the epoch, not from ``seed``. With

@@ -1,10 +1,9 @@
 """Training on folds of frames in memory: the one loop behind matrix, experiment and adjustment.
 
 `train_models` trains one model for each pipeline, everything else equal: drift synthesis, the experiment of
-Oala et al., "Data Models for Dataset Drift Controls in Machine Learning With Optical Images", TMLR 2023, with
-what makes its cells comparable: folds that keep groups whole, the same folds, initial weights and order of
-images for every pipeline, and the answer to every image kept (`predict_matrix`), so that two cells are
-compared image by image (`r2l.drift.matrix.summarise`).
+Oala et al., "Data Models for Dataset Drift Controls in Machine Learning With Optical Images", TMLR 2023. Its
+cells are comparable: folds keep groups whole, and are the same for every pipeline, as initial weights and
+order of images are; the answer to every image is kept (`predict_matrix`).
 """
 
 import multiprocessing
@@ -37,7 +36,7 @@ from r2l.progress import progress_bar, usable_cores
 from r2l.rawfile.frame import look_at_picture
 from r2l.training.checkpoints import mixed_seed
 from r2l.training.fit import Model, fit
-from r2l.training.models import ModelFactory, Statistics, channel_statistics, model_factory
+from r2l.training.models import ModelFactory, Statistics, channel_statistics, describe_model, make_described
 from r2l.training.module import RawToLogits
 from r2l.training.predict import Trained
 
@@ -63,8 +62,11 @@ def train_fold(
 
 
 def fresh_model(model: str | ModelFactory, data: Frames, statistics: Statistics) -> Callable[[], nn.Module]:
-    """Return what makes a task model for these frames, normalised by ``statistics``; see `model_factory`."""
-    return partial(model_factory(model, data.task), len(data.classes), *statistics)
+    """Return what makes a task model for these frames; a name is one of `describe_model`."""
+    known = len(data.classes), *statistics
+    if isinstance(model, str):
+        return partial(make_described, describe_model(model, data.task, *known))
+    return partial(model, *known)
 
 
 def training_statistics(data: Frames, indices: np.ndarray, processor: nn.Module | None = None) -> Statistics:
@@ -101,8 +103,6 @@ def train_models(
 ) -> list[Trained]:
     """Train one model for each pipeline, fold and seed, to be tested by `predict_matrix`.
 
-    Within a fold and seed the models of all pipelines start from the same weights and see the
-    images in the same order, so that the pipeline is all that differs.
     Memory: twelve pipelines and five folds of a ResNet18 take 2.7 GB.
 
     >>> from r2l.datasets import SyntheticMicroscopy
@@ -122,8 +122,7 @@ def train_models(
             channel means and channel standard deviations that returns a fresh model.
         n_splits: number of folds; every image is tested in one of them.
         seeds: of folds, initial weights and order; with several, everything is repeated.
-        variant: of the codes, "corrected", "paper" or "camera"; not used with views.
-        progress: whether to show bars.
+        variant: as of `predict_matrix`.
         processes: train up to so many models at once, where torch has one thread (`torch.set_num_threads`)
             and there are the cores. The models are the same to the bit.
         **settings: further arguments of `fit` (``epochs``, ``batch_size``, ``lr``, ...).

@@ -67,12 +67,10 @@ class SavedModel(RawToLogits):
         """
         own, has = self.camera, frame.camera
         if not any_camera and has.name != own.name and not _same_colours(has, own):
-            raise FrameError(
-                f"a frame of the camera {has.name!r}",
-                f"the model was trained for the colours of {own.name!r}",
-                "Say any_camera=True (--any_camera) to have it developed by that one's white balance and "
-                "matrix all the same",
-            )
+            why = f"the model was trained for the colours of {own.name!r}"
+            remedy = "Say any_camera=True (--any_camera) to have it developed by that one's white balance "
+            remedy += "and matrix all the same"
+            raise FrameError(f"a frame of the camera {has.name!r}", why, remedy)
         pixels = in_levels(frame, own, self.about.own_colours)
         pixels = pixels[in_line(frame.mosaic.shape, has.cfa, own.cfa)]
         if crop is not None:
@@ -135,11 +133,9 @@ class SavedModel(RawToLogits):
         if numbered and len(frames.classes) == len(self.classes):
             return frames.truth  # saved without names
         if unknown := [name for name in frames.classes if name not in self.classes]:
-            raise FrameError(
-                f"the classes {', '.join(unknown)}",
-                f"the model knows only {', '.join(self.classes)}",
-                "Name the classes as it was trained with them",
-            )
+            why = f"the model knows only {', '.join(self.classes)}"
+            remedy = "Name the classes as it was trained with them"
+            raise FrameError(f"the classes {', '.join(unknown)}", why, remedy)
         numbers = torch.tensor([self.classes.index(name) for name in frames.classes])
         return numbers[frames.truth.long()].to(frames.truth.dtype)
 
@@ -213,5 +209,5 @@ def _parts(uri: str, store: str | Path | None) -> dict[str, Path]:
 
 
 def _same_colours(one: Camera, other: Camera) -> bool:
-    first, second = np.array(one.colour_matrix), np.array(other.colour_matrix)
-    return np.allclose(first, second, rtol=0, atol=_SAME_COLOURS * np.abs(second).max())
+    tolerance = _SAME_COLOURS * np.abs(other.colour_matrix).max()
+    return np.allclose(one.colour_matrix, other.colour_matrix, rtol=0, atol=tolerance)

@@ -44,11 +44,7 @@ class Task:
     answers: Callable[[Tensor, Tensor], dict[str, Tensor]]
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
-        """Return the truth of a batch: labels (B,), numbers (B, n), or masks (B, 1, H, W) of 0.0, 1.0, ....
-
-        Raises:
-            ValueError: the items don't hold it.
-        """
+        """Return the truth of a batch: labels (B,), numbers (B, n), or masks (B, 1, H, W) of 0.0, 1.0, ..."""
         if self.key not in batch:
             there = [task.name for task in TASKS.values() if task.key in batch]
             fitting = f"; what they hold fits task={there[0]!r}" if there else ""
@@ -63,11 +59,7 @@ class Task:
         return truth.float().reshape(len(truth), 1, *truth.shape[-2:])
 
     def check(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the outputs in full precision and the shape of the targets (labels: as they are).
-
-        Raises:
-            ValueError: a model that answers with something else than the task asks for.
-        """
+        """Return the outputs in full precision and the shape of the targets (labels: as they are)."""
         outputs = outputs.to(EXACT if self.name == "regression" else torch.float32)
         if self.name == "classification":
             return outputs
@@ -95,11 +87,7 @@ def _entropy_dice(logits: Tensor, masks: Tensor, reduction: str = "mean") -> Ten
     Dice says nothing of an image without foreground and counts nought there; cross-entropy still does.
     Of several classes it is the mean over them, nought for those that the image has not.
 
-    Args:
-        logits: (B, 1, H, W), one a pixel; or (B, C, H, W), one for each class.
-        masks: (B, 1, H, W), 0.0 or 1.0, or numbers of classes.
-        reduction: "mean" over the images, or "none" for (B,).
-
+    Of logits (B, 1, H, W), or (B, C, H, W), one for each class, and masks (B, 1, H, W) of 0.0, 1.0, ....
     Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016 (soft Dice).
     """
     from segmentation_models_pytorch.losses._functional import (

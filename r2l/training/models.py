@@ -99,15 +99,16 @@ def make_classifier(
     Args:
         name: "ResNet18", "ResNet34", "ResNet50", "SmallResNet"; any other classifier of torchvision
             ("efficientnet_b0") or timm ("timm:convnext_tiny"); or "module:function" of your own, which is
-            called with the number of logits; see `make_network`.
+            called with the number of logits. What sizes of images it takes is the network's own affair.
         n_classes: number of logits.
         mean, std: of each channel, display units; see `channel_statistics`.
         pretrained: start from ImageNet weights (torchvision's ``IMAGENET1K_V1``, or timm's), all but the
             last layer, which is drawn. They are fetched once, into torch's or Hugging Face's cache.
 
     Raises:
-        ValueError, R2LError, PretrainedWeightsError: as `make_network`; a normalisation that is not three
-            numbers, or not positive.
+        ValueError: no such model (the message lists those that exist), a normalisation that is not three
+            numbers, or pretrained weights of a model that has none.
+        R2LError: own code that is not to be found; as PretrainedWeightsError weights that can't be had.
     """
     return _normalised(make_network(name, n_classes, pretrained), mean, std)
 
@@ -212,9 +213,7 @@ def describe_model(
     Args:
         name: as for `make_classifier`; for masks architecture and encoder ("unet/resnet18"), or one of
             the two.
-        task: "classification", "regression" (of one number) or "segmentation".
-        n_classes, mean, std: as for `make_classifier`.
-        targets: for regression, the numbers of the training images (N,), if they are known.
+        targets: for regression (of one number), those of the training images (N,), if they are known.
     """
     arguments: dict[str, Any] = {"mean": list(mean), "std": list(std)}
     if task == "classification":
@@ -245,13 +244,6 @@ def make_described(description: Mapping[str, Any], pretrained: bool = False) -> 
     return make(**{**description["arguments"], "pretrained": pretrained})
 
 
-def model_factory(model: str | ModelFactory, task: str = "classification") -> ModelFactory:
-    """Return a function of number of classes, mean and std; a name is one for `describe_model`."""
-    if not isinstance(model, str):
-        return model
-    return lambda *known: make_described(describe_model(model, task, *known))
-
-
 def channel_statistics(images: Tensor | Iterable[Tensor]) -> Statistics:
     """Return mean and standard deviation of each channel of images (N, 3, H, W), display units.
 
@@ -273,9 +265,6 @@ def channel_statistics(images: Tensor | Iterable[Tensor]) -> Statistics:
 
 
 def target_statistics(targets: Tensor) -> Statistics:
-    """Return mean and standard deviation of each target, (N,) or (N, n); of the training images only.
-
-    A constant target gets the standard deviation 1.
-    """
+    """Return mean and standard deviation of each target, (N,) or (N, n); 1 of one that is constant."""
     std, mean = torch.std_mean(targets.double().reshape(len(targets), -1), dim=0, correction=0)
     return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())

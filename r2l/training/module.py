@@ -35,15 +35,14 @@ class RawToLogits(L.LightningModule):
         lr: peak learning rate of AdamW; one cycle of warming up and cosine decay.
         processor_lr: factor on it for the processor.
         weight_decay: of AdamW; an adversary has none.
-        task: "classification", "regression" or "segmentation", see `r2l.training.metrics`.
-        augment: applied to developed images (and masks) in training, see `r2l.training.augment`.
+        task: "classification", "regression" or "segmentation".
+        augment: applied to developed images (and masks) in training, see `make_augment`.
         output_norm: "batch" puts a batch normalisation behind the processor, whichever it is; one that was
             trained before goes there as it is. It takes out differences of brightness and colour between
             the data it is trained on and, by its running statistics, leaves later ones in. It is part of
             neither processor nor model, and never frozen.
-        freeze_processor: leave the processor as it is, running statistics of its batch normalisation too.
-        freeze_model: leave the task model as it is, likewise.
-        adversary: see `Adversary`; freezes the task model.
+        freeze_processor, freeze_model: leave a part as it is, running statistics of batch normalisation too.
+        adversary: searches processing that makes the task model fail, which it freezes.
 
     Attributes:
         history: one row an epoch, filled by `fit`: ``train_loss``, ``train_accuracy`` (``train_mae``,
@@ -132,11 +131,7 @@ class RawToLogits(L.LightningModule):
         check_precision(self.trainer.precision)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        """Look at labels and masks while they are on the CPU.
-
-        Raises:
-            ValueError: a mask with other values than numbers of classes, or no label where one is needed.
-        """
+        """Look at labels and masks while they are on the CPU: a ValueError tells of what are no classes."""
         if self.task.name == "regression":
             return batch
         targets = self.task.targets(batch)
@@ -215,11 +210,7 @@ class RawToLogits(L.LightningModule):
             self.adversary.project_(self.processor)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW on whatever asks for gradients, stepped through one cycle.
-
-        Raises:
-            ValueError: nothing does.
-        """
+        """Return AdamW on whatever asks for gradients, stepped through one cycle; ValueError if none does."""
         learned, own = [p for p in self.parameters() if p.requires_grad], set(self.processor.parameters())
         weights = {"params": [p for p in learned if p not in own], "lr": self.lr}
         processor = {"params": [p for p in learned if p in own], "lr": self.lr * self.processor_lr}

@@ -59,9 +59,6 @@ def load_encoder_weights(encoder: nn.Module, name: str) -> None:
     """Load ImageNet weights into an encoder of segmentation-models-pytorch, in place.
 
     Its own ``encoder_weights`` asks the server, with many retries, also for what is cached.
-
-    Raises:
-        PretrainedWeightsError: there are none, they are not in Hugging Face's cache and can't be fetched.
     """
     from safetensors.torch import load_file
     from segmentation_models_pytorch.encoders import encoders, hf_hub_download
@@ -69,15 +66,14 @@ def load_encoder_weights(encoder: nn.Module, name: str) -> None:
     settings = encoders[name].get("pretrained_settings", {}).get("imagenet")
     if settings is None:
         raise PretrainedWeightsError(f"encoder {name}", *_NO_WEIGHTS)
-    file = {"repo_id": settings["repo_id"], "revision": settings["revision"]}
-    file["filename"] = "model.safetensors"
-    remedy = _FETCH.format(f"{file['repo_id']} --revision {file['revision']}")
-    why = f"{file['repo_id']} is not cached whole, and can't be had"
-    with _explained(f"encoder {name}", why, remedy):
+    repository, revision = settings["repo_id"], settings["revision"]
+    file = {"repo_id": repository, "filename": "model.safetensors", "revision": revision}
+    remedy = _FETCH.format(f"{repository} --revision {revision}")
+    with _explained(f"encoder {name}", f"{repository} is not cached whole, and can't be had", remedy):
         try:
             path = hf_hub_download(**file, local_files_only=True)
         except FileNotFoundError:
-            _knock(f"https://huggingface.co/{file['repo_id']}")
+            _knock(f"https://huggingface.co/{repository}")
             path = hf_hub_download(**file)
         encoder.load_state_dict(load_file(path))
 
@@ -150,8 +146,7 @@ def is_own_code(name: object) -> bool:
 def check_network(name: str) -> str:
     """Return whose a network is: "torchvision", "timm", or "own code", which is neither looked for nor run.
 
-    Raises:
-        ValueError: an unknown name; lists what there is, and what is spelt nearly so.
+    A ValueError of an unknown name lists what there is, and what is spelt nearly so.
     """
     text = str(name)  # of a file it can be anything
     if is_own_code(name):
@@ -177,19 +172,7 @@ def check_network(name: str) -> str:
 
 
 def make_network(name: str, n_outputs: int, pretrained: bool = False) -> nn.Module:
-    """Return a fresh network: normalised images (B, 3, H, W) to (B, n_outputs).
-
-    Args:
-        name: of `CLASSIFIERS`; of torchvision (``efficientnet_b0``) or, if that has none, of timm, which
-            ``timm:`` before it asks for; or ``module:function`` of one's own, which is called with
-            ``n_outputs``. What sizes of images it takes is the network's own affair.
-        pretrained: all but the last layer trained on ImageNet; not for one's own.
-
-    Raises:
-        ValueError: an unknown name, or pretrained weights of a network that has none.
-        R2LError: own code that is not to be found, or that makes no network.
-        PretrainedWeightsError: the weights are not in the cache and can't be fetched.
-    """
+    """Return a fresh network: normalised images (B, 3, H, W) to (B, n_outputs); see `make_classifier`."""
     source = check_network(name)
     if pretrained and (name == "SmallResNet" or name in _SINGLE or source == "own code"):
         raise ValueError(f"{name} has no pretrained weights; leave pretrained off or take a ResNet")

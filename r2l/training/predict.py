@@ -54,16 +54,13 @@ def predict(
 
     Args:
         model: what `fit` returned, or any module from ``raw`` (or ``image``) to logits.
-        data: `Frames` or another data set (or a loader, of which only data set and batch size are used: the
-            order is always that of the data set), or a mapping from the name of a domain to its data set.
-            ``meta`` of an item may hold ``image`` (its identity over all domains; otherwise its
-            index) and ``group`` (otherwise every image is its own).
+        data: `Frames` or another data set (or a loader, whose data set is asked about in its own order), or a
+            mapping from the name of a domain to its data set. ``meta`` of an item may hold ``image`` (its
+            identity over all domains; otherwise its index) and ``group`` (otherwise every image is its own).
         by: name of the column that tells the domain. Without a mapping it is read from ``meta``.
         task: "classification", "regression" or "segmentation", for a model that `fit` did not return;
             one that it did knows its own. By default the task of `Frames`, else classification.
-        batch_size: images a step.
         num_workers: processes that load data which is not in memory.
-        progress: whether to show a bar that counts images.
         accelerator: one of Lightning's names for where to compute: "auto", "cpu", "gpu".
         precision: of the task model, "32-true", "16-mixed" or "bf16-mixed".
 
@@ -125,11 +122,7 @@ def _underneath(data: Dataset | DataLoader) -> tuple[Dataset, np.ndarray]:
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Return the device that one of Lightning's names stands for, such as auto, cpu or gpu.
-
-    Raises:
-        ValueError: no such name, or none here; says which there are.
-    """
+    """Return the device of one of Lightning's names, such as auto, cpu or gpu; a ValueError lists them."""
     try:
         # Not as one of a cluster's tasks: it would be counted.
         return Fabric(accelerator=accelerator, devices=1, plugins=LightningEnvironment()).device
@@ -155,17 +148,13 @@ def on_device(module: nn.Module, device: str | torch.device | None = None) -> It
 def predict_columns(
     module: RawToLogits, frames: Frames, indices: np.ndarray, batch_size: int = 128, bar: tqdm | None = None
 ) -> dict[str, np.ndarray]:
-    """Return a model's answers to frames in memory, a column for each kind of number.
+    """Return a model's answers to frames in memory: the columns of `predict` but its domain, (M,) each.
 
     Args:
         module: what `fit` returned, put `on_device`.
         frames: raw ones where the module has a processor, else a `view`.
         indices: which, (M,).
-        batch_size: images a step.
         bar: one that counts images, to be moved.
-
-    Returns:
-        ``image``, ``group`` and the answers, (M,) each, as `predict` has them.
 
     Raises:
         ValueError: no indices, or labels of more classes than the model has.
@@ -233,15 +222,7 @@ def answer_table(parts: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarra
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, and which images it may be asked about.
-
-    Attributes:
-        module: from images to answers, in eval mode.
-        code: name of the pipeline that it was trained under.
-        test: indices of the images that it has not seen.
-        seed: of the repetition.
-        fold: number of the fold.
-    """
+    """A trained model, the pipeline that it was trained under, and which images it has not seen (indices)."""
 
     module: RawToLogits
     code: str
@@ -271,9 +252,7 @@ def predict_matrix(
         data: raw frames, or views of them (which then must hold all ``pipelines``).
         pipelines: in the order of the matrix, see `develop_all`.
         variant: of the codes, "corrected", "paper" or "camera"; not used with views.
-        batch_size: images a step.
         device: where to ask, such as "cuda"; by default where each model is.
-        progress: whether to show a bar.
 
     Returns:
         One row for each image, training pipeline, test pipeline and seed: ``train``, ``test``,

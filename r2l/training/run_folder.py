@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NOTE = "run.json"
-TESTED = "tested.csv"
+ANSWERED, TESTED = "predictions.csv", "tested.csv"
 #: Options that say where a run is kept.
 WHERE = ("experiment_name", "run_name", "tracking_uri", "folder", "resume")
 #: Folders of the package that no result depends on.
@@ -73,17 +73,14 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def predictions(self, number: int) -> pd.DataFrame | None:
-        """Return the answers of a finished fold, None of any other."""
-        return _table(self.path / f"fold_{number}" / "predictions.csv")
-
-    def tested(self, number: int) -> pd.DataFrame | None:
-        """Return a finished fold's answers under the test pipelines, None where none were asked for."""
-        return _table(self.path / f"fold_{number}" / TESTED)
+    def answers(self, number: int, name: str = ANSWERED) -> pd.DataFrame | None:
+        """Return the answers of a finished fold (under the test pipelines: `TESTED`), None of any other."""
+        path = self.path / f"fold_{number}" / name
+        return read_csv(path) if path.exists() else None
 
     def finish_fold(self, number: int, predictions: pd.DataFrame) -> pd.DataFrame:
         """Keep the answers of a fold, which marks it as finished; return them as kept. Checkpoints go."""
-        path = self.fold(number) / "predictions.csv"
+        path = self.fold(number) / ANSWERED
         write_csv(predictions, path)
         _drop_checkpoints(path.parent)
         return read_csv(path)
@@ -92,7 +89,7 @@ class RunFolder:
         """Remove what a process that was killed had still to remove: it is of no use any more."""
         for partial in self.path.rglob(".*.????????.part"):  # see atomic_path
             partial.unlink()
-        for answers in self.path.glob("fold_*/predictions.csv"):
+        for answers in self.path.glob(f"fold_*/{ANSWERED}"):
             _drop_checkpoints(answers.parent)
 
 
@@ -115,10 +112,8 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(
-            f"another process is at work on this run ({parent / name}); wait for it, or give "
-            "another --run_name"
-        ) from None
+        at_work = f"another process is at work on this run ({parent / name})"
+        raise ValueError(f"{at_work}; wait for it, or give another --run_name") from None
     with lock:
         opened = _unfinished(parent, name) if options.resume else None
         if opened is None:
@@ -131,10 +126,6 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
             opened.tidy()
         yield opened
         opened.keep(finished=True)
-
-
-def _table(path: Path) -> pd.DataFrame | None:
-    return read_csv(path) if path.exists() else None
 
 
 def _drop_checkpoints(fold: Path) -> None:

@@ -56,11 +56,7 @@ class About:
 
     @classmethod
     def of(cls, description: Mapping[str, Any]) -> About:
-        """Return what a description says; of one saved without, what its maker tells, and numbers as names.
-
-        Raises:
-            ValueError: an unknown task, names that are no words, no camera, or not as many as outputs.
-        """
+        """Return what a description says, checked; saved without, its maker's task, and numbers as names."""
         described = {k: v for k, v in description.items() if k in cls.__dataclass_fields__}
         number = description["arguments"].get("n_classes", 0)
         if "classes" not in described:  # asked first: a description may claim any number of them
