@@ -42,30 +42,18 @@ def test_image_and_mask_move_together_and_masks_stay_binary(strength, size):
     assert moved.unique().tolist() == [0, 1]
     assert not torch.equal(moved, masks)
     red = seen[:, :1]
-    if strength == "weak":
-        assert torch.equal(red, moved)
-    else:
-        # Interpolation and jitter soften the edges; the places agree.
-        inside, outside = red[moved > 0].mean(), red[moved == 0].mean()
-        assert inside > 0.7
-        assert outside < 0.1
+    # Interpolation and jitter soften the edges; the places agree.
+    assert red[moved > 0].mean() > (1 - 1e-6 if strength == "weak" else 0.7)
+    assert red[moved == 0].mean() < (1e-6 if strength == "weak" else 0.1)
 
 
-def test_weak_makes_all_eight_views_and_no_others():
-    image = pictures(1)[0]
-    seen, _ = augmented("weak", image.expand(200, -1, -1, -1))
-    views = dihedral(image[0].numpy())
-    which = [[np.array_equal(s, v) for v in views].index(True) for s in seen.numpy()]
-    counts = np.bincount(which, minlength=8)
-    assert counts.min() >= 10, "equally likely: 25 each"
-
-
-def test_weak_keeps_the_shape_of_an_oblong():
-    image = pictures(1, (20, 28))[0]
-    seen, _ = augmented("weak", image.expand(60, -1, -1, -1))
+@pytest.mark.parametrize(("size", "n_views"), [((20, 20), 8), ((20, 28), 4)])
+def test_weak_makes_all_views_of_the_same_shape_and_no_others(size, n_views):
+    image = pictures(1, size)[0]
+    seen, _ = augmented("weak", image.expand(25 * n_views, -1, -1, -1))
     views = [v for v in dihedral(image[0].numpy()) if v.shape == image.shape[1:]]
     which = [[np.array_equal(s, v) for v in views].index(True) for s in seen.numpy()]
-    assert set(which) == {0, 1, 2, 3}
+    assert np.bincount(which, minlength=n_views).min() >= 10, "equally likely: 25 each"
 
 
 @pytest.mark.parametrize("strength", ["weak", "strong"])

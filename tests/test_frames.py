@@ -71,6 +71,9 @@ def test_smaller_images_are_enlarged_where_there_are_masks():
     module = RawToLogits(torch.nn.Conv2d(3, 1, 1), HalfSizeRGB(DRONE), task="segmentation")
     raw = torch.stack([drone[i]["raw"] for i in range(3)])
     torch.testing.assert_close(held.images["half"], module.develop(raw))
+    assert module(raw).shape == (3, 1, 32, 32)
+    plain = RawToLogits(torch.nn.Identity(), HalfSizeRGB(DRONE))
+    assert plain(raw).shape == (3, 3, 16, 16), "other tasks see it as it is"
     cells = SyntheticMicroscopy(2, size=32)
     small = develop_views(cells, {"half": HalfSizeRGB(MICROSCOPE)}, progress=False).view("half")
     assert small.shape == (16, 16)

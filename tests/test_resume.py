@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from r2l.training import fit, make_classifier, predict
-from r2l.training.checkpoints import read_last
 from tests.conftest import run_apart
 
 ROOT = Path(__file__).parents[1]
@@ -125,48 +124,60 @@ def test_other_exits_are_left_alone():
         train(callbacks=[Interrupt(0, SystemExit)])
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(interrupted, undisturbed):
+@pytest.mark.parametrize("damage", ["half", "a flipped bit"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(interrupted, undisturbed, damage):
     last = interrupted / "last.ckpt"
-    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    content = bytearray(last.read_bytes())
+    if damage == "half":
+        del content[len(content) // 2 :]
+    else:
+        weights = torch.load(last, weights_only=True)["state_dict"]["model.network.1.weight"]
+        content[content.index(weights.numpy().tobytes()) + 5] ^= 1
+    last.write_bytes(content)
     with pytest.warns(UserWarning, match="damaged; going on from .*previous.ckpt"):
         assert_same(train(checkpoint=interrupted), undisturbed)
 
 
-def test_a_flipped_bit_is_noticed(interrupted):
-    last = interrupted / "last.ckpt"
-    content = bytearray(last.read_bytes())
-    weights = torch.load(last, weights_only=True)["state_dict"]["model.network.1.weight"]
-    content[content.index(weights.numpy().tobytes()) + 5] ^= 1
-    last.write_bytes(content)
-    with pytest.warns(UserWarning, match="damaged"):
-        train(checkpoint=interrupted)
+class Trap:
+    """Foreign code: makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("trap",)
 
 
-def test_checkpoints_that_are_all_damaged_are_an_error_and_stay(interrupted):
-    for name in ("last.ckpt", "previous.ckpt"):
-        (interrupted / name).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"no checkpoint can be read.*last\.ckpt.*previous\.ckpt"):
-        train(checkpoint=interrupted)
-    assert (interrupted / "last.ckpt").read_bytes() == b"nothing"
-
-
-def test_a_checkpoint_of_instructions_out_of_order_is_damaged(tmp_path):
-    with zipfile.ZipFile(tmp_path / "last.ckpt", "w") as file:
+def out_of_order(path):
+    with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/version", "3\n")
         file.writestr("archive/data.pkl", b"\x80\x02.")  # the end, and nothing before
-    with pytest.raises(ValueError, match=r"no checkpoint can be read.*last\.ckpt"):
-        read_last(tmp_path)
 
 
-def test_foreign_code_in_a_checkpoint_is_not_run(interrupted, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "trap"),)
+def without_settings(path):
+    content = torch.load(path, weights_only=True)
+    settings = content.pop("settings")
+    assert (settings["epochs"], settings["augmentation"], settings["loss"]) == (4, "weak", "cross_entropy")
+    torch.save(content, path)
 
-    for name in ("last.ckpt", "previous.ckpt"):
-        torch.save({"state_dict": Trap()}, interrupted / name)
-    with pytest.raises(ValueError, match="no checkpoint can be read"):
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_bytes(b"nothing"), ""),
+        (lambda path: torch.save({"state_dict": Trap()}, path), ""),
+        (out_of_order, ""),
+        (without_settings, "lacks settings"),
+    ],
+)
+def test_checkpoints_that_are_all_damaged_are_an_error_run_no_code_and_stay(
+    interrupted, tmp_path, monkeypatch, damage, reason
+):
+    monkeypatch.chdir(tmp_path)
+    paths = [interrupted / name for name in ("last.ckpt", "previous.ckpt")]
+    for path in paths:
+        damage(path)
+    before = [path.read_bytes() for path in paths]
+    with pytest.raises(ValueError, match=rf"no checkpoint can be read.*last\.ckpt.*{reason}.*previous\.ckpt"):
         train(checkpoint=interrupted)
+    assert [path.read_bytes() for path in paths] == before
     assert not (tmp_path / "trap").exists()
 
 
@@ -187,17 +198,6 @@ def test_other_settings_are_refused_by_name(interrupted, change, word):
     with pytest.raises(ValueError, match=f"other settings.*{word}.*Give another folder"):
         train(checkpoint=interrupted, **change)
     assert (interrupted / "last.ckpt").read_bytes() == before
-
-
-def test_a_checkpoint_without_settings_is_refused(interrupted):
-    for name in ("last.ckpt", "previous.ckpt"):
-        content = torch.load(interrupted / name, weights_only=True)
-        settings = content.pop("settings")
-        torch.save(content, interrupted / name)
-    assert (settings["epochs"], settings["augmentation"]) == (4, "weak")
-    assert settings["loss"] == "cross_entropy"
-    with pytest.raises(ValueError, match=r"no checkpoint can be read.*lacks settings"):
-        train(checkpoint=interrupted)
 
 
 @pytest.mark.slow
@@ -228,14 +228,8 @@ torch.distributed.destroy_process_group()
 def test_two_processes_train_one_model(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    command, env = [sys.executable, str(script), str(tmp_path)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     (one, history), (two, same) = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
     trained = {name for name in one if "running" not in name}

@@ -1,5 +1,6 @@
 """What `r2l train` runs, called from Python: options, data, images developed once, folds, resuming."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.contenders import contenders
 from benchmarks.epochs import READY, epoch_workloads, ready_images
 from r2l.camera import DRONE, MICROSCOPE
-from r2l.datasets import DatasetError, DatasetNotFoundError, SyntheticMicroscopy
+from r2l.datasets import DatasetError, SyntheticMicroscopy
 from r2l.datasets import views as views_module
 from r2l.isp import ParametrizedISP, StaticISP, load_isp, save_isp
 from r2l.options import FIELDS, TASK_OF, Options, resolve_options
@@ -77,25 +78,19 @@ def quietly(options):
     return experiment(options, say=lines.append, progress=False), lines
 
 
+@pytest.fixture
+def run(small):
+    """Run a tiny experiment, its models kept on disk."""
+    return lambda **changes: quietly(small(save_locally=True, **changes))
+
+
 @pytest.fixture(scope="module")
 def static_run(place):
     store = f"sqlite:///{place}/mlflow.db"
-    options = Options(
-        **SMALL,
-        tracking_uri=store,
-        folder=str(place / "runs"),
-        processing_mode="static",
-        sp_debayer="malvar2004",
-        augmentation="weak",
-        save_locally=True,
-        track_processing=True,
-        track_every_epoch=True,
-        track_predictions=True,
-        track_processing_gradients=True,
-        track_save_tensors=True,
-        track_n_images=2,
-    )
-    outcome, lines = quietly(options)
+    tracked = ("processing", "every_epoch", "predictions", "processing_gradients", "save_tensors")
+    given = {"processing_mode": "static", "sp_debayer": "malvar2004", "augmentation": "weak"}
+    given |= {"track_n_images": 2, "save_locally": True} | {f"track_{name}": True for name in tracked}
+    outcome, lines = quietly(Options(**SMALL, **given, tracking_uri=store, folder=str(place / "runs")))
     return outcome, lines, Records(store)
 
 
@@ -155,14 +150,14 @@ def test_what_does_not_exist_or_contradicts_is_an_error_at_once(changes, message
     ("given", "followed", "line"),
     [
         (
-            {"adv_training": True, "freeze_processor": True, "processing_mode": "static"},
-            {"freeze_classifier": True, "freeze_processor": False, "processing_mode": "parametrized"},
-            "adversarial training",
+            {"adv_training": True, "freeze_processor": True, "adv_parameters": "additive_layer"},
+            {"freeze_classifier": True, "freeze_processor": False, "adv_noise_layer": True},
+            "--adv_noise_layer True",
         ),
         (
-            {"adv_training": True, "adv_parameters": "additive_layer"},
-            {"adv_noise_layer": True},
-            "--adv_noise_layer True",
+            {"adv_training": True, "processing_mode": "static"},
+            {"processing_mode": "parametrized"},
+            "adversarial",
         ),
         ({"processor_uri": ""}, {"processor_uri": None}, "no processor given"),
         ({"classifier_uri": ""}, {"classifier_uri": None}, "no classifier given"),
@@ -227,11 +222,6 @@ def test_iso_is_the_intensity(real):
         open_data(Options(root=str(real), iso=0.02))
 
 
-def test_a_missing_data_set_names_the_fix(tmp_path):
-    with pytest.raises(DatasetNotFoundError, match="r2l data fetch microscopy"):
-        open_data(Options(root=str(tmp_path)))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("folder")
@@ -246,63 +236,43 @@ def folder(tmp_path_factory):
     return root
 
 
-def test_labels_that_are_numbers_make_a_regression(folder):
+def test_labels_that_are_numbers_make_a_regression_and_words_make_classes(folder):
     options = Options(dataset="RawFolder", root=str(folder), labels=str(folder / "numbers.csv"))
     data = open_data(options)
     assert data.task == "regression"
     targets = {name: data[i]["target"].item() for i, name in enumerate(data.names.tolist())}
     assert targets == {f"{i:02d}.dng": 1.5 * i for i in range(12)}
     assert "label" not in data[0]
-    as_classes = Options(**{**asdict(options), "task": "classification"})
-    assert len(open_data(as_classes).classes) == 12
-
-
-def test_labels_that_are_words_make_classes_and_no_regression(folder):
-    given = {"dataset": "RawFolder", "root": str(folder), "labels": str(folder / "classes.csv")}
-    assert open_data(Options(**given)).classes == ("high", "low")
+    assert len(open_data(replace(options, task="classification")).classes) == 12
+    words = replace(options, labels=str(folder / "classes.csv"))
+    assert open_data(words).classes == ("high", "low")
     with pytest.raises(DatasetError, match="'high' is not a number"):
-        open_data(Options(**given, task="regression"))
+        open_data(replace(words, task="regression"))
 
 
 def test_a_test_run_takes_few_images_of_many_groups(real):
-    options = Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16, test_run=True)
-    data = open_data(options)
-    assert len(data) == len(data.labels) == _FEW
-    assert len(set(data.groups)) == _FEW
-    whole = open_data(Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16))
+    options = Options(dataset="SyntheticMicroscopy", n_images=200, image_size=16)
+    data, whole = open_data(replace(options, test_run=True)), open_data(options)
+    assert len(data) == len(data.labels) == len(set(data.groups)) == _FEW
     index = int(data.names[3])
     assert torch.equal(data[3]["raw"], whole[index]["raw"])
     assert data.labels[3] == whole.labels[index]
     assert data.fingerprint() != whole.fingerprint()
 
 
-@pytest.mark.parametrize("n_splits", [1, 3])
-def test_folds_keep_groups_whole(n_splits):
-    options = Options(dataset="SyntheticMicroscopy", n_images=60, image_size=16, n_splits=n_splits)
+def test_folds_keep_groups_whole_a_single_one_has_the_share_asked_for_and_published_ones_overlap():
+    options = Options(dataset="SyntheticMicroscopy", n_images=100, image_size=16)
     data = open_data(options)
-    folds = make_folds(data, options)
-    for fold in folds:
-        assert not set(data.groups[fold.train]) & set(data.groups[fold.test])
-        assert sorted([*fold.train, *fold.test]) == list(range(60))
-    tested = np.concatenate([f.test for f in folds])
-    if n_splits > 1:
-        assert sorted(tested) == list(range(60))
-
-
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.75, 0.8, 0.9])
-def test_a_single_split_has_about_the_share_asked_for(share):
-    options = Options(dataset="SyntheticMicroscopy", n_images=100, image_size=16, train_size=share)
-    (fold,) = make_folds(open_data(options), options)
-    assert len(fold.train) / 100 == pytest.approx(share, abs=0.06)
-
-
-def test_published_splits_overlap():
-    options = Options(
-        dataset="SyntheticDroneSegmentation", n_images=20, image_size=16, n_splits=4, splits="published"
-    )
-    folds = make_folds(open_data(options), options)
-    assert [len(f.train) for f in folds] == [16] * 4
-    assert len(np.unique(np.concatenate([f.test for f in folds]))) < 16
+    for n_splits, share in ((3, 0.8), (1, 0.2), (1, 0.5), (1, 0.75), (1, 0.8), (1, 0.9)):
+        folds = make_folds(data, replace(options, n_splits=n_splits, train_size=share))
+        for fold in folds:
+            assert not set(data.groups[fold.train]) & set(data.groups[fold.test])
+            assert sorted([*fold.train, *fold.test]) == list(range(100))
+            assert n_splits > 1 or len(fold.train) / 100 == pytest.approx(share, abs=0.06)
+        assert n_splits == 1 or sorted(np.concatenate([f.test for f in folds])) == list(range(100))
+    folds = make_folds(data, replace(options, n_splits=4, splits="published"))
+    assert [len(f.train) for f in folds] == [80] * 4
+    assert len(np.unique(np.concatenate([f.test for f in folds]))) < 80
 
 
 # --- the experiment -------------------------------------------------------------------------------
@@ -322,6 +292,7 @@ def test_each_image_is_answered_once_by_a_fold_that_was_not_trained_on_it(static
     assert said["mean"] == pytest.approx(right.mean())
     assert said["spread"] == pytest.approx(right.std(ddof=1))
     assert any("accuracy" in line and "spread" in line for line in lines)
+    assert not list(outcome.folder.rglob("*.ckpt")), "checkpoints go when a fold is finished"
 
 
 def test_the_record_holds_folds_curves_splits_stages_and_models(static_run):
@@ -337,30 +308,17 @@ def test_the_record_holds_folds_curves_splits_stages_and_models(static_run):
     history = records.history(folds["fold 1"])
     assert history["train_loss"].notna().sum() == SMALL["epochs"]
     files = set(records.files(folds["fold 1"]))
-    for epoch in ("epoch_000", "epoch_001"):
-        assert f"stages/demosaic/{epoch}.png" in files
-        assert f"gradients/demosaic/{epoch}.png" in files
-        assert f"tensors/{epoch}.npz" in files
-        assert f"predictions/{epoch}.csv" in files
+    for name in (
+        "stages/demosaic/{}.png",
+        "gradients/demosaic/{}.png",
+        "tensors/{}.npz",
+        "predictions/{}.csv",
+    ):
+        assert {name.format("epoch_000"), name.format("epoch_001")} <= files
     assert {"split.json", "predictions.csv", "model/model.json", "processor/isp.json"} <= files
     split = json.loads(records.local(folds["fold 1"], "split.json").read_text())
     table = outcome.predictions.query("fold == 1")
     assert sorted(table["image"]) == sorted(split["val"])
-
-
-def test_saved_models_give_the_answers_of_the_table(static_run):
-    outcome, _, records = static_run
-    folds = records.children(outcome.run_id)
-    twin = SyntheticMicroscopy(18, size=32)
-    for place in (outcome.folder / "fold_0", records.local(folds["fold 0"], "")):
-        isp, model = load_isp(place / "processor"), load_model(place / "model").eval()
-        assert isp.demosaic == "malvar2004"
-        part = outcome.predictions.query("fold == 0")
-        raw = torch.stack([twin[i]["raw"] for i in part["image"]])
-        with torch.no_grad():
-            answers = model(isp(raw)).softmax(1)
-        np.testing.assert_allclose(answers[range(len(part)), part["label"]], part["p_true"], atol=1e-5)
-    assert not list(outcome.folder.rglob("*.ckpt")), "checkpoints go when a fold is finished"
 
 
 def test_static_images_are_developed_once_for_all_folds_and_epochs(small, monkeypatch):
@@ -382,52 +340,26 @@ def test_developing_before_or_while_training_makes_no_difference(small, monkeypa
 
 
 @pytest.mark.parametrize("mode", ["parametrized", "neural_network", "none"])
-def test_each_mode_trains_what_it_has(small, mode):
-    outcome, _ = quietly(
-        small(
-            processing_mode=mode,
-            save_locally=True,
-            log_model=False,
-            smp_encoder="resnet18",
-            output_norm="batch",
-            n_splits=1,
-            epochs=1,
-        )
-    )
+def test_each_mode_trains_what_it_has(run, mode):
+    how = {"smp_encoder": "resnet18", "output_norm": "batch", "n_splits": 1, "epochs": 1}
+    outcome, _ = run(processing_mode=mode, log_model=False, **how)
     assert np.isfinite(outcome.predictions["loss"]).all()
     processor = load_isp(outcome.folder / "fold_0" / "processor")
     assert "running_mean" in load_file(outcome.folder / "fold_0" / "norm.safetensors")
     if mode == "parametrized":
         assert not torch.equal(processor.gamma, ParametrizedISP(MICROSCOPE).gamma)
-    assert {"none": "HalfSizeRGB", "neural_network": "NeuralISP"}.get(mode, "ParametrizedISP") == (
-        type(processor).__name__
-    )
+    kinds = {"none": "HalfSizeRGB", "neural_network": "NeuralISP", "parametrized": "ParametrizedISP"}
+    assert kinds[mode] == type(processor).__name__
 
 
-def test_segmentation_and_regression(small, folder, tmp_path):
-    outcome, _ = quietly(
-        small(
-            dataset="SyntheticDroneSegmentation",
-            processing_mode="none",
-            smp_network="unet",
-            smp_encoder="resnet18",
-            n_splits=1,
-            epochs=1,
-            save_locally=True,
-        )
-    )
+def test_segmentation_and_regression(run, folder):
+    network = {"smp_network": "unet", "smp_encoder": "resnet18", "processing_mode": "none"}
+    outcome, _ = run(dataset="SyntheticDroneSegmentation", **network, n_splits=1, epochs=1)
     table = outcome.predictions
     assert outcome.scores["iou"].item() == table["intersection"].sum() / table["union"].sum()
     load_model(outcome.folder / "fold_0" / "model")
-    given = {
-        "dataset": "RawFolder",
-        "root": str(folder),
-        "labels": str(folder / "numbers.csv"),
-        "n_images": None,
-        "image_size": None,
-        "track_predictions": True,
-    }
-    outcome, _ = quietly(small(**given, epochs=1))
+    given = {"dataset": "RawFolder", "root": str(folder), "labels": str(folder / "numbers.csv")}
+    outcome, _ = run(**given, n_images=None, image_size=None, track_predictions=True, epochs=1)
     errors = outcome.predictions["target"] - outcome.predictions["prediction"]
     assert outcome.predictions["target"].sum() == 1.5 * 66
     # The model begins at the mean of the training numbers, not at 0.
@@ -436,35 +368,18 @@ def test_segmentation_and_regression(small, folder, tmp_path):
     assert (both["mae"] * both["images"]).sum() / 12 == pytest.approx(errors.abs().mean(), rel=1e-5)
 
 
-def test_a_processor_and_a_classifier_of_an_earlier_run(small, static_run):
+def test_a_processor_and_a_classifier_of_an_earlier_run(run, static_run):
     outcome, _, records = static_run
-    fold = records.children(outcome.run_id)["fold 0"]
-    later, lines = quietly(
-        small(
-            processor_uri=f"runs:/{fold}/processor",
-            classifier_uri=f"runs:/{fold}/model",
-            n_splits=1,
-            epochs=1,
-            save_locally=True,
-        )
-    )
+    fold = f"runs:/{records.children(outcome.run_id)['fold 0']}"
+    both = {"processor_uri": f"{fold}/processor", "classifier_uri": f"{fold}/model"}
+    later, lines = run(**both, n_splits=1, epochs=1)
     assert any("holds a StaticISP: --processing_mode static" in line for line in lines)
     assert load_isp(later.folder / "fold_0" / "processor").demosaic == "malvar2004"
 
 
-def test_a_frozen_classifier_stays_and_the_processor_learns(small, static_run):
-    outcome, _, _ = static_run
-    model = outcome.folder / "fold_0" / "model"
-    later, _ = quietly(
-        small(
-            classifier_uri=str(model),
-            freeze_classifier=True,
-            n_splits=1,
-            epochs=1,
-            save_locally=True,
-            log_model=False,
-        )
-    )
+def test_a_frozen_classifier_stays_and_the_processor_learns(run, static_run):
+    model = static_run[0].folder / "fold_0" / "model"
+    later, _ = run(classifier_uri=str(model), freeze_classifier=True, n_splits=1, epochs=1, log_model=False)
     before, after = (load_file(p / "weights.safetensors") for p in (model, later.folder / "fold_0" / "model"))
     assert all(torch.equal(before[k], after[k]) for k in before)
     processor = load_isp(later.folder / "fold_0" / "processor")
@@ -472,36 +387,23 @@ def test_a_frozen_classifier_stays_and_the_processor_learns(small, static_run):
 
 
 @pytest.mark.parametrize("parameters", ["gamma_correct,black_level", "additive_layer"])
-def test_adversarial_search_changes_what_it_may_and_nothing_else(small, parameters):
-    outcome, lines = quietly(
-        small(
-            adv_training=True,
-            adv_parameters=parameters,
-            adv_aux_loss="l2",
-            adv_track_differences=True,
-            n_splits=1,
-            epochs=1,
-            save_locally=True,
-        )
-    )
+def test_adversarial_search_changes_what_it_may_and_nothing_else(run, small, parameters):
+    how = {"adv_training": True, "adv_aux_loss": "l2", "adv_track_differences": True}
+    outcome, lines = run(**how, adv_parameters=parameters, n_splits=1, epochs=1)
     assert any("--freeze_classifier True" in line for line in lines)
     assert list(outcome.scores["processing"]) == ["original", "adversarial"]
     records = Records(small().tracking_uri)
     (record,) = records.children(outcome.run_id).values()
     assert "differences/epoch_000.png" in records.files(record)
     processor = load_isp(outcome.folder / "fold_0" / "processor")
-    fresh = ParametrizedISP(MICROSCOPE, processor.additive_shape)
-    changed = {
-        name for name, value in processor.numbers().items() if not torch.equal(value, fresh.numbers()[name])
-    }
+    fresh = ParametrizedISP(MICROSCOPE, processor.additive_shape).numbers()
+    changed = {name for name, value in processor.numbers().items() if not torch.equal(value, fresh[name])}
     wanted = {"gamma_correct,black_level": {"gamma", "black_level"}, "additive_layer": {"additive"}}
     assert changed == wanted[parameters]
 
 
 def test_a_state_dict_of_both(small, static_run, tmp_path):
-    outcome, _, _ = static_run
-    data = open_data(small())
-    folder = outcome.folder / "fold_1"
+    data, folder = open_data(small()), static_run[0].folder / "fold_1"
     components = open_components(small(state_dict_uri=str(folder)), data, print)
     assert components.mode == "static"
     weights = {f"model.{k}": v for k, v in load_model(folder / "model").state_dict().items()}
@@ -555,16 +457,13 @@ def test_training_goes_on_with_the_batch_normalisation_it_is_given():
     assert not torch.equal(trained.norm.weight, norm.weight)
 
 
-def test_a_loaded_network_goes_before_the_one_that_is_named(small, static_run):
-    outcome, _, _ = static_run
-    said, uri = [], str(outcome.folder / "fold_0" / "model")
-    open_components(small(classifier_uri=uri, classifier_network="ResNet18"), open_data(small()), said.append)
-    assert f"{uri} holds a SmallResNet: --classifier_network is not used" in said
-
-
-def test_what_is_loaded_is_checked_against_the_data(small, static_run, tmp_path):
-    outcome, _, _ = static_run
-    nine = str(outcome.folder / "fold_0" / "model")
+def test_what_is_loaded_goes_before_what_is_named_and_is_checked_against_the_data(
+    small, static_run, tmp_path
+):
+    said, nine = [], str(static_run[0].folder / "fold_0" / "model")
+    named = small(classifier_uri=nine, classifier_network="ResNet18")
+    open_components(named, open_data(small()), said.append)
+    assert f"{nine} holds a SmallResNet: --classifier_network is not used" in said
     drone = small(dataset="SyntheticDrone", classifier_uri=nine)
     with pytest.raises(ValueError, match="needs 2 outputs"):
         open_components(drone, open_data(drone), print)
@@ -608,8 +507,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_result(small, tmp_path, m
     # In the second epoch of the second fold.
     last = 3 * steps // 2 + steps // 2 + 1
     assert run_apart(train_and_be_killed, options, last) == -signal.SIGKILL
-    trained = []
-    run = FoldTrainer.run
+    trained, run = [], FoldTrainer.run
     monkeypatch.setattr(FoldTrainer, "run", lambda self, n, *a: trained.append(n) or run(self, n, *a))
     resumed, lines = quietly(options)
     assert trained == [1], "a finished fold is not trained again"
@@ -649,12 +547,9 @@ def test_ctrl_c_marks_the_run_and_keeps_the_checkpoint(small, monkeypatch):
 
 def test_other_options_data_code_or_no_resume_begin_anew_and_a_finished_run_is_repeated(small, monkeypatch):
     def opened(options, data="d", finish=False):
-        try:
-            with run_folder(options, data) as folder:
-                if not finish:
-                    raise InterruptedError
-        except InterruptedError:
-            pass
+        with contextlib.suppress(InterruptedError), run_folder(options, data) as folder:
+            if not finish:
+                raise InterruptedError
         return folder
 
     first = opened(small())
@@ -668,8 +563,7 @@ def test_other_options_data_code_or_no_resume_begin_anew_and_a_finished_run_is_r
         patch.setattr("r2l.training.run_folder.code_version", lambda: "other")
         assert not opened(small()).resumed
     assert opened(small(), finish=True).resumed
-    again = opened(small())
-    assert not again.resumed
+    assert not opened(small()).resumed
 
 
 @pytest.mark.parametrize("method", ["camera", "split"])
@@ -707,11 +601,8 @@ def test_what_a_killed_process_had_still_to_remove_goes(small):
 
 
 def test_two_processes_do_not_work_on_the_same_run(small):
-    with (
-        run_folder(small(), "d"),
-        pytest.raises(ValueError, match="another process"),
-        run_folder(small(), "d"),
-    ):
+    error = pytest.raises(ValueError, match="another process")
+    with run_folder(small(), "d"), error, run_folder(small(), "d"):
         pass
 
 
