@@ -180,6 +180,8 @@ def test_what_follows_from_an_option_is_done_and_told(given, followed, line):
 def test_only_a_rate_follows_from_the_defaults_and_resolving_twice_changes_nothing():
     told = ["no learning rate given, and a task model from scratch: --lr 0.001"]
     assert resolve_options(Options()) == (Options(lr=0.001), told)
+    assert resolve_options(Options(classifier_pretrained=True))[0].lr == 1e-5
+    assert resolve_options(Options(lr=0.1)) == (Options(lr=0.1), [])
     settled, _ = resolve_options(Options(adv_training=True, test_run=True, processor_uri=""))
     assert resolve_options(settled) == (settled, [])
 
@@ -214,10 +216,8 @@ def test_each_data_set_by_its_name(name, real):
 
 
 def test_iso_is_the_intensity(real):
-    dim = open_data(Options(root=str(real), iso=0.05))
-    base = open_data(Options(root=str(real)))
-    light = base[3]["raw"].mean().item()
-    assert dim[3]["raw"].mean().item() == pytest.approx(0.05 * light, rel=1e-3)
+    light, dim = (open_data(Options(root=str(real), iso=iso))[3]["raw"].mean().item() for iso in (1.0, 0.05))
+    assert dim == pytest.approx(0.05 * light, rel=1e-3)
     with pytest.raises(ValueError, match=r"choose from 0.01, 0.05"):
         open_data(Options(root=str(real), iso=0.02))
 

@@ -127,11 +127,9 @@ def test_flags_stand_alone_or_take_a_value(monkeypatch, words, value):
 
 
 def test_every_flag_takes_a_value_and_the_last_counts(monkeypatch):
-    flags = [name for name, option in FIELDS.items() if isinstance(option.default, bool)]
-    # Those that another option has to go with.
-    harmless = [
-        n for n in flags if n not in {"freeze_classifier", "own_colours", "skip_broken", "lens_corrections"}
-    ]
+    # Without those that another option has to go with.
+    bound = {"freeze_classifier", "own_colours", "skip_broken", "lens_corrections"}
+    harmless = [n for n, option in FIELDS.items() if isinstance(option.default, bool) and n not in bound]
     for value in (True, False):
         words = [w for n in harmless for w in (f"--{n}", str(value))]
         options = parsed(monkeypatch, *words, "--epochs", "7", "--epochs", "3")
@@ -175,13 +173,8 @@ def _no_network(host, *rest, **options):
 
 
 def test_help_comes_quickly_in_groups_and_names_every_option():
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "r2l", "train", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    start, command = time.perf_counter(), [sys.executable, "-X", "importtime", "-m", "r2l", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert time.perf_counter() - start < 10
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "lightning", "mlflow", "numpy"}
@@ -216,14 +209,6 @@ def test_a_test_run_is_short_and_ctrl_c_ends_in_one_line(tmp_path, monkeypatch):
     assert records.call("get_run", records.find("R")).info.status == "FINISHED"
     again = train(*words)
     assert "going on" not in again.stdout, "a finished run is repeated"
-
-
-def test_a_learning_rate_that_is_not_given_fits_the_weights(monkeypatch):
-    for words, rate in (((), 1e-3), (("--classifier_pretrained",), 1e-5), (("--lr", "0.1"), 0.1)):
-        options, lines = resolve_options(parsed(monkeypatch, *words))
-        assert options.lr == rate
-        told = [line for line in lines if "no learning rate given" in line]
-        assert len(told) == (not words or words[0] != "--lr"), lines
 
 
 def test_a_variant_is_that_of_fixed_processing_or_told_by_its_suffix():

@@ -1,7 +1,9 @@
 """A saved model in use: r2l.load, r2l predict, evaluate and tolerances."""
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -61,35 +63,37 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
     """A saved segmenter of the drone's frames, untrained."""
-    folder = tmp_path_factory.mktemp("segmenter")
-    described = {"maker": "make_segmenter", "arguments": {"architecture": "unet"}}
-    described["arguments"]["encoder"] = "resnet18"
+    folder, arguments = tmp_path_factory.mktemp("segmenter"), {"architecture": "unet", "encoder": "resnet18"}
     with r2l.seeded(0):
-        model = r2l.make_segmenter("unet", "resnet18")
-    about = About("segmentation", ("background", "car"), DRONE, (32, 32))
+        model = r2l.make_segmenter(**arguments)
+    about = About("segmentation", ("background", "car"), DRONE, (32, 32)).to_dict()
     save_isp(StaticISP(DRONE), folder / "processor")
-    save_model(described | about.to_dict(), model, folder / "model")
+    save_model({"maker": "make_segmenter", "arguments": arguments} | about, model, folder / "model")
     return folder
+
+
+@pytest.fixture
+def model(trained):
+    """The model of the run's first fold."""
+    return r2l.load(trained[1] / "fold_0")
 
 
 # --- load -----------------------------------------------------------------------------------------
 
 
-def test_a_fold_is_loaded_as_one_module_from_raw_to_logits(trained):
+def test_a_fold_is_loaded_as_one_module_from_raw_to_logits(trained, model):
     place, run = trained
-    model = r2l.load(run / "fold_0")
     data = RawFolder(place / "photos")
     assert (model.classes, model.camera, model.task.name) == (data.classes, data.camera, "classification")
     assert model.about.shape == (32, 32)
     assert not any(part.training for part in model.modules())
-    isp, network = (load_isp(run / "fold_0" / "processor"), load_model(run / "fold_0" / "model").eval())
-    norm = load_norm(run / "fold_0").eval()
-    raw = torch.stack([data[i]["raw"] for i in range(4)])
+    fold, raw = run / "fold_0", torch.stack([data[i]["raw"] for i in range(4)])
+    parts = load_isp(fold / "processor"), load_norm(fold), load_model(fold / "model")
     with torch.inference_mode():
-        assert torch.equal(model(raw), network(norm(isp.eval()(raw))))
+        assert torch.equal(model(raw), torch.nn.Sequential(*parts).eval()(raw))
 
 
-def test_a_model_is_found_by_folder_run_and_name(trained):
+def test_a_model_is_found_by_folder_run_and_name(trained, model):
     place, run = trained
     store = f"sqlite:///{place}/mlflow.db"
     records = Records(store)
@@ -99,7 +103,6 @@ def test_a_model_is_found_by_folder_run_and_name(trained):
         loaded = r2l.load(uri, store)
         assert isinstance(loaded.norm, torch.nn.BatchNorm2d)
         assert all(torch.equal(v, wanted[k]) for k, v in loaded.model.state_dict().items())
-    model = r2l.load(run / "fold_0")
     described = json.loads((run / "fold_0" / "model" / "model.json").read_text())
     with track("releases", store=store) as release:
         release.model(model.processor, "processor")
@@ -150,10 +153,8 @@ def test_what_a_model_was_trained_for_is_checked(tmp_path, wrong):
 # --- frames of other cameras ----------------------------------------------------------------------
 
 
-def test_containers_and_layouts_are_lined_up_and_other_cameras_refused(trained):
-    place, run = trained
-    model, data = r2l.load(run / "fold_0"), RawFolder(place / "photos")
-    frame = data.frame(0)
+def test_containers_and_layouts_are_lined_up_and_other_cameras_refused(trained, model):
+    frame = RawFolder(trained[0] / "photos").frame(0)
     plain = model.predict(frame)
     # The same 12-bit exposure at the bottom of a 16-bit container, above a black level of 256.
     black, white = 256 / 65535, 4095 / 65535
@@ -197,36 +198,33 @@ def test_the_answers_are_those_of_the_record_to_the_bit(trained, tmp_path, fold)
 
 def test_a_broken_file_is_told_and_skipped_and_nothing_is_replaced_unasked(trained, tmp_path):
     place, run = trained
-    photos = tmp_path / "photos"
+    photos, answers = tmp_path / "photos", tmp_path / "new" / "answers.csv"
     photos.mkdir()
     for path in sorted((place / "photos").rglob("*.dng"))[:3]:
-        (photos / path.name).write_bytes(path.read_bytes())
+        shutil.copy(path, photos)
     (photos / "broken.dng").write_bytes(b"II*\0 and no more")
-    answers = tmp_path / "new" / "answers.csv"
-    output = r2l_command("predict", run / "fold_0", photos, "-o", answers, code=2)
+    ask = partial(r2l_command, "predict", run / "fold_0", photos, "-o", answers)
+    output = ask(code=2)
     assert "broken.dng" in output
     assert "3 of 4 files answered" in output
     table = pd.read_csv(answers)
     assert sorted(table["file"]) == sorted(str(p) for p in photos.glob("[0-9]*.dng"))
     np.testing.assert_allclose(table.filter(regex="^p_").sum(axis=1), 1, rtol=1e-5)
     (photos / "broken.dng").unlink()
-    assert "exists: --force" in r2l_command("predict", run / "fold_0", photos, "-o", answers, code=2)
-    r2l_command("predict", run / "fold_0", photos, "-o", answers, "--force")
+    assert "exists: --force" in ask(code=2)
+    ask("--force")
     assert not list(answers.parent.glob(".*")), "no halves are left"
     write_dng(photos / "z.dng", np.full((32, 32), 0.4, np.float32), DRONE)
-    output = r2l_command("predict", run / "fold_0", photos, "-o", answers, "-f", code=2)
-    assert "z.dng: a frame of the camera 'Hasselblad" in output
-    r2l_command("predict", run / "fold_0", photos, "-o", answers, "-f", "--any_camera")
+    assert "z.dng: a frame of the camera 'Hasselblad" in ask("-f", code=2)
+    ask("-f", "--any_camera")
     assert len(pd.read_csv(answers)) == 4
 
 
 def test_masks_are_written_as_pictures(segmenter, tmp_path):
-    twin = SyntheticDrone(3, size=32)
+    twin, model, masks = SyntheticDrone(3, size=32), r2l.load(segmenter), tmp_path / "masks"
     for number, item in enumerate(twin):
         write_dng(tmp_path / f"{number}.dng", item["raw"][0].numpy(), DRONE)
-    masks = tmp_path / "masks"
     r2l_command("predict", segmenter, tmp_path, "-o", masks)
-    model = r2l.load(segmenter)
     for number in range(3):
         mask = np.array(Image.open(masks / f"{number}.png"))
         with torch.inference_mode():
@@ -316,25 +314,20 @@ def test_evaluating_gives_the_scores_and_answers_of_the_record(trained, tmp_path
     place, run = trained
     monkeypatch.setattr(experiment_module, "FoldTrainer", lambda *a: pytest.fail("trains"))
     told = tmp_path / "answers.csv"
-    output = r2l_command(
-        *("evaluate", run / "fold_0", place / "photos", "--n_splits", 2, "--fold", 0, "-o", told)
-    )
+    ask = partial(r2l_command, "evaluate", run / "fold_0", place / "photos")
+    output = ask("--n_splits", 2, "--fold", 0, "-o", told)
     kept, again = pd.read_csv(run / "fold_0" / "predictions.csv"), pd.read_csv(told)
     shared = [name for name in again if name in kept and name != "pipeline"]
     assert {"image", "group", "label", "p_true", "loss", "name"} <= set(shared)
     pd.testing.assert_frame_equal(again[shared], kept[shared], check_exact=True)
     scores = pd.read_csv(run / "scores.csv").query("fold == 0")
     assert f"{scores['accuracy'].item():.4g}" in output
-    other = ("evaluate", run / "fold_0", place / "photos", "--own_colours")
-    assert "trained without --own_colours" in r2l_command(*other, code=2)
-    everything = r2l_command("evaluate", run / "fold_0", place / "photos")
-    assert "18 images of RawFolder" in everything
+    assert "trained without --own_colours" in ask("--own_colours", code=2)
+    assert "18 images of RawFolder" in ask()
 
 
-def test_classes_are_known_by_name_and_a_foreign_one_is_refused(trained, tmp_path):
-    place, run = trained
-    model = r2l.load(run / "fold_0")
-    some = RawFolder(place / "photos", classes=model.classes[::-1])
+def test_classes_are_known_by_name_and_a_foreign_one_is_refused(trained, model):
+    some = RawFolder(trained[0] / "photos", classes=model.classes[::-1])
     frames = r2l.Frames.of(some, progress=False)
     names = [model.classes[::-1][label] for label in frames.truth]
     assert [model.classes[label] for label in model.take(frames).truth] == names
@@ -348,32 +341,28 @@ def test_masks_are_lined_up_with_their_frames(segmenter):
     model = r2l.load(segmenter)
     twin = r2l.Frames.of(SyntheticDrone(3, size=32, task="segmentation"), progress=False)
     turned = replace(DRONE, cfa=CFA.BGGR, black_level=DRONE.black_level[::-1])
-    shifted = replace(twin, camera=turned)
-    taken = model.take(shifted)
+    taken = model.take(replace(twin, camera=turned))
     assert taken.camera == DRONE
     assert torch.equal(taken.raw, twin.raw[..., 1:-1, 1:-1])
     assert torch.equal(taken.truth, twin.truth[..., 1:-1, 1:-1])
     assert model.take(twin) is twin
 
 
-def test_tolerances_are_of_the_models_own_processor(trained, tmp_path):
+def test_tolerances_are_of_the_models_own_processor(trained, model, tmp_path):
     place, run = trained
     path = tmp_path / "tolerances.json"
-    data = (place / "photos", "--n_splits", "2", "--fold", "0")
-    output = r2l_command("tolerances", run / "fold_0", *data, "-o", path, "--points", "3")
-    report, model = ToleranceReport.load(path), r2l.load(run / "fold_0")
+    data = (place / "photos", "--n_splits", 2, "--fold", 0, "-o", path, "--points", 3)
+    ask = partial(r2l_command, "tolerances", run / "fold_0", *data)
+    output, report = ask(), ToleranceReport.load(path)
     assert report.pipeline == "parametrized"
-    learned = model.processor.black_level.tolist()
-    assert report.camera.black_level == pytest.approx(learned)
+    assert report.camera.black_level == pytest.approx(model.processor.black_level.tolist())
     assert report.images == 9
     assert report.score == pd.read_csv(run / "fold_0" / "predictions.csv")["correct"].mean()
     assert "red gain" in output
     photo = next((place / "photos").rglob("*.dng"))
     assert "inside" in r2l_command("check", "--tolerances", path, "--camera", photo)
-    assert "exists" in r2l_command("tolerances", run / "fold_0", *data, "-o", path, code=2)
-    r2l_command(
-        *("tolerances", run / "fold_0", *data, "-o", path, "-f", "--points", "3"), *("--pipeline", "ma,u,me")
-    )
+    assert "exists" in ask(code=2)
+    ask("-f", "--pipeline", "ma,u,me")
     assert ToleranceReport.load(path).pipeline.startswith("malvar2004, unsharp")
 
 
@@ -403,7 +392,7 @@ def test_runs_are_listed_and_compared_with_data_and_scores(trained, tmp_path):
     data = ["--dataset", "RawFolder", "--root", place / "photos", "--run_name", "other"]
     said = r2l_command("train", *data, *TRAIN, *kept, "--seed", 5, "--test_pipelines", "bi,s,ga me,u,me")
     store = ["--store", place / "mlflow.db"]
-    records = Records(f"sqlite:///{place}/mlflow.db")
+    records = Records(store[1])
     listed = r2l_command("lab", "runs", *store)
     folder = next(tmp_path.glob("r2l/other-*-1"))
     mean = pd.read_csv(folder / "scores.csv")["accuracy"].mean()
@@ -443,19 +432,19 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
     monkeypatch.chdir(tmp_path)
     original, answers = callbacks_module.epoch_numbers, crossval.FoldTrainer._answers
 
-    def numbers(trainer):
-        # Validation as it suits the test: the second epoch is the best.
-        known = {0: 3.0, 1: 1.0, 2: 2.0}
-        begins = cut == "in training" and not (tmp_path / "cut").exists()
-        if begins and trainer.current_epoch == 2:
+    def cut_once(moment):
+        if cut == moment and not (tmp_path / "cut").exists():
             (tmp_path / "cut").touch()
             raise _Power
-        return original(trainer) | {"val_loss": known[trainer.current_epoch]}
+
+    def numbers(trainer):
+        if trainer.current_epoch == 2:
+            cut_once("in training")
+        # Validation as it suits the test: the second epoch is the best.
+        return original(trainer) | {"val_loss": [3.0, 1.0, 2.0][trainer.current_epoch]}
 
     def late(*arguments):
-        if cut == "after it" and not (tmp_path / "cut").exists():
-            (tmp_path / "cut").touch()
-            raise _Power
+        cut_once("after it")
         return answers(*arguments)
 
     states = []
@@ -468,24 +457,19 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
         save(self, trainer, module)
 
     monkeypatch.setattr(Keeper, "on_train_epoch_end", look)
-    options = Options(
-        **{"dataset": "SyntheticMicroscopy", "n_images": 12, "image_size": 32, "lr": 1e-2},
-        **{"classifier_network": "SmallResNet", "epochs": 3, "accelerator": "cpu"},
-        save_locally=True,
-    )
-    quiet = {"say": lambda line: None, "progress": False}
+    given = {"dataset": "SyntheticMicroscopy", "n_images": 12, "image_size": 32, "lr": 1e-2, "epochs": 3}
+    given |= {"classifier_network": "SmallResNet", "accelerator": "cpu", "save_locally": True}
+    train = partial(experiment_module.experiment, Options(**given), say=lambda line: None, progress=False)
     if cut:
         with pytest.raises(_Power):
-            experiment_module.experiment(options, **quiet)
-    outcome = experiment_module.experiment(options, **quiet)
-    fold = outcome.folder / "fold_0"
-    best, last = r2l.load(fold / "best"), r2l.load(fold)
+            train()
+    outcome = train()
+    best, last = r2l.load(outcome.folder / "fold_0" / "best"), r2l.load(outcome.folder / "fold_0")
     assert len(states) == 3
     assert equal_states(best.model, states[1])
     assert equal_states(last.model, states[2])
     assert not equal_states(last.model, states[1])
-    record = outcome.run_id
-    (child,) = Records().children(record).values()
+    (child,) = Records().children(outcome.run_id).values()
     assert equal_states(r2l.load(f"runs:/{child}/best").model, states[1])
 
 
@@ -494,12 +478,10 @@ def equal_states(model, state):
     return all(torch.equal(own[name], state[f"model.{name}"]) for name in own)
 
 
-def test_a_matrix_has_a_models_own_processor_where_it_is_named(trained):
-    place, run = trained
-    model, data = r2l.load(run / "fold_0"), RawFolder(place / "photos")
-    everything = Trained(model, "own", np.arange(len(data)), 0, 0)
+def test_a_matrix_has_a_models_own_processor_where_it_is_named(trained, model):
+    frames = model.take(r2l.Frames.of(RawFolder(trained[0] / "photos")))
+    everything = Trained(model, "own", np.arange(len(frames)))
     pipelines = {"own": model.processor, "ma,u,me": "ma,u,me"}
-    frames = model.take(r2l.Frames.of(data))
     table = predict_matrix([everything], frames, pipelines, progress=False)
     alone = predict(model, {"all": frames}, by="frames")
     own = table[table["test"] == "own"]

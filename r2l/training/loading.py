@@ -75,17 +75,13 @@ class SavedModel(RawToLogits):
         pixels = pixels[in_line(frame.mosaic.shape, has.cfa, own.cfa)]
         if crop is not None:
             if crop < 2 or crop % 2 or crop > min(pixels.shape):
-                size = " x ".join(map(str, pixels.shape))
-                raise FrameError(f"a crop of {crop}", f"the frame has {size} pixels", "Crop less")
+                why = f"the frame has {_size(pixels.shape)} pixels"
+                raise FrameError(f"a crop of {crop}", why, "Crop less")
             pixels = pixels[middle(pixels.shape, crop)]
         trained = self.about.shape or pixels.shape
         if self.task.name != "segmentation" and max(np.abs(np.subtract(trained, pixels.shape))) > 2:
-            sizes = [" x ".join(map(str, shape)) for shape in (pixels.shape, trained)]
-            warnings.warn(
-                f"frames of {sizes[0]}, and the model was trained on {sizes[1]}: does it see things "
-                "as large as then? (crop=..., --crop)",
-                stacklevel=2,
-            )
+            sizes = f"frames of {_size(pixels.shape)}, and the model was trained on {_size(trained)}"
+            warnings.warn(f"{sizes}: does it see things as large as then? (crop=..., --crop)", stacklevel=2)
         return torch.tensor(pixels, dtype=torch.float32)[None]
 
     @torch.inference_mode()
@@ -206,6 +202,10 @@ def _parts(uri: str, store: str | Path | None) -> dict[str, Path]:
     with suppress(ValueError):  # most have none
         parts[NORM] = resolve(f"{base}/{NORM}", store)
     return parts
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _same_colours(one: Camera, other: Camera) -> bool:

@@ -232,5 +232,5 @@ def frames_of(batch: dict[str, Any]) -> Tensor:
 
 def _asks_for_nothing(part: nn.Module | None) -> bool:
     """Whether a part has parameters and all of them were frozen before it came here."""
-    weights = [] if part is None else list(part.parameters())
-    return bool(weights) and not any(weight.requires_grad for weight in weights)
+    asking = [] if part is None else [weight.requires_grad for weight in part.parameters()]
+    return bool(asking) and not any(asking)
