@@ -16,7 +16,7 @@ import benchmarks.workload
 from benchmarks import report, run
 from benchmarks.__main__ import app
 from benchmarks.contenders import CODES, contenders
-from benchmarks.epochs import EpochWorkload, epoch_contenders
+from benchmarks.epochs import READY, EpochWorkload, epoch_contenders
 from benchmarks.libraries import kornia_call, libraw_call, opencv_call, recipe_call
 from benchmarks.published import PublishedParametrizedISP
 from benchmarks.timing import Contender, SkippedError, interleave, summarise, wall_clock
@@ -196,7 +196,10 @@ def test_a_run_without_a_gpu_says_so():
 @pytest.mark.slow
 def test_an_epoch_in_bfloat16_runs_too():
     work = EpochWorkload(4, 32, 2, network="SmallResNet", precision="bf16-mixed")
-    assert all(c.clock(c.setup(), 1) > 0 for c in epoch_contenders(work))
+    first, *others = group = list(epoch_contenders(work))
+    assert first.name == READY
+    assert all("x images ready" in c.against for c in others)
+    assert all(c.clock(c.setup(), 1) > 0 for c in group)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from r2l.isp import PIPELINES, StaticISP
 from r2l.isp.adjustable import camera_settings
 from r2l.isp.preparation import clip_highlights
 from r2l.rawfile import RawFrame, write_dng
-from r2l.training.callbacks import _save_strip
+from r2l.training.export import _save_strip
 from r2l.training.tracking import TrackingError, track
 from r2l.widgets import camera as own
 from r2l.widgets import lab, matrix_explorer

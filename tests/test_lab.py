@@ -25,8 +25,7 @@ from r2l.cli import app
 from r2l.datasets import SyntheticMicroscopy
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
-from r2l.training.callbacks import SCALE, MetricTracker, StageTracker, _save_strip
-from r2l.training.export import animate, curves
+from r2l.training.export import SCALE, MetricTracker, StageTracker, _save_strip, animate, curves
 from r2l.training.tracking import Records, resolve, track
 from r2l.training.tracking.records import query
 from r2l.viz import plot_curves

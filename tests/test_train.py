@@ -14,8 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.contenders import contenders
-from benchmarks.epochs import READY, epoch_workloads, ready_images
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import DatasetError, SyntheticMicroscopy
 from r2l.datasets import views as views_module
@@ -305,19 +303,14 @@ def test_the_record_holds_folds_curves_splits_stages_and_models(static_run):
     run = records.call("get_run", outcome.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["sp_debayer"] == "malvar2004"
-    assert {"predictions.csv", "scores.csv", "summary.csv", "camera.json"} <= set(
-        records.files(outcome.run_id)
-    )
+    kept = {"predictions.csv", "scores.csv", "summary.csv", "camera.json"}
+    assert kept <= set(records.files(outcome.run_id))
     history = records.history(folds["fold 1"])
     assert history["train_loss"].notna().sum() == SMALL["epochs"]
     files = set(records.files(folds["fold 1"]))
-    for name in (
-        "stages/demosaic/{}.png",
-        "gradients/demosaic/{}.png",
-        "tensors/{}.npz",
-        "predictions/{}.csv",
-    ):
-        assert {name.format("epoch_000"), name.format("epoch_001")} <= files
+    for epoch in ("epoch_000", "epoch_001"):
+        pictures = {f"stages/demosaic/{epoch}.png", f"gradients/demosaic/{epoch}.png"}
+        assert pictures | {f"tensors/{epoch}.npz", f"predictions/{epoch}.csv"} <= files
     assert {"split.json", "predictions.csv", "model/model.json", "processor/isp.json"} <= files
     split = json.loads(records.local(folds["fold 1"], "split.json").read_text())
     table = outcome.predictions.query("fold == 1")
@@ -607,19 +600,3 @@ def test_two_processes_do_not_work_on_the_same_run(small):
     error = pytest.raises(ValueError, match="another process")
     with run_folder(small(), "d"), error, run_folder(small(), "d"):
         pass
-
-
-# --- the benchmark --------------------------------------------------------------------------------
-
-
-def test_the_benchmark_times_epochs_of_equal_work():
-    (work,) = epoch_workloads(quick=True)
-    group = contenders(work, quick=True)
-    assert group[0].name == READY
-    assert all("x images ready" in c.against for c in group[1:])
-    seconds = [c.clock(c.setup(), 1) for c in group]
-    assert all(s > 0 for s in seconds)
-    frames = work.frames()
-    assert frames.raw.shape == (4, 1, 64, 64)
-    assert ready_images(frames)[0]["image"].shape == (3, 64, 64)
-    work.close()

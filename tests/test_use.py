@@ -22,7 +22,6 @@ from r2l.isp import StaticISP, load_isp, save_isp
 from r2l.isp.saving import SavedModuleError
 from r2l.options import Options
 from r2l.rawfile import RawFrame, read_raw, write_dng
-from r2l.training import callbacks as callbacks_module
 from r2l.training import crossval
 from r2l.training import experiment as experiment_module
 from r2l.training.checkpoints import Keeper
@@ -430,7 +429,7 @@ class _Power(Exception):
 @pytest.mark.parametrize("cut", ["", "in training", "after it"])
 def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
     monkeypatch.chdir(tmp_path)
-    original, answers = callbacks_module.epoch_numbers, crossval.FoldTrainer._answers
+    original, answers = crossval.epoch_numbers, crossval.FoldTrainer._answers
 
     def cut_once(moment):
         if cut == moment and not (tmp_path / "cut").exists():
@@ -448,7 +447,7 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
         return answers(*arguments)
 
     states = []
-    monkeypatch.setattr(callbacks_module, "epoch_numbers", numbers)
+    monkeypatch.setattr(crossval, "epoch_numbers", numbers)
     monkeypatch.setattr(crossval.FoldTrainer, "_answers", late)
     save = Keeper.on_train_epoch_end
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import torch
@@ -21,10 +22,10 @@ from r2l.isp.saving import can_be_saved
 from r2l.isp.static import pipeline_code
 from r2l.options import Options
 from r2l.training.adversarial import Adversary
-from r2l.training.callbacks import BestEpoch, MetricTracker, StageTracker
 from r2l.training.checkpoints import mixed_seed
 from r2l.training.components import UNKNOWN, Components, build_model
-from r2l.training.fit import Model
+from r2l.training.export import MetricTracker, StageTracker
+from r2l.training.fit import Model, epoch_numbers
 from r2l.training.folds import image_batches, train_fold
 from r2l.training.metrics import fold_scores
 from r2l.training.models import channel_statistics
@@ -37,6 +38,27 @@ from r2l.training.tracking import Run, resolve
 # Options that `fit` takes under the same names.
 _OF_FIT = ("epochs", "batch_size", "lr", "processor_lr", "weight_decay", "num_workers", "augmentation")
 _OF_FIT += ("freeze_processor", "accelerator", "precision", "gradient_clip_val")
+
+
+class _BestEpoch(Callback):
+    """Keeps the weights of the epoch with the lowest loss on the validation images, on the CPU."""
+
+    def __init__(self) -> None:
+        self.epoch: int | None = None
+        self.loss, self.weights = float("inf"), {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = epoch_numbers(trainer).get("val_loss", float("inf"))
+        if loss < self.loss:
+            self.epoch, self.loss = trainer.current_epoch, loss
+            state = pl_module.state_dict()
+            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "loss": self.loss, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
 
 
 @dataclass
@@ -74,7 +96,7 @@ class FoldTrainer:
         else:
             data = self.images if self.fixed else self.data
             model, description = self._model(fold, data)
-            best = BestEpoch()
+            best = _BestEpoch()
             callbacks = [best, *self._callbacks(fold, record)]
             trained = self._train(data, fold, seed, folder / "checkpoint", model, callbacks)
             table = self._answers(trained, data, fold)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from r2l.drift.adjustment import Learning
 from r2l.drift.forensics import Landscape, Prober
-from r2l.training.callbacks import SCALE
-from r2l.training.export import pictures
+from r2l.training.export import SCALE, pictures
 from r2l.training.tracking import Records, resolve
 from r2l.viz import plot_curves, plot_landscape
 from r2l.viz.curves import draw_arms
