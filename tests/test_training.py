@@ -313,8 +313,8 @@ def test_answers_of_a_segmentation_are_counts_of_pixels(mask_shape):
     np.testing.assert_array_equal(a["false_positives"], (found & ~there).sum((1, 2)))
     np.testing.assert_array_equal(a["empty"], np.arange(24) % 4 == 0)
     filled = a[~a["empty"]]
-    for i, iou in zip(filled["image"], filled["iou"], strict=True):
-        assert iou == pytest.approx(jaccard_score(there[i].ravel(), found[i].ravel()))
+    each = [jaccard_score(there[i].ravel(), found[i].ravel()) for i in filled["image"]]
+    assert filled["iou"].tolist() == pytest.approx(each)
     got = scores(table)
     assert got.loc["a", "iou"] == pytest.approx(jaccard_score(there.ravel(), found.ravel()))
     assert got.loc["a", "dice"] == pytest.approx(f1_score(there.ravel(), found.ravel()))
@@ -335,11 +335,8 @@ def test_an_empty_tile_left_alone_is_right_and_one_that_is_not_is_wrong():
 
 def test_iou_in_the_history_is_that_of_the_data_and_not_a_mean_of_batches():
     data = Squares()
-    settings = {"task": "segmentation", "epochs": 1, "lr": 1e-12, "progress": False}
-    ious = [
-        fit(Threshold(0.2), data, validation=data, batch_size=size, **settings).history["val_iou"][0]
-        for size in (1, 5, 24)
-    ]
+    train = partial(fit_once, Threshold(0.2), data, validation=data, task="segmentation", lr=1e-12)
+    ious = [train(batch_size=size).history["val_iou"][0] for size in (1, 5, 24)]
     assert ious == pytest.approx([ious[0]] * 3, rel=1e-6)
     found, there = data.images.mean(1) > 0.2, data.masks > 0
     assert ious[0] == pytest.approx(jaccard_score(there.flatten(), found.flatten()), rel=1e-5)
@@ -391,17 +388,14 @@ def test_scores_of_several_classes_are_those_of_libraries():
     assert row["pixel_accuracy"] == pytest.approx((there == found).mean())
     ious = per_class(table, ["w", "x", "y", "z"])["iou"].to_numpy()
     np.testing.assert_allclose(ious, [*each, np.nan], rtol=1e-6)
-    one = MulticlassJaccardIndex(4)
-    np.testing.assert_allclose(
-        table["iou"], [one(a[None], m).item() for a, m in zip(logits, masks, strict=True)], rtol=1e-5
-    )
+    singly = [meter(one[None], mask).item() for one, mask in zip(logits, masks, strict=True)]
+    np.testing.assert_allclose(table["iou"], singly, rtol=1e-5)
 
 
 def test_more_classes_than_the_model_has_are_told_and_fractions_are_no_classes():
     module = RawToLogits(nn.Conv2d(3, 1, 1), task="segmentation")
-    images = torch.rand(2, 3, 8, 8)
     for value, words in ((2.0, "2 classes apart.*a label 2"), (0.5, "expected numbers of classes")):
-        batch = {"image": images, "mask": torch.full((2, 8, 8), value)}
+        batch = {"image": torch.rand(2, 3, 8, 8), "mask": torch.full((2, 8, 8), value)}
         with pytest.raises(ValueError, match=words):
             module.predict_step(module.on_before_batch_transfer(batch))
 
@@ -555,45 +549,39 @@ def test_the_processor_works_in_full_precision_whatever_the_model_does():
 
 
 @pytest.fixture
-def no_network(monkeypatch):
+def cache(monkeypatch, tmp_path):
+    """Torch's folder of weights, empty, where there is no network."""
+
     def refuse(*arguments, **options):
         raise requests.ConnectionError("no way out")
 
     monkeypatch.setattr(requests, "head", refuse)
-
-
-@pytest.mark.usefixtures("no_network")
-def test_pretrained_weights_come_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(networks.PretrainedWeightsError) as error:
-        make_classifier("ResNet18", 4, pretrained=True)
-    for word in ("resnet18-f37072fd.pth", "https://", str(tmp_path), "leave pretrained off"):
-        assert word in str(error.value)
-    known = torchvision.models.resnet18()
     (tmp_path / "checkpoints").mkdir()
-    cached = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    return tmp_path / "checkpoints"
+
+
+def test_pretrained_weights_come_from_the_cache(cache):
+    def refused(words):
+        with pytest.raises(networks.PretrainedWeightsError, match=words):
+            make_classifier("ResNet18", 4, pretrained=True)
+
+    cached, known = cache / "resnet18-f37072fd.pth", torchvision.models.resnet18()
+    refused(f"(?s){cached}.*https://.*{cached.name}.*{cache}.*leave pretrained off")
     torch.save(known.state_dict(), cached)
     network = make_classifier("ResNet18", 4, pretrained=True).network
     assert torch.equal(network.layer4[1].conv2.weight, known.layer4[1].conv2.weight)
     assert network.fc.out_features == 4
     torch.save({"fc.bias": torch.zeros(3)}, cached)
-    with pytest.raises(networks.PretrainedWeightsError, match="holds no weights of ResNet18"):
-        make_classifier("ResNet18", 4, pretrained=True)
+    refused("holds no weights of ResNet18")
     cached.write_bytes(b"half")
-    with pytest.raises(networks.PretrainedWeightsError, match="Remove the file"):
-        make_classifier("ResNet18", 4, pretrained=True)
+    refused("Remove the file")
 
 
-@pytest.mark.usefixtures("no_network")
-def test_pretrained_weights_of_other_networks_leave_the_last_layer(tmp_path, monkeypatch):
-    known = torchvision.models.squeezenet1_1()
-    url = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    monkeypatch.setattr(
-        torchvision.models.SqueezeNet1_1_Weights, "get_state_dict", lambda self, **options: known.state_dict()
-    )
-    (tmp_path / "checkpoints" / url.rsplit("/", 1)[-1]).touch()
+def test_pretrained_weights_of_other_networks_leave_the_last_layer(cache, monkeypatch):
+    known, weights = torchvision.models.squeezenet1_1(), torchvision.models.SqueezeNet1_1_Weights
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, **options: known.state_dict())
+    (cache / weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]).touch()
     network = make_classifier("squeezenet1_1", 1000, pretrained=True).network
     assert torch.equal(network.features[0].weight, known.features[0].weight)
     assert not torch.equal(network.classifier[1].weight, known.classifier[1].weight)
@@ -635,18 +623,17 @@ def test_networks_of_others_and_ones_own_are_made_saved_and_loaded_where_they_ar
     assert torch.equal(load_model(folder, trusted=["own_net:tiny"]).eval()(images), model(images))
 
 
-@pytest.mark.usefixtures("no_network")
-def test_pretrained_encoders_come_from_the_cache(tmp_path, monkeypatch):
+def test_pretrained_encoders_come_from_the_cache(cache, monkeypatch):
     import segmentation_models_pytorch as smp
     from safetensors.torch import save_file
 
-    def cache(repo_id, filename, revision, local_files_only=False):
+    def download(repo_id, filename, revision, local_files_only=False):
         if not kept.exists():
             raise FileNotFoundError(repo_id)
         return str(kept)
 
-    kept = tmp_path / "model.safetensors"
-    monkeypatch.setattr(smp.encoders, "hf_hub_download", cache)
+    kept = cache / "model.safetensors"
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", download)
     with pytest.raises(networks.PretrainedWeightsError, match=r"smp-hub/resnet18.*HF_HOME"):
         make_segmenter("unet", "resnet18", pretrained=True)
     known = smp.encoders.get_encoder("resnet18", weights=None)
@@ -663,11 +650,9 @@ def test_batches_cut_out_of_memory_train_as_single_items_do(developed):
     frames = Frames.of(SyntheticMicroscopy(12, size=32), progress=False)
     isp = StaticISP(frames.camera)
     data = frames.seen_as(isp(frames.raw)) if developed else frames
-    settings = {"processor": None if developed else isp, "epochs": 2, "batch_size": 5}
-    one, other = (
-        fit(lambda: make_classifier("SmallResNet", 9), train, validation=train, progress=False, **settings)
-        for train in (data, Subset(data, range(12)))
-    )
+    settings = {"processor": None if developed else isp, "epochs": 2, "batch_size": 5, "progress": False}
+    make = partial(make_classifier, "SmallResNet", 9)
+    one, other = (fit(make, d, validation=d, **settings) for d in (data, Subset(data, range(12))))
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, other.state_dict()[name]), name
         assert weight.is_contiguous()
