@@ -99,12 +99,10 @@ _WORKERS = "Runs at a time.  [default: one a GPU; without a GPU one a core, at m
 _THREADS = "Threads of each run.  [default: the cores shared out]"
 _SCHEDULER = "A Dask scheduler that runs already, tcp://HOST:8786."
 _CLUSTER = "SLURM or Kubernetes, see experiments/clusters/."
-_WAIT = "Seconds to wait for a scheduler and a first worker."
 _DEATHS = "Workers that a run may kill before it is given up."
 _FOLDER = "One folder for each FILE is made in it."
 _STORE = "Store of the records.  [default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here]"
 _PARAMETER = "For all runs, in place of the file's."
-_LIMIT = "At most so many of the runs that are left."
 _ANY_CODE = "Also take runs that other versions of the code finished."
 
 
@@ -115,14 +113,14 @@ def sweep(
     threads: Annotated[int | None, option(_THREADS)] = None,
     scheduler: Annotated[str | None, option(_SCHEDULER, metavar="ADDRESS")] = None,
     cluster: Annotated[Path | None, option(_CLUSTER, metavar="FILE")] = None,
-    wait: Annotated[float, typer.Option(help=_WAIT)] = 600.0,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for a scheduler and a first worker.")] = 600.0,
     deaths: Annotated[int, typer.Option(min=1, help=_DEATHS)] = 3,
     folder: Annotated[Path, typer.Option("--output", "-o", "--folder", help=_FOLDER)] = Path("runs/sweeps"),
     store: Annotated[str | None, option(_STORE, "--tracking_uri", metavar="URI")] = None,
     parameter: Annotated[
         list[str] | None, option(_PARAMETER, "--parameter", "-p", metavar="NAME=VALUE")
     ] = None,
-    limit: Annotated[int | None, option(_LIMIT, min=1)] = None,
+    limit: Annotated[int | None, option("At most so many of the runs that are left.", min=1)] = None,
     any_code: Annotated[bool, typer.Option("--any_code", help=_ANY_CODE)] = False,
 ) -> None:
     """Carry out a grid of trainings or notebooks, several at a time, here or on a cluster.
