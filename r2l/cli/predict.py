@@ -68,8 +68,11 @@ def predict(
     the model's camera are lined up; frames of another camera are refused. A file that fails is reported and
     skipped, and the exit status is 2.
     """
+    from PIL import Image
+
     from r2l.datasets.labels import HEADERLESS as UNDESCRIBED
     from r2l.datasets.labels import raw_files
+    from r2l.files import atomic_path
     from r2l.rawfile import RawLayout, load_camera, read_raw
     from r2l.training.loading import load
     from r2l.training.predict import device_of
@@ -98,8 +101,9 @@ def predict(
     rows = []
     for path, answer in _answered(asked, files, lined_up, options.batch_size):
         if targets:
-            several = len(asked.classes) > 2
-            _write_mask(answer if several else answer * 255, targets[path])
+            mask = Image.fromarray(answer if len(asked.classes) > 2 else answer * 255)
+            with atomic_path(targets[path]) as partial:
+                mask.save(partial, format="PNG")
         else:
             rows.append({"file": str(path), **_cells(answer)})
     if rows:
@@ -270,12 +274,3 @@ def _write_table(rows: list[dict[str, Any]] | pd.DataFrame, path: Path) -> None:
     numbers = table.select_dtypes("float64").columns
     path.parent.mkdir(parents=True, exist_ok=True)
     write_csv(table.astype(dict.fromkeys(numbers, "float32")), path)
-
-
-def _write_mask(mask: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    from r2l.files import atomic_path
-
-    with atomic_path(path) as partial:
-        Image.fromarray(mask).save(partial, format="PNG")

@@ -147,16 +147,6 @@ class Keeper(Checkpoint):
             os.replace(partial, last)
 
 
-def _read_whole(path: Path) -> dict[str, Any]:
-    with ZipFile(path) as archive:  # torch.load itself does not look at the checksums
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} has another checksum")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if missing := _PARTS - set(content):
-        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    return content
-
-
 def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest checkpoint of a folder that is whole, and what it holds; None if it has none.
 
@@ -168,7 +158,12 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         if not path.exists():
             continue
         try:
-            content = _read_whole(path)
+            with ZipFile(path) as archive:  # torch.load itself does not look at the checksums
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} has another checksum")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if missing := _PARTS - set(content):
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except Exception as error:
             # Instructions of a damaged pickle fail in every way, but run no code.
             reasons.append(f"{path} ({str(error).splitlines()[0] if str(error) else error!r})")
@@ -187,11 +182,8 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def check_settings(folder: Path, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise a ValueError unless a checkpoint is of a run of these settings; it names those that differ."""
     kept = checkpoint["settings"]
-    differing = [
-        f"{name} was {kept.get(name)!r}, is {settings.get(name)!r}"
-        for name in {**kept, **settings}
-        if kept.get(name) != settings.get(name)
-    ]
+    pairs = {name: (kept.get(name), settings.get(name)) for name in {**kept, **settings}}
+    differing = [f"{name} was {was!r}, is {now!r}" for name, (was, now) in pairs.items() if was != now]
     if differing:
         raise ValueError(
             f"{folder} holds a run with other settings: {'; '.join(differing)}. Give another folder, "

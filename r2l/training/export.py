@@ -38,7 +38,7 @@ _PICTURE = re.compile(r"\w+/([^/]+)/epoch_(\d+)\.png$")
 _GRADIENT = "gradient at "
 _CAPTION = 22  # pixels above the picture
 _LEAST_WIDTH = 480  # smaller pictures are enlarged, by whole pixels
-_COLOURS = 256
+_COLOURS, _EPOCH_MS = 256, 400
 
 
 class MetricTracker(Callback):
@@ -218,15 +218,9 @@ def curves(run: str, store: str | Path | None = None) -> dict[str, pd.DataFrame]
 
 
 def animate(
-    run: str,
-    stage: str,
-    out: str | Path,
-    *,
-    gradient: bool = False,
-    store: str | Path | None = None,
-    milliseconds: int = 400,
+    run: str, stage: str, out: str | Path, *, gradient: bool = False, store: str | Path | None = None
 ) -> list[Path]:
-    """Write a stage over the epochs as a GIF; one file a fold, where a run has several.
+    """Write a stage over the epochs as a GIF, one file a fold; return the files that were written.
 
     All frames share one palette and, for gradients, one scale; the epoch stands above the picture.
 
@@ -236,10 +230,6 @@ def animate(
         out: the GIF; with several folds, each one's name is put before the suffix.
         gradient: the loss's gradient with respect to the stage instead of its image.
         store: see `r2l.training.tracking.store_address`.
-        milliseconds: how long an epoch shows.
-
-    Returns:
-        The files written.
 
     Raises:
         ValueError: no such run or stage; lists the stages that were tracked.
@@ -266,7 +256,7 @@ def animate(
                 or records.fetch(folds[name], path, Path(folder))
                 for epoch, path in paths.items()
             }
-            _write_gif(files, written[-1], milliseconds)
+            _write_gif(files, written[-1])
     return written
 
 
@@ -290,12 +280,12 @@ def _folds(records: Records, run: str) -> dict[str, str]:
     return records.children(run_id) or {name: run_id}
 
 
-def _write_gif(files: Mapping[str, Path], out: Path, milliseconds: int) -> None:
+def _write_gif(files: Mapping[str, Path], out: Path) -> None:
     """Write pictures, by their captions, as one animation."""
     scaled = _one_scale([Image.open(file) for file in files.values()])
     frames = [_captioned(p, caption) for caption, p in zip(files, scaled, strict=True)]
     first, *rest = frames if frames[0].mode == "L" else _one_palette(frames)
-    how = {"duration": milliseconds, "loop": 0, "optimize": False}
+    how = {"duration": _EPOCH_MS, "loop": 0, "optimize": False}
     with atomic_path(out) as partial:
         first.save(partial, format="GIF", save_all=True, append_images=rest, **how)
 
