@@ -474,6 +474,7 @@ def threes():
         (lambda: fit_once(small, Shades(), output_norm="layer"), "'layer'; choose from none, batch"),
         (lambda: fit_once(small, Shades(0)), "0 images"),
         (lambda: predict(small(), {}), "nothing to predict"),
+        (lambda: predict(small(), Shades(), precision="64-true"), "'64-true'; choose from 32-true, 16-mixed"),
         (lambda: predict(small(), Shades(), by="camera"), r"meta\['camera'\]"),
         (lambda: scores(pd.DataFrame({"label": [0], "prediction": [0], "pipeline": ["a"]})), "n_classes"),
         (lambda: scores(pd.DataFrame({"pipeline": ["a"]})), "no table of answers"),

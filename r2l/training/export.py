@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,11 @@ class StageTracker(Callback):
         with seeded(0), on_device(module), on_device(isp, home):
             batch = move_data_to_device(self.batch, home)
             looked = _look(module, isp, batch, self.gradients)
-            answers = self._answers(module, batch) if self.predictions else None
+            with torch.no_grad():
+                developed = {} if self.processor is None else {"raw": isp(batch["raw"])}
+                answers = module.predict_step({**batch, **developed}) if self.predictions else {}
+                if self.differences:
+                    changed = (module.processor(batch["raw"]) - module.reference(batch["raw"])).cpu()
         if not self.images:
             looked.pop("stages")
         name = f"epoch_{epoch:03d}"
@@ -130,7 +134,7 @@ class StageTracker(Callback):
             flat = {f"{k}/{s}": v for k, stages in looked.items() for s, v in stages.items()}
             self.run.tensors(flat, f"tensors/{name}.npz")
         if self.differences:
-            looked["differences"] = {"": self._difference(module)}
+            looked["differences"] = {"": changed}
         if looked:
             with self.run.files() as folder:
                 for kind, stages in looked.items():
@@ -138,20 +142,9 @@ class StageTracker(Callback):
                         path = folder / kind / stage / f"{name}.png"
                         path.parent.mkdir(parents=True)
                         _save_strip(values, path, signed=kind != "stages")
-        if answers is not None:
-            self.run.predictions(answers, f"predictions/{name}.csv")
-
-    @torch.no_grad()
-    def _difference(self, module: RawToLogits) -> Tensor:
-        raw = self.batch["raw"].to(module.device)
-        return (module.processor(raw) - module.reference(raw)).cpu()
-
-    @torch.no_grad()
-    def _answers(self, module: RawToLogits, batch: dict[str, Any]) -> pd.DataFrame:
-        if self.processor is not None:
-            batch = {**batch, "raw": self.processor(batch["raw"])}
-        table = {name: values.cpu().numpy() for name, values in module.predict_step(batch).items()}
-        return pd.DataFrame({"image": self.numbers, **table})
+        if answers:
+            columns = {"image": self.numbers} | {n: v.cpu().numpy() for n, v in answers.items()}
+            self.run.predictions(pd.DataFrame(columns), f"predictions/{name}.csv")
 
 
 def _save_strip(images: Tensor, path: Path, signed: bool = False) -> None:
@@ -256,7 +249,12 @@ def animate(
                 or records.fetch(folds[name], path, Path(folder))
                 for epoch, path in paths.items()
             }
-            _write_gif(files, written[-1])
+            scaled = _one_scale([Image.open(file) for file in files.values()])
+            frames = [_captioned(p, caption) for caption, p in zip(files, scaled, strict=True)]
+        first, *rest = frames if frames[0].mode == "L" else _one_palette(frames)
+        how = {"duration": _EPOCH_MS, "loop": 0, "optimize": False}
+        with atomic_path(written[-1]) as partial:
+            first.save(partial, format="GIF", save_all=True, append_images=rest, **how)
     return written
 
 
@@ -280,26 +278,13 @@ def _folds(records: Records, run: str) -> dict[str, str]:
     return records.children(run_id) or {name: run_id}
 
 
-def _write_gif(files: Mapping[str, Path], out: Path) -> None:
-    """Write pictures, by their captions, as one animation."""
-    scaled = _one_scale([Image.open(file) for file in files.values()])
-    frames = [_captioned(p, caption) for caption, p in zip(files, scaled, strict=True)]
-    first, *rest = frames if frames[0].mode == "L" else _one_palette(frames)
-    how = {"duration": _EPOCH_MS, "loop": 0, "optimize": False}
-    with atomic_path(out) as partial:
-        first.save(partial, format="GIF", save_all=True, append_images=rest, **how)
-
-
 def _one_scale(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Gradients are stored each on its own scale; bring them to the largest. Images stay as they are."""
-    scales = [float(picture.info.get(SCALE, 1.0)) for picture in pictures]
+    scales = np.array([float(picture.info.get(SCALE, 1.0)) for picture in pictures])
     out = []
-    for picture, scale in zip(pictures, scales, strict=True):
-        share = scale / max(scales)
-        if share < 1:
-            values = 127.5 + (np.asarray(picture, dtype=np.float32) - 127.5) * share
-            picture = Image.fromarray(np.round(values).astype(np.uint8))
-        out.append(picture)
+    for picture, share in zip(pictures, scales / scales.max(), strict=True):
+        values = 127.5 + (np.asarray(picture, dtype=np.float32) - 127.5) * np.float32(share)
+        out.append(picture if share == 1 else Image.fromarray(np.round(values).astype(np.uint8)))
     return out
 
 

@@ -66,7 +66,9 @@ class SavedModel(RawToLogits):
                 than the crop. A warning tells of another size than those that a classifier was trained on.
         """
         own, has = self.camera, frame.camera
-        if not any_camera and has.name != own.name and not _same_colours(has, own):
+        tolerance = _SAME_COLOURS * np.abs(own.colour_matrix).max()
+        alike = np.allclose(has.colour_matrix, own.colour_matrix, rtol=0, atol=tolerance)
+        if not (any_camera or alike or has.name == own.name):
             why = f"the model was trained for the colours of {own.name!r}"
             remedy = "Say any_camera=True (--any_camera) to have it developed by that one's white balance "
             remedy += "and matrix all the same"
@@ -206,8 +208,3 @@ def _parts(uri: str, store: str | Path | None) -> dict[str, Path]:
 
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _same_colours(one: Camera, other: Camera) -> bool:
-    tolerance = _SAME_COLOURS * np.abs(other.colour_matrix).max()
-    return np.allclose(one.colour_matrix, other.colour_matrix, rtol=0, atol=tolerance)
