@@ -144,7 +144,7 @@ class StageTracker(Callback):
                         _save_strip(values, path, signed=kind != "stages")
         if answers:
             columns = {"image": self.numbers} | {n: v.cpu().numpy() for n, v in answers.items()}
-            self.run.predictions(pd.DataFrame(columns), f"predictions/{name}.csv")
+            self.run.table(pd.DataFrame(columns), f"predictions/{name}.csv")
 
 
 def _save_strip(images: Tensor, path: Path, signed: bool = False) -> None:

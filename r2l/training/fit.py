@@ -178,8 +178,7 @@ def fit(
             calibrate(torch.stack([frames_of(data[row]) for row in some]))
         # A model that was evaluated before comes in eval mode, in which Lightning would leave it.
         module.train()
-        # Saves a CPU a quarter of a small network's step.
-        module.model.to(memory_format=torch.channels_last)
+        _lay_out(module.model, torch.channels_last)
         loading = {"batch_size": batch_size, "num_workers": num_workers}
         ordered = None if validation is None else _loader(DataLoader, validation, **loading)
         shuffled = _loader(
@@ -202,7 +201,7 @@ def fit(
             _resume(module, shuffled, ordered, counter, Path(checkpoint), settings, options)
     module.history = pd.DataFrame(counter.rows).rename_axis("epoch")
     module.trainer = None  # it holds on to the data
-    module.model.to(memory_format=torch.contiguous_format)
+    _lay_out(module.model, torch.contiguous_format)
     return module.cpu().eval()
 
 
@@ -211,6 +210,14 @@ def _loader(kind: type[DataLoader], data: Dataset, **options: Any) -> DataLoader
     if isinstance(data, Frames):
         return kind(range(len(data)), collate_fn=data.batch, **options)
     return kind(data, **options)
+
+
+@torch.no_grad()
+def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Order the weights of convolutions; channels last saves a CPU a quarter of a small network's step."""
+    for weight in model.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.contiguous(memory_format=memory_format)
 
 
 def _resume(
