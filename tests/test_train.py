@@ -562,11 +562,17 @@ def test_other_options_data_code_or_no_resume_begin_anew_and_a_finished_run_is_r
     assert not opened(small()).resumed
 
 
-@pytest.mark.parametrize("method", ["camera", "split"])
-def test_what_a_record_lacks_when_the_process_ends_is_added(small, monkeypatch, method):
-    options = small(run_name=f"ended before its {method}", epochs=1)
+@pytest.mark.parametrize("lacking", ["camera.json", "split.json"])
+def test_what_a_record_lacks_when_the_process_ends_is_added(small, monkeypatch, lacking):
+    options, write = small(run_name=f"ended before its {lacking}", epochs=1), Run.values
+
+    def interrupting(self, values, name):
+        if name == lacking:
+            raise KeyboardInterrupt
+        write(self, values, name)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Run, method, interrupt)
+        patch.setattr(Run, "values", interrupting)
         with pytest.raises(KeyboardInterrupt):
             quietly(options)
     resumed, lines = quietly(options)
@@ -575,10 +581,6 @@ def test_what_a_record_lacks_when_the_process_ends_is_added(small, monkeypatch, 
     assert "camera.json" in records.files(resumed.run_id)
     for fold in records.children(resumed.run_id).values():
         assert "split.json" in records.files(fold)
-
-
-def interrupt(*_):
-    raise KeyboardInterrupt
 
 
 def test_what_a_killed_process_had_still_to_remove_goes(small):
