@@ -133,7 +133,7 @@ class Camera:
         4095.0
 
         Args:
-            name, cfa, **others: as of any camera.
+            name, cfa, others: as of any camera.
             black_level: one count, or four by position.
             white_level: the count of saturation; by default the largest that ``bits`` hold.
             bits: of the sensor, 1 to 16. Its counts lie in a container of 8 bit up to 8, else of 16 bit,

@@ -122,8 +122,8 @@ def fit(
             after seeding, so that the initial weights follow from ``seed``.
         data: items ``dict(raw=(1, H, W) or image=(3, H, W))`` with ``label=int``, ``target=float`` or
             (n,), or ``mask=(H, W)`` of 0 and 1, as the task is.
-        processor, task, lr, processor_lr, weight_decay, loss, output_norm, freeze_processor, freeze_model,
-            adversary: see `RawToLogits`. A `ParametrizedISP` is calibrated on the data first.
+        processor, task, loss, output_norm, adversary: see `RawToLogits`. A `ParametrizedISP` is calibrated first.
+        lr, processor_lr, weight_decay, freeze_processor, freeze_model: see `RawToLogits`.
         validation: as ``data``; its loss and measure enter the history.
         batch_size: images a step (on each device).
         seed: of initial weights, order of the images, augmentation and dropout, 0 or more.
