@@ -122,7 +122,7 @@ def fit(
             after seeding, so that the initial weights follow from ``seed``.
         data: items ``dict(raw=(1, H, W) or image=(3, H, W))`` with ``label=int``, ``target=float`` or
             (n,), or ``mask=(H, W)`` of 0 and 1, as the task is.
-        processor, task, loss, output_norm, adversary: see `RawToLogits`. A `ParametrizedISP` is calibrated first.
+        processor, task, loss, output_norm, adversary: see `RawToLogits`. A `ParametrizedISP` is calibrated.
         lr, processor_lr, weight_decay, freeze_processor, freeze_model: see `RawToLogits`.
         validation: as ``data``; its loss and measure enter the history.
         batch_size: images a step (on each device).
