@@ -31,16 +31,22 @@ def _eighths(*rows: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
 
 # Malvar, He & Cutler, "High-quality linear interpolation for demosaicing of Bayer-patterned color
 # images", ICASSP 2004, figure 2.
-_GREEN_AT_RED_BLUE = _eighths(
-    (0, 0, -1, 0, 0), (0, 0, 2, 0, 0), (-1, 2, 4, 2, -1), (0, 0, 2, 0, 0), (0, 0, -1, 0, 0)
-)
-_AT_GREEN_SAME_ROW = _eighths(
-    (0, 0, 0.5, 0, 0), (0, -1, 0, -1, 0), (-1, 4, 5, 4, -1), (0, -1, 0, -1, 0), (0, 0, 0.5, 0, 0)
-)
+_GREEN_AT_RED_BLUE = _eighths((0, 0, -1, 0, 0),
+                              (0, 0, 2, 0, 0),
+                              (-1, 2, 4, 2, -1),
+                              (0, 0, 2, 0, 0),
+                              (0, 0, -1, 0, 0))  # fmt: skip
+_AT_GREEN_SAME_ROW = _eighths((0, 0, 0.5, 0, 0),
+                              (0, -1, 0, -1, 0),
+                              (-1, 4, 5, 4, -1),
+                              (0, -1, 0, -1, 0),
+                              (0, 0, 0.5, 0, 0))  # fmt: skip
 _AT_GREEN_SAME_COLUMN = tuple(zip(*_AT_GREEN_SAME_ROW, strict=True))
-_AT_OPPOSITE = _eighths(
-    (0, 0, -1.5, 0, 0), (0, 2, 0, 2, 0), (-1.5, 0, 6, 0, -1.5), (0, 2, 0, 2, 0), (0, 0, -1.5, 0, 0)
-)
+_AT_OPPOSITE = _eighths((0, 0, -1.5, 0, 0),
+                        (0, 2, 0, 2, 0),
+                        (-1.5, 0, 6, 0, -1.5),
+                        (0, 2, 0, 2, 0),
+                        (0, 0, -1.5, 0, 0))  # fmt: skip
 _MALVAR = (_GREEN_AT_RED_BLUE, _AT_GREEN_SAME_ROW, _AT_GREEN_SAME_COLUMN, _AT_OPPOSITE)
 
 
