@@ -1,11 +1,11 @@
-"""What long work shows, a bar in any front end and none of Lightning's banners, and the cores that it has."""
+"""What long work shows, a bar in any front end and none of Lightning's banners; its cores and variables."""
 
 import io
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,16 +52,28 @@ def progress_bar(**options: Any) -> tqdm:
 
 
 @contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for a while."""
+    before = {name: os.environ[name] for name in values if name in os.environ}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@contextmanager
 def quiet_loggers(*names: str, level: int = logging.ERROR) -> Iterator[None]:
     """Let loggers speak from ``level`` on only, for a while."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     try:
-        for logger in loggers:
+        for logger in levels:
             logger.setLevel(level)
         yield
     finally:
-        for logger, before in zip(loggers, levels, strict=True):
+        for logger, before in levels.items():
             logger.setLevel(before)
 
 

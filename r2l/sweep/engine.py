@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r2l.files import R2LError, choose
-from r2l.progress import usable_cores
+from r2l.progress import usable_cores, variables
 from r2l.sweep.jobs import ParameterError, read_yaml
 
 if TYPE_CHECKING:
@@ -195,7 +194,7 @@ def _local_cluster(workers: int, gpus: int, threads: int) -> Cluster:
     if sys.platform == "linux" and not gpus:
         dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
         get_mp_context().set_forkserver_preload(_IMPORTED)
-        with _variables(_environment(0, 0, threads)):
+        with variables(_environment(0, 0, threads)):
             forkserver.ensure_running()
     # On the loopback address alone: whoever reaches a scheduler can run code on its workers.
     home = {"host": "127.0.0.1", "dashboard": False}
@@ -206,21 +205,9 @@ def _local_cluster(workers: int, gpus: int, threads: int) -> Cluster:
     return SpecCluster(spec, scheduler, silence_logs=50)
 
 
-@contextmanager
-def _variables(own: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(own)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def _environment(number: int, gpus: int, threads: int) -> dict[str, str]:
     """Return the variables of a local worker: its share of cores and its GPU."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    shares = dict.fromkeys(names, str(threads))
+    shares = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return {**shares, "CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else shares
 
 

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from filelock import FileLock
 
 from r2l.files import R2LError, atomic_path, local_path
-from r2l.progress import quiet_loggers
+from r2l.progress import quiet_loggers, variables
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -221,13 +221,8 @@ def _calm(limits: dict[str, str]) -> Iterator[None]:
     """Bound how long mlflow waits, unless the user said how long; let it print nothing: errors are raised."""
     wanted = {f"MLFLOW_HTTP_REQUEST_{name}": value for name, value in limits.items()} | _SILENT
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        with quiet_loggers("alembic", "mlflow", "urllib3", level=logging.CRITICAL):
-            yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
+    with variables(ours), quiet_loggers("alembic", "mlflow", "urllib3", level=logging.CRITICAL):
+        yield
 
 
 @dataclass(frozen=True)
