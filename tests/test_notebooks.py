@@ -4,7 +4,9 @@ The defaults are run by nbval (`make nbval`); here it is shown that parameters r
 The values stand in notebooks/experiments/tiny_*.yaml, one file a notebook.
 """
 
+from contextlib import chdir
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -53,19 +55,17 @@ for _name, _exercise in exercises._EXERCISES.items():
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory, kernels):
     """Return a function that runs a notebook at its tiny parameters, once, and says where it lies."""
-    done: dict[str, Path] = {}
 
+    @cache
     def run_once(stem: str) -> Path:
-        if stem not in done:
-            folder = tmp_path_factory.mktemp(stem)
-            tiny = TINY[stem]
-            notebook = nbformat.read(tiny.notebook, as_version=4)
-            notebook.cells.append(nbformat.v4.new_code_cell(WRONG_ANSWERS))
-            (folder / "asked").mkdir()
-            asked = folder / "asked" / tiny.notebook.name
-            nbformat.write(notebook, asked)
-            done[stem] = _run_notebook(asked, tiny.parameters, folder, cwd=folder)
-        return done[stem]
+        folder, tiny = tmp_path_factory.mktemp(stem), TINY[stem]
+        notebook = nbformat.read(tiny.notebook, as_version=4)
+        notebook.cells.append(nbformat.v4.new_code_cell(WRONG_ANSWERS))
+        (folder / "asked").mkdir()
+        asked = folder / "asked" / tiny.notebook.name
+        nbformat.write(notebook, asked)
+        with chdir(folder):
+            return _run_notebook(asked, tiny.parameters, folder)
 
     return run_once
 

@@ -174,13 +174,13 @@ def _notebook(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, 
     return record.run_id, {}
 
 
-def _run_notebook(notebook: Path, parameters: dict[str, Any], folder: Path, cwd: Path | None = None) -> Path:
-    """Run a notebook, which stays as it is, and return the executed one; its ``OUTPUT`` is ``folder``."""
+def _run_notebook(notebook: Path, parameters: dict[str, Any], folder: Path) -> Path:
+    """Run a notebook here, which stays as it is; return the executed one. Its ``OUTPUT`` is ``folder``."""
     import papermill
 
     if "OUTPUT" in defaults(notebook):
         parameters = {**parameters, "OUTPUT": str(folder.resolve())}
-    done, cwd = folder / notebook.name, str(cwd or Path.cwd())
+    done, cwd = folder / notebook.name, str(Path.cwd())
     # Where a cell fails it raises, and what was executed is kept, the error in it.
     papermill.execute_notebook(str(notebook), str(done), parameters, cwd=cwd, progress_bar=False)
     return done
