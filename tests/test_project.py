@@ -15,6 +15,7 @@ import yaml
 import r2l
 from r2l.camera import Camera
 from r2l.sweep import read_sweep
+from r2l.sweep.jobs import defaults
 from tests.test_binder import requirements
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +111,11 @@ def test_every_import_is_a_dependency():
 def test_every_parameter_file_fits_its_notebook():
     for path in sorted((ROOT / "notebooks" / "experiments").glob("*.yaml")):
         # Looks at each parameter.
-        assert read_sweep(path).about, f"{path}: say below the first line what it is for"
+        sweep = read_sweep(path)
+        assert sweep.about, f"{path}: say below the first line what it is for"
+        if path.stem.endswith("_fast"):
+            (job,) = sweep.jobs
+            assert job.parameters == defaults(job.notebook) | {"OUTPUT": f"runs/{path.stem}"}, path
 
 
 def test_nothing_private_is_committed():
