@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import r2l
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.cli import app
+from r2l.cli.lab import compare
 from r2l.datasets import RawFolder, SyntheticDrone, SyntheticMicroscopy
 from r2l.drift.forensics import ToleranceReport, bounded_attack, tolerance_report
 from r2l.isp import StaticISP, load_isp, save_isp
@@ -358,6 +359,7 @@ def test_tolerances_are_of_the_models_own_processor(trained, model, tmp_path):
     assert report.images == 9
     assert report.score == pd.read_csv(run / "fold_0" / "predictions.csv")["correct"].mean()
     assert "red gain" in output
+    assert "few groups, worth" in output
     photo = next((place / "photos").rglob("*.dng"))
     assert "inside" in r2l_command("check", "--tolerances", path, "--camera", photo)
     assert "exists" in ask(code=2)
@@ -417,6 +419,13 @@ def test_runs_are_listed_and_compared_with_data_and_scores(trained, tmp_path):
     assert f"{first}: {rights[0].mean():.3f} (" in told
     same = r2l_command("lab", "compare", first, first, *store)
     assert "difference: +0.000" in same
+
+
+@pytest.mark.parametrize(("other", "why"), [("b", "none that both"), ("a", "labelled otherwise")])
+def test_runs_without_a_common_image_and_label_are_not_compared(monkeypatch, other, why):
+    tables = [pd.DataFrame({"name": [name], "label": [n]}) for n, name in enumerate(("a", other))]
+    monkeypatch.setitem(compare.__globals__, "_answers", lambda run, store: tables[int(run)])
+    assert why in r2l_command("lab", "compare", "0", "1", code=2)
 
 
 # --- the best epoch -------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tools.places import NOTEBOOKS, ROOT
 BOUNDS = {
     "lines of r2l": (25_117, 18_000),
     "files of r2l": (128, 110),
-    "lines of tests": (19_468, 14_000),
+    "lines of tests": (19_484, 14_000),
     "modules loaded by import r2l": (2, 2),
     "modules loaded by import r2l.isp": (15, 15),
     "modules loaded by import r2l.drift": (47, 60),

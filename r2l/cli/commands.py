@@ -123,7 +123,7 @@ class GroupedCommand(TyperCommand):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record:
-                title = getattr(param, "rich_help_panel", None) or "Help"
+                title = getattr(param, "rich_help_panel", None) or "This command"
                 groups.setdefault(title, []).append(record)
         for title, records in groups.items():
             with formatter.section(title):

@@ -87,9 +87,8 @@ def compare(
     truths = [t.set_index("name").filter(regex="^(label|target)").groupby("name").first() for t in tables]
     both = truths[0].index.intersection(truths[1].index)
     if both.empty or not truths[0].loc[both].equals(truths[1].loc[both]):
-        raise ValueError(
-            f"{first} and {second} answered no image both, or to other labels: nothing to compare"
-        )
+        why = "labelled otherwise in one of them" if len(both) else "none that both have answered"
+        raise ValueError(f"{first} and {second}: of their images there are {why}, so nothing to compare")
     # Their names may be equal, as those of two runs of one command line are.
     answers = pd.concat([table[table["name"].isin(both)].assign(run=n) for n, table in enumerate(tables)])
     value = "absolute_error" if "absolute_error" in answers else None

@@ -164,6 +164,7 @@ def tolerances(
     Give images that it was not trained on: those of its data set that --fold validates (see evaluate), say.
     """
     from r2l.drift.forensics import tolerance_report
+    from r2l.drift.statistics import few_groups_text
     from r2l.training.predict import device_of
 
     options = _options(data, given)
@@ -176,7 +177,9 @@ def tolerances(
     print(f"{report.metric} {report.score:.3f}, allowed to fall by {drop:g}")
     shown = report.table[["label", "value", "safe_low", "safe_high", "unit"]]
     print(shown.to_string(index=False, float_format="{:.4g}".format))
-    print(f"\n{output}: r2l check --tolerances {output} --camera CAMERA")
+    print(
+        few_groups_text(report.groups), f"{output}: r2l check --tolerances {output} --camera CAMERA", sep="\n"
+    )
 
 
 with_options(predict, ("batch_size", "accelerator", "tracking_uri"), HEADERLESS)

@@ -189,7 +189,7 @@ class Job:
         what, known = f"run {self.name}", sorted(set(FIELDS) - set(WHERE))
         if odd := [name for name in self.parameters if name not in known]:
             why = f"r2l train has no option {odd[0]} that a sweep can give"
-            raise ParameterError(what, why, f"There are {', '.join(known)}, and pipeline")
+            raise ParameterError(what, why, f"There are {', '.join(known)}")
         try:
             self.options()
         except (ValueError, TypeError) as error:

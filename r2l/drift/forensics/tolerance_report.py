@@ -87,7 +87,7 @@ class ToleranceReport:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: no JSON ({error})") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"{path}: no tolerance report; r2l's forensics write one")
+            raise ValueError(f"{path}: no tolerance report; `r2l tolerances` writes one")
         if content.get("version") not in (1, _VERSION):
             version = content.get("version")
             raise ValueError(f"{path}: written in version {version} of the format, this r2l reads {_VERSION}")
@@ -133,7 +133,7 @@ class ToleranceReport:
         few = f" ({text})" if (text := few_groups_text(self.groups)) else ""
         outside = self.table["label"][checked["verdict"] == "outside"]
         if len(outside):
-            return f"outside in {len(outside)} of {len(checked)} settings: {', '.join(outside)}{few}"
+            return f"outside in {len(outside)} of {len(checked)} settings: {'; '.join(outside)}{few}"
         unknown = (checked["verdict"] == "unknown").sum()
         rest = f"; of {unknown} settings a camera tells nothing" if unknown else ""
         return f"inside, in all {len(checked) - unknown} settings that it tells{rest}{few}"
