@@ -20,7 +20,7 @@ from r2l.drift import flips, predict_matrix, train_models
 from r2l.rawfile import write_dng
 from r2l.sweep import read_sweep
 from r2l.sweep.jobs import defaults
-from r2l.sweep.work import _run_notebook
+from r2l.sweep.runs import _run_notebook
 from tests.fixtures_data import write_drone_tiles, write_microscopy
 from tests.test_answers import run_cells
 from tools.places import EXPERIMENTS, NOTEBOOKS

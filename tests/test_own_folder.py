@@ -29,8 +29,8 @@ from r2l.options import Options
 from r2l.rawfile import RawFileError, write_dng
 from r2l.rawfile.decoding import tiff_facts
 from r2l.sweep import ParameterError, read_sweep
-from r2l.sweep.driver import _claimed
 from r2l.sweep.jobs import parse_yaml
+from r2l.sweep.runs import _claimed
 from r2l.training import fit, make_classifier
 from r2l.training.checkpoints import seeded
 from r2l.training.components import make_folds, open_data

@@ -29,11 +29,10 @@ from r2l.cli import app
 from r2l.drift import summarise
 from r2l.isp import PIPELINES
 from r2l.sweep import ClusterError, Job, ParameterError, open_engine, read_sweep
-from r2l.sweep.driver import _bar, _ended, _setting, _until_done, read_outcomes, run_sweep
 from r2l.sweep.engine import _environment
 from r2l.sweep.jobs import RESULT
-from r2l.sweep.report import _matrices, _scores_table, plan, write_report
-from r2l.sweep.work import Outcome, carry_out
+from r2l.sweep.report import Outcome, _matrices, _scores_table, plan, read_outcomes, write_report
+from r2l.sweep.runs import _bar, _carry_out, _ended, _setting, _until_done, run_sweep
 from r2l.training.run_folder import code_version
 from r2l.training.tracking.records import query
 from tools.places import ROOT
@@ -270,7 +269,7 @@ def test_a_scheduler_that_is_not_there():
 def test_another_version_of_the_code_does_not_run(tiny, tmp_path):
     setting = _setting(tiny, open_engine(workers=1, threads=1), str(tmp_path / "m.db"))
     run = Outcome(tiny.jobs[0], tmp_path / "run")
-    ended = carry_out(run, replace(setting, code="other"))
+    ended = _carry_out(run, replace(setting, code="other"))
     assert ended.state == "failed"
     assert "install the same code" in ended.error
     assert not (tmp_path / "run" / RESULT).exists()
@@ -288,7 +287,7 @@ def test_each_end_is_a_line_and_in_a_terminal_there_is_a_bar(tiny, tmp_path, mon
         for run in left:
             yield replace(run, **how.get(run.job.name, {"state": "finished"}))
 
-    monkeypatch.setattr("r2l.sweep.driver._ended", end)
+    monkeypatch.setattr("r2l.sweep.runs._ended", end)
     engine = Mock(connect=nullcontext)
     console = Console(record=True, width=200, height=30, force_terminal=terminal, file=quiet().file)
     with _bar(console) as bar:
@@ -451,7 +450,7 @@ def test_a_worker_has_one_run_at_a_time(tiny, tmp_path, monkeypatch):
     def end(run, setting):
         return replace(run, state="finished", seconds=len(get_worker().state.ready))
 
-    monkeypatch.setattr("r2l.sweep.driver.carry_out", end)
+    monkeypatch.setattr("r2l.sweep.runs._carry_out", end)
     engine = in_this_process(tmp_path, monkeypatch)
     with engine.connect() as client:
         ended = list(_ended(client, read_outcomes(tiny, tmp_path), None))
@@ -466,7 +465,7 @@ def test_workers_that_a_queue_ends_are_replaced(tiny, tmp_path, monkeypatch):
         time.sleep(0.6)
         return replace(run, state="finished", host=get_worker().address)
 
-    monkeypatch.setattr("r2l.sweep.driver.carry_out", end)
+    monkeypatch.setattr("r2l.sweep.runs._carry_out", end)
     monkeypatch.setattr("r2l.sweep.engine._RENEWAL", "200ms")
     engine = in_this_process(tmp_path, monkeypatch, lifetime="1s")
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "200ms"}), engine.connect() as client:

@@ -2,7 +2,7 @@
 
 The same runs, one thread each, into fresh folders; the two take turns. Timed are the whole command, its
 workers' start and its report included, and of that the time from the first run's begin to the last
-one's end. A run takes some ten seconds: real ones are longer, so that the start weighs less.
+one's end. A run takes some seconds: real ones are longer, so that the start weighs less.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from r2l.sweep.jobs import RESULT
 
 GRID = """
 train: {dataset: SyntheticMicroscopy, n_images: 200, image_size: 64, classifier_network: SmallResNet,
-        epochs: 45, lr: 0.003, n_splits: 3, accelerator: cpu, log_model: false}
+        epochs: 6, lr: 0.003, n_splits: 3, accelerator: cpu, log_model: false}
 grid: {pipeline: ["bi,s,ga", "ma,s,ga", "me,s,ga", "me,u,me"], fold: [0, 1, 2], seed: [1, 2]}
 """
 

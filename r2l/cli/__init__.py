@@ -4,6 +4,8 @@ Each command imports what it needs when it runs, so that `r2l --help` answers at
 the user ends in one or two lines on stderr and exit status 2, never in a traceback.
 """
 
+import atexit
+import gc
 import logging
 import warnings
 from importlib.metadata import version
@@ -12,10 +14,9 @@ from typing import Annotated
 import typer
 
 from r2l.cli.commands import Commands, GroupedCommand, TrainCommand
-from r2l.cli.data import data
-from r2l.cli.develop import check, develop, show
 from r2l.cli.lab import lab
 from r2l.cli.predict import evaluate, predict, tolerances
+from r2l.cli.raw import check, data, develop, show
 from r2l.cli.train import learn_pipeline, sweep, train
 
 app = typer.Typer(
@@ -62,6 +63,8 @@ app.add_typer(lab, name="lab")
 
 def main() -> None:
     """Run the console script `r2l`."""
+    # Else Python's end looks once more through the millions of objects that libraries made: a second.
+    atexit.register(gc.freeze)
     # A line for whoever called, without the place in the source that it comes from.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     app()

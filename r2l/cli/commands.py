@@ -108,9 +108,11 @@ def check_targets(photos: Iterable[Path], targets: Iterable[Path], what: str) ->
         taken[path] = photo
 
 
-def check_free(path: Path, force: bool) -> None:
-    """Raise a ValueError where something is that is not to be replaced."""
-    if path.exists() and not force:
+def check_free(path: Path | None, force: bool, folder: bool = False) -> None:
+    """Raise a ValueError where something is that is not to be replaced, or a folder in a file's place."""
+    if path is not None and path.is_dir() and not folder:
+        raise ValueError(f"{path} is a folder")
+    if path is not None and path.exists() and not force:
         raise ValueError(f"{path} exists: --force replaces it, -o names another place")
 
 

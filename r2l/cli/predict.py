@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2l.cli.commands import EXIT_ERROR, argument, check_targets, option, replacing, told, with_options
-from r2l.cli.develop import HEADERLESS, headerless_layout
+from r2l.cli.commands import (
+    EXIT_ERROR,
+    argument,
+    check_free,
+    check_targets,
+    option,
+    replacing,
+    told,
+    with_options,
+)
+from r2l.cli.raw import HEADERLESS, headerless_layout
 from r2l.option_fields import TASK_OF
 from r2l.options import FIELDS, Options
 
@@ -131,7 +140,7 @@ def evaluate(
     from r2l.training.predict import predict as ask
 
     options = _options(data, given)
-    _check_free(output, force)
+    check_free(output, force)
     asked, frames, indices = _open(model, options, trusted)
     how = {"batch_size": options.batch_size, "accelerator": options.accelerator, "progress": True}
     table = ask(asked, {options.dataset: frames.subset(indices)}, **how)
@@ -168,7 +177,7 @@ def tolerances(
     from r2l.training.predict import device_of
 
     options = _options(data, given)
-    _check_free(output, force)
+    check_free(output, force)
     asked, frames, indices = _open(model, options, trusted)
     metric = metric or ("iou" if asked.task.name == "segmentation" else "accuracy")
     frames = frames.take(indices).to(device_of(options.accelerator))
@@ -223,22 +232,14 @@ def _targets(files: list[Path], output: Path, masks: bool, force: bool) -> dict[
     if masks and output.suffix and not output.is_dir():
         raise ValueError(f"{output}: the model answers with masks: give -o a folder for them")
     if not masks:
-        _check_free(output, force)
+        check_free(output, force)
         return {}
     targets = {path: output / f"{path.stem}.png" for path in files}
     check_targets(files, targets.values(), "folder")
     for target in targets.values():
-        _check_free(target, force)
+        check_free(target, force)
     output.mkdir(parents=True, exist_ok=True)
     return targets
-
-
-def _check_free(path: Path | None, force: bool) -> None:
-    """Raise a ValueError where there is a folder, or a file and no --force."""
-    if path is not None and path.is_dir():
-        raise ValueError(f"{path} is a folder")
-    if path is not None and path.exists() and not force:
-        raise ValueError(f"{path} exists: --force replaces it, -o names another place")
 
 
 def _answered(

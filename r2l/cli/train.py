@@ -133,8 +133,8 @@ def sweep(
     try:
         # Takes seconds: not for those who only ask for help.
         from r2l.sweep import open_engine, read_sweep
-        from r2l.sweep.driver import read_outcomes
         from r2l.sweep.report import plan as costs
+        from r2l.sweep.report import read_outcomes
 
         given = _parameters(parameter or [])
         sweeps, folder = [read_sweep(path, given) for path in files], local_path(folder)

@@ -3,11 +3,21 @@
 `r2l.drift.forensics` and `r2l.drift.adjustment` stand for themselves.
 """
 
-from r2l.drift.corruption_benchmark import benchmark_corruptions, corruption_table, drop_table, sensor_table
-from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, corrupt
-from r2l.drift.factorial import factorial_effects
-from r2l.drift.matrix import flips, published_corruptions, published_matrix, summarise
-from r2l.drift.sensor_drift import drift_sensor
-from r2l.drift.shift_detector import ShiftDetector, detection_rates, energy_test, image_features
-from r2l.training.folds import train_models
-from r2l.training.predict import Trained, predict_matrix
+from r2l.files import offer_late
+
+# A table is read, and a sweep's matrix drawn, without what a training needs.
+offer_late(
+    __name__,
+    {
+        "r2l.drift.corruption_benchmark": [
+            *("benchmark_corruptions", "corruption_table", "drop_table", "sensor_table")
+        ],
+        "r2l.drift.corruptions": ["PUBLISHED_CORRUPTIONS", "corrupt"],
+        "r2l.drift.factorial": ["factorial_effects"],
+        "r2l.drift.matrix": ["flips", "published_corruptions", "published_matrix", "summarise"],
+        "r2l.drift.sensor_drift": ["drift_sensor"],
+        "r2l.drift.shift_detector": ["ShiftDetector", "detection_rates", "energy_test", "image_features"],
+        "r2l.training.folds": ["train_models"],
+        "r2l.training.predict": ["Trained", "predict_matrix"],
+    },
+)

@@ -13,7 +13,7 @@ need_extra("sweep", "dask", "distributed", "jinja2", "rich", "yaml")
 offer_late(
     __name__,
     {
-        "r2l.sweep.driver": ["run_sweep"],
+        "r2l.sweep.runs": ["run_sweep"],
         "r2l.sweep.engine": ["ClusterError", "open_engine"],
         "r2l.sweep.jobs": ["Job", "ParameterError", "read_sweep"],
     },

@@ -41,8 +41,8 @@ _DASK = {
     # Dask has memory given back at once, for which each tensor is cleared anew by the system.
     "distributed.nanny.pre-spawn-environ": {},
 }
-#: What each local worker would import anew, in 8 seconds of a core: they are forked from one process.
-_IMPORTED = ["distributed", "mlflow", "r2l.sweep.work", "r2l.training.experiment"]
+#: What each local worker would import anew, in 6 seconds of a core.
+_IMPORTED = ["distributed", "mlflow", "r2l.sweep.runs", "r2l.training.experiment"]
 #: Why workers can't be had, and what to do.
 _TROUBLE = {
     "local": (
@@ -81,6 +81,19 @@ class Engine:
     wait: float  # seconds, for a scheduler and a first worker
     deaths: int  # of workers at one run, after which the run is given up
 
+    def prepare(self) -> None:
+        """Begin to import what local workers need, which takes seconds, and return meanwhile."""
+        import dask
+        import torch
+        from distributed.utils import get_mp_context
+
+        # They are forked from one process, which may not be where one has looked for GPUs.
+        if self.kind == "local" and sys.platform == "linux" and not torch.cuda.device_count():
+            dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+            get_mp_context().set_forkserver_preload(_IMPORTED)
+            with variables(_environment(0, 0, self.threads)):
+                forkserver.ensure_running()
+
     @contextmanager
     def connect(self) -> Iterator[Client]:
         """Yield a client that at least one worker listens to.
@@ -98,6 +111,7 @@ class Engine:
         with ExitStack() as stack:
             stack.enter_context(dask.config.set(config))
             try:
+                self.prepare()
                 cluster = self.start()
                 if not isinstance(cluster, str):
                     stack.enter_context(cluster)
@@ -186,16 +200,8 @@ def _read_cluster(path: Path) -> dict[str, Any]:
 
 
 def _local_cluster(workers: int, gpus: int, threads: int) -> Cluster:
-    import dask
     from distributed import Nanny, Scheduler, SpecCluster
-    from distributed.utils import get_mp_context
 
-    # A process that has looked for GPUs may not be forked.
-    if sys.platform == "linux" and not gpus:
-        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-        get_mp_context().set_forkserver_preload(_IMPORTED)
-        with variables(_environment(0, 0, threads)):
-            forkserver.ensure_running()
     # On the loopback address alone: whoever reaches a scheduler can run code on its workers.
     home = {"host": "127.0.0.1", "dashboard": False}
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": 50, **home}

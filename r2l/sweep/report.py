@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from dask.utils import format_bytes, format_time
@@ -18,16 +20,68 @@ from dask.utils import format_bytes, format_time
 from r2l.files import atomic_path, csv_text, read_csv
 from r2l.isp.static import pipeline_code
 from r2l.options import resolve_options
-from r2l.sweep.jobs import Sweep
-from r2l.sweep.work import ERROR, LOG, PREDICTIONS, SCORES, Outcome
-from r2l.training.run_folder import TESTED
+from r2l.sweep.jobs import RESULT, Job, Sweep
+from r2l.training.run_folder import TESTED, code_version
 
 if TYPE_CHECKING:
     import pandas as pd
 
+#: What a run leaves beside its result.
+LOG, ERROR = "log.txt", "error.txt"
+PREDICTIONS, SCORES = "predictions.csv", "scores.csv"
 #: Axes that a score is averaged over.
 _REPEATS = ("fold", "seed")
 _LINES = 20  # of the traceback of a run that failed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run, and how it ended if it has."""
+
+    job: Job
+    folder: Path
+    # "finished before" is by an earlier sweep.
+    state: Literal["waiting", "finished", "finished before", "failed"] = "waiting"
+    seconds: float = 0.0  # of the last attempt
+    host: str = ""
+    run_id: str | None = None  # of its mlflow record
+    scores: dict[str, float] = field(default_factory=dict)  # means over its folds; none for notebooks
+    error: str | None = None  # in one line
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is not to be done again."""
+        return self.state.startswith("finished")
+
+    def __str__(self) -> str:
+        """Say in a line how it ended."""
+        words = self.error or next((f"{k} {v:.3f}" for k, v in self.scores.items()), "")
+        tail = f"{':' if self.error else ','} {words}" if words else ""
+        return f"{self.state:8}  {self.job.name}  {self.seconds:.0f} s{tail}"
+
+    def read(self) -> Outcome | None:
+        """Return it as the run in its folder ended; None if that did not finish."""
+        try:
+            kept = json.loads((self.folder / RESULT).read_text("utf-8"))
+            return replace(self, state="finished before", **{name: kept[name] for name in _KEPT})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def keep(self) -> None:
+        """Write how it ended into its folder: from now on it is finished."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        with atomic_path(self.folder / RESULT) as partial:
+            partial.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+
+
+_KEPT = ("seconds", "host", "run_id", "scores")
+
+
+def read_outcomes(sweep: Sweep, folder: Path, *, any_code: bool = False) -> list[Outcome]:
+    """Return where the runs of a sweep stand by what lies in its folder; ``any_code`` as in `run_sweep`."""
+    code, runs = code_version(), folder.resolve() / "runs"
+    waiting = [Outcome(job, job.folder(runs, code, any_code)) for job in sweep.jobs]
+    return [outcome.read() or outcome for outcome in waiting]
 
 
 def write_report(sweep: Sweep, outcomes: list[Outcome], folder: Path, notes: Sequence[str] = ()) -> Path:
@@ -175,7 +229,7 @@ def _row(run: Outcome, folder: Path) -> dict[str, Any]:
 def plan(outcomes: list[Outcome], workers: int, folder: Path) -> str:
     """Say what is left of a sweep, and what it will cost if what the finished runs took is any measure.
 
-    The outcomes are those of `r2l.sweep.driver.read_outcomes`, and workers share what is left of them.
+    The outcomes are those of `read_outcomes`, and workers share what is left of them.
     """
     done = [run for run in outcomes if run.is_finished]
     left = len(outcomes) - len(done)

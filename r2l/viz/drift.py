@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from r2l.camera import Camera
-from r2l.drift.forensics import Landscape, ToleranceReport
 from r2l.drift.matrix import MatrixSummary
-from r2l.drift.shift_detector import ShiftTest
 from r2l.drift.statistics import few_groups_text
 from r2l.files import choose
 from r2l.viz.style import CYCLE, INK, LETTERS, SOFT, heading, ink, note, panels, tidy, upright_grid
+
+if TYPE_CHECKING:
+    from r2l.drift.forensics import Landscape, ToleranceReport
+    from r2l.drift.shift_detector import ShiftTest
 
 _BLUE, _ORANGE, _GREEN = CYCLE[:3]
 _SIDES = {

@@ -18,7 +18,7 @@ import pytest
 
 from r2l.sweep import read_sweep
 from r2l.sweep.jobs import RESULT
-from r2l.sweep.work import PREDICTIONS, SCORES
+from r2l.sweep.report import PREDICTIONS, SCORES
 from r2l.training.run_folder import TESTED, code_version
 from r2l.training.tracking.records import query
 from tests.browser import free_port

@@ -1,28 +1,35 @@
-"""The sweep itself: what is not finished goes to the workers, until nothing is left."""
+"""The runs of a sweep: how a worker does one, whatever happens to it, and how all are seen to.
+
+What isn't finished goes to the workers, until nothing is left.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import platform
+import shutil
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import chdir, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from r2l.files import atomic_path
+from r2l.files import atomic_path, write_csv
 from r2l.sweep.engine import ClusterError, Engine
-from r2l.sweep.jobs import ParameterError, Sweep
-from r2l.sweep.report import write_report
-from r2l.sweep.work import Outcome, Setting, carry_out
-from r2l.training.run_folder import code_version
+from r2l.sweep.jobs import Job, ParameterError, Sweep, defaults
+from r2l.sweep.report import ERROR, LOG, PREDICTIONS, SCORES, Outcome, read_outcomes, write_report
+from r2l.training.run_folder import TESTED, code_version
 from r2l.training.tracking import open_client, sqlite_path, store_address
 
 if TYPE_CHECKING:
@@ -36,11 +43,15 @@ class _LostError(Exception):
     """The scheduler does not know of our runs any more."""
 
 
-def read_outcomes(sweep: Sweep, folder: Path, *, any_code: bool = False) -> list[Outcome]:
-    """Return where the runs of a sweep stand by what lies in its folder; ``any_code`` as in `run_sweep`."""
-    code, runs = code_version(), folder.resolve() / "runs"
-    waiting = [Outcome(job, job.folder(runs, code, any_code)) for job in sweep.jobs]
-    return [outcome.read() or outcome for outcome in waiting]
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a sweep share."""
+
+    sweep: str  # its name, also of the mlflow experiment
+    store: str  # address of the mlflow store
+    cwd: str  # folder that runs work in, where they find ``data/``
+    code: str  # version of the code that the sweep began with
+    threads: int | None = None  # torch's, of each run; None leaves them alone
 
 
 def run_sweep(
@@ -78,11 +89,14 @@ def run_sweep(
     folder.mkdir(parents=True, exist_ok=True)
     with _claimed(sweep, folder):
         setting = _setting(sweep, engine, store)
-        open_client(setting.store)  # Noticed now, and made once, not by all workers together.
         outcomes = read_outcomes(sweep, folder, any_code=any_code)
         if limit is not None:
             beyond = {run.folder for run in _left(outcomes)[limit:]}
             outcomes = [run for run in outcomes if run.folder not in beyond]
+        if _left(outcomes):
+            engine.prepare()
+            import_module("r2l.viz.drift")  # of the report: now, when there is nothing to wait for
+        open_client(setting.store)  # Noticed now, and made once, not by all workers together.
         # What a loss means for the runs is told; Dask's tracebacks would go right through it.
         with silence_logging_cmgr(logging.CRITICAL), _bar(console or Console()) as bar:
             notes = _until_done(outcomes, engine, setting, bar)
@@ -164,7 +178,7 @@ def _ended(client: Client, waiting: list[Outcome], setting: Setting) -> Iterator
     # death is counted against no other. The time makes it another group than that of a round before.
     group = f"runs-{time.time_ns()}"
     keys = [(group, run.folder.name) for run in waiting]
-    futures = client.map(carry_out, waiting, setting=setting, key=keys, pure=False)
+    futures = client.map(_carry_out, waiting, setting=setting, key=keys, pure=False)
     sent = dict(zip(futures, waiting, strict=True))
     try:
         for future in as_completed(futures):
@@ -192,3 +206,110 @@ def _outcome(future: Future, run: Outcome) -> Outcome:
         raise
     except Exception as error:
         return replace(run, state="failed", error=f"{type(error).__name__}: {error}")
+
+
+def _carry_out(run: Outcome, setting: Setting) -> Outcome:
+    """Do a run, unless it is finished, and return how it ended: errors are an outcome too.
+
+    It may be called for the same run at the same time elsewhere, as after the loss of a scheduler: the
+    second waits for the first and takes its outcome.
+    """
+    start = time.perf_counter()
+
+    def ended(**how: Any) -> Outcome:
+        return replace(run, seconds=time.perf_counter() - start, host=platform.node(), **how)
+
+    try:
+        if setting.code != _OWN_CODE:
+            raise RuntimeError(
+                f"this worker's r2l is of version {_OWN_CODE}, the sweep's of {setting.code}: install the "
+                "same code here, or start the workers anew after a change"
+            )
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(run.folder / ".lock"):
+            if done := run.read():
+                return replace(done, state="finished")
+            (run.folder / ERROR).unlink(missing_ok=True)
+            with _working_in(setting):
+                work = _notebook if run.job.notebook else _train
+                run_id, scores = work(run.job, run.folder, setting)
+            done = ended(state="finished", run_id=run_id, scores=scores)
+            done.keep()
+        return done
+    except Exception as error:
+        with suppress(OSError):  # The disk may be full.
+            (run.folder / ERROR).write_text(traceback.format_exc(), "utf-8")
+        return ended(state="failed", error=_in_a_line(error))
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Return an error in one line: of a notebook the cell's, of anything else its kind and words."""
+    if hasattr(error, "ename"):  # papermill's
+        return f"cell {error.exec_count}: {error.ename}: {error.evalue}".strip()
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+# Folder, number of threads and generators are the process's, and a worker can have several threads.
+_ALONE = threading.Lock()
+# Of what is imported: the file may have been changed since.
+_OWN_CODE = code_version()
+
+
+@contextmanager
+def _working_in(setting: Setting) -> Iterator[None]:
+    """Work in the sweep's folder with its number of threads; other threads of this process wait."""
+    import torch
+
+    with _ALONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(setting.threads or before)
+        try:
+            with chdir(setting.cwd):
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, float]]:
+    from r2l.training.experiment import experiment
+
+    options = job.options(
+        experiment_name=setting.sweep, run_name=job.name, tracking_uri=setting.store, folder=str(folder)
+    )
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+        say = partial(print, file=log, flush=True)
+        outcome = experiment(options, say=say, progress=False)
+    tables = {PREDICTIONS: outcome.predictions, TESTED: outcome.tested, SCORES: outcome.scores}
+    for name, table in tables.items():
+        if table is not None:
+            write_csv(table, folder / name)
+    means = outcome.scores.drop(columns=["fold", "processing"], errors="ignore").mean()
+    return outcome.run_id, {name: float(value) for name, value in means.items()}
+
+
+def _notebook(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, float]]:
+    from r2l.training.tracking import track
+
+    tags = {"r2l.folder": str(folder)}
+    with track(setting.sweep, job.name, job.parameters, tags, setting.store) as record:
+        try:
+            _run_notebook(job.notebook, job.parameters, folder)
+        finally:
+            # Of a failed run too: the error stands in it.
+            if (folder / job.notebook.name).exists():
+                with record.files() as artefacts:
+                    shutil.copy(folder / job.notebook.name, artefacts)
+    return record.run_id, {}
+
+
+def _run_notebook(notebook: Path, parameters: dict[str, Any], folder: Path) -> Path:
+    """Run a notebook here, which stays as it is; return the executed one. Its ``OUTPUT`` is ``folder``."""
+    import papermill
+
+    if "OUTPUT" in defaults(notebook):
+        parameters = {**parameters, "OUTPUT": str(folder.resolve())}
+    done, cwd = folder / notebook.name, str(Path.cwd())
+    # Where a cell fails it raises, and what was executed is kept, the error in it.
+    papermill.execute_notebook(str(notebook), str(done), parameters, cwd=cwd, progress_bar=False)
+    return done

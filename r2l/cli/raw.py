@@ -1,4 +1,7 @@
-"""`r2l develop`: raw files to pictures; `check`: does a camera suit a model? `camera show`: what it is."""
+"""Raw files: `r2l develop` makes pictures of them, `r2l data` fetches and checks sets of them; their cameras.
+
+`r2l check` says whether a camera suits a model, `r2l camera show` what it is.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,21 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from r2l.cli.commands import argument, check_free, check_targets, for_each, option, replacing, with_options
+from r2l.cli.commands import (
+    EXIT_ERROR,
+    argument,
+    check_free,
+    check_targets,
+    for_each,
+    option,
+    replacing,
+    with_options,
+)
+from r2l.files import atomic_path, choose, local_path, to_uint8
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +117,6 @@ def develop(
     """
     import torch
 
-    from r2l.files import choose
     from r2l.isp import Variant, open_pipeline
     from r2l.isp.grammar import check_pipeline, linear_stages
     from r2l.isp.preparation import clip_highlights, correct_defects
@@ -121,8 +133,9 @@ def develop(
 
     def develop_one(photo: Path, target: Path) -> None:
         stage_folder = target.with_suffix(".stages")
-        for path in (target, stage_folder) if stages else (target,):
-            check_free(path, force)
+        check_free(target, force)
+        if stages:
+            check_free(stage_folder, force, folder=True)
         how = {"allow_damaged": allow_damaged, "lens_corrections": lens_corrections}
         recorded = read_raw(photo, given, layout=layout, frame=frame, **how)
         isp = open_pipeline(pipeline, recorded.camera, variant)
@@ -197,7 +210,6 @@ def show(
     Levels are fractions of the container's full scale: 1.0 is 65535 of 16 bit. A file written by hand may
     have a data sheet's counts instead: "bits": 12, "black_level": 256, "white_level": 4095.
     """
-    from r2l.files import atomic_path
     from r2l.rawfile import load_camera
 
     text = json.dumps(load_camera(source).to_dict(), indent=2)
@@ -231,8 +243,6 @@ def _write_png(target: Path, picture: torch.Tensor) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    from r2l.files import atomic_path, to_uint8
-
     values = picture[0, 0] if picture.shape[1] == 1 else picture[0].permute(1, 2, 0)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as partial:
@@ -240,3 +250,75 @@ def _write_png(target: Path, picture: torch.Tensor) -> None:
         Image.fromarray(to_uint8(values.numpy())).save(partial, format="PNG", compress_level=3)
     with tqdm.external_write_mode():  # not behind a bar
         print(target)
+
+
+data = typer.Typer(no_args_is_help=True, help="Fetch, describe and check the published data sets.")
+
+_Name = Literal["microscopy", "drone"]
+_ROOT = "Where data lie.  [default: the variable R2L_DATA, else ./data]"
+_Root = Annotated[Path | None, option(_ROOT, metavar="FOLDER")]
+
+
+@data.command()
+def fetch(
+    name: Annotated[_Name, typer.Argument(show_default=False)],
+    root: _Root = None,
+    source: Annotated[
+        Literal["zenodo", "b2"],
+        typer.Option(help="b2 needs B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY to be set."),
+    ] = "zenodo",
+    tiles: Annotated[
+        int | None, option("Fetch N images only, with their labels or masks.", metavar="N")
+    ] = None,
+    intensity: Annotated[float, typer.Option(help="Of the images that --tiles fetches.")] = 1.0,
+) -> None:
+    """Download a data set. Run again, it goes on where it was; nothing is replaced or deleted."""
+    from r2l.datasets.fetch.download import fetch as fetch_data
+
+    notes = fetch_data(name, root, source=source, tiles=tiles, intensity=intensity)
+    print(*notes, sep="\n")
+
+
+@data.command()
+def info(
+    name: Annotated[_Name | None, typer.Argument(show_default=False)] = None, root: _Root = None
+) -> None:
+    """Tell what the data sets are, their licence and source, and what of them is there."""
+    from r2l.datasets.verify import describe
+
+    for kind in (name,) if name else ("microscopy", "drone"):
+        print(*describe(kind, root), sep="\n")
+
+
+@data.command()
+def verify(
+    name: Annotated[_Name | None, typer.Argument(show_default=False)] = None,
+    root: _Root = None,
+    labels: Annotated[Path | None, option("Of an own folder: CSV.", metavar="FILE")] = None,
+    masks: Annotated[Path | None, option("Of an own folder.", metavar="FOLDER")] = None,
+    camera: Annotated[str | None, option("Of own files that don't say.")] = None,
+    layout: Annotated[Path | None, option("Of headerless files.", metavar="FILE")] = None,
+) -> None:
+    """Check that data are whole: published sets, or any folder of raw files (--root), each file read.
+
+    Without a name: the published sets that are there, else the folder.
+    """
+    from r2l.datasets.layout import data_root
+    from r2l.datasets.verify import verify as verify_data
+    from r2l.datasets.verify import verify_folder
+    from r2l.rawfile import RawLayout, load_camera
+
+    place = data_root(root)
+    published = [name] if name else [k for k in get_args(_Name) if (place / k).is_dir()]
+    if published and not (labels or masks):
+        results = [verify_data(kind, root) for kind in published]
+    elif root is None:
+        raise ValueError(f"nothing in {place}: fetch a data set, or give the folder of own files (--root)")
+    else:
+        drawn = labels and local_path(labels), masks and local_path(masks)
+        given = camera and load_camera(camera), layout and RawLayout.from_file(layout)
+        results = [verify_folder(place, *drawn, *given)]
+    fine, wrong = ([line for some in each for line in some] for each in zip(*results, strict=True))
+    print(*(f"ok     {line}" for line in fine), *(f"wrong  {line}" for line in wrong), sep="\n")
+    if wrong:
+        raise typer.Exit(EXIT_ERROR)
