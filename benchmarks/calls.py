@@ -16,10 +16,10 @@ COPY = "copying alone"
 BYTES_A_PIXEL = 4 + 3 * 4
 
 
-def forward_call(isp: nn.Module, raw: Tensor) -> Call:
+def forward_call(isp: Callable[[Tensor], object], raw: Tensor) -> Call:
     """Return a call that develops without recording gradients."""
 
-    def call() -> Tensor:
+    def call() -> object:
         with torch.no_grad():
             return isp(raw)
 

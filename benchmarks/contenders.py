@@ -6,6 +6,8 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from benchmarks.published import PublishedParametrizedISP
 from benchmarks.scan import ScanWorkload, scan_contenders
 from benchmarks.timing import Contender, SkippedError
 from benchmarks.workload import Workload
-from r2l.isp import PIPELINES, StaticISP, develop_all
+from r2l.isp import PIPELINES, StaticISP, develop_all, packing
 from r2l.isp.parametrized import ParametrizedISP
 
 #: The static pipelines of the table: each demosaicing, with the quickest and the dearest filters.
@@ -52,6 +54,23 @@ def compiled(isp: nn.Module) -> nn.Module:
     if not any(name and shutil.which(name) for name in names):
         raise SkippedError("torch.compile needs a C++ compiler and finds none")
     return torch.compile(isp, dynamic=False)
+
+
+class _WithKernels(nn.Module):
+    """An ISP, or what else takes raw frames, with R2L_KERNELS=1."""
+
+    def __init__(self, isp: Callable[[Tensor], Any]) -> None:
+        if find_spec("numba") is None:
+            raise SkippedError("numba is not installed")
+        super().__init__()
+        self.isp = isp
+
+    def forward(self, raw: Tensor) -> Any:
+        packing.WANTED = True
+        try:
+            return self.isp(raw)
+        finally:
+            packing.WANTED = False
 
 
 def _compiling(setup: Callable[[], Call]) -> Call:
@@ -97,13 +116,19 @@ def _r2l(work: Workload, compile_too: bool) -> list[Contender]:
         isp = wrap(ParametrizedISP(work.camera).to(work.device))
         return gradient_call(isp, work.raw, work.gradient)
 
-    ways = [("r2l", lambda isp: isp)] + ([("r2l compiled", compiled)] if compile_too else [])
+    ways = [("r2l", lambda isp: isp)]
+    if work.device == "cpu" and not work.lengthy:
+        ways.append(("r2l kernels", _WithKernels))
+    if compile_too:
+        ways.append(("r2l compiled", compiled))
     for way, wrap in ways:
         for code in CODES:
             libraw = "LibRaw AHD" if code.startswith("me") else "LibRaw LINEAR"
             peers = {"x recipe": f"recipe {code}", "x LibRaw": libraw}
             lines.append((f"{way} {code}", partial(static, code, wrap), peers))
-        for mode, setup in (("forward", forward), ("forward + backward", gradient)):
+        # Gradients go the plain way.
+        modes = {"forward": forward} | ({} if way == "r2l kernels" else {"forward + backward": gradient})
+        for mode, setup in modes.items():
             peers = {"x published": f"published parametrized, {mode}"}
             lines.append((f"{way} parametrized, {mode}", partial(setup, wrap), peers))
     if work.device != "cpu":
@@ -113,6 +138,9 @@ def _r2l(work: Workload, compile_too: bool) -> list[Contender]:
     if not work.lengthy:
         peers = {"x recipe": "recipe, twelve views", f"x {DEAREST}": f"r2l {DEAREST}"}
         lines.append(("r2l develop_all, twelve views", partial(_develop_all_call, work), peers))
+        kernels = {"x recipe": "recipe, twelve views", f"x {DEAREST}": f"r2l kernels {DEAREST}"}
+        call = partial(_develop_all_call, work, _WithKernels)
+        lines.append(("r2l kernels develop_all, twelve views", call, kernels))
     return [
         work.contender(
             name,
@@ -123,12 +151,10 @@ def _r2l(work: Workload, compile_too: bool) -> list[Contender]:
     ]
 
 
-def _develop_all_call(work: Workload) -> Call:
-    def call() -> dict[str, Tensor]:
-        with torch.no_grad():
-            return develop_all(work.raw, work.camera)
-
-    return call
+def _develop_all_call(
+    work: Workload, wrap: Callable[[Callable[[Tensor], Any]], Any] = lambda develop: develop
+) -> Call:
+    return forward_call(wrap(lambda raw: develop_all(raw, work.camera)), work.raw)
 
 
 def _published(work: Workload) -> list[Contender]:

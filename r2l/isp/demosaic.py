@@ -18,7 +18,7 @@ from torch import Tensor
 from r2l.camera import BLUE, CFA, GREEN, RED
 from r2l.isp.filters import Border, correlate, crop, pad
 from r2l.isp.functional import check_mosaic, on_device, per_site
-from r2l.isp.packing import pack_planes, unpack_planes
+from r2l.isp.packing import kernels, pack_planes, unpack_planes
 
 #: Bilinear interpolation: the mean of the nearest samples of a colour (Losson et al. 2010).
 _GREEN_CROSS = ((0.0, 0.25, 0.0), (0.25, 1.0, 0.25), (0.0, 0.25, 0.0))
@@ -291,6 +291,8 @@ def menon_inside(
     """
     # How many rows and columns to put before the mosaic so that it begins with an RGGB tile.
     dy, dx = CFA.RGGB.shift_to(cfa)
+    if (quick := kernels(raw)) and not silent:
+        return quick.menon_inside(raw, (dy, dx), matrix)
     rows, columns = (MENON_RADIUS + dy,) * 2, (MENON_RADIUS + dx,) * 2
     mosaic = pad(raw, (dy, dy), (dx, dx), "mirror")
     return crop(_menon(mosaic, matrix, (rows, columns) if silent else None), rows[0], columns[0])

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r2l.isp.packing import kernels
+
 #: How a frame goes on beyond its edge: "mirror" about the edge samples (keeps the phase of the mosaic),
 #: "half" repeats the edge samples (scipy calls that reflect), "zero".
 Border = Literal["mirror", "half", "zero"]
@@ -64,6 +66,8 @@ def correlate(
     if isinstance(kernel, Tensor):
         planes = x.reshape(-1, 1, *x.shape[-2:])
         return F.conv2d(planes, kernel.to(x)[None, None]).reshape(*x.shape[:-2], h, w)
+    if quick := kernels(x):
+        return quick.correlate(x, kernel)
     taps = [(i, j, k) for i, row in enumerate(kernel) for j, k in enumerate(row) if k]
     (i, j, k), *others = taps
     total = x[..., i : i + h, j : j + w] * k
@@ -105,6 +109,8 @@ def median3x3(x: Tensor, border: Border | None = "mirror") -> Tensor:
     """
     if border is not None:
         x = pad(x, (1, 1), (1, 1), border)
+    if quick := kernels(x):
+        return quick.median3x3(x)
     low, mid, high = _sort3(x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :])
     left, centre, right = slice(None, -2), slice(1, -1), slice(2, None)
     return _median3(

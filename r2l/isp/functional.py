@@ -20,7 +20,7 @@ from torch import Tensor
 
 from r2l.camera import CFA
 from r2l.isp.filters import Border, blur, correlate, crop, median3x3
-from r2l.isp.packing import is_traced
+from r2l.isp.packing import is_recorded, is_traced, kernels
 
 #: Kinds of number too short to process a mosaic in: a black level is lost in their rounding.
 HALF = (torch.float16, torch.bfloat16)
@@ -120,6 +120,8 @@ def subtract_black_level(
             f"white_level {white_level} is not above the black level {black.tolist()}; if that was learned, "
             "training ran away: take a lower learning rate (lr) or gradient_clip_val"
         )
+    if (quick := kernels(raw)) and not is_recorded(black):
+        return quick.subtract_black_level(raw, black, white_level)
     return (raw - per_site(black, raw)) / per_site(white_level - black, raw)
 
 
@@ -197,7 +199,7 @@ def unsharp(
     if border is None:
         rows, columns = y.shape[-2] - blurred.shape[-2], y.shape[-1] - blurred.shape[-1]
         y = crop(y, rows // 2, columns // 2)
-    return torch.lerp(blurred, y, 1.0 + amount)
+    return blurred.lerp_(y, 1.0 + amount)
 
 
 def sharpening_filter(image: Tensor, border: Border = "mirror") -> Tensor:

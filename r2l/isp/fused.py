@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from r2l.isp.filters import crop, pad
 from r2l.isp.functional import LUMA, luma
-from r2l.isp.packing import is_recorded, pack, unpack
+from r2l.isp.packing import is_recorded, kernels, pack, unpack
 
 #: Pixels of a tile and of its rows, by trial: few enough for caches, enough for the start of operations and
 #: the margins not to count. Whole rows of most frames: to write parts of them takes three times as long.
@@ -70,6 +70,8 @@ def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Run a convolution of `measure_affine` where it fits: H and W shrink by its radius, in whole tiles."""
     weight, bias = weight.to(mosaic), bias.to(mosaic)
     mosaic = crop(mosaic, (weight.shape[-1] // 2 + 1) % 2)
+    if (quick := kernels(mosaic)) and not is_recorded(weight):
+        return quick.apply_affine(mosaic, weight, bias)
     if mosaic.device.type == "cpu" and not is_recorded(mosaic):
         # So the strides say that numbers are in the order of channels_last, which one channel leaves open.
         return unpack(F.conv2d(mosaic, weight[:, 0, ..., None].movedim(-1, 1), bias, stride=2))
@@ -79,7 +81,7 @@ def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 #: What red and blue, less luma, count in green less luma.
-_IN_GREEN = tuple(-LUMA[c] / LUMA[1] for c in (0, 2))
+IN_GREEN = tuple(-LUMA[c] / LUMA[1] for c in (0, 2))
 
 
 def apart(rgb: Tensor) -> Tensor:
@@ -93,8 +95,8 @@ def together(y: Tensor, chroma: Tensor) -> Tensor:
     recorded = is_recorded(y)
     image = None if recorded else y.new_empty(y.shape[0], 3, *y.shape[2:])
     red_blue = torch.add(y, chroma, out=None if recorded else image[:, ::2])
-    green = torch.add(y, chroma[:, :1], alpha=_IN_GREEN[0], out=None if recorded else image[:, 1:2])
-    green.add_(chroma[:, 1:], alpha=_IN_GREEN[1])
+    green = torch.add(y, chroma[:, :1], alpha=IN_GREEN[0], out=None if recorded else image[:, 1:2])
+    green.add_(chroma[:, 1:], alpha=IN_GREEN[1])
     return torch.cat([red_blue[:, :1], green, red_blue[:, 1:]], 1) if recorded else image
 
 

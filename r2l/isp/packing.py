@@ -6,11 +6,20 @@ and a quick form for a CPU: torch's own pixel_shuffle moves single numbers and i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from r2l.files import need_extra
+
+#: Whether `r2l.isp.kernels` are asked for, by the variable R2L_KERNELS: compiled by numba at their first use.
+WANTED = os.environ.get("R2L_KERNELS", "0") not in ("", "0")
 
 
 def is_recorded(x: Tensor) -> bool:
@@ -21,6 +30,18 @@ def is_recorded(x: Tensor) -> bool:
 def is_traced() -> bool:
     """Tell whether a tracer or a compiler looks on."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+@cache
+def _loaded() -> ModuleType:
+    need_extra("kernels", "numba")
+    return import_module("r2l.isp.kernels")
+
+
+def kernels(x: Tensor) -> ModuleType | None:
+    """Return `r2l.isp.kernels` if it is asked for and can do it: float32 on a CPU, without gradients."""
+    asked = WANTED and x.dtype == torch.float32 and x.device.type == "cpu"
+    return _loaded() if asked and not is_recorded(x) else None
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 from r2l.isp import functional as stage
 from r2l.isp.filters import Border, crop
 from r2l.isp.fused import apart, apply_affine, develop_in_tiles, measure_affine, together
-from r2l.isp.packing import is_recorded
+from r2l.isp.packing import is_recorded, kernels
 
 _Result = TypeVar("_Result")
 
@@ -248,8 +248,12 @@ def _numbered(plans: Sequence[_Plan]) -> list[list[int]]:
     ]
 
 
-def _finish(image: Tensor, steps: Sequence[Stage], place: Tensor | None) -> Tensor:
-    """Apply the last stages to one's own image, into ``place``; or in itself, if nobody wants gradients."""
+def _finish(y: Tensor, chroma: Tensor, steps: Sequence[Stage], place: Tensor | None) -> Tensor:
+    """Bring luma and chroma together and apply the last stages, into ``place`` if there is one."""
+    quick = kernels(y) if place is not None else None
+    if quick and [step.function for step in steps] == [stage.clip, stage.gamma_correct]:
+        return quick.finish(y, chroma, *steps[1].values, place)
+    image = together(y, chroma)
     out = None if is_recorded(image) else image
     for step, following in zip_longest(steps, steps[1:]):
         # Gamma correction clips by itself.
@@ -285,8 +289,8 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
                 if number not in done:
                     done[number] = step.filter(y, None)
                 y = done[number]
-            image = together(crop(y, margin - plan.margin), crop(chroma, margin - plan.front_margin))
-            pictures.append(_finish(image, plan.last, place))
+            y, chroma = crop(y, margin - plan.margin), crop(chroma, margin - plan.front_margin)
+            pictures.append(_finish(y, chroma, plan.last, place))
         return pictures
 
     return develop_in_tiles(raw, margin, len(plans), develop)
