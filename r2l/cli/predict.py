@@ -186,9 +186,8 @@ def tolerances(
     print(f"{report.metric} {report.score:.3f}, allowed to fall by {drop:g}")
     shown = report.table[["label", "value", "safe_low", "safe_high", "unit"]]
     print(shown.to_string(index=False, float_format="{:.4g}".format))
-    print(
-        few_groups_text(report.groups), f"{output}: r2l check --tolerances {output} --camera CAMERA", sep="\n"
-    )
+    then = f"{output}: r2l check --tolerances {output} --camera CAMERA"
+    print(few_groups_text(report.groups), then, sep="\n")
 
 
 with_options(predict, ("batch_size", "accelerator", "tracking_uri"), HEADERLESS)

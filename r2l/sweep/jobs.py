@@ -193,8 +193,7 @@ class Job:
         try:
             self.options()
         except (ValueError, TypeError) as error:
-            remedy = "`r2l train --help` says what each option takes"
-            raise ParameterError(what, str(error), remedy) from error
+            raise ParameterError(what, str(error), "See what each takes: `r2l train --help`") from error
 
 
 @dataclass(frozen=True)
