@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from r2l.files import choose
-
 _FACTORS = (
     (100, "A hundred times too large: a share is asked for, not per cent."),
     (0.01, "A hundredth of it: per cent are asked for, not a share."),
@@ -128,7 +126,11 @@ def check(name: str, answer: Any) -> Verdict:
     Raises:
         ValueError: no exercise has this name, or the cell that tells what is right has not run yet.
     """
-    exercise = choose("exercise", name, _EXERCISES)
+    if (exercise := _EXERCISES.get(name)) is None:
+        remedy = "Run the cells above first, the folded ones too: they say what is right in this run"
+        raise ValueError(
+            f"unknown exercise {name!r}; so far there are {', '.join(_EXERCISES) or 'none'}. {remedy}"
+        )
     nothing = Verdict(None, "No answer yet: put yours in place of None or ... and run the cell again.")
     if answer is None or answer is ...:
         return nothing

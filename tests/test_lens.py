@@ -150,10 +150,14 @@ def test_what_is_not_applied_is_named(tmp_path):
         corrected(tmp_path / "a.dng", 3, (1, bytes(8)), (99, b""), vignette(0, 0, 0, 0, 0))
     with pytest.warns(RawFileWarning, match="carries none"):
         read_raw(write(tmp_path / "b.dng"), lens_corrections=True)
+    (tmp_path / "more").mkdir()
+    with pytest.warns(RawFileWarning, match=r"more.c\.dng: .*carries none"):
+        read_raw(write(tmp_path / "more" / "c.dng"), lens_corrections=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         corrected(tmp_path / "c.dng", 3, vignette(0, 0, 0, 0, 0))
         read_raw(tmp_path / "a.dng")  # not asked for: nothing to say
+        read_raw(write(tmp_path / "d.dng"), lens_corrections=True)  # said of this folder already
 
 
 _MAP = gain_map(np.ones((2, 2)))[1]

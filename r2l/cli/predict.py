@@ -45,7 +45,7 @@ _CAMERA = (
     "nothing and need it."
 )
 _Model = Annotated[str, argument("MODEL", _MODEL)]
-_Data = Annotated[str | None, argument("[DATA]", _DATA)]
+_Data = Annotated[str | None, argument("DATA", _DATA)]
 _Trusted = Annotated[list[str] | None, option(_TRUSTED, metavar="NAME")]
 _Force = Annotated[bool, replacing("files that exist")]
 

@@ -45,8 +45,7 @@ def learn_pipeline(
     photos: Annotated[
         list[Path],
         argument(
-            "RAW JPEG ...",
-            "Pairs, one after the other: a raw file and the camera's JPEG of the same exposure.",
+            "RAW JPEG", "Pairs, one after the other: a raw file and the camera's JPEG of the same exposure."
         ),
     ],
     output: Annotated[
@@ -107,7 +106,7 @@ _ANY_CODE = "Also take runs that other versions of the code finished."
 
 
 def sweep(
-    files: Annotated[list[Path], argument("FILE...", _FILES)],
+    files: Annotated[list[Path], argument("FILE", _FILES)],
     plan: Annotated[bool, typer.Option("--plan", help=_PLAN)] = False,
     workers: Annotated[int | None, option(_WORKERS)] = None,
     threads: Annotated[int | None, option(_THREADS)] = None,

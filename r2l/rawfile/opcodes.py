@@ -33,6 +33,8 @@ _APPLIED = {_VIGNETTE: (2, 3), _BAD_CONSTANT: (1,), _BAD_LIST: (1,), _GAIN_MAP: 
 _MOST = 32
 # A larger part of a frame is no bad pixels, and could not be told from their neighbours.
 _MOST_BAD = 0.1
+# Folders and warnings that were given.
+_SAID: set[tuple[Path, str]] = set()
 
 
 class _Opcode(NamedTuple):
@@ -108,8 +110,10 @@ def warn_of_rest(picture: RawPicture) -> None:
 
 
 def warn_of(path: Path, what: str) -> None:
-    """Warn of what does not become of the lens corrections that were asked for."""
-    warnings.warn(f"{path.name}: lens corrections: {what}", RawFileWarning, stacklevel=5)
+    """Warn, once a folder, of what does not become of the lens corrections that were asked for."""
+    if (path.parent, what) not in _SAID:
+        _SAID.add((path.parent, what))
+        warnings.warn(f"{path}: lens corrections: {what}", RawFileWarning, stacklevel=5)
 
 
 def _name(number: int) -> str:

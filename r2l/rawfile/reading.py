@@ -92,8 +92,8 @@ def read_raw(
 
     Warns:
         RawFileWarning: levels that can't be those of the pixels; once a camera. With
-            ``lens_corrections``: a file that carries none, or others than these, such as of distortion
-            (WarpRectilinear), which are named; any file that is no DNG.
+            ``lens_corrections``, once a folder: a file that carries none, or others than these, such as of
+            distortion (WarpRectilinear), which are named; any file that is no DNG.
     """
     path = Path(path)
     result = read_frame(path, camera, layout, frame, allow_damaged, lens_corrections)
