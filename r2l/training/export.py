@@ -246,7 +246,7 @@ def animate(
         with tempfile.TemporaryDirectory(prefix="r2l-") as folder:
             files = {
                 f"{what}, epoch {epoch}": records.local(folds[name], path)
-                or records.fetch(folds[name], path, Path(folder))
+                or records.call("download_artifacts", folds[name], path, folder)
                 for epoch, path in paths.items()
             }
             scaled = _one_scale([Image.open(file) for file in files.values()])

@@ -10,8 +10,7 @@ from r2l.files import offer_late
 offer_late(
     __name__,
     {
-        "r2l.training.tracking.outage": ["upload"],
-        "r2l.training.tracking.records": ["Records", "query", "resolve"],
+        "r2l.training.tracking.records": ["Records", "query", "resolve", "upload"],
         "r2l.training.tracking.run": ["Run", "track"],
         "r2l.training.tracking.store": [
             *("TrackingError", "open_client", "serve", "sqlite_path", "store_address")

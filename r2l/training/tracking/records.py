@@ -1,28 +1,33 @@
-"""Runs read back from a store, and addresses of what they wrote turned into paths on this machine."""
+"""Runs read back from a store, what they wrote as paths on this machine, and both sent to another store."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import pandas as pd
 
 from r2l.files import local_path
 from r2l.training.tracking.store import (
+    Tag,
     TrackingError,
+    batches,
     call,
     check_sqlite,
+    experiment_id,
     find_run,
     open_client,
+    register_model,
     sqlite_path,
     store_address,
 )
@@ -30,14 +35,13 @@ from r2l.training.tracking.store import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PARENT = "mlflow.parentRunId"
 _SHOWN = 10  # names that a message lists
 _RUN = re.compile(r"runs:/+([0-9a-f]{32})(?:/(.+?))?/?$")
 _RUNS = f"""
 select r.run_uuid run_id, r.name, e.name experiment, coalesce(t.value, '') parent, status,
   start_time start, coalesce(p.value, '') dataset
 from runs r join experiments e using (experiment_id)
-  left join tags t on t.run_uuid = r.run_uuid and t.key = '{PARENT}'
+  left join tags t on t.run_uuid = r.run_uuid and t.key = '{Tag.PARENT}'
   left join params p on p.run_uuid = r.run_uuid and p.key = 'dataset'
 where r.lifecycle_stage = 'active' and e.lifecycle_stage = 'active'
 order by start_time desc, r.run_uuid"""
@@ -70,8 +74,8 @@ class Records:
 
     def all(self) -> Iterator[Any]:
         """Yield mlflow's runs, the newest first."""
-        order = ["attributes.start_time DESC"]
-        yield from self._pages("search_runs", list(self._experiments()), order_by=order)
+        newest = {"order_by": ["attributes.start_time DESC"]}
+        yield from self._pages("search_runs", list(self._experiments()), **newest)
 
     def table(self) -> pd.DataFrame:
         """Return one row a run, the newest first: names, parent, status, start, data set, last metrics."""
@@ -88,7 +92,7 @@ class Records:
                 "run_id": run.info.run_id,
                 "name": run.info.run_name,
                 "experiment": names[run.info.experiment_id],
-                "parent": run.data.tags.get(PARENT, ""),
+                "parent": run.data.tags.get(Tag.PARENT, ""),
                 "status": run.info.status,
                 "start": pd.Timestamp(run.info.start_time, unit="ms"),
                 "dataset": run.data.params.get("dataset", ""),
@@ -105,7 +109,7 @@ class Records:
         """
         names: dict[str, None] = {}
         for stored in self.all():
-            top = PARENT not in stored.data.tags
+            top = Tag.PARENT not in stored.data.tags
             if run in (stored.info.run_id, stored.info.run_name) or (top and run == "latest"):
                 return stored.info.run_id
             if top:
@@ -114,15 +118,14 @@ class Records:
 
     def children(self, run_id: str) -> dict[str, str]:
         """Return ids by name of the runs below one, in the order they were started."""
-        below = [r.info for r in self.all() if r.data.tags.get(PARENT) == run_id]
+        below = [r.info for r in self.all() if r.data.tags.get(Tag.PARENT) == run_id]
         return {info.run_name: info.run_id for info in reversed(below)}
 
     def history(self, run_id: str) -> pd.DataFrame:
         """Return a run's metrics, one row a step (an epoch); the last value written to a step counts."""
         series = {}
         for key in self.call("get_run", run_id).data.metrics:
-            points = self.call("get_metric_history", run_id, key)
-            points = sorted(points, key=lambda point: point.timestamp)
+            points = sorted(self.call("get_metric_history", run_id, key), key=lambda p: p.timestamp)
             series[key] = pd.Series({point.step: point.value for point in points})
         return pd.DataFrame(series).rename_axis("epoch").sort_index()
 
@@ -135,18 +138,14 @@ class Records:
 
     def local(self, run_id: str, path: str) -> Path | None:
         """Return where an artefact lies on this machine's disk; None if it has to be fetched."""
-        location = urlparse(self.call("get_run", run_id).info.artifact_uri)
-        if location.scheme not in ("", "file"):
+        location = self.call("get_run", run_id).info.artifact_uri
+        if urlparse(location).scheme not in ("", "file"):
             return None
-        root = Path(url2pathname(location.path)).resolve()
+        root = local_path(location).resolve()
         file = (root / path).resolve()
         if not file.is_relative_to(root):
             raise ValueError(f"{path!r} is no artefact of run {run_id}: it leads out of its folder")
         return file
-
-    def fetch(self, run_id: str, path: str, folder: Path) -> Path:
-        """Copy an artefact, file or folder, into an empty folder."""
-        return Path(self.call("download_artifacts", run_id, path, str(folder)))
 
     def _experiments(self) -> dict[str, str]:
         return {e.experiment_id: e.name for e in self._pages("search_experiments")}
@@ -174,18 +173,17 @@ def query(sql: str, store: str | Path | None = None) -> pd.DataFrame:
     if path is None:
         raise ValueError(f"{address} is no SQLite file, so that SQL can't be asked of it")
     check_sqlite(path)
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)
-    try:
-        cursor = connection.execute(sql)
-        if cursor.description is None:
-            raise ValueError("the statement returns nothing; write a query, such as select ...")
-        return pd.DataFrame(cursor.fetchall(), columns=[c[0] for c in cursor.description])
-    except sqlite3.Error as error:
-        raise ValueError(
-            f"{error}; the main tables are runs, experiments, params, metrics, latest_metrics, tags"
-        ) from error
-    finally:
-        connection.close()
+    read_only = f"{path.resolve().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(read_only, uri=True, timeout=20)) as connection:
+        try:
+            cursor = connection.execute(sql)
+            rows = cursor.fetchall()
+        except sqlite3.Error as error:
+            tables = "the main tables are runs, experiments, params, metrics, latest_metrics, tags"
+            raise ValueError(f"{error}; {tables}") from error
+    if cursor.description is None:
+        raise ValueError("the statement returns nothing; write a query, such as select ...")
+    return pd.DataFrame(rows, columns=[column[0] for column in cursor.description])
 
 
 def missing(what: str, names: Iterable[str], none: str = "none yet") -> ValueError:
@@ -218,10 +216,8 @@ def resolve(uri: str | Path, store: str | Path | None = None, cache: str | Path 
                 f"{text}: no such folder or file; give one, or runs:/RUN_ID/path, or models:/name@alias"
             )
         return path
-    records = None
     if text.startswith("models:"):
-        records = Records(store)
-        text = model_source(text, records)
+        text = model_source(text, store)
     match = _RUN.match(text)
     if not match:
         raise ValueError(f"{text!r} is no address; expected runs:/RUN_ID/path, of 32 hex digits")
@@ -230,14 +226,22 @@ def resolve(uri: str | Path, store: str | Path | None = None, cache: str | Path 
     cached = Path(cache or (Path(shared, "artefacts") if shared else "runs/fetched"), run_id, path)
     if path and cached.exists():
         return cached
-    records = records or Records(store)
-    return _existing(records, run_id, path) or _fetched(records, run_id, path, cached)
+    records = Records(store)
+    if existing := _existing(records, run_id, path):
+        return existing
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: what is in the cache is never looked at again.
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=cached.parent) as folder:
+        fetched = records.call("download_artifacts", run_id, path, folder)
+        if not path:
+            return Path(shutil.copytree(fetched, cached, dirs_exist_ok=True))
+        os.replace(fetched, cached)
+    return cached
 
 
-def model_source(uri: str, store: str | Path | Records | None = None) -> str:
+def model_source(uri: str, store: str | Path | None = None) -> str:
     """Return the ``runs:/`` address behind that of a registered model; errors as in `resolve`."""
-    records = store if isinstance(store, Records) else Records(store)
-    match = _MODEL.match(uri)
+    records, match = Records(store), _MODEL.match(uri)
     if not match:
         raise ValueError(f"{uri!r} is no address; expected models:/name@alias or models:/name/1")
     name, alias, version = match.groups()
@@ -257,8 +261,7 @@ def _existing(records: Records, run_id: str, path: str) -> Path | None:
     """Where the artefact lies on this disk; None if it exists, but on a server."""
     if not find_run(records.client, run_id):
         raise ValueError(f"no run {run_id} in {records.address}")
-    local = records.local(run_id, path)
-    if local is not None and local.exists():
+    if (local := records.local(run_id, path)) and local.exists():
         return local
     parent = path.rpartition("/")[0]
     entries = [e.path for e in records.call("list_artifacts", run_id, parent or None)]
@@ -268,13 +271,80 @@ def _existing(records: Records, run_id: str, path: str) -> Path | None:
     raise missing(f"run {run_id} has no {path!r}", entries, "no artefacts")
 
 
-def _fetched(records: Records, run_id: str, path: str, cached: Path) -> Path:
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: what is in the cache is never looked at again.
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=cached.parent) as folder:
-        fetched = records.fetch(run_id, path, Path(folder))
-        if path:
-            os.replace(fetched, cached)
-        else:
-            shutil.copytree(fetched, cached, dirs_exist_ok=True)
-    return cached
+def upload(
+    folder: str | Path, store: str | Path, progress: Callable[[str], None] = lambda line: None
+) -> dict[str, str]:
+    """Send the runs of a local store to another one; what is kept of a run there joins that run.
+
+    It may be broken off and repeated: a run that was sent whole is passed over, and one that was sent in
+    part is gone on with. The local store, ``folder``, stays as it is, but for tags that say what was sent;
+    both are addresses as in `store_address`. ``progress`` is called with a line a run.
+
+    Returns:
+        The id there of each run that was sent now, by its local id.
+
+    Raises:
+        TrackingError: either store can't be opened, or the target fails on the way.
+        ValueError: both are the same.
+    """
+    source, target = store_address(folder), store_address(store)
+    if source == target:
+        raise ValueError(f"{source} can't be uploaded to itself; name the server")
+    sending = _Upload(Records(source), open_client(target), progress)
+    for run_id in reversed(sending.runs):  # the oldest first
+        sending.run(run_id)
+    return sending.now
+
+
+class _Upload:
+    """One way from a store to another, and what went along it."""
+
+    def __init__(self, source: Records, client: MlflowClient, progress: Callable[[str], None]) -> None:
+        self.source, self.client, self.progress = source, client, progress
+        self.runs = {run.info.run_id: run for run in source.all()}
+        self.now: dict[str, str] = {}
+
+    def run(self, run_id: str) -> str:
+        """Send one run, and first the one above it; return its id there."""
+        run, target = self.runs[run_id], self.client.tracking_uri
+        there = run.data.tags.get(Tag.REMOTE_RUN)
+        if run_id in self.now or run.data.tags.get(Tag.UPLOADED) == target:
+            return self.now.get(run_id, there)
+        if not there or not find_run(self.client, there):
+            there = self._made(run)
+        # At once, so that a second attempt goes on with this run instead of making another.
+        self.source.call("set_tag", run_id, Tag.REMOTE_RUN, there)
+        self.source.call("set_tag", run_id, Tag.REMOTE_STORE, target)
+        self._contents(run, there)
+        if run.info.status != "RUNNING":
+            call(self.client, "set_terminated", there, run.info.status, run.info.end_time)
+            self.source.call("set_tag", run_id, Tag.UPLOADED, target)
+        self.now[run_id] = there
+        self.progress(f"{run.info.run_name}: {there}")
+        return there
+
+    def _made(self, run: Any) -> str:
+        parent = run.data.tags.get(Tag.PARENT)
+        tags = {Tag.PARENT: self.run(parent)} if parent in self.runs else {}
+        experiment = self.source.call("get_experiment", run.info.experiment_id).name
+        options = {"start_time": run.info.start_time, "run_name": run.info.run_name, "tags": tags}
+        there = experiment_id(self.client, experiment)
+        return call(self.client, "create_run", there, **options).info.run_id
+
+    def _contents(self, run: Any, there: str) -> None:
+        from mlflow.entities import Param, RunTag
+
+        run_id, data = run.info.run_id, run.data
+        # Of this store's own runs, or written by `register_model`.
+        own = (*Tag, "mlflow.log-model")
+        tags = [RunTag(k, v) for k, v in data.tags.items() if not k.startswith(own)]
+        params = [Param(key, value) for key, value in data.params.items()]
+        metrics = [m for key in data.metrics for m in self.source.call("get_metric_history", run_id, key)]
+        for batch in batches(tags=tags, params=params, metrics=metrics):
+            call(self.client, "log_batch", there, **batch)
+        files = self.source.local(run_id, "")
+        if files and files.is_dir():
+            call(self.client, "log_artifacts", there, str(files))
+        for key, wish in data.tags.items():
+            if key.startswith(Tag.REGISTER):
+                register_model(self.client, there, **json.loads(wish))

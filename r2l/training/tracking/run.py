@@ -1,4 +1,10 @@
-"""Runs as they are written: settings, numbers, pictures, tensors, models."""
+"""Runs as they are written: settings, numbers, tensors, models; sent to a store, which may go away.
+
+A server that fails in the middle of a training must not end it, nor lose its records. From the first
+call that fails on, all calls go to a SQLite store, ``runs_kept`` in the working folder; each
+run there remembers which run of which server it goes on with, and `upload` joins the two. Every call
+may be repeated, so that nothing is lost or doubled where the server took it but failed to say so.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +15,123 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor, nn
 
-from r2l.files import csv_text, to_uint8
+from r2l.files import csv_text
 from r2l.isp.saving import save_isp
 from r2l.training.saving import save_model
-from r2l.training.tracking.outage import Sender
-from r2l.training.tracking.records import PARENT
-from r2l.training.tracking.store import batches, call, open_client
+from r2l.training.tracking.store import (
+    Tag,
+    TrackingError,
+    batches,
+    call,
+    experiment_id,
+    is_remote,
+    open_client,
+    register_model,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+T = TypeVar("T")
 
 # Mlflow allows letters, digits and "_-. /" in names of metrics; pipeline codes hold commas.
 _FORBIDDEN = re.compile(r"[^\w\-. /]")
+_KEPT = Path("runs_kept")
 _PACKAGES = ("r2l", "torch", "torchvision", "lightning", "numpy", "mlflow")
+
+
+class _Sender:
+    """Sends the calls of one experiment's runs to a store, or keeps them."""
+
+    def __init__(self, client: MlflowClient, experiment: str) -> None:
+        self._address, self._kept = client.tracking_uri, False
+        # Of the store that is written to now.
+        self._client, self._experiment = client, experiment
+        self._experiment_id = experiment_id(client, experiment)
+        # By id as the caller knows it: name and tags of each run, and its id in the local store.
+        self._opened: dict[str, tuple[str | None, dict[str, str]]] = {}
+        self._local: dict[str, str] = {}
+
+    def open_run(self, run_id: str | None, name: str | None, tags: dict[str, str]) -> str:
+        """Open a run again, or make one without an id; return the id by which it is known from then on."""
+        if run_id:
+            self._opened[run_id] = name, tags
+            self.send("update_run", run_id, status="RUNNING")
+            return run_id
+        run_id = self._sent_or_kept(lambda: self._made(name, tags))
+        self._opened[run_id] = name, tags
+        if self._kept:
+            self._local[run_id] = run_id
+        return run_id
+
+    def send(self, method: str, run_id: str, *arguments: Any, **options: Any) -> None:
+        """Call a method of mlflow's client whose first argument is a run; errors as in `call`."""
+        self._sent_or_kept(lambda: call(self._client, method, self._here(run_id), *arguments, **options))
+
+    def register(self, run_id: str, path: str, name: str, alias: str | None) -> None:
+        """Make an artefact the newest version of a registered model; with an alias, if one is given."""
+        wish = {"path": path, "name": name, "alias": alias}
+
+        def registered() -> None:
+            if self._kept:
+                self.send("set_tag", run_id, f"{Tag.REGISTER}.{name}", json.dumps(wish))
+            else:
+                register_model(self._client, run_id, **wish)
+
+        self._sent_or_kept(registered)
+
+    def _sent_or_kept(self, action: Callable[[], T]) -> T:
+        """Do it in the server's store; in the local one from the first time on that this fails."""
+        try:
+            return action()
+        except TrackingError as error:
+            if self._kept or not is_remote(self._address):
+                raise
+            what, why, _ = error.args
+        self._kept, self._client = True, open_client(_KEPT)
+        self._experiment_id = experiment_id(self._client, self._experiment)
+        warnings.warn(
+            f"tracking goes on in {_KEPT}: {what}: {why}. Send it later with: "
+            f"r2l lab upload {_KEPT} --tracking_uri {self._address}",
+            stacklevel=2,
+        )
+        return action()
+
+    def _here(self, run_id: str) -> str:
+        """The run's id in the store that is written to; a local run is made when it is first needed."""
+        if self._kept and run_id not in self._local:
+            name, tags = self._opened[run_id]
+            self._local[run_id] = self._made(name, {**tags, Tag.REMOTE_RUN: run_id})
+        return self._local.get(run_id, run_id)
+
+    def _made(self, name: str | None, tags: dict[str, str]) -> str:
+        if Tag.PARENT in tags:
+            tags = {**tags, Tag.PARENT: self._here(tags[Tag.PARENT])}
+        if self._kept:
+            tags = {**tags, Tag.REMOTE_STORE: self._address}
+        return call(self._client, "create_run", self._experiment_id, tags=tags, run_name=name).info.run_id
 
 
 class Run:
     """One run that is being written; `track` makes it, `nested` makes its children.
 
     Names of artefacts may hold folders ("stages/gamma/epoch_003.png"). What a server does not take any
-    more is kept in a local store, with a warning that says where; nothing is raised for that. ``store`` is
-    the store's address, as ``mlflow ui --backend-store-uri`` takes it.
+    more is kept in a local store, with a warning that says where; nothing is raised for that.
     """
 
-    def __init__(self, sender: Sender, run_id: str) -> None:
+    def __init__(self, sender: _Sender, run_id: str) -> None:
         self.run_id, self._sender = run_id, sender
-        self.experiment_id, self.store = sender.experiment_id, sender.address
-
-    @property
-    def kept(self) -> str | None:
-        """Address of the local store that the run goes on in since its server failed; None before."""
-        return self._sender.kept
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Write settings; a value is kept as its text and can't be changed later."""
@@ -65,10 +148,6 @@ class Run:
         metrics = [Metric(_FORBIDDEN.sub("_", k), float(v), now, step) for k, v in values.items()]
         self._send("log_batch", metrics=metrics)
 
-    def figure(self, figure: Figure, name: str) -> None:
-        """Write a figure as the artefact ``name`` ("matrix.png")."""
-        self._send("log_figure", figure, name)
-
     def table(self, table: pd.DataFrame, name: str, index: bool = False) -> None:
         """Write a table as the artefact ``name`` ("cells.csv"), with its index if asked."""
         self._send("log_text", csv_text(table, index), name)
@@ -77,22 +156,6 @@ class Run:
         """Write plain values (dicts, lists or arrays, numbers, texts) as the artefact ``name`` (.json)."""
         # In a line: mlflow's own way of writing takes one for each of a list.
         self._send("log_text", json.dumps(values, default=lambda array: array.tolist()) + "\n", name)
-
-    def image(self, image: np.ndarray | Tensor, name: str) -> None:
-        """Write a picture as the artefact ``name`` (.png), without loss beyond 8 bit.
-
-        It is (3, H, W), (1, H, W) or (H, W), display domain, of which what leaves [0, 1] becomes 0 or 1; or
-        uint8, as it is. Another shape is a ValueError.
-        """
-        values = torch.as_tensor(image).detach().cpu().numpy()
-        if values.ndim == 2:
-            values = values[None]
-        if values.ndim != 3 or values.shape[0] not in (1, 3):
-            raise ValueError(f"a picture of shape {values.shape}, expected (3, H, W), (1, H, W), (H, W)")
-        values = values if values.dtype == np.uint8 else to_uint8(values)
-        picture = Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0).copy())
-        with self._file(name) as path:
-            picture.save(path, format="PNG")
 
     def tensors(self, tensors: Mapping[str, Tensor | np.ndarray], name: str) -> None:
         """Write tensors as the artefact ``name`` (.npz or .safetensors); neither holds any code."""
@@ -153,7 +216,7 @@ class Run:
         self, name: str, params: Mapping[str, Any] | None = None, run_id: str | None = None
     ) -> AbstractContextManager[Run]:
         """Open a run below this one (a fold, a model); a new one, or ``run_id`` again, as in `track`."""
-        return _opened(self._sender, run_id, name, params, {PARENT: self.run_id})
+        return _opened(self._sender, run_id, name, params, {Tag.PARENT: self.run_id})
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
@@ -196,7 +259,7 @@ def track(
         ValueError: settings or names that mlflow does not take.
     """
     client = open_client(store)
-    sender = Sender(client, experiment)
+    sender = _Sender(client, experiment)
     if run_id:
         stored = call(client, "get_run", run_id)
         run, tags = stored.info.run_name, stored.data.tags
@@ -208,7 +271,7 @@ def track(
 
 @contextmanager
 def _opened(
-    sender: Sender,
+    sender: _Sender,
     run_id: str | None,
     name: str | None,
     params: Mapping[str, Any] | None,

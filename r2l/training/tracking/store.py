@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -41,6 +42,16 @@ _LOCKED_TRIES = 6
 _OPENING_SECONDS = 120  # to make all tables, on a machine that has much else to do
 _START_SECONDS, _STOP_SECONDS = 120, 10  # of the server of the page
 _AT_ONCE = {"params": 100, "tags": 100, "metrics": 1000}  # mlflow's limits
+
+
+class Tag(StrEnum):
+    """Tags of runs that say how they hang together."""
+
+    PARENT = "mlflow.parentRunId"
+    REMOTE_RUN = "r2l.remote_run"  # of a kept run: the one that it goes on with
+    REMOTE_STORE = "r2l.remote_store"  # where that is
+    REGISTER = "r2l.register"  # a model of a kept run that is to be registered there
+    UPLOADED = "r2l.uploaded_to"  # of a kept run that was sent whole
 
 
 class TrackingError(R2LError, OSError):
@@ -155,6 +166,16 @@ def experiment_id(client: MlflowClient, name: str) -> str:
             if last:
                 raise
     raise AssertionError("unreachable")
+
+
+def register_model(client: MlflowClient, run_id: str, path: str, name: str, alias: str | None) -> None:
+    """Make ``path`` of a run a new version of the model ``name``."""
+    with suppress(ValueError):  # it exists; a name that can't be is told below
+        call(client, "create_registered_model", name)
+    source = f"runs:/{run_id}/{path}"
+    version = call(client, "create_model_version", name, source=source, run_id=run_id).version
+    if alias:
+        call(client, "set_registered_model_alias", name, alias, version)
 
 
 def check_sqlite(path: Path, make: bool = False) -> None:
