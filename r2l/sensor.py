@@ -26,7 +26,12 @@ CONTAINER_MAX = 65535  # raw files and the published tiles hold 16 bit numbers
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """How a sensor turns light into numbers; a ValueError for any that can't be."""
+    """How a sensor turns light into numbers; a ValueError for any that can't be.
+
+    >>> from r2l.camera import DRONE
+    >>> round(NoiseModel(gain=0.528, read_noise=2.5, bits=12).full_well(DRONE))  # electrons
+    7271
+    """
 
     gain: float  #: digital numbers (DN) per electron, counted at ``bits`` (EMVA 1288's K)
     read_noise: float  #: standard deviation of the dark signal in electrons

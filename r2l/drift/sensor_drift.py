@@ -100,7 +100,7 @@ def drift_sensor(
     seed: int = 0,
     ids: Sequence[int] | np.ndarray | None = None,
 ) -> Tensor:
-    """Return raw frames as a changed sensor would have given them; see above for the kinds.
+    """Return raw frames as a changed sensor would have given them; the module says what each kind is.
 
     >>> from r2l.camera import DRONE
     >>> drift_sensor(torch.full((1, 1, 16, 16), 0.25), DRONE, SENSOR_DRIFTS[0]).shape
@@ -108,7 +108,7 @@ def drift_sensor(
 
     Args:
         raw: (N, 1, H, W), raw domain.
-        kind: one of `SENSOR_DRIFTS`.
+        kind: one of `SENSOR_DRIFTS`, such as "exposure", "white_balance", "hot_pixels".
         noise: of the sensor; that of `MICROSCOPE` and `DRONE` is known.
         severity, seed, ids: as in `r2l.drift.corrupt`.
 

@@ -181,7 +181,13 @@ class ShiftTest:
 
 @dataclass(frozen=True)
 class ShiftDetector:
-    """Remembers what images looked like; `fit` makes it, `test` tells whether others look the same."""
+    """Remembers what images looked like; `fit` makes it, `test` tells whether others look the same.
+
+    >>> images = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> detector = ShiftDetector.fit(images[:20], groups=2)  # neighbours by twos
+    >>> [detector.test(stream, groups=2).raised for stream in (images[20:], 0.9 * images[20:])]
+    [False, True]
+    """
 
     reference: pd.DataFrame
     groups: np.ndarray
