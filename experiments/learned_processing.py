@@ -1,6 +1,6 @@
 """Does learning the processing help? The long runs behind docs/statistics.md, on the microscopy twin.
 
-    python experiments/learned_processing.py published helps control black_level containers
+    python experiments/learned_processing.py published helps control black_level raw_units containers
     python experiments/learned_processing.py adaptation collapse
 
 Each writes `runs/learned_processing/NAME.csv`, one row an image and training, and prints what it sums up to;
@@ -9,6 +9,7 @@ together some forty minutes on one core. Notebook 05 shows short forms of the fi
 
 import copy
 import dataclasses
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -167,6 +168,24 @@ def black_level() -> None:
     table = pd.DataFrame(rows)
     table.to_csv(FOLDER / "black_level.csv", index=False)
     print(f"\nblack level, parts of the signal\n{table.describe().round(3).to_string()}", flush=True)
+
+
+def raw_units() -> None:
+    """From the right calibration at low light: where do black levels in raw units end?"""
+    data, rows = twin(0.01), []
+    mean = nn.functional.pixel_unshuffle(data.raw, 2).mean((0, 2, 3))
+    black = torch.tensor(data.camera.black_level)
+    for epochs, seed in itertools.product((6, 18), SEEDS):
+        trained = fit(
+            lambda: make_classifier("SmallResNet", 9), data, seed=seed, lr=0.003, epochs=epochs,
+            processor=RawUnits(ParametrizedISP(data.camera)), output_norm="batch", progress=False,
+        )  # fmt: skip
+        level = trained.processor.values["black_level"].detach()
+        parts = ((level - black) / (mean - black)).tolist()
+        rows.append({"epochs": epochs, "seed": seed} | {f"site {n}": part for n, part in enumerate(parts)})
+    table = pd.DataFrame(rows)
+    table.to_csv(FOLDER / "raw_units.csv", index=False)
+    print(f"\nblack level in raw units, parts of the signal\n{table.round(2).to_string()}", flush=True)
 
 
 def containers() -> None:
