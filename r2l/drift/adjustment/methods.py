@@ -118,7 +118,7 @@ def adapt(
     if len(target) == 0 or steps < 1 or batch_size < 1:
         raise ValueError(f"nothing to adapt to: {len(target)} frames, {steps} steps of {batch_size} images")
     begin = time.perf_counter()
-    module = copy.deepcopy(trained).eval().to(memory_format=torch.channels_last)
+    module = copy.deepcopy(trained).eval()
     record: dict[str, Any] = {"method": method, "losses": []}
     guard = {} if reset_below is None or method in LABELLED else {"reset_below": reset_below}
     with seeded(seed):
@@ -147,7 +147,7 @@ def adapt(
     record["steps"] = len(record["losses"])
     record["seconds"] = time.perf_counter() - begin
     module.adaptation = record
-    return module.eval().to(memory_format=torch.contiguous_format)
+    return module.eval()
 
 
 @torch.no_grad()
