@@ -287,6 +287,7 @@ def test_cameras_are_placed(report):
     far = report.check(replace(PLAIN, black_level=(0.4,) * 4))
     assert far.loc["black_level", "verdict"] == "outside"
     assert far.loc["red_gain", "verdict"] == "inside"
+    assert "in all 4 settings that it tells; of 2 more a camera tells nothing" in report.verdict(own)
     told = report.verdict(far.assign(verdict="outside"))
     assert "settings: exposure; black level; red gain; saturation;" in told, "labels may hold commas"
 

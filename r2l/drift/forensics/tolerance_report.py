@@ -135,7 +135,7 @@ class ToleranceReport:
         if len(outside):
             return f"outside in {len(outside)} of {len(checked)} settings: {'; '.join(outside)}{few}"
         unknown = (checked["verdict"] == "unknown").sum()
-        rest = f"; of {unknown} settings a camera tells nothing" if unknown else ""
+        rest = f"; of {unknown} more a camera tells nothing" if unknown else ""
         return f"inside, in all {len(checked) - unknown} settings that it tells{rest}{few}"
 
 
