@@ -183,6 +183,21 @@ def test_the_hash_is_of_what_the_outcome_depends_on(tiny):
     assert len({j.hash for j in tiny.jobs}) == 4
 
 
+def test_the_hash_is_of_ones_own_code_and_models_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("train: {dataset: SyntheticMicroscopy}\ngrid: {pipeline: ['mine:look+jpeg:75', camera/]}")
+    hashes = []
+    for gamma in (2.2, 1.8, 2.2):
+        (tmp_path / "mine.py").write_text(
+            f"def look(raw):\n    return raw.expand(-1, 3, -1, -1) ** (1 / {gamma})\n"
+        )
+        r2l.save_isp(r2l.ParametrizedISP(r2l.DRONE).set_(gamma=gamma), tmp_path / "camera")
+        hashes.append([job.hash for job in read_sweep(grid).jobs])
+    assert hashes[0] == hashes[2]
+    assert not set(hashes[0]) & set(hashes[1])
+
+
 def test_the_hash_of_a_notebook_is_of_its_code(tmp_path):
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_code_cell("A = 1"), nbformat.v4.new_markdown_cell("Words.")]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 import r2l
-from r2l.files import atomic_path, read_csv, write_csv
+from r2l.files import atomic_path, content_hash, local_path, read_csv, write_csv
 from r2l.options import Options
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ _NOTE = "run.json"
 ANSWERED, TESTED = "predictions.csv", "tested.csv"
 #: Options that say where a run is kept.
 WHERE = ("experiment_name", "run_name", "tracking_uri", "folder", "resume")
+# Options that may name one's own code (``module:name``), or folders with models.
+_NAMING = ("pipeline", "test_pipelines", "classifier_network")
+_NAMING += ("processor_uri", "classifier_uri", "state_dict_uri")
 #: Folders of the package that no result depends on.
 _APART = ("cli", "sweep", "widgets")
 
@@ -36,9 +39,15 @@ def identity(*parts: Any) -> str:
 
 
 def what_counts(options: Options) -> dict[str, Any]:
-    """Return the options that the outcome of a run depends on, by name."""
+    """Return what the outcome of a run depends on: options by name, hashes of own code and models they name."""
     free = (*WHERE, "num_workers")
-    return {name: value for name, value in asdict(options).items() if name not in free}
+    counting = {name: value for name, value in asdict(options).items() if name not in free}
+    sources = {}
+    for part in " ".join(str(counting[name] or "") for name in _NAMING).replace("+", " ").split():
+        module, folder = Path(part.partition(":")[0].replace(".", "/") + ".py"), local_path(part)
+        for file in (module, folder, *folder.glob("*"), *folder.glob("*/*")):
+            sources |= {file.as_posix(): content_hash(file)} if file.is_file() else {}
+    return counting | ({"sources": sources} if sources else {})
 
 
 def code_version() -> str:
