@@ -39,7 +39,7 @@ def identity(*parts: Any) -> str:
 
 
 def what_counts(options: Options) -> dict[str, Any]:
-    """Return what the outcome of a run depends on: options by name, hashes of own code and models they name."""
+    """Return what the outcome of a run depends on: options by name, and hashes of own code that they name."""
     free = (*WHERE, "num_workers")
     counting = {name: value for name, value in asdict(options).items() if name not in free}
     sources = {}
