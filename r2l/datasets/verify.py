@@ -137,13 +137,15 @@ def verify_folder(
         gains = " ".join(f"{gain:.3g}" for gain in frame.camera.white_balance)
         cameras[f"{frame.camera.name}, {frame.camera.cfa.name}, white balance {gains}"] += 1
     told = f"values in masks (in how many): {_counted(values)}"
+    count = f"{sizes.total()} of {len(table)} images can be read"
+    whole = sizes.total() == len(table)
     return [
-        f"{sizes.total()} of {len(table)} images can be read",
-        f"sizes: {_counted(sizes)}{'; --crop makes them one' * (len(sizes) > 1)}",
+        *([count] if whole else []),
+        f"sizes: {_counted(sizes) or 'none'}{'; --crop makes them one' * (len(sizes) > 1)}",
         *(f"camera: {name} ({count})" for name, count in cameras.most_common()),
         told if masks else f"classes: {_counted(Counter(table['label']))}",
         f"groups: {table['group'].nunique()}",
-    ], wrong
+    ], wrong if whole else [count, *wrong]
 
 
 def _counted(values: Counter) -> str:
