@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from r2l.drift import factorial_effects
-from r2l.drift.factorial import _FACTORS, _effect_contrasts
+from r2l.drift.paired import _FACTORS, _effect_contrasts
 from r2l.drift.statistics import crossed_ratios
 from r2l.isp import PIPELINES
 from r2l.viz import plot_effects

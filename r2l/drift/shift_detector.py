@@ -241,11 +241,9 @@ class ShiftDetector:
 
 def _checked(groups: np.ndarray | int | None, n_images: int, least: int = 2) -> np.ndarray:
     if groups is None:
-        why = (
-            "not told; images of one slide or photo, or taken in a row, hang together, and a test that takes "
-        )
+        why = "not told; images of one slide or photo, or taken in a row, hang together, and a test that "
+        why += "takes them for independent raises false alarms"
         remedy = "Pass groups=, one name an image; or a number, so many neighbours being one group"
-        why += "them for independent raises false alarms"
         raise R2LError("groups", why, f"{remedy} (1: independent images)")
     if isinstance(groups, int) and groups > 0:
         groups = np.arange(n_images) // groups
