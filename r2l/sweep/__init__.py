@@ -6,7 +6,18 @@ tables, and a page (`r2l.sweep.report`) with the matrix. What a job is known by 
 parameters and of the code, so that nothing that is finished is done again.
 """
 
+import atexit
+import gc
+import os
+import signal
+
 from r2l.files import need_extra, offer_late
+
+# In the process that workers are forked from: it only imports, and Ctrl-C is its driver's business.
+if os.environ.pop("R2L_FORKED", None):
+    gc.disable()
+    atexit.register(gc.freeze)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 need_extra("sweep", "dask", "distributed", "jinja2", "rich", "yaml")
 

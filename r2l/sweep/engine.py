@@ -42,7 +42,7 @@ _DASK = {
     "distributed.nanny.pre-spawn-environ": {},
 }
 #: What each local worker would import anew, in 6 seconds of a core.
-_IMPORTED = ["distributed", "mlflow", "r2l.sweep.runs", "r2l.training.experiment"]
+_IMPORTED = ["r2l.sweep.runs", "r2l.training.experiment", "distributed", "mlflow"]
 #: Why workers can't be had, and what to do.
 _TROUBLE = {
     "local": (
@@ -91,7 +91,7 @@ class Engine:
         if self.kind == "local" and sys.platform == "linux" and not torch.cuda.device_count():
             dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
             get_mp_context().set_forkserver_preload(_IMPORTED)
-            with variables(_environment(0, 0, self.threads)):
+            with variables({**_environment(0, 0, self.threads), "R2L_FORKED": "yes"}):
                 forkserver.ensure_running()
 
     @contextmanager

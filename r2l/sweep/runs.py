@@ -5,6 +5,7 @@ What isn't finished goes to the workers, until nothing is left.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import platform
@@ -215,6 +216,9 @@ def _carry_out(run: Outcome, setting: Setting) -> Outcome:
     second waits for the first and takes its outcome.
     """
     start = time.perf_counter()
+    if not gc.isenabled():  # as in the process that this one was forked from
+        gc.freeze()
+        gc.enable()
 
     def ended(**how: Any) -> Outcome:
         return replace(run, seconds=time.perf_counter() - start, host=platform.node(), **how)
