@@ -249,8 +249,8 @@ def test_a_folder_applies_them_and_other_files_say_that_they_have_none(tmp_path)
     with pytest.raises(ValueError, match="lens_corrections"):
         Options(dataset="SyntheticDrone", lens_corrections=True)
     np.save(tmp_path / "a.npy", plain.mosaic)
-    (tmp_path / "a.bin").write_bytes(steps().tobytes())
-    for name, kind in (("a.npy", None), ("a.bin", RawLayout(WIDTH, HEIGHT, 16))):
+    (photos / "a.bin").write_bytes(steps().tobytes())
+    for name, kind in (("a.npy", None), ("photos/a.bin", RawLayout(WIDTH, HEIGHT, 16))):
         with pytest.warns(RawFileWarning, match="not applied, only those of DNGs"):
             read_raw(tmp_path / name, DRONE, kind, lens_corrections=True)
 
