@@ -21,9 +21,10 @@ from r2l.rawfile import RawFrame, write_dng
 from r2l.training.export import _save_strip
 from r2l.training.tracking import TrackingError, track
 from r2l.widgets import camera as own
-from r2l.widgets import lab, matrix_explorer
+from r2l.widgets import matrix_explorer
+from r2l.widgets import results as lab
 from r2l.widgets.camera import _OWN
-from r2l.widgets.matrix import _MOST, _changed_html, _score_matrix, _two_rows
+from r2l.widgets.results import _MOST, _changed_html, _score_matrix, _two_rows
 from tests.test_forensics import Bright, flat_frames
 from tests.test_widgets import controls, pages, pictures, pixels, upload
 
@@ -116,6 +117,24 @@ def test_camera_explorer_at_every_value(report, frames):
     assert "&lt;turned&gt;" in pages(own.camera_explorer(frames, report))
 
 
+def test_a_large_frame_is_cut_and_binned_anew_only_when_it_changes(report, frames, monkeypatch):
+    seen, binned = [], RawFrame.binned
+
+    def counted(frame, side):
+        seen.append(frame.camera.name)
+        return binned(frame, side)
+
+    monkeypatch.setattr(RawFrame, "binned", counted)
+    menus = controls(own.camera_explorer(frames, report))
+    for numbers in (*menus["numbers"].options, _OWN):
+        menus["numbers"].value = numbers
+        for code in PIPELINES[:3]:
+            menus["pipeline"].value = code
+    assert seen == ["<turned>"] * 2, "once by its own numbers, once by the other camera's"
+    menus["frame"].value = "other"
+    assert seen[2:] == [MICROSCOPE.name]
+
+
 def test_a_frame_shown_small_is_cut_site_by_site_before_its_means(report):
     # A third of the sites saturates: their mean alone would pass below the cut, and come out pink.
     rng = np.random.default_rng(0)
@@ -194,13 +213,15 @@ def test_lab_explorer_at_every_value(store):
     curves = set()
     for name in menus["run"].options:
         menus["run"].value = name
-        curves.add(bytes(box.children[-1].value))
+        ((alt, data),) = pictures(box.children[-1])
+        assert alt == f"Losses of {name} by epoch, in training and validation"
+        curves.add(data)
         for what in menus["picture"].options:
             menus["picture"].value = what
             assert menus["epoch"].options == ((0, 1, 2) if "second" in name else (0, 1))
             for epoch in menus["epoch"].options:
                 menus["epoch"].value = epoch
-                ((alt, data),) = pictures(box)
+                (alt, data), _ = pictures(box)
                 assert alt.startswith(f"{what} of {name} after epoch {epoch}")
                 if what == "demosaic":
                     assert np.all(pixels(data) == 100 * ("fold 1" in name) + 10 * epoch)

@@ -32,7 +32,7 @@ from r2l.viz import (
     plot_views,
     with_alt,
 )
-from r2l.viz.raw import colour_sites, split_planes
+from r2l.viz.pictures import colour_sites, split_planes
 from r2l.viz.style import LETTERS
 from tests.run_notebooks import IN_PAGE, find, slim
 from tools.places import ROOT

@@ -1,22 +1,30 @@
-"""Figures of lines: losses, learning curves, scans of a setting, drops against image distance."""
+"""Figures of lines: levels and noise, losses, learning and tone curves, scans, drops against distance."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from r2l.datasets.frames import Frames
-from r2l.drift.adjustment import Learning
-from r2l.drift.forensics import Scan, ToleranceReport
-from r2l.drift.matched_severity import mean_distance
-from r2l.drift.matrix import MatrixSummary
-from r2l.viz.style import CYCLE, INK, LETTERS, SOFT, heading, note, panels, tidy, upright_grid
+from r2l.isp.learned import apply_tone_curve, control_points
+from r2l.viz.pictures import PLANE_STYLES, split_planes
+from r2l.viz.style import CYCLE, INK, LETTERS, SOFT, heading, note, panels, upright_grid
+
+if TYPE_CHECKING:
+    from r2l.camera import Camera
+    from r2l.datasets.frames import Frames
+    from r2l.drift.adjustment import Learning
+    from r2l.drift.forensics import Scan, ToleranceReport
+    from r2l.drift.matrix import MatrixSummary
+    from r2l.learn import Learned
 
 _BLUE, _ORANGE, _GREEN = CYCLE[:3]
 _KINDS = {"train": ("training", _BLUE), "val": ("validation", _ORANGE)}
@@ -57,10 +65,8 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Fig
     if not ax.lines:
         columns = sorted({column for table in curves.values() for column in table})
         raise ValueError(f"no train_{metric} or val_{metric}; there are {', '.join(columns)}")
-    ax.set_xlabel("epoch", color=INK)
-    ax.set_ylabel(metric, color=INK)
+    ax.set(xlabel="epoch", ylabel=metric)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    tidy(ax)
     ax.legend(frameon=False, fontsize=LETTERS, labelcolor=INK)
     return figure
 
@@ -78,8 +84,8 @@ def plot_learning_curves(learning: Learning, column: str = "val_accuracy") -> Fi
     for ax, domain in zip(axes, domains, strict=True):
         draw_arms(ax, learning.curves, bands, domain, column)
         heading(ax, domain, 10)
-    axes[0].set_ylabel(_MEASURES.get(column, column))
-    axes[0].set_ylim(bottom=0)  # neither a measure nor a loss goes below, a band may
+    # Neither a measure nor a loss goes below 0, a band may.
+    axes[0].set(ylabel=_MEASURES.get(column, column), ylim=(0, None))
     axes[0].legend(frameon=False, fontsize=LETTERS)
     band = ", band: 95% interval over seeds" if n_seeds > 2 else ""
     note(figure, f"mean of {n_seeds} seeds, thin: each seed{band}" if n_seeds > 1 else "one seed")
@@ -99,7 +105,6 @@ def draw_arms(ax: Axes, curves: pd.DataFrame, bands: pd.DataFrame, domain: str, 
         for _, run in seeds.groupby("seed"):
             line = run.groupby("epoch")[column].mean()
             ax.plot(line.index, line, color=colour, linewidth=0.5, alpha=0.6)
-    tidy(ax)
     ax.set_xlabel("epoch")
 
 
@@ -141,10 +146,7 @@ def _draw_scan(ax: Axes, scan: Scan, drop: float) -> None:
         ax.minorticks_off()
     else:
         ax.locator_params(axis="x", nbins=5)
-    ax.set_xlabel(setting.title, fontsize=LETTERS)
-    ax.set_ylabel(scan.metric, fontsize=LETTERS)
-    tidy(ax)
-    ax.tick_params(length=2)
+    ax.set(xlabel=setting.title, ylabel=scan.metric)
 
 
 def plot_corruptions(
@@ -159,6 +161,8 @@ def plot_corruptions(
     The drops are those of `r2l.drift.drop_table`, against the distance that it took: "psnr", "ssim" or "l2".
     Where the summary of a matrix and the developed images are given, cells off the diagonal are drawn too.
     """
+    from r2l.drift.matched_severity import mean_distance  # slow to import, and the other curves do without
+
     figure, ((ax,),) = panels(1, 1, (8.4, 5.0))
     if summary is not None and views is not None:
         cells = summary.cells[summary.cells["train"] != summary.cells["test"]]
@@ -184,10 +188,8 @@ def plot_corruptions(
         # What has hardly changed stands at the edge.
         ax.set_xlim(min(60.0, ax.get_xlim()[1]), ax.get_xlim()[0])
         label = "PSNR to the model's own pipeline in dB (right: further away)"
-    ax.set_xlabel(label, color=INK)
-    ax.set_ylabel("loss of score", color=INK)
+    ax.set(xlabel=label, ylabel="loss of score")
     ax.axhline(0, color=SOFT, linewidth=0.8)
-    tidy(ax)
     upright_grid(ax)
     ax.legend(frameon=False, fontsize=LETTERS, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     _name_marks(ax, named)
@@ -213,3 +215,63 @@ def _extent(text: Annotation) -> Bbox:
     """Return where a name stands, in pixels, without its line."""
     text.get_window_extent()  # brings its place up to date
     return Text.get_window_extent(text).padded(1)
+
+
+def plot_levels(frames: Mapping[str, tuple[np.ndarray, Camera]]) -> Figure:
+    """Draw the histogram of the four planes of each mosaic (H, W), raw domain, by title, with its levels."""
+    figure, (axes,) = panels(1, len(frames), (4.4 * len(frames), 2.9))
+    for ax, (title, (mosaic, camera)) in zip(axes, frames.items(), strict=True):
+        bins = np.linspace(0, 1, 129)
+        for name, plane in split_planes(mosaic, camera.cfa).items():
+            colour, dashes = PLANE_STYLES[name]
+            counts = np.histogram(plane, bins)[0]
+            ax.step(bins[:-1], counts, where="post", color=colour, linestyle=dashes, label=name)
+        for level in (np.mean(camera.black_level), camera.white_level):
+            ax.axvline(level, color=INK, linewidth=0.8, linestyle=":")
+        ax.set_yscale("symlog", linthresh=1)
+        ax.set(xlabel="raw value (fraction of full scale)", ylabel="sites in a bin of 1/128", ylim=(0, None))
+        ax.set_title(title, loc="left", fontsize=10, color=INK)
+    axes[0].legend(fontsize=LETTERS, frameon=False)
+    return figure
+
+
+def plot_transfer(measured: Mapping[str, tuple[np.ndarray, np.ndarray, float, float]]) -> Figure:
+    """Draw photon transfer curves: the variance of the noise against the signal, with a line.
+
+    Both axes are logarithmic, so that the read noise shows: there the line turns level. By title: mean and
+    variance (N,) of positive digital numbers, slope and intercept of the line.
+    """
+    figure, (axes,) = panels(1, len(measured), (4.4 * len(measured), 3.1))
+    for ax, (title, (mean, variance, slope, intercept)) in zip(axes, measured.items(), strict=True):
+        ax.plot(mean, variance, "o", color=CYCLE[0], markersize=5, label="measured")
+        line = np.geomspace(mean.min(), mean.max(), 100)
+        label = f"{slope:.3g} DN x signal + {intercept:.2g} DN²"
+        ax.plot(line, slope * line + intercept, color=CYCLE[1], label=label)
+        ax.legend(fontsize=LETTERS, frameon=False)
+        ax.set(xlabel="signal above black (DN)", ylabel="variance of the noise (DN²)")
+        ax.set(xscale="log", yscale="log")
+        ax.set_title(title, loc="left", fontsize=10, color=INK)
+    return figure
+
+
+def plot_learned(learned: Learned) -> Figure:
+    """Show what `r2l.learn_pipeline` returned: tone curves, and how near each pipeline is to the pictures."""
+    figure, ((curves, scores),) = panels(1, 2, (9, 3.6))
+    linear = torch.linspace(0, 1, 512)
+    points = control_points(learned.isp.tone_curve.detach())
+    display = apply_tone_curve(linear.expand(1, 3, 1, -1), points)[0, :, 0]
+    for name, colour, values in zip("RGB", (_ORANGE, _GREEN, _BLUE), display, strict=True):
+        curves.plot(linear, values, color=colour, label=name)
+    curves.plot(linear, linear ** (1 / 2.2), color=SOFT, linewidth=0.8, label="gamma 2.2")
+    curves.legend(frameon=False, fontsize=LETTERS)
+    curves.set(xlabel="linear", ylabel="display")
+    curves.set_title(learned.isp.camera.name, loc="left", fontsize=10, color=INK)
+    table = learned.scores.sort_values("psnr")
+    own = [CYCLE[1] if name == "learned" else CYCLE[0] for name in table.index]
+    bars = scores.barh(list(table.index), table["psnr"], color=own)
+    colours = [f"{colour:.1f}" for colour in table["ciede2000"]]
+    scores.bar_label(bars, colours, padding=3, fontsize=LETTERS)
+    title = "on blocks not fitted; beside the bars CIEDE2000"
+    scores.set_title(title, loc="left", fontsize=10, color=INK)
+    scores.set_xlabel("PSNR in dB")
+    return figure

@@ -107,8 +107,7 @@ def _draw_scores(ax: Axes, frame: pd.DataFrame, scale: ScalarMappable, summary: 
             if framed.iat[row, column]:
                 _frame(ax, row, column, 0.42, letters, 1.6)
     _name_cells(ax, frame.index, frame.columns, frame.shape[1] > 6)
-    ax.set_xlabel("tested under")
-    ax.set_ylabel("trained under")
+    ax.set(xlabel="tested under", ylabel="trained under")
 
 
 def _frame(ax: Axes, row: int, column: int, half: float, colour: str, width: float) -> None:
@@ -125,7 +124,7 @@ def _name_cells(ax: Axes, rows: Sequence[str], columns: Sequence[str], upright: 
     upright |= max(map(len, across)) > 8
     ax.set_xticks(range(len(columns)), across, rotation=90 if upright else 0)
     ax.set_yticks(range(len(rows)), down)
-    ax.tick_params(length=0, labelcolor=INK, labelsize=LETTERS)
+    ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
 
@@ -152,8 +151,8 @@ def plot_detection_rates(table: pd.DataFrame) -> Figure:
         ax.set_aspect("equal")
         _name_cells(ax, trains, tests, True)
         heading(ax, f"{length} images")
-        ax.set_xlabel("stream from", fontsize=LETTERS, color=INK)
-    axes[0, 0].set_ylabel("trained under,\nreference", fontsize=LETTERS, color=INK)
+        ax.set_xlabel("stream from")
+    axes[0, 0].set_ylabel("trained under,\nreference")
     note(figure, "share of streams that raise the alarm; framed: the score falls; diagonal: false alarms")
     return figure
 
@@ -174,6 +173,7 @@ def plot_landscape(
 ) -> Figure:
     """Draw the metric over two settings; a cross marks the unchanged pipeline, a ring ``point``."""
     ax = panels(1, 1, (5.0, 4.0))[1][0, 0] if figure is None else figure.subplots()
+    tidy(ax)
     figure = ax.figure
     scores = landscape.scores
     mesh = ax.imshow(scores, cmap="cividis", origin="lower", aspect="auto")
@@ -181,8 +181,7 @@ def plot_landscape(
     for values, ticks in ((scores.columns, ax.set_xticks), (scores.index, ax.set_yticks)):
         shown = range(0, len(values), max(1, (len(values) - 1) // 4))
         ticks(list(shown), [f"{values[i]:.3g}" for i in shown])
-    ax.set_xlabel(landscape.second.title)
-    ax.set_ylabel(landscape.first.title)
+    ax.set(xlabel=landscape.second.title, ylabel=landscape.first.title)
     present = (landscape.first.value, landscape.second.value)
     for marker, spot in (("+", present), ("o", point)):
         if spot is not None:
@@ -190,8 +189,6 @@ def plot_landscape(
             column = int(np.abs(scores.columns.to_numpy() - spot[1]).argmin())
             marks = {"markersize": 12, "markeredgewidth": 2, "fillstyle": "none"}
             ax.plot(column, row, marker, color=CYCLE[1], **marks)
-    tidy(ax)
-    ax.tick_params(length=2)
     return figure
 
 
@@ -219,14 +216,12 @@ def plot_effects(table: pd.DataFrame) -> Figure:
             colour = CYCLE[terms.index(row["term"]) % len(CYCLE)]
             _draw_interval(ax, number, row, row["estimate"], colour, 4.5)
         names = part["level"] + "   (" + part["term"] + ")"
-        ax.set_yticks(range(len(part)), names, fontsize=LETTERS)
+        ax.set_yticks(range(len(part)), names)
         ax.set_ylim(len(part) - 0.4, -0.6)
-        tidy(ax)
         upright_grid(ax)
         ax.axvline(0, color=SOFT, linewidth=0.8)
         heading(ax, _SIDES[side])
-    text = "effect on the drop (positive: more is lost; filled: significant after Holm)"
-    axes[-1, 0].set_xlabel(text, fontsize=LETTERS, color=INK)
+    axes[-1, 0].set_xlabel("effect on the drop (positive: more is lost; filled: significant after Holm)")
     return figure
 
 
@@ -260,7 +255,6 @@ def plot_adaptations(summary: pd.DataFrame, *, reference: str | None = None) -> 
             aim = rows.loc[(reference, "none"), "score"]
             ax.axvline(aim, color=_GREEN, linewidth=1.1, linestyle=":")
         heading(ax, target, 10)
-        tidy(ax)
     labelled = set(summary.loc[summary["labelled"], "method"])
     axes[0].set_yticks(range(len(methods)), [f"{m}*" if m in labelled else m for m in methods])
     axes[0].invert_yaxis()
@@ -288,8 +282,6 @@ def plot_attacks(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
     ax.set_xlabel(f"{metric} on fresh images")
     ax.set_title("*: beats random (paired, Holm)", fontsize=LETTERS, color=SOFT)
     ax.legend(fontsize=LETTERS, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    tidy(ax)
-    ax.tick_params(length=2)
     return figure
 
 
@@ -312,11 +304,10 @@ def plot_tolerances(report: ToleranceReport, cameras: Mapping[str, Camera] | Non
         for colour, marker, (camera, values) in zip(CYCLE[1:], "DsoP^v", told.items(), strict=False):
             spot = np.clip(values[name], left + 0.15 * reach, right - 0.15 * reach)
             ax.plot(spot, 0, marker, color=colour, label=camera, clip_on=False, zorder=3)
-        ax.set_ylabel(row["label"], rotation=0, ha="right", va="center", fontsize=LETTERS, color=INK)
+        ax.set_ylabel(row["label"], rotation=0, ha="right", va="center")
         ax.text(1.01, 0.5, row["unit"], transform=ax.transAxes, fontsize=LETTERS, color=SOFT, va="center")
         ax.set_yticks([])
-        ax.tick_params(labelsize=LETTERS, labelcolor=SOFT, length=2)
-        ax.spines[["left", "right", "top"]].set_visible(False)
+        ax.spines["left"].set_visible(False)
     if told:
         above = {"ncols": len(told), "loc": "lower left", "bbox_to_anchor": (0, 1)}
         axes[0, 0].legend(fontsize=LETTERS, frameon=False, **above)
@@ -334,11 +325,10 @@ def plot_shift(result: ShiftTest) -> Figure:
     figure, ((ax,),) = panels(1, 1, (6.2, 0.24 * len(table) + 0.9))
     colours = [_ORANGE if p <= 0.05 else "#c7ccd4" for p in table["p_holm"]]
     ax.barh(range(len(table)), shift, color=colours, height=0.65)
-    ax.set_yticks(range(len(table)), table.index, fontsize=LETTERS)
+    ax.set_yticks(range(len(table)), table.index)
     ax.invert_yaxis()
     ax.axvline(0, color=SOFT, linewidth=0.8)
-    tidy(ax)
-    ax.set_xlabel("shift of the mean, in standard deviations of both together", fontsize=LETTERS)
+    ax.set_xlabel("shift of the mean, in standard deviations of both together")
     title = f"{'alarm' if result.raised else 'no alarm'}, p = {result.p_value:.3f}"
     title += "; coloured: Kolmogorov-Smirnov, Holm, 5 %"
     ax.set_title(title, loc="left", fontsize=LETTERS, color=INK)

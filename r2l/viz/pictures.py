@@ -1,4 +1,4 @@
-"""Figures made of pictures: views, stages and their gradients, samples, and answers that flip."""
+"""Figures made of pictures: sites of a mosaic, views, stages, gradients, samples, answers that flip."""
 
 import math
 import textwrap
@@ -11,16 +11,38 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from r2l.camera import CFA
 from r2l.datasets import RawDataset
 from r2l.datasets.frames import Frames
 from r2l.drift.matrix import most_changed
 from r2l.isp import StageGradient, open_pipeline, stage_gradients
 from r2l.isp.grammar import PipelineLike, linear_stages
-from r2l.viz.style import INK, LETTERS, SOFT, galleries, panels, side
+from r2l.sensor import CONTAINER_MAX
+from r2l.viz.style import CYCLE, INK, LETTERS, SOFT, galleries, ink, panels, side
 
 # Smooth where it is drawn smaller than it is, so that a mosaic shows no moire; squares where it is larger.
 _SMOOTH = "antialiased"
 _ATTACKED = ("black_level", "demosaic", "white_balance", "colour_matrix", "denoising", "gamma")
+#: Lines of the four planes, told apart by dashes too: red, green beside red, green beside blue, blue.
+PLANE_STYLES = {
+    "red": (CYCLE[1], "-"),
+    "green 1": (CYCLE[2], "-"),
+    "green 2": (CYCLE[2], "--"),
+    "blue": (CYCLE[0], "-"),
+}
+
+
+def split_planes(mosaic: np.ndarray, cfa: CFA) -> dict[str, np.ndarray]:
+    """Return the four planes (H/2, W/2) of a mosaic (H, W), any domain; views, by name."""
+    positions = (position for colour in range(3) for position in cfa.positions(colour))
+    return {name: mosaic[p // 2 :: 2, p % 2 :: 2] for name, p in zip(PLANE_STYLES, positions, strict=True)}
+
+
+def colour_sites(mosaic: np.ndarray, cfa: CFA) -> np.ndarray:
+    """Return a mosaic (H, W) as (H, W, 3), each site in the colour of its filter; any domain."""
+    height, width = mosaic.shape
+    colours = np.tile(np.reshape(cfa.value, (2, 2)), ((height + 1) // 2, (width + 1) // 2))
+    return mosaic[..., None] * (colours[:height, :width, None] == np.arange(3))
 
 
 def first_image(images: Tensor) -> np.ndarray:
@@ -34,6 +56,28 @@ def draw_image(ax: Axes, image: np.ndarray, title: str = "") -> None:
     picture = image.squeeze(2) if image.shape[2] == 1 else image
     ax.imshow(picture.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation=_SMOOTH)
     ax.set_title(title, fontsize=LETTERS, color=INK)
+
+
+def plot_sites(mosaic: np.ndarray, cfa: CFA, *, title: str = "", gain: float = 1.0) -> Figure:
+    """Draw a few sites of a mosaic, each in the colour of its filter and with its number.
+
+    Args:
+        mosaic: (H, W), raw domain; some 8x8 sites can be read.
+        cfa: layout, top-left of ``mosaic`` first.
+        title: above.
+        gain: how much brighter to draw than the data are; the numbers stay.
+    """
+    height, width = mosaic.shape
+    shown = (gain * colour_sites(mosaic, cfa)).clip(0, 1) ** (1 / 2.2)
+    figure, ((ax,),) = panels(1, 1, (0.56 * width + 0.3, 0.56 * height + 0.5))
+    draw_image(ax, shown)
+    for (row, column), value in np.ndenumerate(mosaic):
+        number = f"{round(float(value) * CONTAINER_MAX)}"
+        colour = ink(shown[row, column])
+        ax.text(column, row, number, ha="center", va="center", fontsize=LETTERS, color=colour)
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=10, color=INK)
+    return figure
 
 
 def plot_views(
@@ -241,4 +285,4 @@ def _name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     for ax, name in zip(axes[:, 0], names, strict=True):
-        ax.set_ylabel(name, fontsize=LETTERS, color=INK)
+        ax.set_ylabel(name)

@@ -42,7 +42,10 @@ def panels(
     options are those of `Figure.subplots`.
     """
     figure = Figure(figsize=size, layout=layout, dpi=DPI)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for ax in axes.flat:
+        tidy(ax)
+    return figure, axes
 
 
 def galleries(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
@@ -59,14 +62,15 @@ def side(columns: int, wished: float) -> float:
 
 
 def tidy(ax: Axes) -> None:
-    """Take off the frame above and on the right; labels of the ticks in small letters."""
+    """Take off the frame above and on the right; short ticks, small letters along the axes."""
     ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelsize=LETTERS, labelcolor=INK)
+    ax.tick_params(labelsize=LETTERS, labelcolor=INK, length=2)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set(size=LETTERS, color=INK)
 
 
 def upright_grid(ax: Axes) -> None:
     """Draw pale upright lines behind the values."""
-    ax.tick_params(color=SOFT)
     ax.grid(axis="x", color="#e5e7eb", linewidth=0.6)
     ax.set_axisbelow(True)
 

@@ -4,6 +4,7 @@ import html
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,7 +23,7 @@ from r2l.isp.grammar import Pipelines
 from r2l.isp.preparation import clip_highlights
 from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
 from r2l.sensor import CONTAINER_MAX
-from r2l.viz.raw import PLANE_STYLES, colour_sites, split_planes
+from r2l.viz.pictures import PLANE_STYLES, colour_sites, split_planes
 from r2l.widgets.live import Live, beside, explorer, one_thread, picture_html, sized, whole_factor
 
 _OWN = "the file's own"
@@ -157,6 +158,12 @@ def camera_explorer(
     numbers = widgets.Dropdown(options=[_OWN, foreign], description="numbers", **style)
     picture, table, note = (widgets.HTML() for _ in range(3))
 
+    @lru_cache(maxsize=2)  # by either camera's numbers, until the frame changes
+    def whole(frame: RawFrame, camera: Camera) -> RawFrame:
+        # Cut before sites are averaged: a mean of saturated and other ones lies below the cut.
+        cut = clip_highlights(frame.tensor(), camera)[0, 0].numpy()
+        return replace(frame, mosaic=cut).binned(_PICTURE)
+
     @one_thread()
     @torch.no_grad()
     def draw() -> None:
@@ -166,9 +173,7 @@ def camera_explorer(
             camera = on_layout_of(report.camera, camera)
         try:
             isp = open_pipeline(named.get(code.value, code.value), camera)
-            # Cut before sites are averaged: a mean of saturated and other ones lies below the cut.
-            cut = clip_highlights(frame.tensor(), camera)[0, 0].numpy()
-            small = replace(frame, mosaic=cut).binned(_PICTURE)
+            small = whole(frame, camera)
             image = isp(small.tensor())
         except ValueError as error:
             note.value = html.escape(str(error))
@@ -293,7 +298,6 @@ def raw_explorer(frames: Mapping[str, RawFrame]) -> widgets.Widget:
     """
     frames, style = dict(frames), sized(90, 330)
     name = frame_menu(frames, **style)
-    last: dict[str, Any] = {}  # the frame that was drawn, its range and its overview
     view = widgets.Dropdown(options=_VIEWS, description="show", **style)
     side = widgets.SelectionSlider(options=_SIDES, value=64, description="zoom, sites", **style)
     row = widgets.IntSlider(0, 0, 2, 2, description="row", **style)
@@ -306,17 +310,20 @@ def raw_explorer(frames: Mapping[str, RawFrame]) -> widgets.Widget:
         height, width = frames[name.value].mosaic.shape
         row.max, column.max = max(2, height - side.value), max(2, width - side.value)
 
+    @lru_cache(maxsize=1)
+    def whole(frame: RawFrame) -> tuple[tuple[float, float], np.ndarray]:
+        levels = _used_range(frame.mosaic)
+        return levels, _overview(frame, levels)
+
     def draw() -> None:
         frame = frames[name.value]
-        if last.get("frame") is not frame:
-            levels = _used_range(frame.mosaic)
-            last.update(frame=frame, levels=levels, overview=_overview(frame, levels))
-        levels = last["levels"] if stretch.value else (0.0, 1.0)
+        used, overview = whole(frame)
+        levels = used if stretch.value else (0.0, 1.0)
         look = _Look(row.value, column.value, side.value, view.value, levels)
         alt = f"{name.value}: {look.side} sites from row {look.row}, column {look.column}"
         pixels = to_uint8(_paint(frame, look))
         picture.value = picture_html(pixels, f"{alt}; {look.view}", whole_factor(pixels, _PART))
-        marked = _mark(last["overview"], look, frame.mosaic.shape)
+        marked = _mark(overview, look, frame.mosaic.shape)
         alt = "The whole frame, with a frame around the part"
         small.value = picture_html(marked, alt, whole_factor(marked, _OVERVIEW))
         chart.value = _histogram_svg(frame, look)
