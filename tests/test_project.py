@@ -16,17 +16,10 @@ import r2l
 from r2l.camera import Camera
 from r2l.sweep import read_sweep
 from r2l.sweep.jobs import defaults
-from tests.test_binder import requirements
+from tests.test_binder import bounds, requirements
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "r2l"
-
-CONDA_NAMES = {"pytorch": "torch", "dask-core": "dask", "matplotlib-base": "matplotlib"}
-
-
-def bounds(requirements: list[str]) -> dict[str, str]:
-    parsed = (re.match(r"([A-Za-z0-9_-]+)(.*)", r).groups() for r in requirements)
-    return {CONDA_NAMES.get(name, name): bound.strip() for name, bound in parsed}
 
 
 def test_the_top_level_has_what_it_says():

@@ -66,7 +66,7 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Fig
         columns = sorted({column for table in curves.values() for column in table})
         raise ValueError(f"no train_{metric} or val_{metric}; there are {', '.join(columns)}")
     ax.set(xlabel="epoch", ylabel=metric)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.legend(frameon=False, fontsize=LETTERS, labelcolor=INK)
     return figure
 

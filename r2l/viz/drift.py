@@ -77,6 +77,7 @@ def plot_matrix(
     # panchor: a colour bar would otherwise move the panels off the upper edge they share.
     bar = figure.colorbar(scale, ax=axes[0], fraction=0.04, aspect=30, panchor=False, label=label)
     bar.outline.set_visible(False)
+    tidy(bar.ax)
     note(figure, below)
     return figure
 
@@ -118,7 +119,7 @@ def _frame(ax: Axes, row: int, column: int, half: float, colour: str, width: flo
 def _name_cells(ax: Axes, rows: Sequence[str], columns: Sequence[str], upright: bool) -> None:
     # Names such as "libraw:ahd+jpeg:75" break where their parts meet; upright where they would touch.
     across, down = (
-        ["\n".join(re.findall(r".{1,12}(?:[+: ]|$)|.{1,12}", str(name))) for name in names]
+        ["\n".join(re.findall(r".{1,12}(?:[+ ]|$)|.{1,12}(?::|$)|.{1,12}", str(name))) for name in names]
         for names in (columns, rows)
     )
     upright |= max(map(len, across)) > 8
@@ -177,7 +178,9 @@ def plot_landscape(
     figure = ax.figure
     scores = landscape.scores
     mesh = ax.imshow(scores, cmap="cividis", origin="lower", aspect="auto")
-    figure.colorbar(mesh, ax=ax, label=f"mean {landscape.metric}").outline.set_visible(False)
+    bar = figure.colorbar(mesh, ax=ax, label=f"mean {landscape.metric}")
+    bar.outline.set_visible(False)
+    tidy(bar.ax)
     for values, ticks in ((scores.columns, ax.set_xticks), (scores.index, ax.set_yticks)):
         shown = range(0, len(values), max(1, (len(values) - 1) // 4))
         ticks(list(shown), [f"{values[i]:.3g}" for i in shown])
@@ -257,7 +260,7 @@ def plot_adaptations(summary: pd.DataFrame, *, reference: str | None = None) -> 
         heading(ax, target, 10)
     labelled = set(summary.loc[summary["labelled"], "method"])
     axes[0].set_yticks(range(len(methods)), [f"{m}*" if m in labelled else m for m in methods])
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
     aim = f"; dotted: none under {reference}" if reference is not None else ""
     note(figure, f"score; dashed: none{aim}; filled: differs from none (Holm); *: with labels")
     return figure
@@ -279,7 +282,7 @@ def plot_attacks(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
         ax.scatter(table[column], rows, size, colour, marker=marker, label=label, zorder=2)
     stars = ["  *" if beats else "" for beats in table["beats_random"]]
     ax.set_yticks(rows, [f"{n}{s}" for n, s in zip(table.index, stars, strict=True)])
-    ax.set_xlabel(f"{metric} on fresh images")
+    ax.set(xlabel=f"{metric} on fresh images", ylim=(-0.5, len(table) - 0.5))
     ax.set_title("*: beats random (paired, Holm)", fontsize=LETTERS, color=SOFT)
     ax.legend(fontsize=LETTERS, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
