@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,6 +197,14 @@ def test_the_hash_is_of_ones_own_code_and_models_too(tmp_path, monkeypatch):
         hashes.append([job.hash for job in read_sweep(grid).jobs])
     assert hashes[0] == hashes[2]
     assert not set(hashes[0]) & set(hashes[1])
+    lesson = tmp_path / "own.yaml"
+    shutil.copy(ROOT / "notebooks" / "03_drift_synthesis.ipynb", tmp_path)
+    lesson.write_text(
+        "# Parameters for 03_drift_synthesis.ipynb\nPIPELINES: ['bi,s,ga', 'mine:look+jpeg:75']\n"
+    )
+    (before,) = read_sweep(lesson).jobs
+    (tmp_path / "mine.py").write_text("")
+    assert read_sweep(lesson).jobs[0].hash != before.hash
 
 
 def test_the_hash_of_a_notebook_is_of_its_code(tmp_path):

@@ -23,7 +23,7 @@ from r2l.files import R2LError, content_hash, local_path, need_extra
 from r2l.isp.grammar import check_pipeline
 from r2l.isp.static import parse_code
 from r2l.options import FIELDS, Options
-from r2l.training.run_folder import WHERE, identity, what_counts
+from r2l.training.run_folder import WHERE, identity, own_module, what_counts
 
 #: What a finished run leaves, last of all.
 RESULT = "result.json"
@@ -248,8 +248,10 @@ def read_sweep(path: str | Path, given: dict[str, Any] | None = None) -> Sweep:
 def _files_of(job: Job, hashes: dict[tuple, str]) -> str:
     """Return a hash of the files that a run's parameters name; ``hashes`` has those of the runs before."""
     if job.notebook is not None:
-        named = (local_path(value) for value in job.parameters.values() if isinstance(value, str))
-        paths = [path for path in named if path.is_file()]
+        values = (each for v in job.parameters.values() for each in (v if isinstance(v, list) else [v]))
+        texts = [text for text in values if isinstance(text, str)]
+        modules = (own_module(part) for text in texts for part in text.split("+"))
+        paths = [path for path in (*map(local_path, texts), *modules) if path.is_file()]
         return identity(*map(content_hash, paths)) if paths else ""
     options = job.options()
     if options.dataset.startswith("Synthetic"):

@@ -38,14 +38,19 @@ def identity(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def own_module(text: str) -> Path:
+    """Return where the module of ``module:name``, one's own code, would lie here."""
+    return Path(text.partition(":")[0].replace(".", "/") + ".py")
+
+
 def what_counts(options: Options) -> dict[str, Any]:
     """Return what the outcome of a run depends on: options by name, and hashes of own code that they name."""
     free = (*WHERE, "num_workers")
     counting = {name: value for name, value in asdict(options).items() if name not in free}
     sources = {}
     for part in " ".join(str(counting[name] or "") for name in _NAMING).replace("+", " ").split():
-        module, folder = Path(part.partition(":")[0].replace(".", "/") + ".py"), local_path(part)
-        for file in (module, folder, *folder.glob("*"), *folder.glob("*/*")):
+        folder = local_path(part)
+        for file in (own_module(part), folder, *folder.glob("*"), *folder.glob("*/*")):
             sources |= {file.as_posix(): content_hash(file)} if file.is_file() else {}
     return counting | ({"sources": sources} if sources else {})
 
