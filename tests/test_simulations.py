@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from r2l.drift.forensics.sensitivity import Prober, scan, tolerated
+from r2l.drift.forensics import Prober, scan
+from r2l.drift.forensics.sensitivity import tolerated
 from r2l.drift.paired import _effect_contrasts
 from r2l.drift.statistics import crossed_means, crossed_ratios, effective_groups, few_groups_text, holm
 from r2l.isp import PIPELINES

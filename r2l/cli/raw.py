@@ -172,7 +172,7 @@ def check(
     raw file shows of its sensor's defects, if the report has tolerances of them.
     Exit status: 0 all inside, 1 some outside, 2 an error.
     """
-    from r2l.drift.forensics.tolerance_report import ToleranceReport, as_text
+    from r2l.drift.forensics.sensitivity import ToleranceReport, as_text
     from r2l.isp.preparation import measure_defects
     from r2l.rawfile import load_camera, read_raw
 

@@ -152,6 +152,21 @@ def paired_summary(
     return table[[*by, arm, *table.columns.drop([*by, arm])]]
 
 
+def score_table(
+    scores: np.ndarray, moved: np.ndarray, groups: np.ndarray, level: float, name: str
+) -> pd.DataFrame:
+    """Return the mean of each column of scores and of differences, (N, K) or (S, N, K), with intervals.
+
+    One row a column: ``score``, ``low``, ``high``; of ``moved`` what ``name`` says, its ``_low`` and
+    ``_high``, and ``p``.
+    """
+    score = crossed_ratios(scores, np.ones_like(scores, dtype=float), groups, level).shares()
+    table = pd.DataFrame({"score": score.estimate, "low": score.low, "high": score.high})
+    columns = [name, f"{name}_low", f"{name}_high", "p"]
+    table[columns] = np.stack(crossed_means(moved, groups, level), axis=1)
+    return table
+
+
 def _compare_arms(answers: pd.DataFrame, arm: str, baseline: str, value: str, level: float) -> pd.DataFrame:
     # By another name an IoU, too, is a number of each image.
     paired = paired_scores(answers.assign(_score=answers[value]), arm, "_score")
@@ -159,15 +174,13 @@ def _compare_arms(answers: pd.DataFrame, arm: str, baseline: str, value: str, le
         raise ValueError("some arm lacks some image or seed; pairs need all of them")
     if baseline not in paired.cells:
         raise ValueError(f"no {baseline!r} among the arms {list(paired.cells)}")
-    score = paired.jackknife(level).shares()
-    reference = paired.numerators[..., [paired.cells.get_loc(baseline)]]
-    difference = crossed_means(paired.numerators - reference, paired.groups, level)
-    table = pd.DataFrame({arm: paired.cells})
-    table[["score", "low", "high"]] = np.stack(score[:3], axis=1)
-    table[["difference", "difference_low", "difference_high", "p"]] = np.stack(difference, axis=1)
+    scores, groups = paired.numerators, paired.groups
+    moved = scores - scores[..., [paired.cells.get_loc(baseline)]]
+    table = score_table(scores, moved, groups, level, "difference")
+    table.insert(0, arm, paired.cells)
     table.loc[table[arm] == baseline, ["difference_low", "difference_high", "p"]] = 0, 0, np.nan
-    seeds, images, _ = paired.numerators.shape
-    return table.assign(images=images, groups=len(np.unique(paired.groups)), seeds=seeds)
+    seeds, images, _ = scores.shape
+    return table.assign(images=images, groups=len(np.unique(groups)), seeds=seeds)
 
 
 def factorial_effects(

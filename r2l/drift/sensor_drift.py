@@ -33,6 +33,7 @@ from r2l import sensor
 from r2l.camera import DRONE, MICROSCOPE, Camera
 from r2l.drift.corruptions import Generators, at_severity, generators, normals
 from r2l.files import choose
+from r2l.isp.adjustable import Setting
 from r2l.isp.functional import balance_mosaic
 from r2l.sensor import NoiseModel
 
@@ -134,3 +135,23 @@ def drift_sensor(
     light = change((raw - dark) / (bright - dark), constant, drifted)
     bits = min(noise.bits, int(constant)) if kind == "bit_depth" else noise.bits
     return sensor.quantise(sensor.apply_levels(light, camera).clamp(0, camera.white_level), bits)
+
+
+#: What a sensor may be worse by; named as `r2l.isp.preparation.measure_defects` calls it, with "_" for " ".
+_UNITS = {"defective_pixels": "of the sites", "row_noise": "of the range", "column_noise": "of the range"}
+SENSOR_SETTINGS = {
+    name: Setting(name, name.replace("_", " "), unit, 0.0, 0.0, 0.05, 0.01) for name, unit in _UNITS.items()
+}
+
+
+def worsen(raw: Tensor, camera: Camera, seed: int = 0, **values: float) -> Tensor:
+    """Return raw frames (B, 1, H, W) of a sensor that is worse by `SENSOR_SETTINGS`, alike for all frames."""
+    # Defective pixels are hot. More of them are those of fewer and others besides.
+    for name, value in values.items():
+        rng = np.random.default_rng((seed, list(SENSOR_SETTINGS).index(name)))
+        if name == "defective_pixels":
+            raw = sensor.add_defects(raw, value, camera.white_level, rng)
+        else:
+            axis = -2 if name == "row_noise" else -1
+            raw = sensor.add_line_noise(raw, value * camera.span, axis, rng).clamp(0, camera.white_level)
+    return raw

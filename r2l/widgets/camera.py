@@ -15,7 +15,7 @@ from torch import Tensor
 
 from r2l.camera import Camera
 from r2l.drift.forensics import ToleranceReport
-from r2l.drift.forensics.tolerance_report import as_text
+from r2l.drift.forensics.sensitivity import as_text
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, name_pipelines, open_pipeline
 from r2l.isp.adjustable import level_names

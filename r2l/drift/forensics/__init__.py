@@ -10,7 +10,22 @@ from r2l.drift.forensics.attack import (
     static_attack,
 )
 from r2l.drift.forensics.random_baseline import Comparison, attack_parameters, compare_to_random
-from r2l.drift.forensics.search_space import METRICS, Evaluator, ParameterSpace, SettingSpace, task_model
-from r2l.drift.forensics.sensitivity import SENSOR_SETTINGS, Landscape, Prober, Scan, landscape, scan
-from r2l.drift.forensics.tolerance_report import ToleranceReport, tolerance_report, verify_tolerances
+from r2l.drift.forensics.search_space import (
+    METRICS,
+    Evaluator,
+    ParameterSpace,
+    Prober,
+    SettingSpace,
+    task_model,
+)
+from r2l.drift.forensics.sensitivity import (
+    Landscape,
+    Scan,
+    ToleranceReport,
+    landscape,
+    scan,
+    tolerance_report,
+    verify_tolerances,
+)
+from r2l.drift.sensor_drift import SENSOR_SETTINGS
 from r2l.isp.adjustable import AdjustableISP, Setting, camera_settings, settings_of

@@ -21,6 +21,7 @@ from r2l.drift.forensics.search_space import (
     Searchable,
     SearchSpace,
     SettingSpace,
+    once_each,
     own_processor,
 )
 from r2l.isp.parametrized import ParametrizedISP
@@ -72,11 +73,9 @@ def _worst(method: str, space: SearchSpace, visits: _Visits, total: int, progres
 
 
 def _visits(evaluator: Evaluator, space: SearchSpace, points: Iterable[np.ndarray]) -> _Visits:
-    margins: dict[bytes, float] = {}  # a box of few numbers has few corners to draw
+    margin = once_each(lambda point: evaluator.margin(space.pipeline(point)))
     for point in points:
-        if (key := point.tobytes()) not in margins:
-            margins[key] = evaluator.margin(space.pipeline(point))
-        yield point, margins[key]
+        yield point, margin(point)
 
 
 def bounded_attack(

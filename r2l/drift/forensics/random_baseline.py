@@ -9,15 +9,9 @@ from torch import nn
 
 from r2l.datasets.frames import Frames
 from r2l.drift.forensics.attack import Attack, bounded_attack, random_points, random_search
-from r2l.drift.forensics.search_space import Evaluator, Searchable
-from r2l.drift.statistics import (
-    crossed_means,
-    crossed_ratios,
-    effective_groups,
-    few_groups_text,
-    holm,
-    interval_text,
-)
+from r2l.drift.forensics.search_space import Evaluator, Searchable, once_each
+from r2l.drift.paired import score_table
+from r2l.drift.statistics import crossed_ratios, effective_groups, few_groups_text, holm, interval_text
 from r2l.progress import progress_bar
 
 
@@ -98,14 +92,16 @@ def compare_to_random(
     # Not the draws that were picked from.
     size = point if np.abs(point).max(initial=0) > 1 + 1e-6 else None
     loose = random_points(space, typical, seed + 1, size)
-    columns, distances = [evaluator.scores(reference)[None]], [0.0]
+
+    def ask(point: np.ndarray) -> tuple[np.ndarray, float]:
+        pipeline = space.pipeline(point)
+        return evaluator.scores(pipeline), evaluator.difference(pipeline, reference)
+
+    asked, columns, distances = once_each(ask), [evaluator.scores(reference)[None]], [0.0]
     for points in (loose, *([search.point for search in side] for side in sides)):
-        # Searches often end at the same corner.
-        corners, which = np.unique(points, axis=0, return_inverse=True)
-        pipelines = [space.pipeline(point) for point in corners]
-        apart = np.array([evaluator.difference(pipeline, reference) for pipeline in pipelines])
-        columns.append(np.stack([evaluator.scores(pipeline) for pipeline in pipelines])[which])
-        distances.append(apart[which].mean())
+        scores, apart = zip(*map(asked, points), strict=True)
+        columns.append(np.stack(scores))
+        distances.append(np.mean(apart))
     return _compare_scores(columns, np.array(distances), fresh.groups, level)
 
 
@@ -114,12 +110,9 @@ def _compare_scores(
 ) -> Comparison:
     """Compare scores (searches, N), in the order of the rows; ``distances`` (4,) are mean squares."""
     rows = ["unchanged", "random, typical", "random, worst of as many", "attack"]
-    table = pd.DataFrame(index=pd.Index(rows, name="pipeline"))
     values = np.stack([column.mean(axis=0) for column in columns], axis=1)
-    scores = crossed_ratios(values, np.ones_like(values), groups, level)
-    table[["score", "low", "high"]] = np.stack(scores.shares()[:3], axis=1)
-    changes = np.stack(crossed_means(values - values[:, :1], groups, level)[:3], axis=1)
-    table[["change", "change_low", "change_high"]] = changes
+    table = score_table(values, values - values[:, :1], groups, level, "change").drop(columns="p")
+    table.index = pd.Index(rows, name="pipeline")
     table.loc["unchanged", ["change_low", "change_high"]] = 0
     with np.errstate(divide="ignore"):
         table["psnr"] = -10 * np.log10(distances)
@@ -129,6 +122,7 @@ def _compare_scores(
     # If the attack is but another random search, the luck of both is the same: one variance for both.
     squares = sum(((side - side.mean()) ** 2).sum() for side in means)
     luck = np.array([squares / max(freedom, 1) * (1 / randoms + 1 / attacks)]), freedom
+    scores = crossed_ratios(values, np.ones_like(values), groups, level)
     ahead = scores.interval(lambda s: s[..., 3:] - s[..., 2:3], luck if freedom else None)
     difference, low, high, p = (float(part[0]) for part in ahead)
     p = p if freedom else np.nan

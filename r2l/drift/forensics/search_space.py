@@ -6,15 +6,19 @@ of a number. All searches, and the random perturbations that they are compared w
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
+from r2l.drift.paired import score_table
+from r2l.drift.sensor_drift import SENSOR_SETTINGS, worsen
 from r2l.files import choose
 from r2l.isp.adjustable import AdjustableISP, settings_of
 from r2l.isp.learned import LearnedISP
@@ -50,6 +54,12 @@ def own_processor(model: nn.Module, pipeline: Any = None) -> Any:
         return pipeline
     own = getattr(model, "processor", None)
     return "bi,s,ga" if own is None or isinstance(own, nn.Identity) else own
+
+
+def once_each(ask: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
+    """Return ``ask``, which remembers its answers: searches often come to the same corner of a box."""
+    remembered = cache(lambda point: ask(np.array(point)))
+    return lambda point: remembered(tuple(point))
 
 
 class Evaluator:
@@ -241,3 +251,52 @@ def _selected(kind: str, names: _Names, options: Iterable[str], together: Iterab
     if unknown or not names:
         raise ValueError(f"no {kind} {unknown or 'given'}; choose from all, {', '.join(options)}")
     return tuple(names)
+
+
+class Prober:
+    """A model, frames and a pipeline: asked for the scores of all frames under changed settings.
+
+    Args:
+        model, frames, metric: as in `Evaluator`; the frames of one camera.
+        pipeline: a code such as "ma,s,me", a corrected `StaticISP`, or a `ParametrizedISP`; by default the
+            model's own processor, or "bi,s,ga" if it has none.
+        level: of the bands and safe intervals, over groups.
+
+    Its ``settings`` are those of the pipeline, see `settings_of`, and `SENSOR_SETTINGS`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        frames: Frames,
+        pipeline: str | nn.Module | None = None,
+        *,
+        metric: str = "accuracy",
+        level: float = 0.95,
+    ) -> None:
+        self.evaluator, self.level = Evaluator(model, frames, metric), level
+        self.base = AdjustableISP(own_processor(model, pipeline), frames.camera)
+        self.settings = settings_of(self.base) | SENSOR_SETTINGS
+        self._remembered: dict[tuple[tuple[str, float], ...], np.ndarray] = {}
+
+    def pipeline(self, **values: float) -> Develop:
+        """Return the pipeline under these settings, the others unchanged."""
+        sensor = {name: values.pop(name) for name in SENSOR_SETTINGS if name in values}
+        isp, camera = AdjustableISP(self.base, **values), self.evaluator.frames.camera
+        return (lambda raw: isp(worsen(raw, camera, **sensor))) if sensor else isp
+
+    def scores(self, **values: float) -> np.ndarray:
+        """Return the score (N,) of each frame under these settings; asked twice, remembered."""
+        moved = {n: v for n, v in values.items() if n not in self.settings or v != self.settings[n].value}
+        key = tuple(sorted(moved.items()))
+        if key not in self._remembered:
+            self._remembered[key] = self.evaluator.scores(self.pipeline(**moved))
+        return self._remembered[key]
+
+    def measure(self, name: str, values: Sequence[float]) -> pd.DataFrame:
+        """Return score and fall of the metric, with bounds, one row a value of one setting."""
+        columns = np.stack([self.scores(**{name: float(value)}) for value in values], 1)
+        falls, groups = self.scores()[:, None] - columns, self.evaluator.frames.groups
+        table = score_table(columns, falls, groups, self.level, "fall").drop(columns="p")
+        table.insert(0, "value", np.asarray(values, dtype=float))
+        return table
