@@ -25,10 +25,10 @@ from r2l.drift.adjustment import (
     summarise_adaptations,
     train_on_pipelines,
 )
-from r2l.drift.adjustment.learning import RandomPipeline
 from r2l.drift.adjustment.methods import LABELLED, PhysicalAdjustment, describe_isp
 from r2l.drift.adjustment.objectives import batch_norms, entropies, forward_features
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
+from r2l.isp.grammar import RandomPipeline
 from r2l.training import RawToLogits, fit, make_classifier
 from r2l.training.models import _Normalize, describe_model, make_described
 from r2l.viz import plot_adaptations, plot_isp_change, plot_learning_curves

@@ -18,7 +18,7 @@ from r2l.cli import app
 from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy, develop_views
 from r2l.datasets.splits import Fold
 from r2l.drift import ShiftDetector, sensor_table, summarise, train_models
-from r2l.drift.adjustment.learning import Domain, RandomPipeline
+from r2l.drift.adjustment import Domain
 from r2l.drift.forensics import tolerance_report
 from r2l.files import R2LError
 from r2l.isp import (
@@ -38,7 +38,7 @@ from r2l.isp import functional as stage
 from r2l.isp.adjustable import AdjustableISP
 from r2l.isp.demosaic import bilinear
 from r2l.isp.display import display_stage
-from r2l.isp.grammar import check_pipeline, linear_stages, open_pipelines
+from r2l.isp.grammar import RandomPipeline, check_pipeline, linear_stages, open_pipelines
 from r2l.isp.learned import LearnedISP
 from r2l.isp.static import ENGINES
 from r2l.options import Options, resolve_options

@@ -6,6 +6,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from r2l.camera import Camera
@@ -277,3 +278,28 @@ def develop_all(
         done = dict(zip(quick, develop_together(quick, mosaic), strict=True))
         views |= {(before, b): done[b] if b in done else b(mosaic) for b in bases}
     return {name: run(after, views[before, base]) for name, (before, base, after) in parts.items()}
+
+
+class RandomPipeline(nn.Module):
+    """Develops each image by a pipeline drawn at random, anew each time; for training on all of them.
+
+    Draws come from torch's global generator, which `r2l.training.fit` seeds and restores. The pipelines are
+    as in `r2l.isp.develop_all`, all of one size of images.
+    """
+
+    def __init__(self, camera: Camera, codes: Pipelines = PIPELINES) -> None:
+        super().__init__()
+        if not codes:
+            raise ValueError("no pipelines to draw from")
+        self.pipelines = nn.ModuleList(open_pipelines(codes, camera).values())
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Develop raw (B, 1, H, W) to display (B, 3, H, W)."""
+        drawn = torch.randint(len(self.pipelines), (len(raw),))
+        parts = {}
+        for number in drawn.unique().tolist():
+            rows = (drawn == number).nonzero()[:, 0].to(raw.device)
+            parts.update(zip(rows.tolist(), self.pipelines[number](raw[rows]), strict=True))
+        if len(sizes := {tuple(image.shape[-2:]) for image in parts.values()}) > 1:
+            raise ValueError(f"pipelines whose images are of several sizes make no batch: {sizes}")
+        return torch.stack([parts[row] for row in range(len(raw))])
