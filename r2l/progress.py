@@ -36,16 +36,14 @@ def _in_notebook() -> bool:
 def progress_bar(**options: Any) -> tqdm:
     """Return a tqdm bar that redraws at most once a second; on a terminal it vanishes when closed.
 
-    In a notebook it is plain text that is replaced in place. Neither of tqdm's own would do there:
-    the state of a widget is not kept when papermill executes a notebook, so that it would stand at
-    zero on the page for ever, and a terminal's bar leaves a line for each time it was drawn.
+    The options are tqdm's, such as ``total``, ``desc``, and ``disable`` to show none. In a notebook it is
+    plain text that is replaced in place. Neither of tqdm's own would do there: the state of a widget is not
+    kept when papermill executes a notebook, so that it would stand at zero on the page for ever, and a
+    terminal's bar leaves a line for each time it was drawn.
 
     >>> with progress_bar(total=2, desc="counting", disable=True) as bar:
     ...     for _ in range(2):
     ...         bar.update()
-
-    Args:
-        **options: of tqdm, such as ``total``, ``desc``, and ``disable`` to show none.
     """
     bar = _NotebookBar if _in_notebook() else tqdm
     return bar(**{"leave": False, "mininterval": 1.0, **options})

@@ -534,6 +534,30 @@ def test_the_command_plans_runs_and_goes_on(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "sweeps" / "tiny" / "report.html").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_ctrl_c_while_workers_import_is_told_in_a_line(tmp_path):
+    command = [sys.executable, "-m", "r2l", "sweep", str(written(tmp_path, TINY)), "--workers", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes) as driver:
+        importing = []
+        while not importing and driver.poll() is None:
+            time.sleep(0.02)
+            importing = [p for p in children(driver.pid, "forkserver") if rss(p) > 100 * 2**20]
+        os.killpg(driver.pid, signal.SIGINT)
+        _, told = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert told == "interrupted: the same command goes on with what is left\n"
+
+
+def rss(pid):
+    """Return how much memory a process has, in bytes."""
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0
+
+
 def test_errors_of_the_command_are_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = written(tmp_path, TINY)

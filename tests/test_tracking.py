@@ -372,16 +372,19 @@ def test_nothing_is_lost_when_the_server_dies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     database, port = tmp_path / "server" / "runs.db", free_port()
     open_client(database)
-    with serve(database, port=port) as server, track("trains", "run", {"lr": 1}, store=server.address) as run:
+    with (
+        serve(database, port=port) as (server, process),
+        track("trains", "run", {"lr": 1}, store=server) as run,
+    ):
         with run.nested("fold 0") as first:
             write_fold(first, [0, 1], 0)
             first.model(small_classifier(1), description=CLASSIFIER, register="net", alias="a")
             # What lies on a server is fetched once, whole.
-            cached = resolve("models:/net@a", server.address, cache=tmp_path / "cache")
+            cached = resolve("models:/net@a", server, cache=tmp_path / "cache")
             assert equal_weights(load_model(cached), small_classifier(1))
             assert cached.is_relative_to(tmp_path / "cache")
-            os.killpg(server.process.pid, signal.SIGKILL)
-            server.process.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             with pytest.warns(UserWarning, match=r"goes on in runs_kept.*r2l lab upload runs_kept"):
                 write_fold(first, [2, 3], 0)
         with warnings.catch_warnings():
@@ -391,15 +394,15 @@ def test_nothing_is_lost_when_the_server_dies(tmp_path, monkeypatch):
                 second.model(small_classifier(2), description=CLASSIFIER, register="net", alias="b")
             run.metrics({"mean": 0.5})
     assert (tmp_path / "runs_kept" / "mlflow.db").is_file()
-    again = resolve(f"runs:/{first.run_id}/model", server.address, cache=tmp_path / "cache")
+    again = resolve(f"runs:/{first.run_id}/model", server, cache=tmp_path / "cache")
     assert again == cached, "without the server"
 
-    with serve(database, port=port) as server:
+    with serve(database, port=port) as (server, _):
         lines = []
-        sent = upload("runs_kept", server.address, progress=lines.append)
+        sent = upload("runs_kept", server, progress=lines.append)
         assert len(sent) == len(lines) == 3
-        assert upload("runs_kept", server.address) == {}, "sent already"
-        records = Records(server.address)
+        assert upload("runs_kept", server) == {}, "sent already"
+        records = Records(server)
         folds = records.children(run.run_id)
         assert list(folds) == ["fold 0", "fold 1"]
         assert folds["fold 0"] == first.run_id
@@ -413,7 +416,7 @@ def test_nothing_is_lost_when_the_server_dies(tmp_path, monkeypatch):
         assert records.call("get_run", folds["fold 1"]).data.params == {"fold": "1"}
         assert {r.info.status for r in records.all()} == {"FINISHED"}
         assert len(list(records.all())) == 3
-        late = resolve("models:/net@b", server.address, cache=tmp_path / "cache")
+        late = resolve("models:/net@b", server, cache=tmp_path / "cache")
         assert equal_weights(load_model(late), small_classifier(2))
     with pytest.raises(ValueError, match="to itself"):
         upload("runs_kept", "runs_kept")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,14 @@ _STORE = (
     "A SQLite file, its folder, or a server's address.  [default: the variable MLFLOW_TRACKING_URI, else "
     "mlflow.db in the working folder]"
 )
-_Store = Annotated[str | None, option(_STORE, metavar="STORE")]
+
+
+def _given(context: typer.Context, store: str | None) -> str | None:
+    """Return a command's store, or that of `r2l lab` before it."""
+    return store or context.obj
+
+
+_Store = Annotated[str | None, option(_STORE, metavar="STORE", callback=_given)]
 _DRAWN = "What --curves draws: loss, accuracy, iou ..."
 _EVERYBODY = "0.0.0.0 shows the page to everybody who reaches this machine."
 
@@ -40,19 +48,20 @@ def page(
         return
     from r2l.training.tracking import serve
 
-    with serve(store, host, port) as server:
-        print(f"The lab is at {server.address} (Ctrl-C ends it).", flush=True)
+    with serve(store, host, port) as (address, process), suppress(KeyboardInterrupt):
+        print(f"The lab is at {address} (Ctrl-C ends it).", flush=True)
         if browser:
-            webbrowser.open(server.address)
-        server.wait()
+            webbrowser.open(address)
+        if process:
+            process.wait()
 
 
 @lab.command()
-def runs(context: typer.Context, store: _Store = None) -> None:
+def runs(store: _Store = None) -> None:
     """List the runs, the newest first, with their data and scores (of several folds the mean)."""
     from r2l.training.tracking import Records
 
-    table = Records(store or context.obj).table()
+    table = Records(store).table()
     print(_listed(table).to_string(index=False) if len(table) else "no runs yet")
 
 
@@ -71,7 +80,6 @@ def _listed(table: pd.DataFrame) -> pd.DataFrame:
 
 @lab.command()
 def compare(
-    context: typer.Context,
     first: Annotated[str, argument("RUN", "A run's id or name.")],
     second: Annotated[str, argument("RUN", "What it is compared to.")],
     store: _Store = None,
@@ -83,7 +91,7 @@ def compare(
     from r2l.drift.paired import paired_scores
     from r2l.drift.statistics import few_groups_text, interval_text
 
-    tables = [_answers(run, store or context.obj) for run in (first, second)]
+    tables = [_answers(run, store) for run in (first, second)]
     truths = [t.set_index("name").filter(regex="^(label|target)").groupby("name").first() for t in tables]
     both = truths[0].index.intersection(truths[1].index)
     if both.empty or not truths[0].loc[both].equals(truths[1].loc[both]):
@@ -120,7 +128,6 @@ def _answers(run: str, store: str | None) -> pd.DataFrame:
 
 @lab.command()
 def sql(
-    context: typer.Context,
     statement: Annotated[str, typer.Argument(metavar="SELECT", show_default=False)],
     store: _Store = None,
     csv: Annotated[bool, option("Comma-separated, for other programs.", "--csv")] = False,
@@ -129,14 +136,13 @@ def sql(
     from r2l.files import csv_text
     from r2l.training.tracking.records import query
 
-    table = query(statement, store or context.obj)
+    table = query(statement, store)
     text = csv_text(table) if csv else table.to_string(index=False)
     print(text.removesuffix("\n"))
 
 
 @lab.command()
 def export(
-    context: typer.Context,
     run: Annotated[str, argument("RUN", "A run's id or name, or 'latest'.")],
     gif: Annotated[
         str | None, option("Animate a stage, such as demosaic, over the epochs.", metavar="STAGE")
@@ -159,7 +165,6 @@ def export(
     from r2l.training.export import curves as read_curves
     from r2l.viz import plot_curves
 
-    store = store or context.obj
     if gif:
         print(*animate(run, gif, out or f"{gif}.gif", gradient=gradient, store=store), sep="\n")
     if curves:

@@ -98,6 +98,7 @@ _WORKERS = "Runs at a time.  [default: one a GPU; without a GPU one a core, at m
 _THREADS = "Threads of each run.  [default: the cores shared out]"
 _SCHEDULER = "A Dask scheduler that runs already, tcp://HOST:8786."
 _CLUSTER = "SLURM or Kubernetes, see experiments/clusters/."
+_WAIT = "Seconds to wait for a scheduler and a first worker."
 _DEATHS = "Workers that a run may kill before it is given up."
 _FOLDER = "One folder for each FILE is made in it."
 _STORE = "Store of the records.  [default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here]"
@@ -112,7 +113,7 @@ def sweep(
     threads: Annotated[int | None, option(_THREADS)] = None,
     scheduler: Annotated[str | None, option(_SCHEDULER, metavar="ADDRESS")] = None,
     cluster: Annotated[Path | None, option(_CLUSTER, metavar="FILE")] = None,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for a scheduler and a first worker.")] = 600.0,
+    wait: Annotated[float, typer.Option(min=1, help=_WAIT)] = 600.0,
     deaths: Annotated[int, typer.Option(min=1, help=_DEATHS)] = 3,
     folder: Annotated[Path, typer.Option("--output", "-o", "--folder", help=_FOLDER)] = Path("runs/sweeps"),
     store: Annotated[str | None, option(_STORE, "--tracking_uri", metavar="URI")] = None,
@@ -148,7 +149,7 @@ def sweep(
         for one in sweeps:
             place = folder / one.name
             if plan:
-                print(f"{one.name}: {one.about}\non {engine.about}")
+                print(f"{one.name}: {one.about}" if one.about else one.name, f"on {engine.about}", sep="\n")
                 outcomes = read_outcomes(one, place, any_code=any_code)
                 print(costs(outcomes, engine.workers, place))
             else:
@@ -181,7 +182,7 @@ def _carry_out(sweep: Sweep, folder: Path, engine: Engine, any_code: bool, **how
     """Carry out a sweep, and return how many of its runs failed."""
     from r2l.sweep import run_sweep
 
-    print(f"{sweep.name}: {len(sweep.jobs)} runs on {engine.about}", flush=True)
+    print(f"{sweep.name}: {len(sweep.jobs)} run(s) on {engine.about}", flush=True)
     outcomes = run_sweep(sweep, folder, engine, any_code=any_code, **how)
     count = Counter(run.state for run in outcomes)
     print(", ".join(f"{number} {state}" for state, number in count.items()))

@@ -99,10 +99,7 @@ class Engine:
         """Yield a client that at least one worker listens to.
 
         A second block is a second cluster, or a second connection to the same one: what a sweep does when
-        it has lost the first.
-
-        Raises:
-            ClusterError: no scheduler, or no worker.
+        it has lost the first. A ClusterError where there is no scheduler or no worker.
         """
         import dask
         from distributed import Client

@@ -72,12 +72,8 @@ def run_sweep(
     Everything that is finished is on disk, so that a sweep that was stopped in whatever way goes on when
     it is called again.
 
-    Args:
-        sweep: what to run.
-        folder: of the sweep; each run has one in it. All workers must see it under the same path.
-        engine: where to run it.
-        store, any_code, limit: as `r2l sweep` has them.
-        console: where to tell how each run ended; by default the terminal.
+    Each run has a folder in that of the sweep, which all workers must see under the same path; ``store``,
+    ``any_code`` and ``limit`` are as `r2l sweep` has them. How each run ended is told on the console.
 
     Raises:
         ParameterError: another process is at work in the folder, or it holds the sweep of another file.

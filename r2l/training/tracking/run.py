@@ -183,10 +183,8 @@ class Run:
         """Write a model so that it loads again without foreign code: a JSON and its weights.
 
         Args:
-            model: an ISP of `r2l.isp`, or a task model.
-            name: of the artefact, a folder.
-            description: how the task model is made again, see `r2l.training.saving.save_model`; None
-                for an ISP, which knows.
+            description: how a task model is made again, see `r2l.training.saving.save_model`; None for an
+                ISP of `r2l.isp`, which knows.
             register: a name under which it is found later, as its newest version.
             alias: of that version, so that ``models:/REGISTER@ALIAS`` is this model.
 
@@ -247,12 +245,9 @@ def track(
     Git commit and the versions of Python and the main packages are written by themselves. A server that
     fails on the way does not end the block: see `r2l.training.tracking.upload`.
 
-    Args:
-        experiment: its name; it is made if it does not exist.
-        run: a name; mlflow thinks one up otherwise.
-        params, tags: settings, see `Run.params`, and further tags.
-        store: see `store_address`.
-        run_id: of a run that exists, to go on with it; it has its name and tags.
+    An experiment that does not exist is made, and mlflow thinks up a name for a run without one. Of a run
+    that exists, to go on with, the ``run_id`` is given; it has its name and tags. For settings see
+    `Run.params`, for the store `store_address`.
 
     Raises:
         TrackingError: the store can't be opened, which takes seconds to find out; or has no run ``run_id``.

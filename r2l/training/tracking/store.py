@@ -13,7 +13,6 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -186,8 +185,8 @@ def check_sqlite(path: Path, make: bool = False) -> None:
                 raise TrackingError(path, "no SQLite file", "Give another file for the runs")
     elif path.exists() or not make:
         why = "a folder" if path.exists() else "no such file"
-        remedy = "Runs are written by `r2l train`, or by r2l.training.tracking.track"
-        raise TrackingError(f"no store of runs at {path}", why, f"{remedy}; name their store with --store")
+        remedy = "Give the store that runs were written to, by `r2l train` or r2l.training.tracking.track"
+        raise TrackingError(f"no store of runs at {path}", why, remedy)
 
 
 def _make_aside(path: Path) -> None:
@@ -246,35 +245,21 @@ def _calm(limits: dict[str, str]) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running server."""
-
-    address: str  # of the page, and for `track`
-    process: subprocess.Popen[bytes] | None  # None of one that somebody else has started
-
-    def wait(self) -> None:
-        """Return when the server ends, or at Ctrl-C."""
-        with suppress(KeyboardInterrupt):
-            if self.process:
-                self.process.wait()
-
-
 @contextmanager
-def serve(store: str | Path | None = None, host: str = "127.0.0.1", port: int = 5000) -> Iterator[Server]:
+def serve(
+    store: str | Path | None = None, host: str = "127.0.0.1", port: int = 5000
+) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
     """Serve mlflow's page on a store for the length of a ``with`` block; SIGTERM ends it cleanly too.
 
-    Args:
-        store: see `store_address`. Of a server, which has a page of its own, only the address is given.
-        host: whose requests are answered; "127.0.0.1" are those of this machine alone.
-        port: of the page.
+    Of a store that is a server, which has a page of its own, only the address is given. Answered are the
+    requests of this machine alone, unless ``host`` is another than 127.0.0.1.
 
     Raises:
         TrackingError: no such store, a port in use, or a server that does not start.
     """
     address = open_client(store, make=False).tracking_uri
     if is_remote(address):
-        yield Server(address, None)
+        yield address, None
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -288,7 +273,7 @@ def serve(store: str | Path | None = None, host: str = "127.0.0.1", port: int = 
         process = _start(address, host, port, log)
         try:
             _await_answer(url, process, log)
-            yield Server(url, process)
+            yield url, process
         finally:
             _stop(process)
 
