@@ -274,6 +274,19 @@ def parts(explorer):
     return {button.tooltip: button for button in buttons}, note, picture
 
 
+def test_flips_are_the_answers_that_changed(experiment):
+    _, answers = experiment
+    table = flips(answers, "bi,s,ga", "me,u,me")
+    own = answers.query("train == 'bi,s,ga' and test == 'bi,s,ga'").set_index("image")["correct"]
+    other = answers.query("train == 'bi,s,ga' and test == 'me,u,me'").set_index("image")["correct"]
+    assert set(table["image"]) == set(own.index[own != other.reindex(own.index)])
+    lost = int((own & ~other.reindex(own.index)).sum())
+    assert (table["change"] == "lost").sum() == lost
+    assert len(flips(answers, "bi,s,ga", "bi,s,ga")) == 0
+    with pytest.raises(ValueError, match=r"me,u,me"):
+        flips(answers, "bi,s,ga", "ma,s,ga")
+
+
 def test_every_cell_shows_its_images(experiment):
     views, answers = experiment
     buttons, note, picture = parts(matrix_explorer(views, answers))

@@ -15,8 +15,6 @@ import pandas as pd
 import pytest
 
 from r2l.camera import CFA, DRONE
-from r2l.datasets import SyntheticMicroscopy, develop_views
-from r2l.drift import flips, predict_matrix, train_models
 from r2l.rawfile import write_dng
 from r2l.sweep import read_sweep
 from r2l.sweep.jobs import defaults
@@ -99,28 +97,6 @@ def test_drift_synthesis_writes_its_answers(tiny_run):
     assert (out / "matrix.png").read_bytes().startswith(PNG)
     assert "ma,s,me" in (out / "matrix.txt").read_text("utf-8")
     assert (out / "mlflow.db").stat().st_size > 0
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    dataset = SyntheticMicroscopy(40, seed=1, size=32)
-    views = develop_views(dataset, ["bi,s,ga", "me,u,me"], progress=False)
-    models = train_models(views, list(views.images), n_splits=2, epochs=1, progress=False)
-    answers = predict_matrix(models, views, list(views.images), progress=False)
-    return views, answers
-
-
-def test_flips_are_the_answers_that_changed(experiment):
-    _, answers = experiment
-    table = flips(answers, "bi,s,ga", "me,u,me")
-    own = answers.query("train == 'bi,s,ga' and test == 'bi,s,ga'").set_index("image")["correct"]
-    other = answers.query("train == 'bi,s,ga' and test == 'me,u,me'").set_index("image")["correct"]
-    assert set(table["image"]) == set(own.index[own != other.reindex(own.index)])
-    lost = int((own & ~other.reindex(own.index)).sum())
-    assert (table["change"] == "lost").sum() == lost
-    assert len(flips(answers, "bi,s,ga", "bi,s,ga")) == 0
-    with pytest.raises(ValueError, match=r"me,u,me"):
-        flips(answers, "bi,s,ga", "ma,s,ga")
 
 
 @pytest.mark.notebook

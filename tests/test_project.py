@@ -83,15 +83,10 @@ def test_the_base_imports_nothing_of_the_extras():
 def test_every_import_is_a_dependency():
     named = set(bounds(requirements("all", "bench")))
     packages = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python-headless"}
-    packages |= {"skimage": "scikit-image", "colour_demosaicing": "colour-demosaicing"}
-    packages |= {"yaml": "pyyaml"}
-    packages |= {
-        "IPython": "jupyterlab",
-        "urllib3": "requests",
-        "sqlalchemy": "mlflow",
-        "timm": "segmentation-models-pytorch",
-        "huggingface_hub": "segmentation-models-pytorch",
-    }  # they come with these
+    packages |= {"skimage": "scikit-image", "yaml": "pyyaml"}
+    # These come with others.
+    packages |= {"IPython": "jupyterlab", "urllib3": "requests", "sqlalchemy": "mlflow"}
+    packages |= dict.fromkeys(("timm", "huggingface_hub"), "segmentation-models-pytorch")
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
         tops = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}

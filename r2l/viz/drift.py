@@ -45,13 +45,9 @@ def plot_matrix(
     """Draw a train (rows) x test (columns) matrix, on request with a published one beside it.
 
     Every cell holds its score, on a colour for its difference to the diagonal of its row (blue better, red
-    worse). With a `MatrixSummary` it also holds half the width of its interval, and has a frame where it
-    differs significantly from its row's diagonal.
-
-    Args:
-        matrix: what `r2l.drift.summarise` returns, or a frame of scores.
-        published: a frame of scores (`r2l.drift.published_matrix`), drawn on the same colour scale.
-        title, published_title: above the two.
+    worse); both matrices, frames of scores such as `r2l.drift.published_matrix`, share one scale. With a
+    `MatrixSummary` (`r2l.drift.summarise`) a cell also holds half the width of its interval, and has a frame
+    where it differs significantly from its row's diagonal.
     """
     sources = [(m, name) for m, name in ((matrix, title), (published, published_title)) if m is not None]
     frames = [m.matrix() if isinstance(m, MatrixSummary) else m for m, _ in sources]

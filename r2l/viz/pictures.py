@@ -59,13 +59,10 @@ def draw_image(ax: Axes, image: np.ndarray, title: str = "") -> None:
 
 
 def plot_sites(mosaic: np.ndarray, cfa: CFA, *, title: str = "", gain: float = 1.0) -> Figure:
-    """Draw a few sites of a mosaic, each in the colour of its filter and with its number.
+    """Draw a few sites of a mosaic, each in the colour of its filter and with its number of 16 bits.
 
-    Args:
-        mosaic: (H, W), raw domain; some 8x8 sites can be read.
-        cfa: layout, top-left of ``mosaic`` first.
-        title: above.
-        gain: how much brighter to draw than the data are; the numbers stay.
+    The mosaic is (H, W), raw domain; some 8 x 8 sites can be read. With ``gain`` they are drawn so much
+    brighter than they are; the numbers stay.
     """
     height, width = mosaic.shape
     shown = (gain * colour_sites(mosaic, cfa)).clip(0, 1) ** (1 / 2.2)
@@ -83,16 +80,11 @@ def plot_sites(mosaic: np.ndarray, cfa: CFA, *, title: str = "", gain: float = 1
 def plot_views(
     images: Mapping[str, Tensor], *, reference: str | None = None, gain: float = 5.0, columns: int = 4
 ) -> Figure:
-    """Draw one frame as several pipelines develop it.
+    """Draw one frame as several pipelines develop it, in rows of so many columns.
 
-    Args:
-        images: display RGB (3, H, W), or (B, 3, H, W) of which the first is drawn, by pipeline.
-        reference: a pipeline; the others are then drawn as their difference to it, ``gain``-fold,
-            around mid-grey.
-        gain, columns: of the differences; images in a row.
-
-    Raises:
-        ValueError: no images, or ``reference`` is not among them.
+    The images are display RGB (3, H, W), or (B, 3, H, W) of which the first is drawn, by pipeline. With the
+    name of one of them as ``reference`` the others are drawn as their difference to it, ``gain``-fold, around
+    mid-grey. No images, or no such reference, are a ValueError.
     """
     if not images or (reference is not None and reference not in images):
         raise ValueError(f"no images, or no {reference!r} among them: {list(images)}")
@@ -256,13 +248,11 @@ def plot_attack(
     """Draw one frame stage by stage before and after an attack, their difference, and the gradients.
 
     Gradients are those of ``loss`` with respect to each stage, summed over channels; red where the loss
-    rises if the value rises, blue where it falls, both rows of a stage on one scale.
+    rises if the value rises, blue where it falls, both rows of a stage on one scale. The loss makes a scalar,
+    such as the margin of a task model, of the pipeline's image (1, 3, H, W).
 
-    Args:
-        raw: (1, 1, H, W), raw domain.
-        before, after: the unchanged pipeline, and the attacked one with stages of the same names.
-        loss: the pipeline's image (1, 3, H, W) to a scalar, such as the margin of a task model.
-        gain: how much differences are amplified, around mid-grey.
+    The frame is (1, 1, H, W), raw domain, the stages of both pipelines have the same names, and differences
+    are drawn ``gain``-fold around mid-grey.
     """
     pairs = [stage_gradients(isp, raw, loss) for isp in (before, after)]
     names = [name for name in _ATTACKED if name in pairs[0] and name in pairs[1]]

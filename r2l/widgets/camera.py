@@ -2,7 +2,8 @@
 
 import html
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -72,8 +73,8 @@ def _read_upload(name: str, content: bytes | memoryview, camera: Camera | None =
 def _upload_to(frames: dict[str, RawFrame], menu: widgets.Dropdown, live: Live) -> widgets.Widget:
     """Return a button that takes a raw file, a menu of cameras, and a line for what is wrong.
 
-    What could be read joins ``frames`` and the menu of them, and is drawn. Servers take messages of up to
-    10 MB unless told otherwise: larger files are read by path.
+    What could be read joins ``frames`` and the menu of them, and is drawn; doubts about it stand in the line.
+    Servers take messages of up to 10 MB unless told otherwise: larger files are read by path.
     """
     button = widgets.FileUpload(accept="", multiple=False, description="raw file")
     camera = widgets.Dropdown(
@@ -87,11 +88,14 @@ def _upload_to(frames: dict[str, RawFrame], menu: widgets.Dropdown, live: Live) 
         for file in button.value:
             name = file["name"]
             try:
-                frame = _read_upload(name, file["content"], CAMERAS.get(camera.value))
+                with warnings.catch_warnings(record=True) as doubts:
+                    warnings.simplefilter("always")
+                    frame = _read_upload(name, file["content"], CAMERAS.get(camera.value))
             except RawFileError as error:
                 note.value = str(error)
                 continue
-            note.value = f"{name}: {frame.mosaic.shape[1]} x {frame.mosaic.shape[0]}"
+            size = f"{name}: {frame.mosaic.shape[1]} x {frame.mosaic.shape[0]}"
+            note.value = "; ".join([size, *(str(doubt.message) for doubt in doubts)])
             frames[name] = frame
             menu.options = list(frames)
             menu.value = name
@@ -137,7 +141,7 @@ def _verdict_html(report: ToleranceReport, camera: Camera) -> tuple[str, str]:
 def camera_explorer(
     frames: Mapping[str, RawFrame], report: ToleranceReport, pipelines: Pipelines = PIPELINES
 ) -> widgets.Widget:
-    """Return menus beside a developed picture and the verdict on the numbers it was developed with.
+    """Return menus beside a developed picture and the verdict on the numbers of the frame's own camera.
 
     Highlights are cut before white balance (`clip_highlights`), so that what saturates is white, not pink.
     Readers may add raw files of their own.
@@ -210,11 +214,13 @@ class _Look:
 
 def _cut(mosaic: np.ndarray, look: _Look) -> np.ndarray:
     """Return the part of a mosaic (H, W) that is looked at, moved inside if it reaches beyond."""
-    rows, columns = (
-        max(0, min(start, n - look.side)) // 2 * 2
-        for start, n in zip((look.row, look.column), mosaic.shape, strict=True)
-    )
-    return mosaic[rows : rows + look.side, columns : columns + look.side]
+    row, column = (start // 2 * 2 for start in _start(look, mosaic.shape))
+    return mosaic[row : row + look.side, column : column + look.side]
+
+
+def _start(look: _Look, shape: Sequence[int]) -> list[int]:
+    places = zip((look.row, look.column), shape, strict=True)
+    return [max(0, min(start, n - look.side)) for start, n in places]
 
 
 def _used_range(mosaic: np.ndarray) -> tuple[float, float]:
@@ -245,8 +251,7 @@ def _overview(frame: RawFrame, levels: tuple[float, float]) -> np.ndarray:
 def _mark(small: np.ndarray, look: _Look, shape: tuple[int, int]) -> np.ndarray:
     """Return an overview (uint8) with a frame around what is looked at in a mosaic of ``shape``."""
     small, spans = small.copy(), []
-    for start, n, pixels in zip((look.row, look.column), shape, small.shape[:2], strict=True):
-        start = max(0, min(start, n - look.side))
+    for start, n, pixels in zip(_start(look, shape), shape, small.shape[:2], strict=True):
         first = start * pixels // n
         last = max(first + 1, min((start + look.side) * pixels // n, pixels) - 1)
         spans.append(slice(first, min(last, pixels - 1) + 1))
@@ -268,7 +273,7 @@ def _histogram_svg(frame: RawFrame, look: _Look) -> str:
         colour, dashes = PLANE_STYLES[name]
         look_of_line = f'stroke="{colour}" stroke-width="1.5" fill="none"'
         look_of_line += ' stroke-dasharray="4 3"' if dashes == "--" else ""
-        y = 130 - 110 * heights / top
+        y = 130 - 98 * heights / top  # below the legend
         x = np.linspace(10, _CHART - 10, len(y))
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
         lines.append(f'<polyline points="{points}" {look_of_line}/>')

@@ -28,9 +28,8 @@ class Live:
     word, and one task draws until there is none. Where no event loop runs (a plain script, a test),
     a change draws at once.
 
-    Args:
-        draw: reads the controls and sets the picture.
-        note: where an error's message is shown when there is nobody to raise it to.
+    ``draw`` reads the controls and sets the picture; where there is nobody to raise its error to, ``note``
+    shows the message.
     """
 
     def __init__(self, draw: Callable[[], None], note: widgets.Widget) -> None:

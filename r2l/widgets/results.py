@@ -288,10 +288,8 @@ def _plot_spot(landscape: Landscape, prober: Prober, raw: Tensor, point: tuple[f
 def landscape_explorer(landscapes: Sequence[Landscape], prober: Prober, raw: Tensor) -> widgets.Widget:
     """Return a menu of pairs and a slider for each setting, above the landscape and the picture.
 
-    Args:
-        landscapes: what `landscape` measured, one a pair of settings; none are a ValueError.
-        prober: what it was measured with.
-        raw: the frame to develop, (1, 1, H, W), raw domain.
+    The landscapes are those that the prober measured, one a pair of settings; none are a ValueError. The
+    frame that is developed is (1, 1, H, W), raw domain.
     """
     if not landscapes:
         raise ValueError("no landscapes to explore")
