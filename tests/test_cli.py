@@ -105,14 +105,6 @@ def test_what_needs_no_heavy_imports_does_without(arguments, told, without):
 
 
 @pytest.mark.slow
-def test_the_program_develops_a_photo(tmp_path):
-    photo = write_photo(tmp_path / "photo.dng")
-    done = run_program("develop", photo, "--pipeline", "ma,s,ga", "-o", "photo.png")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "photo.png\n", "")
-    np.testing.assert_array_equal(pixels("photo.png"), expected_picture(photo, "ma,s,ga"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"), [("missing.dng", "No such file"), ("damaged.tif", "no readable TIFF")]
 )
