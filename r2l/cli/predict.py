@@ -19,7 +19,7 @@ from r2l.cli.commands import (
     told,
     with_options,
 )
-from r2l.cli.raw import HEADERLESS, headerless_layout
+from r2l.cli.raw import CAMERA, HEADERLESS, headerless_layout
 from r2l.option_fields import TASK_OF
 from r2l.options import FIELDS, Options
 
@@ -40,10 +40,6 @@ _ASKING += ["seed", "batch_size", "accelerator", "tracking_uri"]
 _MODEL = "A fold's folder, runs:/RUN_ID of a fold, models:/name/1 or models:/name@alias."
 _DATA = "A data set's name, or a folder of raw files: short for --dataset and --root."
 _TRUSTED = "A network of your own, module:function, that may be run."
-_CAMERA = (
-    "microscope, drone, a JSON file, or a raw file. Replaces what the files say; TIFF, PNG and NPY say "
-    "nothing and need it."
-)
 _Model = Annotated[str, argument("MODEL", _MODEL)]
 _Data = Annotated[str | None, argument("DATA", _DATA)]
 _Trusted = Annotated[list[str] | None, option(_TRUSTED, metavar="NAME")]
@@ -58,7 +54,7 @@ def predict(
     model: _Model,
     photos: Annotated[list[Path], argument("PHOTO", "Raw files, or folders of them.")],
     output: Annotated[Path, _output("A CSV; for segmentation the folder of the masks.")],
-    camera: Annotated[str | None, option(_CAMERA, metavar="CAMERA")] = None,
+    camera: Annotated[str | None, CAMERA] = None,
     layout: Annotated[
         str | None, option("JSON that describes frames without a header.", metavar="FILE")
     ] = None,

@@ -60,6 +60,13 @@ def headerless_layout(
 #: Its options, for `with_options`.
 HEADERLESS = inspect.signature(headerless_layout, eval_str=True).parameters
 
+_CAMERA = (
+    "microscope, drone, a JSON file, or another raw file of the camera. Replaces what files say; TIFF, PNG "
+    "and NPY say nothing and need it."
+)
+#: The option of commands that read raw files.
+CAMERA = option(_CAMERA, metavar="CAMERA")
+
 _PHOTO = (
     "Raw files: DNG, CR3, NEF, ARW and others; mosaics as TIFF, PNG, NPY; or frames without a header, which "
     "need --width, --height, --bits and --camera."
@@ -72,10 +79,6 @@ _PIPELINE = (
 _OUTPUT = (
     "A file ending in .png for one photo, or a folder. Into a folder, PHOTO becomes PHOTO_bi-s-ga.png.  "
     "[default: the current folder]"
-)
-_CAMERA = (
-    "microscope, drone, a JSON file, or another raw file of the camera. Replaces what the file says; TIFF, "
-    "PNG and NPY say nothing and need it."
 )
 _VARIANT = "corrected; paper: as published; camera: white balance first."
 _HIGHLIGHTS = (
@@ -100,7 +103,7 @@ def develop(
         str, typer.Option("--pipeline", "-p", metavar="PIPELINE", help=_PIPELINE)
     ] = "bi,s,ga",
     output: Annotated[Path | None, option(_OUTPUT, "--output", "-o", metavar="PATH")] = None,
-    camera: Annotated[str | None, option(_CAMERA, metavar="CAMERA")] = None,
+    camera: Annotated[str | None, CAMERA] = None,
     variant: Annotated[str, typer.Option(help=_VARIANT)] = "corrected",
     highlights: Annotated[str, typer.Option(help=_HIGHLIGHTS)] = "clip",
     stages: Annotated[bool, typer.Option("--stages", help=_STAGES)] = False,
