@@ -12,8 +12,8 @@ from skimage import color, filters
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import SyntheticMicroscopy, develop_views
 from r2l.drift import PUBLISHED_CORRUPTIONS, corrupt, drift_sensor, published_corruptions
+from r2l.drift.corruption_benchmark import distances, match_amount, pipeline_distance
 from r2l.drift.corruptions import CORRUPTIONS, name_corruptions
-from r2l.drift.matched_severity import match_amount, mean_distance, pipeline_distance
 from r2l.drift.sensor_drift import SENSOR_DRIFTS
 from r2l.sensor import DRONE_NOISE, NoiseModel, apply_levels, record
 from tests.reference import noise_variance
@@ -128,7 +128,7 @@ def test_chance_belongs_to_the_image_and_inputs_stay(images, kind):
 
 def test_more_of_a_corruption_moves_images_further(images):
     for kind in CORRUPTIONS:
-        steps = [mean_distance(corrupt(images, kind, 3, amount=a), images, "l2") for a in (0.25, 1, 2)]
+        steps = [distances(corrupt(images, kind, 3, amount=a), images, "l2").mean() for a in (0.25, 1, 2)]
         assert steps == sorted(steps), kind
         assert steps[0] < steps[-1], kind
 
@@ -153,14 +153,14 @@ def test_matched_corruptions_have_the_distance_that_was_asked_for(images, distan
         match = match_amount(images, kind, target, distance=distance, scale="image")
         again = corrupt(images, kind, 3, amount=match.amount, scale="image")
         assert match.reached, kind
-        assert mean_distance(again, images, distance) == pytest.approx(match.distance, rel=1e-6)
+        assert distances(again, images, distance).mean() == pytest.approx(match.distance, rel=1e-6)
         assert match.distance == pytest.approx(target, rel=0.02), kind
 
 
 def test_images_that_have_not_changed_do_not_lead_a_mean_and_what_is_out_of_reach_is_told(images):
     changed = images.clone()
     changed[0] = changed[0] * 0.9
-    assert mean_distance(changed, images) < mean_distance(images, images) == 100
+    assert distances(changed, images).mean() < distances(images, images).mean() == 100
     assert not match_amount(torch.ones_like(images), "brightness", 20.0).reached
 
 
@@ -265,11 +265,11 @@ def test_mistakes_in_sensor_drift_are_named():
 def test_a_function_of_ones_own_is_a_corruption(tmp_path, monkeypatch):
     images = torch.rand(6, 3, 16, 16)
     together = corrupt(images, rain, 3, seed=4)
-    moved = [mean_distance(corrupt(images, rain, s, seed=4), images, "l2") for s in (1, 3, 5)]
+    moved = [distances(corrupt(images, rain, s, seed=4), images, "l2").mean() for s in (1, 3, 5)]
     assert moved == sorted(moved)
     half = corrupt(images, rain, 3, amount=0.5, seed=4)
     torch.testing.assert_close(half, (images + together) / 2)
-    match = match_amount(images, rain, 0.5 * mean_distance(together, images, "l2"), distance="l2")
+    match = match_amount(images, rain, 0.5 * float(distances(together, images, "l2").mean()), distance="l2")
     assert match.reached
     grey = lambda image: image.mean(1, keepdim=True).expand_as(image)  # noqa: E731
     assert torch.equal(corrupt(images, grey)[0, 0], corrupt(images, grey)[0, 2])

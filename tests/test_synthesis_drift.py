@@ -33,8 +33,8 @@ from r2l.drift import (
     summarise,
     train_models,
 )
-from r2l.drift.corruption_benchmark import _mean_drops
-from r2l.drift.matched_severity import mean_distance
+from r2l.drift.corruption_benchmark import distances
+from r2l.drift.matrix import mean_drops
 from r2l.isp import StaticISP
 from r2l.training import RawToLogits, group_folds, make_classifier, predict, seeded
 from r2l.training import folds as folds_module
@@ -457,7 +457,7 @@ def test_corrupted_answers_are_those_to_corrupted_images(views, models):
     np.testing.assert_array_equal(part["prediction"], answers)
     clean = views.images["me,u,ga"]
     every = table.query("train == 'me,u,ga' and severity == 5")["distance"].mean()
-    assert every == pytest.approx(mean_distance(changed, clean), rel=1e-4)
+    assert every == pytest.approx(float(distances(changed, clean).mean()), rel=1e-4)
 
 
 def darker(image):
@@ -470,7 +470,7 @@ def test_own_corruptions_stand_beside_the_others_matched_to_the_other_pipelines(
     assert set(table["kind"]) == {"gaussian_noise", "darker"}
     for (code, kind), part in table.groupby(["train", "kind"]):
         other = next(c for c in CODES if c != code)
-        want = mean_distance(views.images[other], views.images[code], "l2")
+        want = float(distances(views.images[other], views.images[code], "l2").mean())
         assert part["distance"].mean() == pytest.approx(want, rel=0.05), kind
         assert part["reached"].all()
     named = corruption_table(models, views, {"dusk": darker}, progress=False)
@@ -538,9 +538,9 @@ def test_names_beside_marks_do_not_cover_one_another():
 def test_ratio_to_pipelines_is_the_known_one_and_unbounded_without_a_drop():
     pipelines = {("a", "a"): 0.9, ("a", "b"): 0.8, ("b", "a"): 0.8, ("b", "b"): 0.9}
     others = corrupted({("a", "dust"): 0.5, ("b", "dust"): 0.5}, n=2000)
-    drops, ratios, name = _mean_drops(simulated(pipelines, n=2000), others, [others], None, 0.95)
+    drops, ratios, name = mean_drops(simulated(pipelines, n=2000), others, [others], None, 0.95)
     assert name == "accuracy"
     assert drops.estimate == pytest.approx([0.1, 0.4], abs=0.03)
     assert ratios.low[1] < 4 < ratios.high[1] < ratios.low[1] + 2
     same = simulated(dict.fromkeys(pipelines, 0.9), n=2000)
-    assert np.isnan(_mean_drops(same, others, [others], None, 0.95)[1]).all()
+    assert np.isnan(mean_drops(same, others, [others], None, 0.95)[1]).all()

@@ -135,3 +135,8 @@ def split_indices(
     if fold >= n_folds:
         raise ValueError(f"unknown fold {fold}; with these groups choose from 0 to {n_folds - 1}")
     return rest[group_folds(labels[rest], groups[rest], n_folds, seed)[fold][split == "val"]]
+
+
+def spread(total: int, most: int) -> np.ndarray:
+    """Return at most so many indices, evenly spread: images that stand for all."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).astype(int))

@@ -9,11 +9,11 @@ from r2l.files import offer_late
 offer_late(
     __name__,
     {
-        "r2l.drift.corruption_benchmark": [
-            *("benchmark_corruptions", "corruption_table", "drop_table", "sensor_table")
-        ],
+        "r2l.drift.corruption_benchmark": ["benchmark_corruptions", "corruption_table", "sensor_table"],
         "r2l.drift.corruptions": ["PUBLISHED_CORRUPTIONS", "corrupt"],
-        "r2l.drift.matrix": ["flips", "published_corruptions", "published_matrix", "summarise"],
+        "r2l.drift.matrix": [
+            *("drop_table", "flips", "published_corruptions", "published_matrix", "summarise")
+        ],
         "r2l.drift.paired": ["factorial_effects"],
         "r2l.drift.sensor_drift": ["drift_sensor"],
         "r2l.drift.shift_detector": ["ShiftDetector", "detection_rates", "energy_test", "image_features"],

@@ -6,31 +6,121 @@ The published comparison sets the mean drop under other pipelines against that u
 corruptions that move the images as far as the pipelines do.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from r2l.datasets.frames import Frames
-from r2l.drift.corruptions import PUBLISHED_CORRUPTIONS, SCALES, Corruptions, corrupt, name_corruptions
-from r2l.drift.matched_severity import distances, match_amount, pipeline_distance, spread
-from r2l.drift.paired import diagonal_of, paired_scores
+from r2l.datasets.splits import spread
+from r2l.drift.corruptions import (
+    PUBLISHED_CORRUPTIONS,
+    SCALES,
+    Corruption,
+    Corruptions,
+    corrupt,
+    name_corruptions,
+)
+from r2l.drift.matrix import mean_drops
 from r2l.drift.sensor_drift import SENSOR_DRIFTS, drift_sensor
-from r2l.drift.statistics import Interval, interval_text
+from r2l.drift.statistics import interval_text
+from r2l.files import choose
 from r2l.isp import open_pipeline
 from r2l.isp.grammar import PipelineLike
 from r2l.progress import progress_bar
 from r2l.sensor import NoiseModel
+from r2l.training.metrics import DISTANCES, image_distance
 from r2l.training.predict import Trained, answer_table, on_device, predict_columns, predict_matrix
 
 _MATCHED = "matched"
+_LEAST, _MOST = 1e-3, 64.0  # amounts that are tried
+_SAME = 100.0  # dB; less than the steps of float32 at white
+_BATCH = 64
+_MATCH_IMAGES = 64  # of which amounts and distances are found
 # What was changed (``train`` is the pipeline that it was changed in, ``kind``, ``severity``), and the images.
 _Change = tuple[dict[str, Any], Tensor]
+
+
+class Match(NamedTuple):
+    """How much of a corruption (``amount``, for `corrupt`) has the wanted mean distance, and which it has.
+
+    It is ``reached`` if the two agree to 2 % (PSNR: .1 dB): a corruption can be unable to move images so far,
+    or, like JPEG, know only steps.
+    """
+
+    amount: float
+    distance: float
+    reached: bool
+
+
+def distances(images: Tensor, references: Tensor, kind: str = "psnr") -> Tensor:
+    """Return `r2l.training.metrics.image_distance` of images (N, 3, H, W), (N,), in batches; at most 100 dB.
+
+    An image that has not changed would otherwise have hundreds, and lead every mean.
+    """
+    choose("distance", kind, DISTANCES)
+    pairs = zip(images.split(_BATCH), references.split(_BATCH), strict=True)
+    with torch.no_grad():
+        apart = torch.cat([image_distance(a, b, kind) for a, b in pairs])
+    return apart.clamp_max(_SAME) if kind == "psnr" else apart
+
+
+def pipeline_distance(views: Frames, code: str, kind: str = "psnr") -> float:
+    """Return how far the other pipelines of ``views`` lie from ``code``: the mean over images."""
+    others = [other for other in views.images if other != code]
+    if not others:
+        raise ValueError(f"no other pipeline to compare {code} with")
+    some = spread(len(views), _MATCH_IMAGES)
+    base = views.images[code][some]
+    return float(np.mean([float(distances(views.images[o][some], base, kind).mean()) for o in others]))
+
+
+def match_amount(
+    images: Tensor,
+    kind: Corruption,
+    target: float,
+    *,
+    distance: str = "psnr",
+    severity: int = 3,
+    scale: str = "published",
+    seed: int = 0,
+    ids: Sequence[int] | np.ndarray | None = None,
+) -> Match:
+    """Find how much of a corruption moves images as far as ``target``, on average.
+
+    A root is bracketed (Brent's method) on a logarithmic scale, on which PSNR is nearly a line. Where the
+    corruption can't move the images so far, or not so little, the nearest end is returned as not reached.
+
+    Args:
+        images, kind, scale, seed, ids: see `corrupt`.
+        target: mean distance, positive, such as `pipeline_distance` returns.
+        distance: one of "l2", "ssim", "psnr".
+        severity: whose change is taken more or less of.
+    """
+    if not (np.isfinite(target) and target > 0):
+        raise ValueError(f"target is {target}; expected a positive distance")
+    tried: dict[float, float] = {}
+
+    def excess(log_amount: float) -> float:
+        amount = float(np.exp(log_amount))
+        changed = corrupt(images, kind, severity, amount=amount, scale=scale, seed=seed, ids=ids)
+        tried[amount] = float(distances(changed, images, distance).mean())
+        if distance == "psnr":
+            return target - tried[amount]
+        return float(np.log(max(tried[amount], 1e-30) / target))
+
+    low, high = np.log(_LEAST), np.log(_MOST)
+    if excess(low) < 0 < excess(high):
+        brentq(excess, low, high, xtol=1e-3, rtol=1e-6)
+    amount, moved = min(tried.items(), key=lambda pair: abs(pair[1] - target))
+    near = abs(moved - target) <= (0.1 if distance == "psnr" else 0.02 * target)
+    return Match(amount, moved, near)
 
 
 def corruption_table(
@@ -65,7 +155,7 @@ def corruption_table(
         ValueError: an unknown kind, scale or distance; no models; or a pipeline that ``views`` lack.
     """
     codes, named = _codes(models, views), name_corruptions(kinds)
-    some = spread(len(views))
+    some = spread(len(views), _MATCH_IMAGES)
 
     def changes() -> Iterator[_Change]:
         for code, (name, kind), severity in product(codes, named.items(), severities):
@@ -223,7 +313,7 @@ def benchmark_corruptions(
     ]
     others = pd.concat(tables, ignore_index=True)
     groups = dict(iter(others[others["reached"]].groupby("scale", sort=False)))
-    drops, ratios, metric = _mean_drops(results, others, groups.values(), value, level)
+    drops, ratios, metric = mean_drops(results, others, groups.values(), value, level)
     own = np.mean([pipeline_distance(views, code, distance) for code in others["train"].unique()])
     moved = [own, *(rows["distance"].mean() for rows in groups.values())]
     used = [0, *(rows["kind"].nunique() for rows in groups.values())]
@@ -233,51 +323,3 @@ def benchmark_corruptions(
     missed = others[~others["reached"]].groupby("train", sort=False)["kind"]
     left_out = {code: list(kinds.unique()) for code, kinds in missed}
     return CorruptionBenchmark(table, others, distance, left_out, metric, level)
-
-
-def drop_table(
-    results: pd.DataFrame, others: pd.DataFrame, *, value: str | None = None, level: float = 0.95
-) -> pd.DataFrame:
-    """Return the mean drop under each corruption or sensor drift, over all models, and its distance.
-
-    One row a ``scale``, ``kind`` and ``severity``: mean ``distance``, ``drop``, ``low``, ``high``.
-
-    Args:
-        results: what `predict_matrix` returned, for the models in ``others``.
-        others: what `corruption_table` or `sensor_table` returned, or several of them together.
-        value, level: see `r2l.drift.summarise`.
-    """
-    keys = ["test", "scale", "kind", "severity"]
-    rows = others.groupby(keys, sort=False)["distance"].mean().reset_index()
-    parts = [others[others["test"] == test] for test in rows["test"]]
-    estimate, low, high = (part[1:] for part in _mean_drops(results, others, parts, value, level)[0][:3])
-    return rows.drop(columns="test").assign(drop=estimate, low=low, high=high)
-
-
-def _mean_drops(
-    results: pd.DataFrame,
-    others: pd.DataFrame,
-    parts: Iterable[pd.DataFrame],
-    value: str | None,
-    level: float,
-) -> tuple[Interval, Interval, str]:
-    """Return mean drops of the pipelines and of parts of the rows, their ratios to the first, the metric."""
-    kept = results[results["train"].isin(others["train"].unique())]
-    paired = paired_scores(pd.concat([kept, others]), ["train", "test"], value)
-    diagonal = diagonal_of(paired.cells)
-
-    def contrast(rows: pd.DataFrame) -> np.ndarray:
-        cells = pd.MultiIndex.from_frame(rows[["train", "test"]].drop_duplicates())
-        columns, weights = paired.cells.get_indexer(cells), np.zeros(len(diagonal))
-        np.add.at(weights, diagonal[columns], 1 / len(cells))
-        weights[columns] -= 1 / len(cells)
-        return weights
-
-    pipelines = kept[kept["train"] != kept["test"]]
-    weights = np.stack([contrast(part) for part in (pipelines, *parts)])
-
-    def mean_drops(scores: np.ndarray) -> np.ndarray:
-        return scores @ weights.T
-
-    sampled = paired.jackknife(level)
-    return sampled.interval(mean_drops), sampled.ratios_to_first(mean_drops), paired.metric

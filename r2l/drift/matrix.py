@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from r2l.drift.paired import PairedScores, diagonal_of, paired_scores
-from r2l.drift.statistics import Jackknife, few_groups_text, holm, interval_text
+from r2l.drift.statistics import Interval, Jackknife, few_groups_text, holm, interval_text
 from r2l.files import choose
 
 
@@ -173,6 +173,54 @@ def _drops(
     own = sampled.shares(lambda scores: scores[..., ~off].mean(axis=-1, keepdims=True))
     table.loc["diagonal", ["low", "high"]] = own.low[0], own.high[0]
     return columns, table
+
+
+def drop_table(
+    results: pd.DataFrame, others: pd.DataFrame, *, value: str | None = None, level: float = 0.95
+) -> pd.DataFrame:
+    """Return the mean drop under each corruption or sensor drift, over all models, and its distance.
+
+    One row a ``scale``, ``kind`` and ``severity``: mean ``distance``, ``drop``, ``low``, ``high``.
+
+    Args:
+        results: what `predict_matrix` returned, for the models in ``others``.
+        others: what `corruption_table` or `sensor_table` returned, or several of them together.
+        value, level: see `r2l.drift.summarise`.
+    """
+    keys = ["test", "scale", "kind", "severity"]
+    rows = others.groupby(keys, sort=False)["distance"].mean().reset_index()
+    parts = [others[others["test"] == test] for test in rows["test"]]
+    estimate, low, high = (part[1:] for part in mean_drops(results, others, parts, value, level)[0][:3])
+    return rows.drop(columns="test").assign(drop=estimate, low=low, high=high)
+
+
+def mean_drops(
+    results: pd.DataFrame,
+    others: pd.DataFrame,
+    parts: Iterable[pd.DataFrame],
+    value: str | None,
+    level: float,
+) -> tuple[Interval, Interval, str]:
+    """Return mean drops of the pipelines and of parts of the rows, their ratios to the first, the metric."""
+    kept = results[results["train"].isin(others["train"].unique())]
+    paired = paired_scores(pd.concat([kept, others]), ["train", "test"], value)
+    diagonal = diagonal_of(paired.cells)
+
+    def contrast(rows: pd.DataFrame) -> np.ndarray:
+        cells = pd.MultiIndex.from_frame(rows[["train", "test"]].drop_duplicates())
+        columns, weights = paired.cells.get_indexer(cells), np.zeros(len(diagonal))
+        np.add.at(weights, diagonal[columns], 1 / len(cells))
+        weights[columns] -= 1 / len(cells)
+        return weights
+
+    pipelines = kept[kept["train"] != kept["test"]]
+    weights = np.stack([contrast(part) for part in (pipelines, *parts)])
+
+    def of(scores: np.ndarray) -> np.ndarray:
+        return scores @ weights.T
+
+    sampled = paired.jackknife(level)
+    return sampled.interval(of), sampled.ratios_to_first(of), paired.metric
 
 
 def flips(results: pd.DataFrame, train: str, test: str) -> pd.DataFrame:

@@ -161,13 +161,13 @@ def plot_corruptions(
     The drops are those of `r2l.drift.drop_table`, against the distance that it took: "psnr", "ssim" or "l2".
     Where the summary of a matrix and the developed images are given, cells off the diagonal are drawn too.
     """
-    from r2l.drift.matched_severity import mean_distance  # slow to import, and the other curves do without
+    from r2l.drift.corruption_benchmark import distances  # slow to import, and the other curves do without
 
     figure, ((ax,),) = panels(1, 1, (8.4, 5.0))
     if summary is not None and views is not None:
         cells = summary.cells[summary.cells["train"] != summary.cells["test"]]
         moved = [
-            mean_distance(views.images[test], views.images[train], distance)
+            float(distances(views.images[test], views.images[train], distance).mean())
             for train, test in zip(cells["train"], cells["test"], strict=True)
         ]
         style = {"color": CYCLE[0], "markersize": 4, "alpha": 0.55, "linestyle": ""}

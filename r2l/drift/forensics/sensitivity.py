@@ -18,8 +18,8 @@ from torch import nn
 
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
+from r2l.datasets.splits import spread
 from r2l.drift.forensics.search_space import Prober
-from r2l.drift.matched_severity import spread
 from r2l.drift.sensor_drift import SENSOR_SETTINGS
 from r2l.drift.statistics import effective_groups, few_groups_text
 from r2l.files import atomic_path, choose
