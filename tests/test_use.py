@@ -113,7 +113,7 @@ def test_a_model_is_found_by_folder_run_and_name(trained, model):
         r2l.load(run)
     with pytest.raises(SavedModuleError, match=rf"several folds.\nGive one, such as runs:/{fold}"):
         r2l.load(f"runs:/{records.call('get_run', fold).data.tags['mlflow.parentRunId']}", store)
-    with pytest.raises(SavedModuleError, match="no model and no processor"):
+    with pytest.raises(SavedModuleError, match=r"no model and no processor in it.\nGive runs:/RUN_ID"):
         r2l.load(place)
 
 

@@ -37,7 +37,7 @@ _GROUPS = ("Data", "Splits")
 _ASKING = [n for n, option in FIELDS.items() if option.metadata["group"] in _GROUPS]
 _ASKING += ["seed", "batch_size", "accelerator", "tracking_uri"]
 
-_MODEL = "A fold's folder, runs:/RUN_ID of a fold, models:/name/1 or models:/name@alias."
+_MODEL = "runs:/RUN_ID of a fold, its folder (--save_locally), models:/name/1 or models:/name@alias."
 _DATA = "A data set's name, or a folder of raw files: short for --dataset and --root."
 _TRUSTED = "A network of your own, module:function, that may be run."
 _Model = Annotated[str, argument("MODEL", _MODEL)]

@@ -23,7 +23,7 @@ from r2l.training.saving import DESCRIPTION, NORM, About, load_described, load_n
 from r2l.training.tracking import Records, resolve
 from r2l.training.tracking.records import model_source
 
-_WHOLE = "Give the folder of a fold, or runs:/RUN_ID, which hold processor and model"
+_WHOLE = "Give runs:/RUN_ID of a fold (`r2l lab runs` lists them), or its folder, made with --save_locally"
 # What a matrix of one camera differs by from file to file: rounding, and the light it was made for.
 _SAME_COLOURS = 0.02
 
