@@ -263,6 +263,13 @@ def tolerance_report(
 ) -> ToleranceReport:
     """Scan each setting and find where the metric falls by ``drop``.
 
+    >>> from r2l.datasets import Frames, SyntheticMicroscopy
+    >>> from r2l.training import make_classifier
+    >>> frames = Frames.of(SyntheticMicroscopy(10, size=32), progress=False)
+    >>> model = make_classifier("SmallResNet", 9).eval()
+    >>> tolerance_report(model, frames, settings=["gamma"], points=3, progress=False).table.index.to_list()
+    ['gamma']
+
     Args:
         model, frames, pipeline, metric, level: as in `Prober`; frames it was not trained on.
         settings: names, see `settings_of`, and `SENSOR_SETTINGS` (a worse sensor: defective pixels, row and
