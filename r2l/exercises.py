@@ -52,7 +52,10 @@ class _Exercise:
         except (TypeError, ValueError):
             return f"A number is asked for, not {answer!r}."
         if given.shape != right.shape:
-            return f"The shape is {given.shape}, and should be {right.shape}."
+            wanted = f"an array of shape {right.shape}" if right.ndim else "a single number"
+            return f"The shape is {given.shape}, and {wanted} is asked for."
+        if not np.isfinite(given).all():
+            return "It holds what is no finite number (nan or inf): was something divided by nothing?"
         if self._same(given, right):
             return ""
         for value, hint in self.hints:
@@ -161,7 +164,7 @@ def compare(guess: float | None, seen: float) -> str:
     """
     if guess is None or guess is ...:
         return f"No guess written down; this run says {seen:.3g}."
-    times = guess / seen if seen else np.inf
+    times = 1.0 if guess == seen else guess / seen if seen else np.inf
     verdict = "close" if 0.8 < times < 1.25 else f"{times:.2g} times as much as it is"
     verdict = "another sign" if guess * seen < 0 else verdict
     return f"Your guess {guess:.3g}, this run {seen:.3g}: {verdict}."

@@ -17,25 +17,20 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 BINDER = ROOT / "binder"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CONDA_NAMES = {"pytorch": "torch", "pytorch-cpu": "torch", "dask-core": "dask"}
 CONDA_NAMES |= {"matplotlib-base": "matplotlib"}
 
 
 def requirements(*extras: str) -> list[str]:
     """What the project asks for, with extras and the extras that these name."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    asked, queue = list(project["dependencies"]), list(extras)
+    asked, queue = list(PROJECT["dependencies"]), list(extras)
     while queue:
-        for one in project["optional-dependencies"][queue.pop()]:
+        for one in PROJECT["optional-dependencies"][queue.pop()]:
             own = re.fullmatch(r"r2l\[(.*)\]", one)
             queue += own[1].split(",") if own else []
             asked += [] if own else [one]
     return list(dict.fromkeys(asked))
-
-
-@pytest.fixture(scope="module")
-def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +44,14 @@ def bounds(requirements: list[str]) -> dict[str, str]:
     return {CONDA_NAMES.get(name, name): bound.strip() for name, bound in parsed}
 
 
-def test_binder_asks_for_the_versions_of_the_project(project, environment):
+def test_binder_asks_for_the_versions_of_the_project(environment):
     conda = [d for d in environment["dependencies"] if isinstance(d, str)]
     (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
     python = next(d for d in conda if d.startswith("python="))
     asked = bounds([d for d in [*conda, *pip] if d not in ("pip", python)])
     assert asked == bounds(requirements("all", "explorer"))
 
-    lowest = project["requires-python"].removeprefix(">=")
+    lowest = PROJECT["requires-python"].removeprefix(">=")
     version = python.removeprefix("python=")
     assert [*map(int, version.split("."))] >= [*map(int, lowest.split("."))]
 

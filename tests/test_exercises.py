@@ -21,7 +21,9 @@ from r2l.exercises import check, compare, expect
         (3.0, -7.0, "sign is the other"),
         (3.0, 5.0, "the other group"),
         (3.0, "three", "A number"),
-        (3.0, [3.0, 3.0], "shape"),
+        (3.0, [3.0, 3.0], "a single number is asked for"),
+        (np.array([1.0, 2.0]), [1.0], "an array of shape (2,)"),
+        (np.array([1.0, 2.0]), [1.0, np.nan], "no finite number"),
         (np.array([1.0, 2.0]), torch.tensor([1.0, 3.0]), "entry 1: 3, and not 2"),
         (np.array([1.0, 2.0]), [-1.0, -2.0], "wrong sign"),
         (0.0, 1.0, "Too large"),
@@ -70,3 +72,4 @@ def test_a_guess_beside_the_result():
     assert "another sign" in compare(-0.1, 0.1)
     assert "3 times" in compare(0.3, 0.1)
     assert "inf times" in compare(0.3, 0.0)
+    assert "close" in compare(0, 0)

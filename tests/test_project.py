@@ -6,8 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,9 +14,8 @@ import r2l
 from r2l.camera import Camera
 from r2l.sweep import read_sweep
 from r2l.sweep.jobs import defaults
-from tests.test_binder import bounds, requirements
+from tests.test_binder import PROJECT, ROOT, bounds, requirements
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "r2l"
 
 
@@ -31,10 +28,9 @@ def test_the_top_level_has_what_it_says():
 
 
 def test_conda_and_pip_ask_for_the_same_versions():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
     conda = bounds([d for d in conda if isinstance(d, str) and d != "pip"])
-    assert conda.pop("python") == project["requires-python"]
+    assert conda.pop("python") == PROJECT["requires-python"]
     assert conda == bounds(requirements("all"))
 
 
@@ -139,15 +135,7 @@ def test_the_locked_versions_are_within_the_bounds_and_complete():
     for requirement in locked:
         (pin,) = requirement.specifier
         versions.setdefault(requirement.name, []).append(pin.version)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    asked = [
-        *project["dependencies"],
-        *(d for name in ("all", "train", "sweep", "notebooks", "test") for d in extras[name]),
-    ]
-    for requirement in map(Requirement, asked):
-        if requirement.name == "r2l":
-            continue
+    for requirement in map(Requirement, requirements("all", "train", "sweep", "notebooks", "test")):
         assert versions[requirement.name], requirement
         assert all(v in requirement.specifier for v in versions[requirement.name]), requirement
 

@@ -74,6 +74,8 @@ def test_matrix_shows_scores_half_widths_and_frames(summary):
     assert ax.get_title(loc="left") == "mine"
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
     assert ax.get_ylabel() == "trained under"
+    with pytest.raises(ValueError, match=r"own pipeline of the row 'a'; .* ask the model there"):
+        plot_matrix(summary.matrix().drop(columns="a"))
 
 
 def test_published_matrix_stands_beside_on_the_same_scale(summary):
@@ -107,6 +109,8 @@ def test_stages_tell_their_range_and_are_clipped_for_show():
     assert axes[1].images[0].get_array().min() == 0
     with pytest.raises(ValueError, match="no stages"):
         plot_stages({})
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_levels({})
 
 
 def test_samples_stand_under_their_class():

@@ -226,8 +226,11 @@ def test_reset_goes_back_to_the_camera(frames):
     assert pictures(box) != before
     found["back to the camera's values"].click()
     assert pictures(box) == before
-    with pytest.raises(ValueError, match="no frames"):
-        processing_explorer({})
+    for arguments, mistake in ((({},), "no frames"), ((frames, 64, []), "no pipelines")):
+        with pytest.raises(ValueError, match=mistake):
+            processing_explorer(*arguments)
+    with pytest.raises(ValueError, match="bi, ma, me"):
+        processing_explorer(frames, pipelines=["no,s,ga"])
 
 
 def test_raw_explorer_at_every_value(frames):

@@ -29,26 +29,21 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE, _GREEN = CYCLE[:3]
 _KINDS = {"train": ("training", _BLUE), "val": ("validation", _ORANGE)}
 _MEASURES = {"val_accuracy": "accuracy on held-out images", "val_iou": "IoU on held-out images"}
-_MARKS = {"published": "s", "image": "^", "matched": "D", "sensor": "v"}  # of each scale of severity
-_LABELS = {
-    "pipelines": "other pipelines, one dot a cell",
-    "published": "corruptions, constants for 32 pixels",
-    "image": "corruptions, constants for this size",
-    "matched": "corruptions, matched",
-    "sensor": "sensor drift",
+# By scale of severity: the mark, and what it is called.
+_SCALES = {
+    "published": ("s", "corruptions, constants for 32 pixels"),
+    "image": ("^", "corruptions, constants for this size"),
+    "matched": ("D", "corruptions, matched"),
+    "sensor": ("v", "sensor drift"),
 }
 
 
 def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Figure:
     """Draw training against validation by epoch: each fold thin, the mean over the folds thick.
 
-    Args:
-        curves: by fold, tables with the columns ``train_METRIC`` and ``val_METRIC`` and an index of epochs
-            (`r2l.training.export.curves`, or the ``history`` of what `fit` returns).
-        metric: "loss", "accuracy", ...
-
-    Raises:
-        ValueError: no table has such a column; lists those that exist.
+    Drawn are, by fold, tables with the columns ``train_METRIC`` and ``val_METRIC`` and an index of epochs
+    (`r2l.training.export.curves`, or the ``history`` of what `fit` returns). Where no table has such a
+    column, a ValueError lists those that exist.
     """
     figure, ((ax,),) = panels(1, 1, (5.2, 3.4))
     for prefix, (name, colour) in _KINDS.items():
@@ -64,7 +59,7 @@ def plot_curves(curves: Mapping[str, pd.DataFrame], metric: str = "loss") -> Fig
             ax.plot(mean.index, mean, color=colour, linewidth=2, label=name, marker=marker)
     if not ax.lines:
         columns = sorted({column for table in curves.values() for column in table})
-        raise ValueError(f"no train_{metric} or val_{metric}; there are {', '.join(columns)}")
+        raise ValueError(f"no train_{metric} or val_{metric}; there are {', '.join(columns) or 'none'}")
     ax.set(xlabel="epoch", ylabel=metric)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.legend(frameon=False, fontsize=LETTERS, labelcolor=INK)
@@ -171,14 +166,14 @@ def plot_corruptions(
             for train, test in zip(cells["train"], cells["test"], strict=True)
         ]
         style = {"color": CYCLE[0], "markersize": 4, "alpha": 0.55, "linestyle": ""}
-        ax.plot(moved, -cells["difference"], "o", label=_LABELS["pipelines"], **style)
+        ax.plot(moved, -cells["difference"], "o", label="other pipelines, one dot a cell", **style)
     named: list[tuple[Any, str]] = []
     for number, (scale, part) in enumerate(drops.groupby("scale", sort=False), 1):
         colour = CYCLE[number % len(CYCLE)]
         bars = [part["drop"] - part["low"], part["high"] - part["drop"]]
-        style = {"fmt": _MARKS.get(scale, "s"), "color": colour, "markersize": 5, "elinewidth": 0.7}
+        mark, label = _SCALES.get(scale, ("s", scale))
+        style = {"fmt": mark, "label": label, "color": colour, "markersize": 5, "elinewidth": 0.7}
         part = part.assign(distance=part["distance"].clip(upper=60)) if distance == "psnr" else part
-        style["label"] = _LABELS.get(scale, scale)
         ax.errorbar(part["distance"], part["drop"], np.clip(bars, 0, None), **style)
         if scale in ("matched", "sensor"):
             furthest = part.loc[part.groupby("kind", sort=False)["severity"].idxmax()]

@@ -79,7 +79,10 @@ def plot_matrix(
 
 
 def to_diagonal(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the difference of each score to that of its row's own pipeline."""
+    """Return the difference of each score to that of its row's own pipeline; without it a ValueError."""
+    if missing := [train for train in scores.index if train not in scores]:
+        remedy = "colours are differences to it, so ask the model there too"
+        raise ValueError(f"no scores under the own pipeline of the row {missing[0]!r}; {remedy}")
     return scores.sub([scores.loc[train, train] for train in scores.index], axis="index")
 
 
@@ -166,11 +169,10 @@ def _draw_rate(ax: Axes, row: int, column: int, cell: pd.Series) -> None:
 
 
 def plot_landscape(
-    landscape: Landscape, point: tuple[float, float] | None = None, figure: Figure | None = None
+    landscape: Landscape, point: tuple[float, float] | None = None, ax: Axes | None = None
 ) -> Figure:
     """Draw the metric over two settings; a cross marks the unchanged pipeline, a ring ``point``."""
-    ax = panels(1, 1, (5.0, 4.0))[1][0, 0] if figure is None else figure.subplots()
-    tidy(ax)
+    ax = panels(1, 1, (5.0, 4.0))[1][0, 0] if ax is None else ax
     figure = ax.figure
     scores = landscape.scores
     mesh = ax.imshow(scores, cmap="cividis", origin="lower", aspect="auto")
@@ -229,10 +231,8 @@ def plot_adaptations(summary: pd.DataFrame, *, reference: str | None = None) -> 
 
     The summary is that of `r2l.drift.adjustment.summarise_adaptations`. Filled dots differ from "none"
     significantly (after Holm's correction), hollow ones don't; the dashed line is "none", and a dotted one in
-    all panels that of the target ``reference``, usually the source. Methods that saw labels carry a star.
-
-    Raises:
-        ValueError: no such target, or several batch sizes or budgets in one table.
+    all panels that of the target ``reference``, usually the source. Methods that saw labels carry a star. A
+    target that is not there, or several batch sizes or budgets in one table, is a ValueError.
     """
     targets, methods = (list(summary[c].unique()) for c in ("target", "method"))
     if reference is not None:
@@ -257,6 +257,7 @@ def plot_adaptations(summary: pd.DataFrame, *, reference: str | None = None) -> 
     labelled = set(summary.loc[summary["labelled"], "method"])
     axes[0].set_yticks(range(len(methods)), [f"{m}*" if m in labelled else m for m in methods])
     axes[0].set_ylim(len(methods) - 0.5, -0.5)
+    axes[0].locator_params(axis="x", nbins=4)
     aim = f"; dotted: none under {reference}" if reference is not None else ""
     note(figure, f"score; dashed: none{aim}; filled: differs from none (Holm); *: with labels")
     return figure

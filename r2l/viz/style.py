@@ -39,8 +39,10 @@ def panels(
     """Return a figure of ``size`` (width, height) in inches and its axes (rows, columns).
 
     A `Figure` of its own, not pyplot's, so that matplotlib's global state stays as it is; further
-    options are those of `Figure.subplots`.
+    options are those of `Figure.subplots`. No rows or no columns are a ValueError.
     """
+    if rows < 1 or columns < 1:
+        raise ValueError("nothing to draw")
     figure = Figure(figsize=size, layout=layout, dpi=DPI)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:

@@ -20,7 +20,7 @@ from r2l.drift.forensics.sensitivity import as_text
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, name_pipelines, open_pipeline
 from r2l.isp.adjustable import level_names
-from r2l.isp.grammar import Pipelines
+from r2l.isp.grammar import PipelineLike, Pipelines, open_pipelines
 from r2l.isp.preparation import clip_highlights
 from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
 from r2l.sensor import CONTAINER_MAX
@@ -45,17 +45,26 @@ def frame_menu(frames: Mapping[str, RawFrame], **options: Any) -> widgets.Dropdo
     return widgets.Dropdown(options=list(frames), description="frame", **options)
 
 
-def pipeline_box(pipelines: Mapping[str, Any], **options: Any) -> widgets.Combobox:
-    """Return a box that offers pipelines by name and takes whatever `r2l.isp.open_pipeline` does."""
-    return widgets.Combobox(
-        options=list(pipelines),
-        value="bi,s,ga" if "bi,s,ga" in pipelines else next(iter(pipelines)),
+def pipeline_box(
+    pipelines: Pipelines, camera: Camera, **options: Any
+) -> tuple[widgets.Combobox, dict[str, PipelineLike]]:
+    """Return a box that offers pipelines and takes whatever `r2l.isp.open_pipeline` does, and them by name.
+
+    None, or one that does not open for a camera, is a ValueError.
+    """
+    named = name_pipelines(pipelines)
+    if not open_pipelines(named, camera):
+        raise ValueError("no pipelines to choose from")
+    box = widgets.Combobox(
+        options=list(named),
+        value="bi,s,ga" if "bi,s,ga" in named else next(iter(named)),
         description="pipeline",
         placeholder="ma,s,ga+jpeg:75",
         tooltip="one of the list, or any other, as r2l.isp.open_pipeline names them; then Enter",
         continuous_update=False,
         **options,
     )
+    return box, named
 
 
 def _read_upload(name: str, content: bytes | memoryview, camera: Camera | None = None) -> RawFrame:
@@ -71,17 +80,14 @@ def _read_upload(name: str, content: bytes | memoryview, camera: Camera | None =
 
 
 def _upload_to(frames: dict[str, RawFrame], menu: widgets.Dropdown, live: Live) -> widgets.Widget:
-    """Return a button that takes a raw file, a menu of cameras, and a line for what is wrong.
-
-    What could be read joins ``frames`` and the menu of them, and is drawn; doubts about it stand in the line.
-    Servers take messages of up to 10 MB unless told otherwise: larger files are read by path.
-    """
+    """Return a button for a raw file, which joins the frames and their menu, and a line for what is wrong."""
     button = widgets.FileUpload(accept="", multiple=False, description="raw file")
     camera = widgets.Dropdown(
         options=[_OWN, *CAMERAS],
         description="camera",
         tooltip="TIFF, PNG and NPY files say nothing about their camera",
     )
+    # Servers take messages of up to 10 MB unless told otherwise.
     note = widgets.Label("up to 10 MB; larger: RAW_FILE")
 
     def take(_change: object = None) -> None:
@@ -152,12 +158,11 @@ def camera_explorer(
         pipelines: the menu, see `r2l.isp.open_pipeline`; readers may type others of its texts.
 
     Raises:
-        ValueError: no frames, or a pipeline that does not exist.
+        ValueError: no frames, no pipelines, or one that does not exist.
     """
     frames, style = dict(frames), sized(90, 380)
     name = frame_menu(frames, **style)
-    named = name_pipelines(pipelines)
-    code = pipeline_box(named, **style)
+    code, named = pipeline_box(pipelines, frames[name.value].camera, **style)
     foreign = f"those of {report.camera.name}"
     numbers = widgets.Dropdown(options=[_OWN, foreign], description="numbers", **style)
     picture, table, note = (widgets.HTML() for _ in range(3))

@@ -76,10 +76,7 @@ class Live:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: a tile takes milliseconds, and threads that wait for each other more.
-
-    Most of all where other work runs, or where a container sees more cores than it may use.
-    """
+    """Compute on one thread: a tile takes milliseconds, and threads that wait for each other more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

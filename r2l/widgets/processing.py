@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from r2l.camera import Camera
 from r2l.files import to_uint8
-from r2l.isp import PIPELINES, name_pipelines, open_pipeline
+from r2l.isp import PIPELINES, open_pipeline
 from r2l.isp.adjustable import AdjustableISP, settings_of
 from r2l.isp.display import Displayed
 from r2l.isp.grammar import PipelineLike, Pipelines, linear_stages
@@ -93,12 +93,12 @@ def processing_explorer(
             of what a pipeline does not have stand still.
 
     Raises:
-        ValueError: no frames, or a pipeline that does not exist.
+        ValueError: no frames, no pipelines, or one that does not exist.
     """
     style = sized(120, 316)
     frame = frame_menu(frames, **style)
     tiles = {name: middle_tile(frame.mosaic, side) for name, frame in frames.items()}
-    code = pipeline_box(named := name_pipelines(pipelines), **style)
+    code, named = pipeline_box(pipelines, frames[frame.value].camera, **style)
     stage = widgets.Dropdown(description="picture after", **style)
     style_of_knobs = {"readout_format": ".2f", **style}
     knobs = {n: widgets.FloatSlider(**knob._asdict(), **style_of_knobs) for n, knob in _KNOBS.items()}

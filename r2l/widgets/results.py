@@ -30,7 +30,7 @@ from r2l.viz import plot_curves, plot_landscape
 from r2l.viz.curves import draw_arms
 from r2l.viz.drift import difference_reach, to_diagonal
 from r2l.viz.pictures import answers_in_words, draw_image, first_image
-from r2l.viz.style import CYCLE, DPI, INK, LETTERS, SOFT, image_html, ink, panels, to_png
+from r2l.viz.style import CYCLE, INK, LETTERS, SOFT, image_html, ink, panels, to_png
 from r2l.widgets.live import Live, beside, caption_html, explorer, picture_html, scrolled_html, sized
 
 _PICTURE = 600  # pixels
@@ -275,13 +275,11 @@ def _plot_spot(landscape: Landscape, prober: Prober, raw: Tensor, point: tuple[f
     """Draw a landscape with one of its points marked, beside the frame as it is developed there."""
     names = landscape.first.name, landscape.second.name
     isp = prober.pipeline(**dict(zip(names, point, strict=True)))
-    figure = Figure(figsize=(8.6, 3.6), layout="constrained", dpi=DPI)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.45, 1))
+    figure, ((left, right),) = panels(1, 2, (8.6, 3.6), width_ratios=(1.45, 1))
     plot_landscape(landscape, point, left)
-    ax = right.subplots()
     with torch.inference_mode():
-        draw_image(ax, first_image(isp(raw)), f"{names[0]} {point[0]:.3g}, {names[1]} {point[1]:.3g}")
-    ax.set_axis_off()
+        draw_image(right, first_image(isp(raw)), f"{names[0]} {point[0]:.3g}, {names[1]} {point[1]:.3g}")
+    right.set_axis_off()
     return figure
 
 
