@@ -29,7 +29,7 @@ from benchmarks.published import PublishedParametrizedISP
 from benchmarks.scan import ScanWorkload, scan_contenders
 from benchmarks.timing import Contender, SkippedError
 from benchmarks.workload import Workload
-from r2l.isp import PIPELINES, StaticISP, develop_all, packing
+from r2l.isp import PIPELINES, StaticISP, develop_all, filters
 from r2l.isp.parametrized import ParametrizedISP
 
 #: The static pipelines of the table: each demosaicing, with the quickest and the dearest filters.
@@ -66,11 +66,11 @@ class _WithKernels(nn.Module):
         self.isp = isp
 
     def forward(self, raw: Tensor) -> Any:
-        packing.WANTED = True
+        filters.WANTED = True
         try:
             return self.isp(raw)
         finally:
-            packing.WANTED = False
+            filters.WANTED = False
 
 
 def _compiling(setup: Callable[[], Call]) -> Call:

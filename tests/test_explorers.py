@@ -15,8 +15,8 @@ from r2l.drift import flips, predict_matrix, train_models
 from r2l.drift.forensics import tolerance_report
 from r2l.drift.matrix import most_changed
 from r2l.isp import PIPELINES, StaticISP
+from r2l.isp.added_stages import clip_highlights
 from r2l.isp.adjustable import camera_settings
-from r2l.isp.preparation import clip_highlights
 from r2l.rawfile import RawFrame, write_dng
 from r2l.training.export import _save_strip
 from r2l.training.tracking import TrackingError, track

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
 from r2l.isp import StaticISP, demosaic, filters, functional
-from r2l.isp.preparation import clip_highlights
+from r2l.isp.added_stages import clip_highlights
 from r2l.sensor import mosaic
 from tests import reference
 

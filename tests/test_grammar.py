@@ -35,9 +35,9 @@ from r2l.isp import (
     static,
 )
 from r2l.isp import functional as stage
+from r2l.isp.added_stages import display_stage
 from r2l.isp.adjustable import AdjustableISP
 from r2l.isp.demosaic import bilinear
-from r2l.isp.display import display_stage
 from r2l.isp.grammar import RandomPipeline, check_pipeline, linear_stages, open_pipelines
 from r2l.isp.learned import LearnedISP
 from r2l.isp.static import ENGINES

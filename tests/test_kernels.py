@@ -8,7 +8,7 @@ import torch
 
 import r2l.files
 from r2l.camera import CFA, DRONE, MICROSCOPE
-from r2l.isp import ParametrizedISP, StaticISP, develop_all, packing
+from r2l.isp import ParametrizedISP, StaticISP, develop_all, filters
 from r2l.isp.adjustable import AdjustableISP
 from r2l.isp.learned import LearnedISP
 
@@ -20,7 +20,7 @@ def both(monkeypatch):
     def called(function):
         results = []
         for wanted in (False, True):
-            monkeypatch.setattr(packing, "WANTED", wanted)
+            monkeypatch.setattr(filters, "WANTED", wanted)
             with torch.no_grad():
                 results.append(function())
         return results
@@ -95,15 +95,15 @@ def test_gradients_and_doubles_go_the_plain_way(monkeypatch):
         return image.detach(), leaf.grad, isp(raw.double())
 
     before = answers()
-    monkeypatch.setattr(packing, "WANTED", True)
+    monkeypatch.setattr(filters, "WANTED", True)
     for one, other in zip(before, answers(), strict=True):
         assert torch.equal(one, other)
 
 
 def test_without_numba_the_error_tells_what_to_install(monkeypatch):
-    monkeypatch.setattr(packing, "WANTED", True)
+    monkeypatch.setattr(filters, "WANTED", True)
     monkeypatch.setattr(r2l.files, "find_spec", lambda name: None)
-    packing._loaded.cache_clear()
+    filters._loaded.cache_clear()
     with pytest.raises(r2l.files.MissingExtraError, match=r"r2l\[kernels\]"):
         StaticISP(DRONE)(mosaic(1, 1, 8, 8))
-    packing._loaded.cache_clear()
+    filters._loaded.cache_clear()

@@ -17,7 +17,8 @@ from r2l.camera import DRONE, MICROSCOPE
 from r2l.cli import app
 from r2l.datasets import RawFolder
 from r2l.drift.sensor_drift import drift_sensor
-from r2l.isp.preparation import correct_defects, correct_lines, correct_shading, measure_defects
+from r2l.isp import correct_defects, correct_lines, correct_shading
+from r2l.isp.added_stages import measure_defects
 from r2l.options import Options
 from r2l.rawfile import RawFileError, RawFileWarning, RawLayout, read_raw
 from r2l.sensor import DRONE_NOISE, add_line_noise, apply_levels, falloff

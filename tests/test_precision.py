@@ -11,8 +11,8 @@ from r2l.camera import DRONE
 from r2l.datasets import SyntheticMicroscopy
 from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, develop_all, open_pipeline
 from r2l.isp.adjustable import AdjustableISP
+from r2l.isp.filters import pack, unpack
 from r2l.isp.functional import gamma_correct
-from r2l.isp.packing import pack, unpack
 from r2l.isp.pipeline import stage_gradients
 from r2l.options import Options
 from r2l.training import fit, make_classifier

@@ -17,7 +17,7 @@ from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, StaticISP, open_pipeline
-from r2l.isp.preparation import clip_highlights
+from r2l.isp.added_stages import clip_highlights
 from r2l.rawfile import RawFrame, write_dng
 from r2l.widgets import camera as looking
 from r2l.widgets import processing_explorer, raw_explorer

@@ -121,8 +121,8 @@ def develop(
     import torch
 
     from r2l.isp import Variant, open_pipeline
+    from r2l.isp.added_stages import clip_highlights, correct_defects
     from r2l.isp.grammar import check_pipeline, linear_stages
-    from r2l.isp.preparation import clip_highlights, correct_defects
     from r2l.rawfile import load_camera, read_raw
     from r2l.rawfile.frame import look_at_picture
 
@@ -176,7 +176,7 @@ def check(
     Exit status: 0 all inside, 1 some outside, 2 an error.
     """
     from r2l.drift.forensics.sensitivity import ToleranceReport, as_text
-    from r2l.isp.preparation import measure_defects
+    from r2l.isp.added_stages import measure_defects
     from r2l.rawfile import load_camera, read_raw
 
     report = ToleranceReport.load(tolerances)

@@ -144,7 +144,7 @@ def _elastic_transform(images: Tensor, rngs: Generators, alpha: float, sigma: fl
 
 def _jpeg_compression(images: Tensor, rngs: Generators, quality: float) -> Tensor:
     """Write as JPEG of that quality (1 to 100, whole, 4:2:0) and read."""
-    from r2l.isp.display import jpeg_coded  # what display stages import is not everybody's
+    from r2l.isp.added_stages import jpeg_coded  # what display stages import is not everybody's
 
     return jpeg_coded(images, int(np.clip(round(quality), 1, 100)))
 

@@ -137,7 +137,7 @@ def drift_sensor(
     return sensor.quantise(sensor.apply_levels(light, camera).clamp(0, camera.white_level), bits)
 
 
-#: What a sensor may be worse by; named as `r2l.isp.preparation.measure_defects` calls it, with "_" for " ".
+#: What a sensor may be worse by; named as `r2l.isp.added_stages.measure_defects` calls it, with "_" for " ".
 _UNITS = {"defective_pixels": "of the sites", "row_noise": "of the range", "column_noise": "of the range"}
 SENSOR_SETTINGS = {
     name: Setting(name, name.replace("_", " "), unit, 0.0, 0.0, 0.05, 0.01) for name, unit in _UNITS.items()

@@ -12,7 +12,7 @@ from r2l.isp.static import PIPELINES, EngineISP, StaticISP, Variant
 offer_late(
     __name__,
     {
-        "r2l.isp.display": ["Displayed"],
+        "r2l.isp.added_stages": ["Displayed", "correct_defects", "correct_lines", "correct_shading"],
         "r2l.isp.learned": ["HalfSizeRGB", "LearnedISP", "NeuralISP"],
         "r2l.learn": ["learn_pipeline"],
     },

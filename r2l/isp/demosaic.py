@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r2l.camera import BLUE, CFA, GREEN, RED
-from r2l.isp.filters import Border, correlate, crop, pad
+from r2l.isp.filters import Border, correlate, crop, kernels, pack_planes, pad, unpack_planes
 from r2l.isp.functional import check_mosaic, on_device, per_site
-from r2l.isp.packing import kernels, pack_planes, unpack_planes
 
 #: Bilinear interpolation: the mean of the nearest samples of a colour (Losson et al. 2010).
 _GREEN_CROSS = ((0.0, 0.25, 0.0), (0.25, 1.0, 0.25), (0.0, 0.25, 0.0))

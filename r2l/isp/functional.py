@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from r2l.camera import CFA
-from r2l.isp.filters import Border, blur, correlate, crop, median3x3
-from r2l.isp.packing import is_recorded, is_traced, kernels
+from r2l.isp.filters import Border, blur, correlate, crop, is_recorded, is_traced, kernels, median3x3
 
 #: Kinds of number too short to process a mosaic in: a black level is lost in their rounding.
 HALF = (torch.float16, torch.bfloat16)

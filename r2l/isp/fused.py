@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r2l.isp.filters import crop, pad
+from r2l.isp.filters import crop, is_recorded, kernels, pack, pad, unpack
 from r2l.isp.functional import LUMA, luma
-from r2l.isp.packing import is_recorded, kernels, pack, unpack
 
 #: Pixels of a tile and of its rows, by trial: few enough for caches, enough for the start of operations and
 #: the margins not to count. Whole rows of most frames: to write parts of them takes three times as long.

@@ -77,7 +77,7 @@ def _parsed(text: str) -> _Name:
         before.append(head.strip())
     base, plus, steps = (rest, "", "") if _is_saved(rest) else rest.partition("+")
     if before or plus:
-        from r2l.isp.display import display_stage, mosaic_stage  # what few need
+        from r2l.isp.added_stages import display_stage, mosaic_stage  # what few need
 
         for step in before:
             mosaic_stage(step, None)
@@ -182,9 +182,9 @@ def open_pipeline(
     Before any of them, mosaic stages, in order: ``defects:0.1+lines+ma,s,ga+jpeg:75``.
 
     ========================  =======================================================================
-    ``defects:0.1+``          hot and dead pixels, by that threshold: `r2l.isp.preparation.correct_defects`
-    ``shading:0.5+``          the light that corners lost, given back: `correct_shading`
-    ``lines:15+``             offsets of rows and columns, beside so many lines: `correct_lines`
+    ``defects:0.1+``          hot and dead pixels, by that threshold: `r2l.isp.correct_defects`
+    ``shading:0.5+``          the light that corners lost, given back: `r2l.isp.correct_shading`
+    ``lines:15+``             offsets of rows and columns, beside so many lines: `r2l.isp.correct_lines`
     ========================  =======================================================================
 
     >>> import torch
@@ -230,7 +230,7 @@ def open_pipelines(
         steps = "+".join(filter(None, (name.before, name.steps)))
         if not steps:
             return bases[key]
-        from r2l.isp.display import Displayed  # what few need is not imported with the rest
+        from r2l.isp.added_stages import Displayed  # what few need is not imported with the rest
 
         return Displayed(camera, bases[key], steps)
 

@@ -12,8 +12,7 @@ from r2l.camera import BLUE, GREEN, RED, Camera
 from r2l.files import choose, need_extra
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC, half_size
-from r2l.isp.filters import correlate, pad
-from r2l.isp.packing import pack, unpack
+from r2l.isp.filters import correlate, pack, pad, unpack
 from r2l.isp.pipeline import Luma, Pipeline, Pointwise, Stage, run
 from r2l.isp.saving import saved_with
 from r2l.isp.static import StaticISP, demosaicing, levels

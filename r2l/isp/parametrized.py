@@ -15,9 +15,8 @@ from r2l.camera import Camera
 from r2l.files import choose
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import bilinear
-from r2l.isp.filters import correlate, pad, split_margin
+from r2l.isp.filters import correlate, is_recorded, pad, split_margin
 from r2l.isp.fused import apply_affine, develop_with_parameters, measure_affine
-from r2l.isp.packing import is_recorded
 from r2l.isp.pipeline import Affine, Pipeline, Pointwise, Stage, in_full_precision, run
 from r2l.isp.saving import saved_with
 from r2l.isp.steps import NUMBERS, Box, Steps, numbers_of, physical_box, tolerance_box

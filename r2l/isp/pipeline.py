@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from r2l.isp import functional as stage
-from r2l.isp.filters import Border, crop
+from r2l.isp.filters import Border, crop, is_recorded, kernels
 from r2l.isp.fused import apart, apply_affine, develop_in_tiles, measure_affine, together
-from r2l.isp.packing import is_recorded, kernels
 
 _Result = TypeVar("_Result")
 

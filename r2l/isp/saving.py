@@ -20,7 +20,7 @@ DESCRIPTION, WEIGHTS = "isp.json", "weights.safetensors"
 _KINDS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {}
 # Kinds in modules that are not imported with the others, by name, since few need them.
 _LATE = dict.fromkeys(("HalfSizeRGB", "LearnedISP", "NeuralISP"), "r2l.isp.learned")
-_LATE["Displayed"] = "r2l.isp.display"
+_LATE["Displayed"] = "r2l.isp.added_stages"
 # What reading JSON and weights, and making a module of them, fails in if they are damaged.
 _FAILURES = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
 _Kind = TypeVar("_Kind", bound=type[nn.Module])

@@ -17,8 +17,7 @@ from r2l.camera import CFA, Camera
 from r2l.files import R2LError, choose
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC, MENON_RADIUS, menon_inside
-from r2l.isp.filters import Border, blur, crop, median3x3, pad
-from r2l.isp.packing import is_recorded
+from r2l.isp.filters import Border, blur, crop, is_recorded, median3x3, pad
 from r2l.isp.pipeline import Affine, Directional, Luma, Pipeline, Pointwise, Stage
 from r2l.isp.saving import saved_with
 
@@ -184,7 +183,7 @@ class StaticISP(Pipeline):
         ]
 
 
-#: Stages before a pipeline, from mosaic to mosaic: see `r2l.isp.preparation`.
+#: Stages before a pipeline, from mosaic to mosaic: see `r2l.isp.added_stages`.
 MOSAIC = ("defects", "shading", "lines")
 
 #: Programs that demosaic, and their methods.

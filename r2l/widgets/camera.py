@@ -19,9 +19,9 @@ from r2l.drift.forensics import ToleranceReport
 from r2l.drift.forensics.sensitivity import as_text
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, name_pipelines, open_pipeline
+from r2l.isp.added_stages import clip_highlights
 from r2l.isp.adjustable import level_names
 from r2l.isp.grammar import PipelineLike, Pipelines, open_pipelines
-from r2l.isp.preparation import clip_highlights
 from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
 from r2l.sensor import CONTAINER_MAX
 from r2l.viz.pictures import PLANE_STYLES, colour_sites, split_planes

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, open_pipeline
+from r2l.isp.added_stages import Displayed, clip_highlights
 from r2l.isp.adjustable import AdjustableISP, settings_of
-from r2l.isp.display import Displayed
 from r2l.isp.grammar import PipelineLike, Pipelines, linear_stages
-from r2l.isp.preparation import clip_highlights
 from r2l.rawfile import RawFrame
 from r2l.widgets.camera import frame_menu, middle_tile, pipeline_box
 from r2l.widgets.live import (

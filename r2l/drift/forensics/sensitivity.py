@@ -23,8 +23,8 @@ from r2l.drift.forensics.search_space import Prober
 from r2l.drift.sensor_drift import SENSOR_SETTINGS
 from r2l.drift.statistics import effective_groups, few_groups_text
 from r2l.files import atomic_path, choose
+from r2l.isp.added_stages import measure_defects
 from r2l.isp.adjustable import Setting, camera_settings
-from r2l.isp.preparation import measure_defects
 from r2l.progress import progress_bar
 
 _SLACK = 1e-9  # what a fall may be above the accepted drop: forgives the order of adding
@@ -137,7 +137,7 @@ class ToleranceReport:
             edge is only that of the scan (``low_open`` ...).
         scans: by setting; empty when read from a file.
         defects: the most that the frames themselves show of each of a sensor's defects, see
-            `r2l.isp.preparation.measure_defects`. Their tolerances are of what comes to it.
+            `r2l.isp.added_stages.measure_defects`. Their tolerances are of what comes to it.
     """
 
     model: str
@@ -195,7 +195,7 @@ class ToleranceReport:
 
         What is compared are the numbers that a camera's frames are developed with, one at a time; not its
         optics, its noise, or its colour filters. Of its sensor, what is ``measured`` of a frame
-        (`r2l.isp.preparation.measure_defects`).
+        (`r2l.isp.added_stages.measure_defects`).
 
         Returns:
             One row a setting: ``value`` of the camera (nan where it tells none, as of sharpening; of a
