@@ -33,18 +33,14 @@ def requirements(*extras: str) -> list[str]:
     return list(dict.fromkeys(asked))
 
 
-@pytest.fixture(scope="module")
-def environment():
-    return yaml.safe_load((BINDER / "environment.yml").read_text("utf-8"))
-
-
 def bounds(requirements: list[str]) -> dict[str, str]:
     """Which versions are asked for, by the name that pip knows."""
     parsed = (re.match(r"([A-Za-z0-9_-]+)(.*)", r).groups() for r in requirements)
     return {CONDA_NAMES.get(name, name): bound.strip() for name, bound in parsed}
 
 
-def test_binder_asks_for_the_versions_of_the_project(environment):
+def test_binder_asks_for_the_versions_of_the_project_and_for_torch_without_cuda():
+    environment = yaml.safe_load((BINDER / "environment.yml").read_text("utf-8"))
     conda = [d for d in environment["dependencies"] if isinstance(d, str)]
     (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
     python = next(d for d in conda if d.startswith("python="))
@@ -54,10 +50,6 @@ def test_binder_asks_for_the_versions_of_the_project(environment):
     lowest = PROJECT["requires-python"].removeprefix(">=")
     version = python.removeprefix("python=")
     assert [*map(int, version.split("."))] >= [*map(int, lowest.split("."))]
-
-
-def test_torch_comes_without_cuda(environment):
-    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
     assert environment["channels"] == ["conda-forge"]
     assert any(d.startswith("pytorch-cpu") for d in conda)
     assert any(d.startswith("torchvision") for d in conda), "pip's would bring pip's torch"

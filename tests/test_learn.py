@@ -21,6 +21,8 @@ from r2l.learn import AlignmentError, align, learn_pipeline, open_picture
 from r2l.learn.colours import ciede2000, lab
 from r2l.rawfile import RawFrame, read_raw, write_dng
 from r2l.sensor import DRONE_NOISE, record, unprocess
+from r2l.viz import plot_learned
+from tests.test_viz import drawn
 
 CAMERA = replace(DRONE, cfa=CFA.GRBG)
 
@@ -85,6 +87,12 @@ def pair():
 @pytest.fixture(scope="module")
 def learned(pair):
     return learn_pipeline([pair])
+
+
+def test_the_figure_has_a_bar_a_pipeline(learned):
+    curves, scores = drawn(plot_learned(learned)).axes
+    assert {text.get_text() for text in scores.get_yticklabels()} == set(learned.scores.index)
+    assert [line.get_label() for line in curves.lines] == ["R", "G", "B", "gamma 2.2"]
 
 
 def test_a_known_camera_is_found(learned):

@@ -266,6 +266,7 @@ def plot_learned(learned: Learned) -> Figure:
     bars = scores.barh(list(table.index), table["psnr"], color=own)
     colours = [f"{colour:.1f}" for colour in table["ciede2000"]]
     scores.bar_label(bars, colours, padding=3, fontsize=LETTERS)
+    scores.margins(x=0.1)
     title = "on blocks not fitted; beside the bars CIEDE2000"
     scores.set_title(title, loc="left", fontsize=10, color=INK)
     scores.set_xlabel("PSNR in dB")
