@@ -9,7 +9,7 @@ corruptions that move the images as far as the pipelines do.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,18 +47,6 @@ _MATCH_IMAGES = 64  # of which amounts and distances are found
 _Change = tuple[dict[str, Any], Tensor]
 
 
-class Match(NamedTuple):
-    """How much of a corruption (``amount``, for `corrupt`) has the wanted mean distance, and which it has.
-
-    It is ``reached`` if the two agree to 2 % (PSNR: .1 dB): a corruption can be unable to move images so far,
-    or, like JPEG, know only steps.
-    """
-
-    amount: float
-    distance: float
-    reached: bool
-
-
 def distances(images: Tensor, references: Tensor, kind: str = "psnr") -> Tensor:
     """Return `r2l.training.metrics.image_distance` of images (N, 3, H, W), (N,), in batches; at most 100 dB.
 
@@ -71,7 +59,7 @@ def distances(images: Tensor, references: Tensor, kind: str = "psnr") -> Tensor:
     return apart.clamp_max(_SAME) if kind == "psnr" else apart
 
 
-def pipeline_distance(views: Frames, code: str, kind: str = "psnr") -> float:
+def _pipeline_distance(views: Frames, code: str, kind: str = "psnr") -> float:
     """Return how far the other pipelines of ``views`` lie from ``code``: the mean over images."""
     others = [other for other in views.images if other != code]
     if not others:
@@ -81,35 +69,21 @@ def pipeline_distance(views: Frames, code: str, kind: str = "psnr") -> float:
     return float(np.mean([float(distances(views.images[o][some], base, kind).mean()) for o in others]))
 
 
-def match_amount(
-    images: Tensor,
-    kind: Corruption,
-    target: float,
-    *,
-    distance: str = "psnr",
-    severity: int = 3,
-    scale: str = "published",
-    seed: int = 0,
-    ids: Sequence[int] | np.ndarray | None = None,
-) -> Match:
-    """Find how much of a corruption moves images as far as ``target``, on average.
+def _match_amount(
+    images: Tensor, kind: Corruption, target: float, distance: str = "psnr", **how: Any
+) -> tuple[float, bool]:
+    """Return how much of a corruption moves images as far as ``target`` on average, and whether it does.
 
     A root is bracketed (Brent's method) on a logarithmic scale, on which PSNR is nearly a line. Where the
     corruption can't move the images so far, or not so little, the nearest end is returned as not reached.
-
-    Args:
-        images, kind, scale, seed, ids: see `corrupt`.
-        target: mean distance, positive, such as `pipeline_distance` returns.
-        distance: one of "l2", "ssim", "psnr".
-        severity: whose change is taken more or less of.
     """
     if not (np.isfinite(target) and target > 0):
-        raise ValueError(f"target is {target}; expected a positive distance")
+        raise ValueError(f"nothing to match: the other pipelines' images lie {target:g} from the model's own")
     tried: dict[float, float] = {}
 
     def excess(log_amount: float) -> float:
         amount = float(np.exp(log_amount))
-        changed = corrupt(images, kind, severity, amount=amount, scale=scale, seed=seed, ids=ids)
+        changed = corrupt(images, kind, amount=amount, **how)
         tried[amount] = float(distances(changed, images, distance).mean())
         if distance == "psnr":
             return target - tried[amount]
@@ -119,8 +93,7 @@ def match_amount(
     if excess(low) < 0 < excess(high):
         brentq(excess, low, high, xtol=1e-3, rtol=1e-6)
     amount, moved = min(tried.items(), key=lambda pair: abs(pair[1] - target))
-    near = abs(moved - target) <= (0.1 if distance == "psnr" else 0.02 * target)
-    return Match(amount, moved, near)
+    return amount, abs(moved - target) <= (0.1 if distance == "psnr" else 0.02 * target)
 
 
 def corruption_table(
@@ -148,8 +121,9 @@ def corruption_table(
 
     Returns:
         One row an image, model and corruption: ``train``, ``test`` (scale, kind and severity in one),
-        ``scale``, ``kind``, ``severity``, ``amount``, ``reached`` (see `Match`), ``distance`` (of this
-        image), ``seed``, ``fold`` and the answers as `predict_matrix` tells them.
+        ``scale``, ``kind``, ``severity``, ``amount``, ``reached``, ``distance`` (of this image), ``seed``,
+        ``fold`` and the answers as `predict_matrix` tells them. ``reached``: matched to 2 % (PSNR: .1 dB); a
+        corruption can be unable to move images so far, or, like JPEG, know only steps.
 
     Raises:
         ValueError: an unknown kind, scale or distance; no models; or a pipeline that ``views`` lack.
@@ -163,12 +137,11 @@ def corruption_table(
             amount, reached = 1.0, True
             if scale == _MATCHED:
                 how["scale"] = "image"
-                match = match_amount(images[some], kind, targets[code], distance=distance, ids=some, **how)
-                amount, reached = match.amount, match.reached
+                amount, reached = _match_amount(images[some], kind, targets[code], distance, ids=some, **how)
             cell = {"train": code, "kind": name, "severity": severity, "amount": amount, "reached": reached}
             yield cell, corrupt(images, kind, amount=amount, **how)
 
-    targets = {c: pipeline_distance(views, c, distance) for c in codes if scale == _MATCHED}
+    targets = {c: _pipeline_distance(views, c, distance) for c in codes if scale == _MATCHED}
     total = len(codes) * len(kinds) * len(severities) if progress else 0
     return _ask_changed(models, views, scale, changes(), total, distance, device)
 
@@ -314,7 +287,7 @@ def benchmark_corruptions(
     others = pd.concat(tables, ignore_index=True)
     groups = dict(iter(others[others["reached"]].groupby("scale", sort=False)))
     drops, ratios, metric = mean_drops(results, others, groups.values(), value, level)
-    own = np.mean([pipeline_distance(views, code, distance) for code in others["train"].unique()])
+    own = np.mean([_pipeline_distance(views, code, distance) for code in others["train"].unique()])
     moved = [own, *(rows["distance"].mean() for rows in groups.values())]
     used = [0, *(rows["kind"].nunique() for rows in groups.values())]
     table = pd.DataFrame({"distance": moved, "kinds": used}, index=["pipelines", *groups])
