@@ -303,7 +303,7 @@ def adaptation_experiment(
         source: what models are trained on; its normalisation is that of its training images, fixed.
         targets: by name; the source among them shows what a method does where nothing has changed.
         methods: of `METHODS`; "none" has to be among them for `summarise_adaptations`.
-        model, n_splits, seeds, **settings: as in `compare_processing`; at least 3 folds.
+        model, n_splits, seeds, settings: as in `compare_processing`; at least 3 folds.
         codes: pipelines that the generalist is trained on.
         adaptation: arguments of `compare_adaptations` (``steps``, ``batch_size``, ``equal_time``).
 
