@@ -14,22 +14,22 @@ from colour.temperature import xy_to_CCT
 from PIL import Image
 from typer.testing import CliRunner
 
-from r2l.camera import CFA, Camera
+from r2l.camera import CFA
 from r2l.cli import app
 from r2l.datasets import RawFolder
 from r2l.rawfile import RawFileError, RawFileWarning, RawLayout, read_raw
 from r2l.rawfile.dng_tags import XYZ_FROM_SRGB, _kelvin
+from tests.test_rawfile import FULL, SENSOR, cfa_tags, edit_tag, tiles
 
-FULL, WHITE, BLACK = 65535, 4000, (100, 110, 120, 130)
+WHITE, BLACK = 4000, (100, 110, 120, 130)
 #: XYZ to camera colours.
 CM = np.array([[0.9, -0.3, -0.1], [-0.4, 1.2, 0.2], [-0.1, 0.2, 0.6]])
 CM_WARM = np.array([[1.1, -0.2, -0.2], [-0.5, 1.3, 0.1], [-0.2, 0.3, 0.5]])
+#: Layout and levels of a page, as tags.
+LEVELS = [*cfa_tags((0, 1, 1, 2), 2), (50713, "H", 2, (2, 2), True)]
+LEVELS += [(50714, "H", 4, BLACK, True), (50717, "I", 1, WHITE, True)]
 #: Linear light at each pixel, in [0, 1].
 LIGHT = np.random.default_rng(1).uniform(0.02, 0.95, (48, 64))
-
-
-def tiles(values, shape=LIGHT.shape):
-    return np.tile(np.reshape(values, (2, 2)), (shape[0] // 2, shape[1] // 2))
 
 
 def steps(black=None, white=WHITE):
@@ -44,13 +44,9 @@ def rationals(values, denominator=10**6):
 def write(path, values=None, tags=(), drop=(), **options):
     """Write a DNG of an RGGB sensor; ``tags`` replace or add to those that it has."""
     standard = [
-        (33421, "H", 2, (2, 2), True),
-        (33422, "B", 4, bytes((0, 1, 1, 2)), True),
+        *LEVELS,
         (50706, "B", 4, bytes((1, 4, 0, 0)), True),
         (50708, "s", 0, "a sensor", True),
-        (50713, "H", 2, (2, 2), True),
-        (50714, "H", 4, BLACK, True),
-        (50717, "I", 1, WHITE, True),
         (50721, "2i", 9, rationals(CM), True),
         (50728, "2I", 3, rationals((0.5, 1, 0.6)), True),
         (50778, "H", 1, 21, True),
@@ -74,11 +70,6 @@ def assert_light(path, light=LIGHT, **options):
     assert frame.camera.cfa is CFA.RGGB
     np.testing.assert_allclose(linear(frame), light, atol=1.5 / (WHITE - 200))
     return frame
-
-
-def edit(path, code, value, page=0):
-    with tifffile.TiffFile(path, mode="r+") as tiff:
-        tiff.pages[page].tags[code].overwrite(value)
 
 
 # --- levels ---------------------------------------------------------------------------------------
@@ -177,11 +168,7 @@ def write_pages(path, *pages):
     write(path, pages[0][0], subfiletype=pages[0][1])
     with tifffile.TiffWriter(path, append=True) as tiff:
         for values, kind in pages[1:]:
-            tags = [(33421, "H", 2, (2, 2), True), (33422, "B", 4, bytes((0, 1, 1, 2)), True)]
-            tags += [(50713, "H", 2, (2, 2), True), (50714, "H", 4, BLACK, True)]
-            tags += [(50717, "I", 1, WHITE, True)]
-            options = {"photometric": "cfa", "extratags": tags}
-            tiff.write(values, subfiletype=kind, metadata=None, **options)
+            tiff.write(values, subfiletype=kind, metadata=None, photometric="cfa", extratags=LEVELS)
     return path
 
 
@@ -222,6 +209,7 @@ CYAN = (33422, "B", 4, bytes((0, 1, 3, 2)), True)
         ([CYAN], "unknown colour 3"),
         ([CYAN, (50710, "B", 4, bytes((0, 1, 2, 3)), True)], "R G cyan B"),
         ([(50711, "H", 1, 2, True)], "staggered"),
+        ([(50829, "I", 4, (3, 0, 4, 64), True)], "an active area of 1 x 64 pixels"),
         (
             [(50713, "H", 2, (4, 4), True), (50714, "H", 16, list(range(100, 116)), True)],
             "repeats every 4 x 4",
@@ -239,7 +227,7 @@ def test_what_is_no_bayer_mosaic_is_called_what_it_is(tmp_path, tags, message):
 
 def test_a_monochrome_sensor_is_called_so(tmp_path):
     path = write(tmp_path / "a.dng")
-    edit(path, 262, 34892)
+    edit_tag(path, 262, 34892)
     with pytest.raises(RawFileError, match="a monochrome sensor's picture"):
         read_raw(path)
 
@@ -270,7 +258,7 @@ def with_strip(path, data, compression):
     with path.open("ab") as file:
         file.write(data)
     for code, value in ((273, start), (279, len(data)), (259, compression)):
-        edit(path, code, value)
+        edit_tag(path, code, value)
     return path
 
 
@@ -334,12 +322,12 @@ def test_bytes_that_contradict_the_tags(tmp_path):
     path = write(tmp_path / "a.dng")
     for counts in (LIGHT.size * 4, LIGHT.size * 2 - 64):
         path.write_bytes(path.read_bytes() + bytes(LIGHT.size * 4))
-        edit(path, 279, counts)
+        edit_tag(path, 279, counts)
         with pytest.raises(RawFileError, match=f"{counts} bytes for 64 x 48 pixels of 16 bits"):
             read_raw(path)
-    edit(path, 279, LIGHT.size * 2 + 64)  # padded
+    edit_tag(path, 279, LIGHT.size * 2 + 64)  # padded
     assert_light(path)
-    edit(path, 258, 10)
+    edit_tag(path, 258, 10)
     with pytest.raises(RawFileError, match="of 10 bits, which are 3840"):
         read_raw(path)
 
@@ -400,7 +388,6 @@ def pack(values, packing):
 
 PACKINGS = {"u8": 8, "u16le": 12, "u16be": 12, "u16le_left": 12, "u16be_left": 12, "mipi10": 10}
 PACKINGS |= {"mipi12": 12, "mipi14": 14, "mono12p": 12, "mono12packed": 12}
-SENSOR = Camera("a sensor", CFA.RGGB, (0.001,) * 4, 0.9, (2, 1, 1.5), np.eye(3).tolist())
 
 
 @pytest.mark.filterwarnings("ignore::r2l.rawfile.RawFileWarning")

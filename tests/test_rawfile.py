@@ -52,6 +52,11 @@ def write_tiff_dng(path, values, photometric, *tags):
     tifffile.imwrite(path, values, photometric=photometric, extratags=[version, model, *tags], metadata=None)
 
 
+def tiles(values, shape=(48, 64)):
+    """Return four values, by position of the tile, over a mosaic."""
+    return np.tile(np.reshape(values, (2, 2)), (shape[0] // 2, shape[1] // 2))
+
+
 def cfa_tags(pattern, side):
     return (33421, "H", 2, (side, side), True), (33422, "B", side * side, bytes(pattern), True)
 
@@ -232,10 +237,6 @@ def sampled(scene, cfa):
     return np.take_along_axis(scene, colours[..., None], axis=2)[..., 0]
 
 
-def tiled(camera, shape):
-    return np.tile(np.reshape(camera.black_level, (2, 2)), (shape[0] // 2, shape[1] // 2))
-
-
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("cfa", CFA)
 def test_a_turned_photo_keeps_its_colours_and_black_levels(tmp_path, orientation, cfa):
@@ -247,8 +248,8 @@ def test_a_turned_photo_keeps_its_colours_and_black_levels(tmp_path, orientation
     upright = TURNS[orientation](scene)
     expected = sampled(upright, frame.camera.cfa)
     np.testing.assert_array_equal(to_16_bit(frame.mosaic), to_16_bit(expected))
-    black = TURNS[orientation](tiled(camera, scene.shape))
-    np.testing.assert_array_equal(tiled(frame.camera, upright.shape), black)
+    black = TURNS[orientation](tiles(camera.black_level, scene.shape))
+    np.testing.assert_array_equal(tiles(frame.camera.black_level, upright.shape), black)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -72,9 +72,9 @@ _PHOTO = (
     "need --width, --height, --bits and --camera."
 )
 _PIPELINE = (
-    "Demosaicing, sharpening and denoising: bi, ma or me; s or u; me or ga. Or another program's demosaicing "
-    "(libraw:ahd, opencv:ea), a saved ISP's folder or runs:/..., module:function of your own; with display "
-    "stages behind: ma,s,ga+resize:0.5+jpeg:75."
+    "Demosaicing, sharpening and denoising: bi, ma or me; s or u; me, ga or fft. Or another program's "
+    "demosaicing (libraw:ahd, opencv:ea), a saved ISP's folder or runs:/..., module:function of your own; "
+    "with mosaic stages before and display stages behind: defects:0.1+ma,s,ga+jpeg:75."
 )
 _OUTPUT = (
     "A file ending in .png for one photo, or a folder. Into a folder, PHOTO becomes PHOTO_bi-s-ga.png.  "

@@ -112,7 +112,10 @@ def correct_lines(raw: Tensor, lines: int = 15) -> Tensor:
     stage.check_mosaic(raw)
     height, width = raw.shape[-2:]
     if lines % 2 == 0 or min(height, width) < lines + 1:
-        raise ValueError(f"{lines} lines of {height}x{width} pixels: expected an odd number that fits")
+        most = (min(height, width) - 2) | 1
+        raise ValueError(
+            f"lines is {lines}, for {height}x{width} pixels: expected an odd number up to {most}"
+        )
     planes = F.pixel_unshuffle(raw, 2)
     for across in (-1, -2):
         steps = planes.diff(dim=-3 - across).median(dim=across).values
@@ -222,6 +225,12 @@ def _vignette(image: Tensor, lost: float) -> Tensor:
     return image * falloff(image, lost) ** (1 / _GAMMA)
 
 
+def _odd(text: str) -> int:
+    if int(text) % 2 == 0:
+        raise ValueError
+    return int(text)
+
+
 class _Kind(NamedTuple):
     """A stage by name: its function, what its number may be, and the number if none is given."""
 
@@ -243,7 +252,7 @@ _DISPLAY = {
 _MOSAIC = {
     "defects": _Kind(correct_defects, float, 0, 1, "0.1"),
     "shading": _Kind(correct_shading, float, 0, 0.95, "0.5"),
-    "lines": _Kind(lambda raw, _camera, lines: correct_lines(raw, lines), int, 3, 255, "15"),
+    "lines": _Kind(lambda raw, _camera, lines: correct_lines(raw, lines), _odd, 3, 255, "15"),
 }
 
 
@@ -279,7 +288,8 @@ def _read_stage(what: str, text: str, kinds: Mapping[str, _Kind]) -> tuple[str, 
         if not kind.low <= value <= kind.high:
             raise ValueError
     except ValueError:
-        number = f"{'a whole' if kind.read is int else 'a'} number from {kind.low:g} to {kind.high:g}"
+        sort = {int: "a whole", _odd: "an odd", float: "a"}[kind.read]
+        number = f"{sort} number from {kind.low:g} to {kind.high:g}"
         raise ValueError(f"{what} {text!r}: expected {name}:N, N {number}") from None
     return name, kind.function, value
 

@@ -96,6 +96,9 @@ class RawPicture:
                 "the sensor saw at each pixel is gone",
                 "Give a raw file with a mosaic: of phones, apps that save plain (Bayer) DNG",
             )
+        top, left, bottom, right = self.area
+        if min(bottom - top, right - left) < 2:
+            raise self.unusable(f"an active area of {bottom - top} x {right - left} pixels", FETCH_AGAIN)
         rows, columns = map(int, self._finite(33421, (2, 2), 2)[:2])
         if (rows, columns) == (6, 6):
             raise self.unusable("the mosaic of an X-Trans sensor, not Bayer")
