@@ -201,6 +201,8 @@ def test_wrong_experiments_are_refused(domain, learning):
     other = Domain(Frames.of(SyntheticMicroscopy(45, 1, size=32), progress=False), domain.processor)
     for wrong, *arguments, message in (
         (partial(compare_processing, arms=["thawed"]), {"base": domain}, "frozen, learned"),
+        (partial(compare_processing, arms=[]), {"base": domain}, "nothing to compare"),
+        (compare_processing, {}, "nothing to compare"),
         (compare_processing, {"static": static}, "nothing to learn"),
         (compare_processing, {"a": domain, "b": other}, "different scenes"),
         (learning.processor, "base", 3, "0 to 2"),
@@ -584,6 +586,8 @@ def test_every_image_is_tested_once_by_every_method_and_paired_with_none(experim
         summarise_adaptations(experiment[experiment["method"] != "none"])
     with pytest.raises(ValueError, match="lacks some image"):
         summarise_adaptations(experiment.drop(index=3))
+    with pytest.raises(ValueError, match="no answers to compare"):
+        summarise_adaptations(experiment[:0])
 
 
 def test_sizes_of_batches_and_equal_times_stand_beside_one_another(trained, domain):

@@ -465,6 +465,10 @@ def test_unequal_effort_is_no_comparison(noisy):
     few, many = (random_search(model, frames, space, evaluations=n) for n in (2, 3))
     with pytest.raises(ValueError, match="no fair comparison"):
         compare_to_random(model, frames, many, few)
+    with pytest.raises(ValueError, match="typical is 0"):
+        compare_to_random(model, frames, few, few, typical=0)
+    with pytest.raises(ValueError, match="no parameters to attack by"):
+        attack_parameters(model, frames, frames, ParametrizedISP(frames.camera), [])
     for search in (partial(random_search, space=space), static_attack):
         with pytest.raises(ValueError, match="find nothing"):
             search(model, frames, evaluations=0)

@@ -197,6 +197,8 @@ def test_mistakes_are_named(views, summary):
         ShiftDetector.fit(images, groups=np.zeros(len(images)))
     with pytest.raises(ValueError, match="N, 3, H, W"):
         ShiftDetector.fit(images[:, :1], groups=1)
+    with pytest.raises(ValueError, match="finite"):
+        ShiftDetector.fit(images * np.nan, groups=1)
     with pytest.raises(ValueError, match="more groups"):
         ShiftDetector.fit(images[:4], groups=1).test(images[:1], 1)
     with pytest.raises(ValueError, match="unknown model of"):

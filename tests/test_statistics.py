@@ -7,6 +7,7 @@ from scipy import stats
 from r2l.drift.statistics import crossed_means, crossed_ratios, effective_groups, few_groups_text, holm
 
 GROUPS = np.repeat(np.arange(40), 6)
+TWO, ONE_LARGE = np.repeat([0, 1], 6), np.repeat(np.arange(5), [18, 3, 3, 3, 3])
 UNEQUAL = np.repeat(np.arange(10), [2, 3, 4, 5, 6, 6, 7, 8, 9, 10])
 
 
@@ -22,8 +23,14 @@ def covers(interval, truth):
 
 @pytest.mark.parametrize(
     ("groups", "told", "least", "most"),
-    [(GROUPS, GROUPS, 0.93, 0.97), (UNEQUAL, UNEQUAL, 0.93, 0.98), (GROUPS, np.arange(240), 0, 0.9)],
-    ids=["forty groups", "ten unequal groups", "groups ignored"],
+    [
+        (GROUPS, GROUPS, 0.93, 0.97),
+        (UNEQUAL, UNEQUAL, 0.93, 0.98),
+        (TWO, TWO, 0.93, 0.97),
+        (ONE_LARGE, ONE_LARGE, 0.93, 1),
+        (GROUPS, np.arange(240), 0, 0.9),
+    ],
+    ids=["forty groups", "ten unequal groups", "two groups", "one group of three fifths", "groups ignored"],
 )
 def test_interval_covers_the_true_mean_as_often_as_it_says_unless_groups_are_ignored(
     groups, told, least, most
@@ -49,6 +56,13 @@ def test_null_matrix_is_flagged_in_five_per_cent_after_holm():
     p = crossed_means(hits[0].astype(int) - hits[1], GROUPS).p.reshape(400, 12)
     flagged = np.mean([holm(row).min() <= 0.05 for row in p])
     assert 0.005 <= flagged <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 400)
+
+
+@pytest.mark.parametrize("groups", [TWO, np.repeat([0, 1, 2], 5), ONE_LARGE], ids=["two", "three", "uneven"])
+def test_few_groups_of_hits_raise_no_false_alarm(groups):
+    rng = np.random.default_rng(16)
+    hits = rng.beta(8, 2, (2, groups.max() + 1, 1000))[:, groups] > rng.random((2, len(groups), 1000))
+    assert np.mean(crossed_means(hits[0].astype(int) - hits[1], groups).p <= 0.05) <= 0.05
 
 
 def test_real_effect_survives_holm_among_eleven_null_cells():

@@ -188,6 +188,8 @@ def test_a_landscape_agrees_with_scans_and_with_arithmetic():
         scan(prober, "tint")
     with pytest.raises(ValueError, match="no scan"):
         scan(prober, "gamma", 2)
+    with pytest.raises(ValueError, match="no settings given; choose from all, exposure"):
+        report_of(frames, [])
     with pytest.raises(ValueError, match="drop is 0"):
         report_of(frames, ["gamma"], drop=0)
 

@@ -141,6 +141,8 @@ def paired_summary(
     by = [by] if isinstance(by, str) else [*by]
     if missing := {arm, *by, value, "image", "group", "seed"} - set(answers.columns):
         raise ValueError(f"the table lacks {sorted(missing)}; it has {list(answers.columns)}")
+    if answers.empty:
+        raise ValueError("no answers to compare: the table has no rows")
     parts = [
         _compare_arms(part, arm, baseline, value, level).assign(**dict(zip(by, names, strict=True)))
         for names, part in answers.groupby(by, sort=False)

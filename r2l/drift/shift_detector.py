@@ -39,12 +39,12 @@ def image_features(images: Tensor, model: nn.Module | None = None) -> pd.DataFra
     """Return numbers that describe each image: its statistics, or what a model answers to it.
 
     One row an image, columns named. Without a model from images (N, 3, H, W), display domain, to logits the
-    pictures are described: of each channel mean, standard deviation, share of black and of white, and
-    contrast between neighbours (logarithm of the mean absolute Laplacian) and between every other pixel, and
-    how channels go together (correlations). Images of another shape are a ValueError.
+    pictures are described: of each channel mean, standard deviation, share of black and of white, contrast
+    between neighbours (logarithm of the mean absolute Laplacian) and between every other pixel, and how
+    channels go together (correlations). Another shape, or what is not finite, is a ValueError.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
+    if images.ndim != 4 or images.shape[1] != 3 or not images.isfinite().all():
+        raise ValueError(f"expected images (N, 3, H, W) of finite numbers, got {tuple(images.shape)}")
     with torch.no_grad(), on_device(model or nn.Identity()) as device:
         batches = images.split(_BATCH)
         parts = [_picture(b) if model is None else _answers(model(b.to(device))) for b in batches]

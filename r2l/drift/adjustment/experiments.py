@@ -167,8 +167,10 @@ def compare_processing(
     Raises:
         ValueError: an unknown arm, different scenes, or a processor without parameters that is to be learned.
     """
-    if not arms or (unknown := set(arms) - set(_ARMS)):
-        raise ValueError(f"unknown arms {sorted(unknown or [])}; choose from {', '.join(_ARMS)}")
+    if not (arms and seeds and domains):
+        raise ValueError("nothing to compare: give domains, arms and seeds")
+    for arm in arms:
+        choose("arm", arm, _ARMS)
     _check_domains([*domains.values()])
     for name, domain in domains.items():
         if "learned" in arms and not [*domain.processor.parameters()]:

@@ -87,6 +87,8 @@ def compare_to_random(
     if len(efforts) != 1 or not all(sides):
         told = " against ".join(f"{n} evaluations over {m}" for (_, n), m in efforts.items())
         raise ValueError(f"no fair comparison: {told or 'no searches'}")
+    if typical < 1:
+        raise ValueError(f"typical is {typical}, expected 1 draw or more")
     evaluator, space, point = Evaluator(model, fresh, metric), sides[1][0].space, sides[1][0].point
     reference = space.pipeline(np.zeros_like(point))
     # Not the draws that were picked from.
@@ -162,6 +164,8 @@ def attack_parameters(
         ``p_holm`` (for the number of names) and ``beats_random``, ``psnr``; and of each name the attack with
         the lowest margin.
     """
+    if not parameters:
+        raise ValueError("no parameters to attack by; give names, or all")
     if searches < 2:
         raise ValueError(f"searches is {searches}, expected 2 or more: one can't tell luck from skill")
     rows, attacks = {}, {}

@@ -165,7 +165,7 @@ class ParameterSpace:
     def __init__(self, isp: Searchable, parameters: _Names = "all", fraction: float = 0.1) -> None:
         self.isp = copy.deepcopy(isp).requires_grad_(False)
         present = {name: value.detach() for name, value in self.isp.numbers().items()}
-        names = _selected("parameters", parameters, present, present)
+        names = selected("parameters", parameters, present, present)
         self.names = tuple(name for name in present if name in names)
         self.centre = {name: present[name].clone() for name in self.names}
         bounds, physical = self.isp.tolerance_bounds(fraction), self.isp.physical_bounds()
@@ -226,7 +226,7 @@ class SettingSpace:
         self.base, self.fraction = AdjustableISP(pipeline, camera), fraction
         present = settings_of(self.base)
         together = [name for name in present if not name.startswith("black_level_")]
-        self.names = self.coordinates = _selected("settings", settings, present, together)
+        self.names = self.coordinates = selected("settings", settings, present, together)
         self.settings = {name: present[name] for name in self.names}
 
     def values(self, point: np.ndarray) -> dict[str, float]:
@@ -243,7 +243,7 @@ class SettingSpace:
 SearchSpace = ParameterSpace | SettingSpace
 
 
-def _selected(kind: str, names: _Names, options: Iterable[str], together: Iterable[str]) -> tuple[str, ...]:
+def selected(kind: str, names: _Names, options: Iterable[str], together: Iterable[str]) -> tuple[str, ...]:
     """Return the names that were asked for; "all" stands for ``together``."""
     names = [names] if isinstance(names, str) else list(names)
     names = list(together) if names == ["all"] else names

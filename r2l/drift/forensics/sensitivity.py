@@ -19,7 +19,7 @@ from torch import nn
 from r2l.camera import Camera
 from r2l.datasets.frames import Frames
 from r2l.datasets.splits import spread
-from r2l.drift.forensics.search_space import Prober
+from r2l.drift.forensics.search_space import Prober, selected
 from r2l.drift.sensor_drift import SENSOR_SETTINGS
 from r2l.drift.statistics import effective_groups, few_groups_text
 from r2l.files import atomic_path, choose
@@ -252,7 +252,7 @@ def tolerance_report(
     frames: Frames,
     pipeline: str | nn.Module | None = None,
     *,
-    settings: Sequence[str] | None = None,
+    settings: str | Sequence[str] = "all",
     drop: float = 0.05,
     points: int = 21,
     refine: int = 4,
@@ -273,7 +273,7 @@ def tolerance_report(
     Args:
         model, frames, pipeline, metric, level: as in `Prober`; frames it was not trained on.
         settings: names, see `settings_of`, and `SENSOR_SETTINGS` (a worse sensor: defective pixels, row and
-            column noise); all unless given.
+            column noise), or "all".
         drop: the allowed fall of the metric, above 0.
         points, refine: values a scan, and how often the step at an edge is halved.
         name: of the model, for the record; its class unless given.
@@ -281,7 +281,7 @@ def tolerance_report(
     if not drop > 0:
         raise ValueError(f"drop is {drop}, expected more than 0")
     prober = Prober(model, frames, pipeline, metric=metric, level=level)
-    names = list(prober.settings) if settings is None else list(settings)
+    names = selected("settings", settings, prober.settings, prober.settings)
     scans, rows = {}, {}
     for setting in progress_bar(iterable=names, desc="scanning", disable=not progress):
         scanned = scans[setting] = scan(prober, setting, points)
