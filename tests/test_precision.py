@@ -168,7 +168,7 @@ def test_torch_jit_trace_and_export(kind, raw):
 def test_torch_compile(kind, raw):
     torch.compiler.reset()
     isp = KINDS[kind]()
-    compiled = torch.compile(isp, backend="aot_eager")
+    compiled = torch.compile(isp, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(raw), isp(raw), rtol=0, atol=2e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(compiled(raw), isp(raw), rtol=0, atol=2e-5)
