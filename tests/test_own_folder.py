@@ -114,6 +114,13 @@ def test_trailing_separators_are_no_columns_and_more_cells_are_refused(photos):
         RawFolder(photos, table(photos, lambda i, n: f"{n[0]},x"))
 
 
+def test_columns_and_classes_named_twice_are_refused(photos):
+    with pytest.raises(DatasetError, match="several columns label"):
+        RawFolder(photos, table(photos, lambda i, n: f"{n[0]},b", head="file,label,Label"))
+    with pytest.raises(ValueError, match="one of them twice"):
+        RawFolder(photos, classes=["a", "b", "a"])
+
+
 def test_a_file_named_twice_is_refused_and_a_copy_is_in_its_groups(photos):
     text = Path(table(photos, lambda i, n: n[0])).read_text()
     Path("labels.csv").write_text(f"{text}\n./b/../a/a0.dng,b")
@@ -153,6 +160,20 @@ def test_masks_by_their_names(photos, name):
     data = RawFolder(photos / "a", masks="masks")
     assert len(data) == 4
     assert torch.equal(data[0]["mask"], torch.eye(32, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("value", [np.int16(-1), np.float32(0.5), np.float32("nan"), np.uint8(3)])
+def test_values_of_masks_that_are_no_class_are_refused(photos, value):
+    Path("masks").mkdir()
+    mask = np.zeros((32, 32), value.dtype)
+    for number in range(4):
+        tifffile.imwrite(f"masks/a{number}.tif", mask)
+    data = RawFolder(photos / "a", masks="masks", classes=["road", "car", "tree"])
+    assert not data[0]["mask"].any()
+    mask[3, 4] = value
+    tifffile.imwrite("masks/a0.tif", mask)
+    with pytest.raises(DatasetError, match=f"a value of {value}, and there are 3 classes"):
+        data[0]
 
 
 def test_masks_of_several_classes_are_refused_unless_the_object_is_said(photos):

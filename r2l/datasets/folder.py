@@ -192,8 +192,9 @@ class RawFolder(RawDataset):
         if values.shape != shape:
             reason = f"a mask of shape {values.shape} for the {shape} of {self.paths[index]}"
             raise DatasetError(path, reason, remedy)
-        if values.max() >= len(self.classes):
-            reason = f"a value of {values.max()}, and there are {len(self.classes)} classes"
+        # Not a number is no class either: it has no rest.
+        if (wrong := values[(values < 0) | (values >= len(self.classes)) | (values % 1 != 0)]).size:
+            reason = f"a value of {wrong[0]}, and there are {len(self.classes)} classes"
             raise DatasetError(path, reason, "Give classes=... with a name for each value")
         return values.astype(np.uint8)
 
@@ -207,6 +208,8 @@ def is_number(text: str) -> bool:
 
 
 def _class_names(labels: pd.Series, classes: Sequence[str] | None, source: Path) -> tuple[str, ...]:
+    if classes is not None and len(set(classes)) < len(classes):
+        raise ValueError(f"classes are {list(classes)}: one of them twice")
     names = sorted(set(labels), key=lambda name: (0, float(name), name) if is_number(name) else (1, 0, name))
     if unknown := [name for name in names if classes is not None and name not in classes]:
         reason = f"labels that are not among the classes: {', '.join(unknown)}"

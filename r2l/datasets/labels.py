@@ -160,6 +160,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str, str, str]]:
         few = ", ".join(name[:20] for name in head[:8]) + (" ..." if len(head) > 8 else "")
         remedy = "Name the columns file, label and (if known) group"
         raise DatasetError(path, f"columns {few}; expected file and label", remedy)
+    if twice := [name for name in ("file", "label", "group") if head.count(name) > 1]:
+        raise DatasetError(path, f"several columns {twice[0]}", "Keep one of them, or rename the others")
     for number, cells in lines[1:]:
         if any(cells[len(head) :]):
             reason = f"line {number} has {len(cells)} cells, and there are {len(head)} columns"
