@@ -295,6 +295,16 @@ def test_subset_by_ranges(server, tmp_path, published):
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
 
 
+@pytest.mark.parametrize("tiles", [None, 5])
+def test_own_labels_are_never_replaced(server, tmp_path, tiles):
+    labels = tmp_path / "microscopy/labels/Ma190c_annotations.dat"
+    labels.parent.mkdir(parents=True)
+    labels.write_text("mine EOS\n")
+    with pytest.raises(ArchiveError, match="Nothing was replaced"):
+        fetch("microscopy", tmp_path, tiles=tiles, progress=False)
+    assert labels.read_text() == "mine EOS\n"
+
+
 def test_subset_of_drone_tiles_comes_with_masks(server, tmp_path):
     fetch("drone", tmp_path, tiles=4, progress=False)
     dataset = RawDrone(tmp_path, "all")

@@ -249,9 +249,7 @@ def _fetch_some(
                     members[place_of(kind, file.key, info.filename)] = archive, info
         for file in files:
             if Path(file.key).name == layout.LABEL_FILE:
-                (root / _LABELS).parent.mkdir(parents=True, exist_ok=True)
-                with transfer.progress_bar(file.size, "fetch", progress=False) as bar:
-                    transfer.download(file, root / _LABELS, session, bar)
+                into.install(*transfer.download_all([file], root / _DOWNLOADS, session, progress=False))
         trouble = root, "a part of an archive didn't come", "Try again later"
         stack.enter_context(translated(*trouble, RemoteIOError, zipfile.BadZipFile))
         if kind == "microscopy" and _LABELS in members:
