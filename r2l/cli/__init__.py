@@ -4,8 +4,6 @@ Each command imports what it needs when it runs, so that `r2l --help` answers at
 the user ends in one or two lines on stderr and exit status 2, never in a traceback.
 """
 
-import atexit
-import gc
 import logging
 import warnings
 from importlib.metadata import version
@@ -63,8 +61,6 @@ app.add_typer(lab, name="lab")
 
 def main() -> None:
     """Run the console script `r2l`."""
-    # Else Python's end looks once more through the millions of objects that libraries made: a second.
-    atexit.register(gc.freeze)
     # A line for whoever called, without the place in the source that it comes from.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     app()

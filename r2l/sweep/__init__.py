@@ -16,7 +16,7 @@ from r2l.files import need_extra, offer_late
 # In the process that workers are forked from: it only imports, and Ctrl-C is its driver's business.
 if os.environ.pop("R2L_FORKED", None):
     gc.disable()
-    atexit.register(gc.freeze)
+    atexit.register(os._exit, 0)  # else libraries print at the end what was not collected
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 need_extra("sweep", "dask", "distributed", "jinja2", "rich", "yaml")
