@@ -1,9 +1,10 @@
 """What costs most in developing on a CPU, compiled by numba: on request, `R2L_KERNELS=1`.
 
 The plain functions stay the definition; each of these is the same to the rounding of float32 (but where
-Menon's two directions tie), and called by its plain twin where nobody wants gradients. A row of a frame stays
-in the nearest cache while all is done to it that torch would take an operation, and a way through memory,
-for. What is compiled is kept beside this file, or in the folder of NUMBA_CACHE_DIR.
+Menon's two directions tie, and of finite numbers only), and called by its plain twin where nobody wants
+gradients. A row of a frame stays in the nearest cache while all is done to it that torch would take an
+operation, and a way through memory, for. What is compiled is kept beside this file, or in the folder of
+NUMBA_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -42,9 +43,8 @@ def _polynomial(coefficients, x):
 def _power(x, exponent):
     """Return x ** exponent of a normal x in (0, 1], by the bits of its exponent and two polynomials."""
     bits = np.float32(x).view(np.int32)
-    whole = np.int32(
-        np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23)
-    )  # of 1 / sqrt(2): m within half an octave of 1
+    # Counted from the bits of sqrt(1/2) on, so that m lies within half an octave of 1.
+    whole = np.int32(np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23))
     m = np.int32(bits - np.int32(whole << np.int32(23))).view(np.float32) - np.float32(1.0)
     z = (np.float32(whole) + _polynomial(_LOG2, m) * m) * exponent
     octave = np.floor(z + np.float32(0.5))
@@ -254,7 +254,7 @@ def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def subtract_black_level(raw: Tensor, black: Tensor, white_level: float) -> Tensor:
     """`r2l.isp.functional.subtract_black_level`, black (4,)."""
-    result, black = raw.new_empty(raw.shape), black.numpy()
+    result, black = raw.new_empty(raw.shape), black.detach().numpy()
     for plane, out in zip(_planes(raw), result[:, 0].numpy(), strict=True):
         _subtract_black_level(plane, black, 1 / (np.float32(white_level) - black), out)
     return result
