@@ -37,17 +37,28 @@ def kernels(tmp_path_factory) -> Iterator[None]:
         yield
 
 
-def run_apart(function: Callable[..., object], *arguments: object) -> int:
-    """Run a function in a process of its own, and return its exit status: negative if a signal ended it.
+def start_apart(function: Callable[..., object], *arguments: object) -> multiprocessing.Process:
+    """Start a function in a process of its own.
 
     Forked where that may be, so that nothing is imported anew: what has trained beside a GPU may not.
     """
     context = multiprocessing.get_context("forkserver" if torch.cuda.is_available() else "fork")
     process = context.Process(target=function, args=arguments)
     process.start()
+    return process
+
+
+def end_apart(process: multiprocessing.Process) -> int:
+    """Wait for such a process, and return its exit status: negative if a signal ended it."""
     process.join(200)
     process.kill()
+    process.join()
     return process.exitcode
+
+
+def run_apart(function: Callable[..., object], *arguments: object) -> int:
+    """Run a function in a process of its own, and return its exit status."""
+    return end_apart(start_apart(function, *arguments))
 
 
 @pytest.fixture(scope="session")

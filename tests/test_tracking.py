@@ -26,6 +26,7 @@ from r2l.training.models import make_classifier, make_segmenter
 from r2l.training.saving import load_model, save_model
 from r2l.training.tracking import Records, TrackingError, open_client, resolve, serve, track, upload
 from tests.browser import free_port
+from tests.conftest import end_apart, run_apart, start_apart
 
 
 @pytest.fixture(scope="module")
@@ -281,41 +282,39 @@ def test_a_locked_store_is_told_in_two_lines(tmp_path, monkeypatch):
         other.rollback()
 
 
-WRITER = """
-import sys
-from r2l.training.tracking import track
-store, name = sys.argv[1:]
-with track("parallel", name, store=store) as run:
-    for step in range(15):
-        run.metrics({"loss": step}, step)
-        run.params({f"p{step}": step})
-"""
+def write_run(store, name):
+    with track("parallel", name, store=store) as run:
+        for step in range(15):
+            run.metrics({"loss": step}, step)
+            run.params({f"p{step}": step})
 
 
-KILLED = """
-import os, signal, sys
-from alembic.runtime.migration import HeadMaintainer
-from r2l.training.tracking import track
+def make_store_and_be_killed(store):
+    from alembic.runtime.migration import HeadMaintainer
 
-update, steps = HeadMaintainer.update_to_step, []
+    update, steps = HeadMaintainer.update_to_step, []
 
-def killing(self, step):
-    steps.append(step)
-    if len(steps) == 30:
-        os.kill(os.getpid(), signal.SIGKILL)
-    update(self, step)
+    def killing(self, step):
+        steps.append(step)
+        if len(steps) == 30:
+            os.kill(os.getpid(), signal.SIGKILL)
+        update(self, step)
 
-HeadMaintainer.update_to_step = killing
-with track("x", store=sys.argv[1]):
-    pass
-"""
+    HeadMaintainer.update_to_step = killing
+    with track("x", store=store):
+        pass
+
+
+@pytest.fixture
+def made_stores(copied_stores, monkeypatch):
+    """Let stores be made from the ground up, here and in processes that are forked."""
+    monkeypatch.setattr("r2l.training.tracking.store._make_tables", copied_stores)
 
 
 @pytest.mark.slow
-def test_a_store_whose_making_was_killed_is_made_the_next_time(tmp_path, copied_stores, monkeypatch):
-    monkeypatch.setattr("r2l.training.tracking.store._make_tables", copied_stores)
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+@pytest.mark.usefixtures("made_stores")
+def test_a_store_whose_making_was_killed_is_made_the_next_time(tmp_path):
+    assert run_apart(make_store_and_be_killed, tmp_path) == -signal.SIGKILL
     with track("x", store=tmp_path) as run:
         run.metrics({"a": 1.0})
     assert [r.info.run_id for r in Records(tmp_path).all()] == [run.run_id]
@@ -323,13 +322,11 @@ def test_a_store_whose_making_was_killed_is_made_the_next_time(tmp_path, copied_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("made_stores")
 def test_two_processes_write_to_one_store(tmp_path):
     store = f"sqlite:///{tmp_path}/mlflow.db"  # which neither finds there
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, store, name], stderr=subprocess.PIPE) for name in "ab"
-    ]
-    errors = [writer.communicate(timeout=200)[1].decode() for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0], errors
+    writers = [start_apart(write_run, store, name) for name in "ab"]
+    assert [end_apart(writer) for writer in writers] == [0, 0]
     records = Records(store)
     for name in "ab":
         run_id = records.find(name)
