@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -560,6 +561,21 @@ def test_other_options_data_code_or_no_resume_begin_anew_and_a_finished_run_is_r
         assert not opened(small()).resumed
     assert opened(small(), finish=True).resumed
     assert not opened(small()).resumed
+
+
+def test_a_run_folder_that_was_removed_or_copied_stops_no_later_run(small):
+    def finished():
+        with run_folder(small(), "d") as folder:
+            return folder.path
+
+    first, second = finished(), finished()
+    shutil.rmtree(first)
+    shutil.copytree(second, f"{second}-copy")
+    Path(f"{second}.zip").touch()
+    assert finished().name == f"{second.name.removesuffix('2')}3"
+    with contextlib.suppress(InterruptedError), run_folder(small(), "d") as fourth:
+        raise InterruptedError
+    assert finished() == fourth.path, "the newest is gone on with"
 
 
 @pytest.mark.parametrize("lacking", ["camera.json", "split.json"])

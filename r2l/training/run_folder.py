@@ -131,8 +131,7 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
     with lock:
         opened = _unfinished(parent, name) if options.resume else None
         if opened is None:
-            number = 1 + sum(1 for _ in parent.glob(f"{name}-*"))
-            path = parent / f"{name}-{number}"
+            path = parent / f"{name}-{1 + max(_numbered(parent, name), default=0)}"
             path.mkdir()
             opened = RunFolder(path, {}, resumed=False)
             opened.keep(key=key, options=counting, data=data, code=code, finished=False)
@@ -147,10 +146,15 @@ def _drop_checkpoints(fold: Path) -> None:
         shutil.rmtree(checkpoints)
 
 
+def _numbered(parent: Path, name: str) -> dict[int, Path]:
+    """Return the runs of this name by number; what else begins so, such as a copy of one, is none."""
+    ends = {path.name.removeprefix(f"{name}-"): path for path in parent.glob(f"{name}-*")}
+    return {int(end): path for end, path in ends.items() if re.fullmatch("[0-9]+", end)}
+
+
 def _unfinished(parent: Path, name: str) -> RunFolder | None:
     """Return the newest run of this name that did not finish."""
-    runs = parent.glob(f"{name}-*")
-    for path in sorted(runs, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    for _, path in sorted(_numbered(parent, name).items(), reverse=True):
         try:
             note = json.loads((path / _NOTE).read_text("utf-8"))
         except (OSError, ValueError):
