@@ -192,9 +192,15 @@ def make_segmenter(
     return _normalised(_Padded(network), mean, std)
 
 
+def in_plain_order(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+    """Hand out a module's weights as files take them, in the order of their shape: a hook of its state."""
+    state.update({n: v.contiguous() for n, v in state.items() if torch.is_tensor(v)})
+
+
 def _normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
     model = nn.Sequential(OrderedDict(normalize=_Normalize(mean, std), network=network))
     # The order of weights that saves a CPU a quarter of a small network's step, and a sixth of its answer.
+    model.register_state_dict_post_hook(in_plain_order)
     return model.to(memory_format=torch.channels_last)
 
 

@@ -16,7 +16,7 @@ from r2l.options import check_precision
 from r2l.training.adversarial import Adversary
 from r2l.training.augment import Augment
 from r2l.training.metrics import TASKS, Loss, per_image
-from r2l.training.models import Rescale
+from r2l.training.models import Rescale, in_plain_order
 
 #: What may stand between processor and task model, by the name of the option.
 OUTPUT_NORMS = {"none": nn.Identity, "batch": nn.BatchNorm2d}
@@ -96,7 +96,7 @@ class RawToLogits(L.LightningModule):
             getattr(self, name).requires_grad_(False)
         self.frozen = [name for name in parts if parts[name] or _asks_for_nothing(getattr(self, name))]
         self.train(self.training)
-        self.register_state_dict_post_hook(_in_plain_order)
+        self.register_state_dict_post_hook(in_plain_order)
         if task == "segmentation":
             # Sums over the whole epoch: the mean of the batches' IoU is not the IoU of the data.
             self.ious = nn.ModuleDict({f"{s}_iou": BinaryJaccardIndex() for s in ("train", "val")})
@@ -229,11 +229,6 @@ class RawToLogits(L.LightningModule):
 def frames_of(batch: dict[str, Any]) -> Tensor:
     """Return the raw frames of a batch, or its images where the data are developed already."""
     return batch["raw"] if "raw" in batch else batch["image"]
-
-
-def _in_plain_order(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
-    """Hand out weights as files take them, in the order of their shape, whatever order is quick."""
-    state.update({n: v.contiguous() for n, v in state.items() if torch.is_tensor(v)})
 
 
 def _asks_for_nothing(part: nn.Module | None) -> bool:
