@@ -69,7 +69,8 @@ def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Run a convolution of `measure_affine` where it fits: H and W shrink by its radius, in whole tiles."""
     weight, bias = weight.to(mosaic), bias.to(mosaic)
     mosaic = crop(mosaic, (weight.shape[-1] // 2 + 1) % 2)
-    if (quick := kernels(mosaic)) and not is_recorded(weight):
+    # Of larger kernels, as of a parametrized pipeline, torch's convolution is quicker.
+    if (quick := kernels(mosaic)) and weight.shape[-1] <= 6 and not is_recorded(weight):
         return quick.apply_affine(mosaic, weight, bias)
     if mosaic.device.type == "cpu" and not is_recorded(mosaic):
         # So the strides say that numbers are in the order of channels_last, which one channel leaves open.
