@@ -66,11 +66,11 @@ class _WithKernels(nn.Module):
         self.isp = isp
 
     def forward(self, raw: Tensor) -> Any:
-        filters.WANTED = True
+        filters.USE_KERNELS = True
         try:
             return self.isp(raw)
         finally:
-            filters.WANTED = False
+            filters.USE_KERNELS = False
 
 
 def _compiling(setup: Callable[[], Call]) -> Call:

@@ -20,7 +20,7 @@ def both(monkeypatch):
     def called(function):
         results = []
         for wanted in (False, True):
-            monkeypatch.setattr(filters, "WANTED", wanted)
+            monkeypatch.setattr(filters, "USE_KERNELS", wanted)
             with torch.no_grad():
                 results.append(function())
         return results
@@ -95,13 +95,13 @@ def test_gradients_and_doubles_go_the_plain_way(monkeypatch):
         return image.detach(), leaf.grad, isp(raw.double())
 
     before = answers()
-    monkeypatch.setattr(filters, "WANTED", True)
+    monkeypatch.setattr(filters, "USE_KERNELS", True)
     for one, other in zip(before, answers(), strict=True):
         assert torch.equal(one, other)
 
 
 def test_without_numba_the_error_tells_what_to_install(monkeypatch):
-    monkeypatch.setattr(filters, "WANTED", True)
+    monkeypatch.setattr(filters, "USE_KERNELS", True)
     monkeypatch.setattr(r2l.files, "find_spec", lambda name: None)
     filters._loaded.cache_clear()
     with pytest.raises(r2l.files.MissingExtraError, match=r"r2l\[kernels\]"):

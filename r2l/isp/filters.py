@@ -22,7 +22,7 @@ from torch import Tensor
 from r2l.files import need_extra
 
 #: Whether `r2l.isp.kernels` are asked for, by the variable R2L_KERNELS: compiled by numba at their first use.
-WANTED = os.environ.get("R2L_KERNELS", "0") not in ("", "0")
+USE_KERNELS = os.environ.get("R2L_KERNELS", "0") not in ("", "0")
 
 
 def is_recorded(x: Tensor) -> bool:
@@ -43,7 +43,7 @@ def _loaded() -> ModuleType:
 
 def kernels(x: Tensor) -> ModuleType | None:
     """Return `r2l.isp.kernels` if it is asked for and can do it: float32 on a CPU, without gradients."""
-    asked = WANTED and x.dtype == torch.float32 and x.device.type == "cpu"
+    asked = USE_KERNELS and x.dtype == torch.float32 and x.device.type == "cpu"
     return _loaded() if asked and not is_recorded(x) else None
 
 

@@ -9,6 +9,9 @@ NUMBA_CACHE_DIR.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 from torch import Tensor
@@ -231,15 +234,16 @@ def _menon(mosaic, phase, matrix, out):
                 row[2 * j - 7] = there if o else here
 
 
-def _planes(x: Tensor) -> list[np.ndarray]:
-    """Return the planes of (B, C, H, W), each with its numbers in a row."""
-    return [plane.contiguous().numpy() for plane in x.flatten(0, 1)]
-
-
-def _flat(x: Tensor) -> np.ndarray:
+def _span(x: Tensor) -> np.ndarray:
     """Return all numbers from the first to the last of a view in one row."""
-    span = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
-    return x.as_strided((span,), (1,)).numpy()
+    length = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    return x.as_strided((length,), (1,)).numpy()
+
+
+def _for_each_plane(kernel: Callable[..., None], x: Tensor, results: Tensor, *values: Any) -> None:
+    """Call a kernel with each plane of ``x`` (B, C, H, W), some values, and the result to be written."""
+    for plane, result in zip(x.flatten(0, 1), results.numpy(), strict=True):
+        kernel(plane.contiguous().numpy(), *values, result)
 
 
 def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -247,34 +251,30 @@ def apply_affine(mosaic: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     (b, _, h, w), size = mosaic.shape, weight.shape[-1]
     weights, biases = weight.view(-1, 2, 2, size, size).numpy(), bias.view(-1, 2, 2).numpy()
     result = mosaic.new_empty(b, len(weights), h - size + 2, w - size + 2)
-    for plane, out in zip(_planes(mosaic), result.numpy(), strict=True):
-        _apply_affine(plane, weights, biases, out)
+    _for_each_plane(_apply_affine, mosaic, result, weights, biases)
     return result
 
 
 def subtract_black_level(raw: Tensor, black: Tensor, white_level: float) -> Tensor:
     """`r2l.isp.functional.subtract_black_level`, black (4,)."""
-    result, black = raw.new_empty(raw.shape), black.detach().numpy()
-    for plane, out in zip(_planes(raw), result[:, 0].numpy(), strict=True):
-        _subtract_black_level(plane, black, 1 / (np.float32(white_level) - black), out)
+    result, levels = raw.new_empty(raw.shape), black.detach().numpy()
+    _for_each_plane(_subtract_black_level, raw, result[:, 0], levels, 1 / (np.float32(white_level) - levels))
     return result
 
 
 def correlate(x: Tensor, kernel: list[list[float]]) -> Tensor:
     """`r2l.isp.filters.correlate` where it fits."""
     weights = np.array(kernel, np.float32)
-    *some, h, w = x.shape
-    result = x.new_empty(*some, h - len(weights) + 1, w - len(weights[0]) + 1)
-    for plane, out in zip(_planes(x), result.flatten(0, 1).numpy(), strict=True):
-        _correlate(plane, weights, out)
+    rows, columns = weights.shape
+    result = x.new_empty(*x.shape[:2], x.shape[2] - rows + 1, x.shape[3] - columns + 1)
+    _for_each_plane(_correlate, x, result.flatten(0, 1), weights)
     return result
 
 
 def median3x3(x: Tensor) -> Tensor:
     """`r2l.isp.filters.median3x3` where it fits."""
     result = x.new_empty(*x.shape[:2], x.shape[2] - 2, x.shape[3] - 2)
-    for plane, out in zip(_planes(x), result.flatten(0, 1).numpy(), strict=True):
-        _median3x3(plane, out)
+    _for_each_plane(_median3x3, x, result.flatten(0, 1))
     return result
 
 
@@ -282,8 +282,7 @@ def menon_inside(mosaic: Tensor, phase: tuple[int, int], matrix: list[list[float
     """`r2l.isp.demosaic.menon_inside`; ``phase`` are the rows and columns from RGGB to the layout."""
     b, _, h, w = mosaic.shape
     result = mosaic.new_empty(b, len(matrix), h - 16, w - 16)
-    for plane, out in zip(_planes(mosaic), result.numpy(), strict=True):
-        _menon(plane, phase, np.array(matrix, np.float32), out)
+    _for_each_plane(_menon, mosaic, result, phase, np.array(matrix, np.float32))
     return result
 
 
@@ -291,6 +290,6 @@ def finish(y: Tensor, chroma: Tensor, gamma: float, place: Tensor) -> Tensor:
     """`r2l.isp.fused.together`, clip and gamma, into ``place`` (B, 3, H, W)."""
     weights, exponent = np.array(IN_GREEN, np.float32), np.float32(1 / gamma)
     for luma, colours, image in zip(y[:, 0], chroma, place, strict=True):
-        steps = luma.stride(0), _flat(colours), colours.stride(1), colours.stride(0), weights, exponent
-        _finish(_flat(luma), *steps, _flat(image), image.stride(1), image.stride(0), *luma.shape)
+        steps = luma.stride(0), _span(colours), colours.stride(1), colours.stride(0), weights, exponent
+        _finish(_span(luma), *steps, _span(image), image.stride(1), image.stride(0), *luma.shape)
     return place
