@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +29,8 @@ _BELOW_BLACK, _FAR_FROM_BLACK, _FAR_FROM_WHITE, _MANY = 0.01, 0.4, 0.02, 0.01
 _BLANK = 0.99
 # Rows of zeros at the end of a frame, as a part of it, that no exposure leaves.
 _CUT_OFF = 1 / 64
-# What was said already, by camera and doubt: a folder of such frames says it once.
-_SAID: set[tuple[str, str]] = set()
+# What was said already, by camera or folder, and doubt: many such frames say it once.
+_SAID: set[tuple[Hashable, str]] = set()
 
 
 class RawFileError(R2LError, ValueError):
@@ -137,13 +138,16 @@ def look_at_picture(picture: torch.Tensor, raw: torch.Tensor | np.ndarray, camer
 
 
 def _say(doubt: str, camera: Camera, name: str, dark: float, bright: float) -> None:
-    if (camera.name, doubt) in _SAID:
-        return
-    _SAID.add((camera.name, doubt))
-    warnings.warn(
+    text = (
         f"{camera.name}: {doubt} ({name}: pixels from {dark:.4g} to {bright:.4g}, black level "
         f"{np.mean(camera.black_level):.4g}, white level {camera.white_level:.4g}, as fractions of the "
-        "container's full scale: 12 bit in one of 16 end at 0.0625). Is it the right camera?",
-        RawFileWarning,
-        stacklevel=5,
+        "container's full scale: 12 bit in one of 16 end at 0.0625). Is it the right camera?"
     )
+    warn_once(camera.name, doubt, text)
+
+
+def warn_once(about: Hashable, doubt: str, text: str) -> None:
+    """Warn with a text, unless the same doubt was told about the same camera, or folder, already."""
+    if (about, doubt) not in _SAID:
+        _SAID.add((about, doubt))
+        warnings.warn(text, RawFileWarning, stacklevel=6)

@@ -10,7 +10,6 @@ the order of the file.
 """
 
 import struct
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from r2l.camera import Camera
 from r2l.rawfile.dng_picture import RawPicture
-from r2l.rawfile.frame import FETCH_AGAIN, RawFileError, RawFileWarning
+from r2l.rawfile.frame import FETCH_AGAIN, RawFileError, warn_once
 
 _LISTS = {1: 51008, 2: 51009, 3: 51022}
 _NAMES = (
@@ -33,8 +32,6 @@ _APPLIED = {_VIGNETTE: (2, 3), _BAD_CONSTANT: (1,), _BAD_LIST: (1,), _GAIN_MAP: 
 _MOST = 32
 # A larger part of a frame is no bad pixels, and could not be told from their neighbours.
 _MOST_BAD = 0.1
-# Folders and warnings that were given.
-_SAID: set[tuple[Path, str]] = set()
 
 
 class _Opcode(NamedTuple):
@@ -111,9 +108,7 @@ def warn_of_rest(picture: RawPicture) -> None:
 
 def warn_of(path: Path, what: str) -> None:
     """Warn, once a folder, of what does not become of the lens corrections that were asked for."""
-    if (path.parent, what) not in _SAID:
-        _SAID.add((path.parent, what))
-        warnings.warn(f"{path}: lens corrections: {what}", RawFileWarning, stacklevel=5)
+    warn_once(path.parent, what, f"{path}: lens corrections: {what}")
 
 
 def _name(number: int) -> str:
