@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import uuid
@@ -180,6 +181,12 @@ def local_path(address: str | Path) -> Path:
     if text.startswith("file:"):
         text = url2pathname(urlsplit(text).path)
     return Path(text).expanduser()
+
+
+def identity(*parts: Any) -> str:
+    """Return the hash, 12 digits, of plain values that something depends on, such as options and data."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def content_hash(path: Path) -> str:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, fields, replace
+from functools import cache
 from itertools import chain
 from pkgutil import resolve_name
 from types import NoneType
@@ -34,7 +35,7 @@ class Options(Declared):
     """
 
     def __post_init__(self) -> None:
-        for name, kinds in get_type_hints(Options).items():
+        for name, kinds in _types().items():
             _check_type(name, getattr(self, name), get_args(kinds) or (kinds,))
         for name in _PATHS:
             # Of --folder=~/runs, and in files, no shell expands the home.
@@ -73,6 +74,11 @@ class Options(Declared):
 
 #: All options by name, in the order of the help.
 FIELDS: Mapping[str, Field] = {option.name: option for option in fields(Options)}
+
+
+@cache
+def _types() -> dict[str, Any]:
+    return get_type_hints(Options)
 
 
 def _check_type(name: str, value: object, kinds: tuple[type, ...]) -> None:

@@ -19,11 +19,11 @@ from typing import Any
 
 import yaml
 
-from r2l.files import R2LError, content_hash, local_path, need_extra
+from r2l.files import R2LError, content_hash, identity, local_path, need_extra
 from r2l.isp.grammar import check_pipeline
 from r2l.isp.static import parse_code
 from r2l.options import FIELDS, Options
-from r2l.training.run_folder import WHERE, identity, own_module, what_counts
+from r2l.training.run_folder import WHERE, own_module, what_counts
 
 #: What a finished run leaves, last of all.
 RESULT = "result.json"
@@ -155,7 +155,7 @@ class Job:
         """Hash of all that the outcome depends on except this package's code."""
         if self.notebook is not None:
             return identity("notebook", _code_of(self.notebook), self.parameters, self.files)
-        return identity("train", what_counts(self.options()), self.files)
+        return identity("train", what_counts(self.options), self.files)
 
     def folder(self, runs: Path, code: str, any_code: bool = False) -> Path:
         """Return where in ``runs`` it lies: by its name, its hash, and the version of the code.
@@ -177,9 +177,10 @@ class Job:
         parts = (f"{axis}={text}" for axis, text in texts.items())
         return re.sub(r"[^\w.=+-]+", "_", " ".join(parts))[:100]
 
-    def options(self, **given: Any) -> Options:
-        """Return the options of a training; raises what they raise."""
-        return Options(**{**self.parameters, **given})
+    @cached_property
+    def options(self) -> Options:
+        """The options of a training; raises what they raise."""
+        return Options(**self.parameters)
 
     def check(self) -> None:
         """Raise a ParameterError for an unknown name, or a value that is not possible."""
@@ -191,7 +192,7 @@ class Job:
             why = f"r2l train has no option {odd[0]} that a sweep can give"
             raise ParameterError(what, why, f"There are {', '.join(known)}")
         try:
-            self.options()
+            _ = self.options
         except (ValueError, TypeError) as error:
             raise ParameterError(what, str(error), "See what each takes: `r2l train --help`") from error
 
@@ -253,12 +254,12 @@ def _files_of(job: Job, hashes: dict[tuple, str]) -> str:
         modules = (own_module(part) for text in texts for part in text.split("+"))
         paths = [path for path in (*map(local_path, texts), *modules) if path.is_file()]
         return identity(*map(content_hash, paths)) if paths else ""
-    options = job.options()
+    options = job.options
     if options.dataset.startswith("Synthetic"):
         return ""  # as `data_identity` says too, once it is imported, which a plan need not wait for
     data = tuple(getattr(options, n) for n, f in FIELDS.items() if f.metadata["group"] == "Data")
     if data not in hashes:
-        hashes[data] = resolve_name("r2l.training.components:data_identity")(options)
+        hashes[data] = resolve_name("r2l.datasets.from_options:data_identity")(options)
     return hashes[data]
 
 

@@ -5,15 +5,20 @@ shift the colours of a mosaic's 2x2 tile, and the processor would take red for b
 to the processor.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from r2l.files import choose
+
+# torchvision is imported where it distorts: what checks an option needs the names alone.
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 AUGMENTATIONS = ("none", "weak", "strong")
 
@@ -60,6 +65,8 @@ def _turn(images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor |
 
 @lru_cache
 def _distortion(height: int, width: int) -> v2.Compose:
+    from torchvision.transforms import v2
+
     pad = v2.Pad((width // _BEYOND, height // _BEYOND), padding_mode="reflect")
     shift = _SHIFT / (1 + 2 / _BEYOND)  # of the padded side, which is half as long again
     how = {"translate": (shift, shift), "scale": _SCALES, "interpolation": v2.InterpolationMode.BILINEAR}
@@ -70,6 +77,8 @@ def _distortion(height: int, width: int) -> v2.Compose:
 
 
 def _turn_and_distort(images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    from torchvision import tv_tensors
+
     images, masks = _turn(images, masks)
     distort = _distortion(*images.shape[-2:])
     of_masks = [None] * len(images) if masks is None else map(tv_tensors.Mask, masks)

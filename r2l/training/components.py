@@ -1,7 +1,5 @@
 """The parts of an experiment, by its options: data and folds, processor and task model, made or loaded."""
 
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,19 +13,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from r2l import datasets
-from r2l.datasets import DatasetError, Frames, RawDataset, RawFolder
+from r2l.datasets import DatasetError, Frames
 from r2l.datasets.folder import is_number
 from r2l.datasets.frames import EXACT, tertiles
+from r2l.datasets.from_options import open_dataset, task_of
 from r2l.datasets.splits import Fold, group_folds, published_resampling
-from r2l.files import content_hash
 from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, load_isp, open_pipeline
 from r2l.isp.saving import can_be_saved
 from r2l.options import Options
-from r2l.rawfile import RawLayout, load_camera
 from r2l.training.checkpoints import seeded
 from r2l.training.models import describe_model, make_described, n_outputs
-from r2l.training.run_folder import identity
 from r2l.training.saving import NORM, load_described, load_norm, load_state
 from r2l.training.tracking import resolve
 
@@ -48,8 +43,8 @@ def open_data(options: Options, progress: bool = True) -> Frames:
         DatasetError: labels, masks and images don't fit, or labels are no numbers where they have to be.
         ValueError: an intensity that was not recorded, an unknown camera, or frames of several sizes.
     """
-    data = _open(options)
-    task = _task(options, data)
+    data = open_dataset(options)
+    task = task_of(options, data)
     if task == "regression" and (wrong := [name for name in data.classes if not is_number(name)]):
         reason = f"the label {wrong[0]!r} is not a number, which regression needs"
         remedy = "Correct it, or take --task classification"
@@ -64,57 +59,6 @@ def open_data(options: Options, progress: bool = True) -> Frames:
     values = np.array([float(name) for name in data.classes])[frames.labels]
     truth = torch.tensor(values, dtype=EXACT)
     return replace(frames, truth=truth, labels=tertiles(values), classes=())
-
-
-def data_identity(options: Options) -> str:
-    """Return a hash of the data that the options name: labels, numbers, camera, and what their files hold.
-
-    "" of data that code makes, and of data that can't be opened (which whoever reads them will tell).
-    """
-    if options.dataset.startswith("Synthetic"):
-        return ""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # told when they are read
-            data = _open(options)
-        contents = [content_hash(path) for path in data.sources]
-    except (OSError, ValueError):
-        return ""
-    listed = (each.tolist() for each in (data.names, data.labels, data.groups))
-    return identity(*listed, data.classes, data.camera.to_dict(), contents)
-
-
-def _open(options: Options) -> RawDataset:
-    name, iso, root = options.dataset, options.iso, options.root
-    if name == "RawFolder":
-        camera = load_camera(options.camera) if options.camera else None
-        layout = RawLayout.from_file(options.layout) if options.layout else None
-        values = [int(value) for value in (options.foreground or "").split(",") if value.strip()]
-        names = [name.strip() for name in (options.classes or "").split(",") if name.strip()]
-        same = ("labels", "masks", "crop", "own_colours", "skip_broken", "lens_corrections")
-        given = {name: getattr(options, name) for name in same}
-        given |= {"foreground": values or None, "classes": names or None}
-        return RawFolder(root, camera=camera, layout=layout, **given)
-    task = {"task": options.known_task} if "Drone" in name else {}
-    if not name.startswith("Synthetic"):
-        kind = datasets.RawDrone if task else datasets.RawMicroscopy
-        return kind(root, "all", iso, **task)
-    kind = datasets.SyntheticDrone if task else datasets.SyntheticMicroscopy
-    # The twins' own seed is fixed, so that runs of different seeds are about the same images.
-    sizes = {"size": options.image_size, "n": options.n_images}
-    return kind(intensity=iso, **task, **{n: v for n, v in sizes.items() if v is not None})
-
-
-def _task(options: Options, data: RawDataset) -> str:
-    if options.known_task != "auto":
-        return options.known_task
-    # Folders called 0 and 1 are classes; a column of numbers is a measurement.
-    if not options.labels or not all(map(is_number, data.classes)):
-        return "classification"
-    if all(re.fullmatch(r"[+-]?\d+", name) for name in data.classes):
-        reason = "the labels are whole numbers, which can be classes or measurements"
-        raise DatasetError(options.labels, reason, "Say which: --task classification or regression")
-    return "regression"
 
 
 def make_folds(data: Frames, options: Options) -> list[Fold]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 import r2l
-from r2l.files import atomic_path, content_hash, local_path, read_csv, write_csv
+from r2l.files import atomic_path, content_hash, identity, local_path, read_csv, write_csv
 from r2l.options import Options
 
 if TYPE_CHECKING:
@@ -30,12 +29,6 @@ _NAMING = ("pipeline", "test_pipelines", "classifier_network")
 _NAMING += ("processor_uri", "classifier_uri", "state_dict_uri")
 #: Folders of the package that no result depends on.
 _APART = ("cli", "sweep", "widgets")
-
-
-def identity(*parts: Any) -> str:
-    """Return the hash, 12 digits, of plain values that something depends on, such as options and data."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def own_module(text: str) -> Path:
