@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
 from r2l.cli import app
 from r2l.datasets import Frames
-from r2l.datasets.views import develop_views
+from r2l.datasets.frames import develop_views
 from r2l.isp import StaticISP
 from r2l.isp.added_stages import clip_highlights
 from r2l.rawfile import RawFileWarning, load_camera, read_raw, write_dng

@@ -64,7 +64,7 @@ except ImportError as error:
 
 def test_the_base_imports_nothing_of_the_extras():
     """What ISPs, raw files and data sets import at their top is in what plain r2l installs."""
-    code = "import sys, r2l, r2l.cli, r2l.learn, r2l.sensor; from r2l.datasets import views, folder, verify"
+    code = "import sys, r2l, r2l.cli, r2l.learn, r2l.sensor; from r2l.datasets import frames, folder, verify"
     code += "\nfrom r2l.datasets import splits; splits.split_indices('all', [0, 1], [0, 1])"
     code += "\n[getattr(r2l, n) for n, home in r2l._HOME_OF.items() if home.split('.')[1] not in "
     code += "('training', 'drift')]\nprint(*{m.split('.')[0] for m in sys.modules})"

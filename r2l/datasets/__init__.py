@@ -9,11 +9,11 @@ from r2l.files import offer_late
 offer_late(
     __name__,
     {
-        "r2l.datasets.frames": ["Frames", "RawDataset"],
+        "r2l.datasets.frames": ["Frames", "develop_views"],
         "r2l.datasets.raw_drone": ["RawDrone"],
         "r2l.datasets.folder": ["RawFolder"],
         "r2l.datasets.published": ["RawMicroscopy"],
+        "r2l.datasets.splits": ["RawDataset"],
         "r2l.datasets.twins.synthetic": ["SyntheticDrone", "SyntheticMicroscopy"],
-        "r2l.datasets.views": ["develop_views"],
     },
 )

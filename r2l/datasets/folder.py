@@ -9,11 +9,10 @@ import pandas as pd
 import torch
 
 from r2l.camera import CFA, Camera
-from r2l.datasets.frames import Item, RawDataset, Transform
 from r2l.datasets.labels import HEADERLESS, labelled_files
 from r2l.datasets.layout import DatasetError, DatasetNotFoundError
 from r2l.datasets.pixels import cached_array, object_of, read_mask_values
-from r2l.datasets.splits import split_indices
+from r2l.datasets.splits import Item, RawDataset, Transform, split_indices
 from r2l.files import local_path
 from r2l.rawfile import RawFileError, RawFrame, RawLayout, read_raw
 

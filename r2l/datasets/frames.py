@@ -1,13 +1,13 @@
-"""What every data set of raw frames looks like; and a labelled set in memory, with what pipelines make of it.
+"""A labelled set in memory, with what pipelines make of it: read once, developed once, a slice of memory.
 
-Everything that trains models or asks them works on the latter: read once, developed once, a slice of memory.
+Everything that trains models or asks them works on it.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,69 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
 from r2l.camera import Camera
+from r2l.datasets.splits import RawDataset
 from r2l.files import R2LError
+from r2l.isp import PIPELINES, develop_all, name_pipelines
+from r2l.isp.grammar import Pipelines, open_pipelines
 from r2l.progress import progress_bar
-
-Item = dict[str, Any]
-Transform = Callable[[Item], Item]
-
-
-class RawDataset(Dataset[Item], ABC):
-    """The contract: a data set of raw frames has these attributes and makes items like these::
-
-        {"raw":   (1, H, W) float32 tensor, raw domain (black level still in it),
-         "label": int                       for classification, or
-         "mask":  (H, W) int64 tensor       for segmentation,
-         "meta":  {"group": int, "intensity": float, "camera": str}}
-
-    Attributes:
-        camera: layout and calibration of every frame.
-        classes: names; a label, or a value in a mask, is an index into them.
-        labels: (N,) int64, the label of each item, known without reading it (for segmentation: the
-            highest class in the mask), so that splits can be stratified.
-        groups: (N,) int64, which items share something that a split must not tear apart (a slide's
-            zone, a photo), known without reading.
-        intensity: exposure of the frames relative to the base exposure.
-        transform: called on each item as the last step.
-    """
-
-    camera: Camera
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    groups: np.ndarray
-    intensity: float = 1.0
-    transform: Transform | None = None
-
-    @property
-    def sources(self) -> list[Path]:
-        """The files that the items are read from; none of sets that code makes."""
-        return []
-
-    @abstractmethod
-    def read(self, index: int) -> Item:
-        """Return the item at ``0 <= index < len(self)`` without its ``meta``."""
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> Item:
-        """Return item ``index``, counted from the end if negative. Raises an IndexError: no such item."""
-        index = range(len(self))[index]
-        meta = {"group": int(self.groups[index]), "intensity": self.intensity, "camera": self.camera.name}
-        item = {**self.read(index), "meta": meta}
-        return self.transform(item) if self.transform else item
-
+from r2l.rawfile.frame import look_at_picture
 
 #: Bytes of frames, or of one pipeline's images, above which they are kept in a file instead of in memory.
-MEMORY_LIMIT = 2 * 2**30
+_MEMORY_LIMIT = 2 * 2**30
 #: Of measured numbers, which a small spread about a large mean can take all digits of. Apple's GPUs lack it.
 EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 _STEP_PIXELS = 400_000  # of the frames of a step: small enough for the caches of a small machine
 # Key of an item's truth, by task.
-_KEYS = {"classification": "label", "regression": "target", "segmentation": "mask"}
+_KEYS = {"segmentation": "mask", "regression": "target", "classification": "label"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +94,7 @@ class Frames(Dataset):
         dataset: RawDataset,
         indices: Sequence[int] | np.ndarray | None = None,
         *,
-        memory_limit: int = MEMORY_LIMIT,
+        memory_limit: int = _MEMORY_LIMIT,
         folder: str | Path | None = None,
         progress: bool = True,
     ) -> Frames:
@@ -167,12 +122,15 @@ class Frames(Dataset):
                     continue
                 frame = item["raw"]
                 if raw is None:
-                    raw = allocate((len(indices), *frame.shape), memory_limit, folder)
+                    raw = _allocate((len(indices), *frame.shape), memory_limit, folder)
                 if frame.shape != raw.shape[1:]:
                     sizes = " and ".join(f"{s[-2]} x {s[-1]}" for s in (raw.shape, frame.shape))
                     raise ValueError(f"frames of several sizes ({sizes}) make no batch: crop them")
                 raw[len(rows)] = frame
-                truth.append(_truth(item))
+                known = torch.as_tensor(item[next(key for key in _KEYS.values() if key in item)])
+                if "mask" in item:
+                    known = known.to(torch.uint8).reshape(1, *known.shape[-2:])  # an eighth of the memory
+                truth.append(known)
                 rows.append(index)
         if not rows:
             raise ValueError(f"none of {len(indices)} frames can be read: {skipped[0]}")
@@ -294,22 +252,90 @@ class Frames(Dataset):
         return digest.hexdigest()[:16]
 
 
-def _truth(item: Mapping[str, Any]) -> Tensor:
-    if "mask" in item:
-        mask = torch.as_tensor(item["mask"])
-        return mask.to(torch.uint8).reshape(1, *mask.shape[-2:])  # an eighth of the memory
-    return torch.as_tensor(item["target"] if "target" in item else item["label"])
-
-
 def tertiles(values: np.ndarray) -> np.ndarray:
     """Return 0, 1 or 2 for low, middle and high values, so that folds get some of each."""
     return np.searchsorted(np.quantile(values, (1 / 3, 2 / 3)), values)
 
 
-def allocate(shape: tuple[int, ...], limit: int, folder: str | Path | None) -> Tensor:
+def _allocate(shape: tuple[int, ...], limit: int, folder: str | Path | None) -> Tensor:
     """Return space for frames (N, C, H, W) in memory or, above ``limit`` bytes, in a file."""
     if 4 * int(np.prod(shape)) <= limit:
         return torch.empty(shape)
     # Without a name where the system can do so: a killed process leaves nothing. The map keeps it open.
     with tempfile.TemporaryFile(dir=folder) as file:
         return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+
+
+@torch.no_grad()
+def develop_views(
+    data: RawDataset | Frames,
+    pipelines: Pipelines = PIPELINES,
+    *,
+    variant: str = "corrected",
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    memory_limit: int = _MEMORY_LIMIT,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> Frames:
+    """Develop every frame once by each of the pipelines; what codes share is done once for all of them.
+
+    Memory: 12 bytes a pixel and pipeline (300 tiles of 64x64 by 4 pipelines: 59 MB).
+
+    >>> from r2l.datasets import SyntheticMicroscopy
+    >>> views = develop_views(SyntheticMicroscopy(4, size=32), ["bi,s,ga", "me,u,me"], progress=False)
+    >>> {name: tuple(images.shape) for name, images in views.images.items()}
+    {'bi,s,ga': (4, 3, 32, 32), 'me,u,me': (4, 3, 32, 32)}
+
+    Args:
+        data: a data set, which is read first (see `Frames.of`, also for the last three), or frames.
+        pipelines: see `develop_all`. Where there are masks, smaller images are enlarged to fit.
+        variant: of the codes, "corrected", "paper" or "camera", see `StaticISP`.
+        batch_size, device: how many are developed at once, and where; the images are kept on the CPU.
+
+    Returns:
+        The frames with ``images`` of these pipelines, and of no others.
+
+    Raises:
+        ValueError: no frames, no pipelines, one named twice, or one that does not exist.
+        OSError: a file for images can't be written.
+    """
+    named = name_pipelines(pipelines)
+    if not named or len(named) < len(pipelines) or len(data) == 0:
+        raise ValueError(f"nothing to develop, or twice: {len(data)} frames by {list(pipelines)}")
+    storage = {"memory_limit": memory_limit, "folder": folder, "progress": progress}
+    frames = data if isinstance(data, Frames) else Frames.of(data, **storage)
+    if frames.raw is None:
+        raise ValueError("nothing to develop: these frames hold developed images only")
+    # Copied together: what several share stays shared.
+    isps = copy.deepcopy(open_pipelines(named, frames.camera, variant))
+    for isp in isps.values():
+        isp.to(device).eval()
+    images: dict[str, Tensor] = {}
+    with progress_bar(total=len(frames), desc="developing", disable=not progress) as bar:
+        for start in range(0, len(frames), batch_size):
+            raw = frames.raw[start : start + batch_size].to(device)
+            for name, view in develop_all(raw, frames.camera, isps).items():
+                if frames.task == "segmentation" and view.shape[-2:] != raw.shape[-2:]:
+                    # A pipeline that halves the size: masks are as large as the frames.
+                    view = F.interpolate(view.float(), raw.shape[-2:], mode="bilinear")
+                if name not in images:
+                    look_at_picture(view, raw, frames.camera, name)
+                    images[name] = _allocate((len(frames), *view.shape[1:]), memory_limit, folder)
+                images[name][start : start + len(view)] = view
+            bar.update(len(raw))
+    return replace(frames, images=images)
+
+
+def with_views(
+    data: RawDataset | Frames, pipelines: Pipelines, *, variant: str = "corrected", progress: bool = True
+) -> Frames:
+    """Return frames with images of these pipelines: those that they hold, else `develop_views`.
+
+    Raises:
+        ValueError: frames that hold images, but not of all these pipelines; or as `develop_views`.
+    """
+    if isinstance(data, Frames) and data.images:
+        data.require(list(name_pipelines(pipelines)))
+        return data
+    return develop_views(data, pipelines, variant=variant, progress=progress)

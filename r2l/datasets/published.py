@@ -11,8 +11,7 @@ import numpy as np
 
 from r2l.camera import MICROSCOPE
 from r2l.datasets import layout, pixels
-from r2l.datasets.frames import Item, RawDataset, Transform
-from r2l.datasets.splits import split_indices
+from r2l.datasets.splits import Item, RawDataset, Transform, split_indices
 
 _KEEP_OR_SKIP = "Put it back or fetch it again, or leave such images out (in Python: strict=False)"
 

@@ -10,9 +10,9 @@ import torch
 
 from r2l.camera import DRONE
 from r2l.datasets import layout
-from r2l.datasets.frames import Item, Transform
 from r2l.datasets.pixels import decode_all, read_mask, read_steps
 from r2l.datasets.published import PublishedDataset, numbers_in
+from r2l.datasets.splits import Item, Transform
 from r2l.files import choose
 
 _TILE = layout.INFO["drone"].tile

@@ -1,13 +1,69 @@
-"""Splits in which no group stands on two sides; and, under its own name, the published one."""
+"""What every data set of raw frames looks like, and its splits, in which no group stands on two sides.
+
+And, under its own name, the published split, in which some do.
+"""
 
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch.utils.data import Dataset
 
+from r2l.camera import Camera
 from r2l.files import choose, need_extra
+
+Item = dict[str, Any]
+Transform = Callable[[Item], Item]
+
+
+class RawDataset(Dataset[Item], ABC):
+    """The contract: a data set of raw frames has these attributes and makes items like these::
+
+        {"raw":   (1, H, W) float32 tensor, raw domain (black level still in it),
+         "label": int                       for classification, or
+         "mask":  (H, W) int64 tensor       for segmentation,
+         "meta":  {"group": int, "intensity": float, "camera": str}}
+
+    Attributes:
+        camera: layout and calibration of every frame.
+        classes: names; a label, or a value in a mask, is an index into them.
+        labels: (N,) int64, the label of each item, known without reading it (for segmentation: the
+            highest class in the mask), so that splits can be stratified.
+        groups: (N,) int64, which items share something that a split must not tear apart (a slide's
+            zone, a photo), known without reading.
+        intensity: exposure of the frames relative to the base exposure.
+        transform: called on each item as the last step.
+    """
+
+    camera: Camera
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    groups: np.ndarray
+    intensity: float = 1.0
+    transform: Transform | None = None
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files that the items are read from; none of sets that code makes."""
+        return []
+
+    @abstractmethod
+    def read(self, index: int) -> Item:
+        """Return the item at ``0 <= index < len(self)`` without its ``meta``."""
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return item ``index``, counted from the end if negative. Raises an IndexError: no such item."""
+        index = range(len(self))[index]
+        meta = {"group": int(self.groups[index]), "intensity": self.intensity, "camera": self.camera.name}
+        item = {**self.read(index), "meta": meta}
+        return self.transform(item) if self.transform else item
 
 
 class Fold(NamedTuple):

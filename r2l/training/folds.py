@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from r2l.datasets import RawDataset
-from r2l.datasets.frames import Frames
+from r2l.datasets.frames import Frames, with_views
 from r2l.datasets.splits import Fold, group_folds
-from r2l.datasets.views import with_views
 from r2l.isp import PIPELINES, name_pipelines
 from r2l.isp.grammar import Pipelines
 from r2l.progress import progress_bar, usable_cores

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from r2l.datasets.frames import Frames, RawDataset
-from r2l.datasets.views import with_views
+from r2l.datasets.frames import Frames, with_views
+from r2l.datasets.splits import RawDataset
 from r2l.files import choose
 from r2l.isp import PIPELINES, name_pipelines
 from r2l.isp.grammar import Pipelines

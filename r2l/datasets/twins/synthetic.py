@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from r2l.camera import DRONE, MICROSCOPE
-from r2l.datasets.frames import Item, RawDataset, Transform
 from r2l.datasets.layout import DRONE_TASKS, INFO
+from r2l.datasets.splits import Item, RawDataset, Transform
 from r2l.datasets.twins.aerial_layout import COLUMNS, ROWS, TILE, draw_photo, find_cars
 from r2l.datasets.twins.aerial_paint import paint_photo
 from r2l.datasets.twins.procedural import apportion, stream
