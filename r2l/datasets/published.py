@@ -141,11 +141,9 @@ class PublishedDataset(RawDataset):
             self._arrays[name] = pixels.cached_array(folder, name, sources, rows, **options)
         return self._arrays[name]
 
-    def _decoded(self, paths: Sequence[Path]) -> np.ndarray:
-        """Return all images: (M, H, W) or, developed, (M, 3, H, W); uint16."""
-        name = self.view or "_".join(paths[0].parent.parts[-2:])
-        read = pixels.read_view if self.view else partial(pixels.read_steps, camera=self.camera)
-        return self._array(name, paths, lambda: pixels.decode_all(paths, read, self.remedy))
+    def _decode(self, path: Path, remedy: str) -> np.ndarray:
+        """Read an image: (H, W) or, developed, (3, H, W); uint16."""
+        return pixels.read_view(path, remedy) if self.view else pixels.read_steps(path, remedy, self.camera)
 
     def _item(self, steps: np.ndarray) -> Item:
         return {"image" if self.view else "raw": pixels.image_tensor(steps)}
@@ -217,5 +215,8 @@ class RawMicroscopy(PublishedDataset):
         Raises:
             DatasetError: some image of the set is damaged; all are decoded together, once.
         """
-        steps = self._decoded(self.files)[self.rows[index]]
-        return {**self._item(steps), "label": int(self.labels[index])}
+        name = self.view or "_".join(self.files[0].parent.parts[-2:])
+        steps = self._array(
+            name, self.files, partial(pixels.decode_all, self.files, self._decode, self.remedy)
+        )
+        return {**self._item(steps[self.rows[index]]), "label": int(self.labels[index])}

@@ -1,7 +1,6 @@
 """Raw-Drone: aerial photos with cars as the sensor saw them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from r2l.camera import DRONE
 from r2l.datasets import layout
-from r2l.datasets.pixels import decode_all, read_mask, read_steps
+from r2l.datasets.pixels import decode_all, read_mask
 from r2l.datasets.published import PublishedDataset, numbers_in
 from r2l.datasets.splits import Item, Transform
 from r2l.files import choose
@@ -109,61 +108,62 @@ class RawDrone(PublishedDataset):
         if not masks:
             raise self._not_found(folder)
         stems = self._matched(images, masks, folder, strict)
-        self.files = [images[stem] for stem in stems]
-        self._masks = [masks[stem] for stem in stems]
+        self.files, self._masks = [images[stem] for stem in stems], [masks[stem] for stem in stems]
 
     def _candidates(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Return all there is to choose from: names, shares that are car, and photos."""
-        if not self._cuts:
-            shares = np.array([mask.mean() for mask in self._whole_masks()])
-            photos = np.arange(len(shares))
-            if self._tiled:
-                photos = np.ravel([numbers_in(path, r"(\d+)(?:_|$)", "03_00017") for path in self.files])
-            return [path.stem for path in self.files], shares, photos
-        grid = self._array(f"shares_{_TILE}", self._masks, self._read_shares)
-        self._per_photo = grid[0].size
-        spots = np.indices(grid.shape).reshape(3, -1)
-        names = [f"{p:02d}_r{row:02d}_c{column:02d}" for p, row, column in spots.T.tolist()]
-        return names, grid.ravel(), spots[0]
+        grid = self._array(f"shares_{_TILE if self._cuts else 'whole'}", self._masks, self._read_shares)
+        self._per_file, spots = grid[0].size, np.indices(grid.shape).reshape(3, -1)
+        names, photos = [path.stem for path in self.files], spots[0]
+        if self._cuts:
+            names = [f"{p:02d}_r{row:02d}_c{column:02d}" for p, row, column in spots.T.tolist()]
+        elif self._tiled:
+            photos = np.ravel([numbers_in(path, r"(\d+)(?:_|$)", "03_00017") for path in self.files])
+        return names, grid.ravel(), photos
 
     def _read_shares(self) -> Iterator[np.ndarray]:
-        """Yield the share of each tile of a photo that is car, (rows, columns)."""
+        """Yield the share of each tile of a file that is car, (rows, columns)."""
         masks = decode_all(self._masks, read_mask, self.remedy)
         for path, mask in zip(self._masks, masks, strict=True):
-            height, width = mask.shape
-            if min(mask.shape) < _TILE:
-                reason = f"a mask of {height} x {width} pixels, expected a tile of {_TILE} or more"
+            rows, columns = (side // _TILE if self._cuts else 1 for side in mask.shape)
+            if rows * columns == 0:
+                size = "{} x {}".format(*mask.shape)
+                reason = f"a mask of {size} pixels, expected a tile of {_TILE} or more"
                 raise layout.DatasetError(path, reason, self.remedy)
-            yield _cut(mask).mean(axis=(1, 2)).reshape(height // _TILE, width // _TILE)
+            yield self._tiles_of(mask).mean(axis=(1, 2)).reshape(rows, columns)
 
-    def _whole_masks(self) -> np.ndarray:
-        rows = partial(decode_all, self._masks, read_mask, self.remedy)
-        return self._array(f"masks_{self._masks[0].parent.name}", self._masks, rows)
+    def _tiles_of(self, values: np.ndarray) -> np.ndarray:
+        """Return the whole tiles of a photo's (H, W), left to right, then down: (N, tile, tile), a copy.
+
+        Of a file that is an item itself, the one that it is.
+        """
+        if not self._cuts:
+            return values[None]
+        rows, columns = (side // _TILE for side in values.shape)
+        whole = values[: rows * _TILE, : columns * _TILE].reshape(rows, _TILE, columns, _TILE)
+        return whole.swapaxes(1, 2).reshape(-1, _TILE, _TILE)
 
     def _read_mask(self, number: int) -> np.ndarray:
         return read_mask(self._masks[number], self.remedy)
 
-    def _read_photo(self, number: int) -> np.ndarray:
-        steps = read_steps(self.files[number], self.remedy, self.camera)
-        self._check_size(number, self._read_mask(number), steps)
-        return steps
-
-    def _cut_all(self, what: str, sources: Sequence[Path], read: Callable[[int], np.ndarray]) -> np.ndarray:
-        """Return the chosen tiles of what ``read`` gives of each photo, cut the first time ever."""
-        numbers, tiles = np.divmod(self._chosen, self._per_photo)
-
-        def rows() -> Iterator[np.ndarray]:
-            for number in np.unique(numbers).tolist():
-                yield from _cut(read(number))[tiles[numbers == number]]
-
-        name = f"{what}_{self.task}_{len(tiles)}_{self._scale}"
-        return self._array(name, sources, rows, count=len(tiles), settings=self._chosen.tolist())
-
-    def _check_size(self, number: int, mask: np.ndarray, image: np.ndarray) -> None:
+    def _read_image(self, number: int) -> np.ndarray:
+        image, mask = self._decode(self.files[number], self.remedy), self._read_mask(number)
         if mask.shape != image.shape[-2:]:
             size, wanted = ("{} x {}".format(*values.shape[-2:]) for values in (mask, image))
             reason = f"a mask of {size} pixels for the {wanted} of {self.files[number]}"
             raise layout.DatasetError(self._masks[number], reason, self.remedy)
+        return image
+
+    def _kept(self, what: str, sources: Sequence[Path], read: Callable[[int], np.ndarray]) -> np.ndarray:
+        """Return the chosen tiles of what ``read`` gives of each file, cut the first time ever."""
+        numbers, tiles = np.divmod(self._chosen, self._per_file)
+
+        def rows() -> Iterator[np.ndarray]:
+            for number in np.unique(numbers).tolist():
+                yield from self._tiles_of(read(number))[tiles[numbers == number]]
+
+        name = f"{what}_{self.task}_{len(tiles)}_{self._scale}"
+        return self._array(name, sources, rows, count=len(tiles), settings=self._chosen.tolist())
 
     def read(self, index: int) -> Item:
         """Return the mosaic (or the developed image) with its mask or label.
@@ -171,27 +171,12 @@ class RawDrone(PublishedDataset):
         Raises:
             DatasetError: some image of the set is damaged; all are decoded together, once.
         """
-        if self._cuts:
-            row = self.rows[index]
-            frames = self._cut_all("tiles", [*self.files, *self._masks], self._read_photo)
-        else:
-            row, frames = self._chosen[self.rows[index]], self._decoded(self.files)
-            self._check_size(0, self._whole_masks()[0], frames[0])
-        item = self._item(frames[row])
+        row, images = self.rows[index], self._kept("tiles", [*self.files, *self._masks], self._read_image)
+        item = self._item(images[row])
         if self.task == "classification":
             return {**item, "label": int(self.labels[index])}
-        if self._cuts:
-            masks = self._cut_all("tile_masks", self._masks, self._read_mask)
-        else:
-            masks = self._whole_masks()
+        masks = self._kept("tile_masks", self._masks, self._read_mask)
         return {**item, "mask": torch.from_numpy(masks[row].astype(np.int64))}
-
-
-def _cut(pixels: np.ndarray) -> np.ndarray:
-    """Return the whole tiles of (H, W), left to right, then down: (N, tile, tile), a copy."""
-    rows, columns = (side // _TILE for side in pixels.shape)
-    whole = pixels[: rows * _TILE, : columns * _TILE].reshape(rows, _TILE, columns, _TILE)
-    return whole.swapaxes(1, 2).reshape(-1, _TILE, _TILE)
 
 
 def _balanced(shares: np.ndarray, photos: np.ndarray) -> np.ndarray:
