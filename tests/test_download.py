@@ -20,10 +20,9 @@ from typer.testing import CliRunner
 from r2l.cli import app
 from r2l.datasets import RawDrone, RawMicroscopy
 from r2l.datasets.fetch import transfer
-from r2l.datasets.fetch.archive import ArchiveError, place_of
-from r2l.datasets.fetch.download import _B2_FOLDERS, _b2_bucket, _sync_b2, fetch
-from r2l.datasets.fetch.transfer import DownloadError, RemoteFile, files_of
-from r2l.datasets.layout import MANIFEST, Manifest
+from r2l.datasets.fetch.download import ArchiveError, fetch
+from r2l.datasets.fetch.transfer import _B2_FOLDERS, DownloadError, RemoteFile, b2_bucket, files_of, sync_b2
+from r2l.datasets.layout import MANIFEST, Manifest, place_of
 from tests.fixtures_data import (
     KEPT,
     LABELS,
@@ -365,7 +364,7 @@ def test_dangerous_archives_are_refused_whole(server, tmp_path, member, match, t
 
 
 def test_archive_that_would_fill_any_disk(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("r2l.datasets.fetch.archive._MAX_BYTES", 10_000)
+    monkeypatch.setattr("r2l.datasets.fetch.download._MAX_BYTES", 10_000)
     server.files[ARCHIVE] = make_zip([("a.bin", bytes(20_000))], compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(ArchiveError, match="it would grow"):
         fetch("microscopy", tmp_path, progress=False)
@@ -481,8 +480,7 @@ def test_too_small_a_disk_is_seen_before(server, small_disk):
 
 @pytest.mark.parametrize("while_unpacking", [False, True])
 def test_disk_that_fills_up_on_the_way(server, small_disk, monkeypatch, while_unpacking):
-    for module in ("archive", "transfer"):  # as if there was room
-        monkeypatch.setattr(f"r2l.datasets.fetch.{module}.check_room", lambda *_: None)
+    monkeypatch.setattr(transfer, "check_room", lambda *_: None)  # as if there was room
     images = [(GOOD[0].replace("_1.tiff", f"_{i}.tiff"), bytes(100_000)) for i in range(9)]
     archive = make_zip(images, compression=zipfile.ZIP_DEFLATED)
     server.files[ARCHIVE] = archive if while_unpacking else os.urandom(600_000)
@@ -536,7 +534,7 @@ def bucket(monkeypatch, published):
 
 
 def test_fetch_from_b2(bucket, tmp_path, capsys):
-    assert _b2_bucket().name == "perturbed-minds"
+    assert b2_bucket().name == "perturbed-minds"
     fetch("microscopy", tmp_path, source="b2")
     assert "fetch: 100%" in capsys.readouterr().err
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
@@ -549,18 +547,18 @@ def test_b2_never_deletes_or_replaces(bucket, tmp_path):
     labels.write_text("mine, and longer ago")
     os.utime(labels, (0, 0))
     (labels.parent / "notes.txt").write_text("mine")
-    _sync_b2("microscopy", tmp_path, bucket, progress=False)
+    sync_b2("microscopy", tmp_path, bucket, progress=False)
     assert labels.read_text() == "mine, and longer ago"
     assert (labels.parent / "notes.txt").read_text() == "mine"
     archive = tmp_path / "downloads/b2/microscopy_images/raw.zip"
     before = archive.stat().st_mtime_ns
-    _sync_b2("microscopy", tmp_path, bucket, progress=False)
+    sync_b2("microscopy", tmp_path, bucket, progress=False)
     assert archive.stat().st_mtime_ns == before
 
 
 def test_b2_without_the_bucket_or_credentials(bucket, tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match="refuses the bucket elsewhere"):
-        _b2_bucket("elsewhere")
+        b2_bucket("elsewhere")
     monkeypatch.setenv("B2_APPLICATION_KEY", "no-such-secret")
     with pytest.raises(DownloadError, match="B2: refuses the bucket") as caught:
         fetch("microscopy", tmp_path, source="b2", progress=False)
@@ -573,7 +571,7 @@ def test_b2_without_the_bucket_or_credentials(bucket, tmp_path, monkeypatch):
 def test_b2_leaves_what_is_in_the_way(bucket, tmp_path):
     (tmp_path / "microscopy").write_text("a file in the way of a folder")
     with pytest.raises(OSError, match="microscopy"):
-        _sync_b2("microscopy", tmp_path, bucket, progress=False)
+        sync_b2("microscopy", tmp_path, bucket, progress=False)
     assert (tmp_path / "microscopy").read_text() == "a file in the way of a folder"
 
 
@@ -582,7 +580,7 @@ def test_b2_onto_a_full_disk(bucket, small_disk, monkeypatch):
     bucket.upload_bytes(os.urandom(600_000), f"{images}/large.zip")
     with pytest.raises(DownloadError, match="GB are free"):
         fetch("microscopy", small_disk, source="b2", progress=False)
-    monkeypatch.setattr("r2l.datasets.fetch.transfer.check_room", lambda *_: None)
+    monkeypatch.setattr(transfer, "check_room", lambda *_: None)
     with pytest.raises(DownloadError, match="no room on the disk") as caught:
         fetch("microscopy", small_disk, source="b2", progress=False)
     assert len(str(caught.value).splitlines()) == 2
@@ -593,7 +591,7 @@ def test_b2_onto_a_full_disk(bucket, small_disk, monkeypatch):
 def test_b2_file_that_would_leave_its_folder(bucket, tmp_path):
     bucket.upload_bytes(b"x", f"{next(iter(_B2_FOLDERS['microscopy']))}/a/../../escape.txt")
     with pytest.raises(DownloadError, match="outside of"):
-        _sync_b2("microscopy", tmp_path, bucket, progress=False)
+        sync_b2("microscopy", tmp_path, bucket, progress=False)
 
 
 def test_b2_file_that_arrives_damaged(bucket, tmp_path):
@@ -604,7 +602,7 @@ def test_b2_file_that_arrives_damaged(bucket, tmp_path):
     simulated = bucket.api.session.raw_api.bucket_id_to_bucket[stored[made.id_]]
     simulated.file_id_to_file[made.id_].content_sha1 = hashlib.sha1(b"others").hexdigest()
     with pytest.raises(DownloadError, match=r"other\.zip: B2 didn't give it"):
-        _sync_b2("microscopy", tmp_path, bucket, progress=False)
+        sync_b2("microscopy", tmp_path, bucket, progress=False)
     assert not list((tmp_path / "downloads/b2").rglob("*other*"))
 
 

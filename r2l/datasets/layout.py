@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from r2l.files import R2LError, T, atomic_path, local_path
 
@@ -213,6 +213,41 @@ def view_folders(*parents: Path) -> dict[str, Path]:
         if code := pipeline_code(folder.name):
             views.setdefault(code, folder)
     return views
+
+
+def place_of(kind: str, archive: str, member: str) -> PurePosixPath:
+    """Return where a file belongs below the root by its name.
+
+    What isn't known goes to ``<kind>/other/<archive>/`` under its own name, so that nothing is lost.
+
+    Args:
+        kind: the data set being fetched.
+        archive: name of the archive, "" for a file that came by itself.
+        member: path in the archive.
+    """
+    path = PurePosixPath(member)
+    above = [PurePosixPath(archive).stem, *path.parts[:-1]]
+    everything = "/".join([*above, path.name]).lower()
+    view = next((f"processed_views/{part}" for part in above if pipeline_code(part)), None)
+    scales = re.findall(r"raw_scale(\d{3})", everything)
+    scale = f"raw_scale{scales[-1]}" if scales else None
+    is_mask, folder = "mask" in everything, None
+    if path.name == LABEL_FILE:
+        kind, folder = "microscopy", "labels"
+    elif re.search(r"lame\d+_zone\d+", path.stem):
+        is_developed = any(word in everything for word in ("processed", "view", "rgb"))
+        kind, inside = "microscopy", view or scale or (None if is_developed else "raw_scale100")
+        folder = inside and f"images/{inside}"
+    elif path.suffix.lower() == ".dng":
+        kind, folder = "drone", f"images_full/{scale or 'raw_scale100'}"
+    elif re.fullmatch(r"\d{2}_\d{5}", path.stem):
+        kind, tiles = "drone", scale and f"images_tiles_256/{scale}"
+        folder = view or ("masks_tiles_256" if is_mask else tiles)
+    elif kind == "drone" and is_mask and path.suffix.lower() == ".png":
+        folder = "masks_full"
+    if folder is None:
+        return PurePosixPath(kind, "other", above[0], *path.parts)
+    return PurePosixPath(kind, folder, path.name)
 
 
 MANIFEST = "r2l_manifest.json"

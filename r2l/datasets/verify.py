@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from r2l.camera import Camera
 from r2l.datasets import layout
-from r2l.datasets.fetch.archive import crc32
+from r2l.datasets.fetch.download import crc32
 from r2l.datasets.layout import DRONE_PHOTOS, INFO, INTENSITIES, DatasetError, Manifest, SetInfo, images_in
 from r2l.files import R2LError
 

@@ -483,7 +483,7 @@ def _archives(folder: Path) -> list[Seed]:
 
 
 def _unpack(path: Path) -> None:
-    from r2l.datasets.fetch.archive import Destination
+    from r2l.datasets.fetch.download import _Destination
     from r2l.datasets.layout import Manifest
 
     def outside() -> set[Path]:
@@ -492,7 +492,7 @@ def _unpack(path: Path) -> None:
     before, root, manifest = outside(), path.parent / "root", Manifest()
     root.mkdir()
     try:
-        Destination("microscopy", root, manifest, progress=False).unpack(path)
+        _Destination("microscopy", root, manifest, progress=False).unpack(path)
         sizes = {name: (root / name).stat().st_size for name in manifest.files}
         assert sizes == {name: size for name, (size, _) in manifest.files.items()}
     finally:

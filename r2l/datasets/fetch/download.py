@@ -1,13 +1,23 @@
-"""Fetching the published data sets: only when asked, whole or a few images, from Zenodo or B2."""
+"""Fetching the published data sets: only when asked, whole or a few images, from Zenodo or B2.
+
+Zip archives are judged before anything is written, and unpacked file by file.
+"""
 
 from __future__ import annotations
 
-import os
+import errno
+import re
+import shutil
+import stat
+import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 import requests
@@ -17,28 +27,22 @@ from tqdm import tqdm
 
 from r2l.datasets import layout
 from r2l.datasets.fetch import transfer
-from r2l.datasets.fetch.archive import Destination, crc32, place_of, safe_members
 from r2l.datasets.fetch.transfer import DownloadError, RemoteFile, translated, whole_file
-from r2l.files import R2LError, choose, need_extra
-
-if TYPE_CHECKING:
-    from b2sdk.v3 import Bucket
+from r2l.files import R2LError, choose
 
 _DOWNLOADS = "downloads"
 _OTHER_ARCHIVES = {".gz", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"}
 _SEED = 0  # of the choice of a few images: the same for every intensity
+_MAX_MEMBERS = 1_000_000
+_MAX_BYTES = 500 * 10**9
+_JUNK = ("__MACOSX", ".DS_Store", ".bzEmpty", "Thumbs.db")
+_DAMAGED = zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError, ValueError
 _LABELS = PurePosixPath("microscopy/labels", layout.LABEL_FILE)
 _Members = dict[PurePosixPath, tuple[zipfile.ZipFile, zipfile.ZipInfo]]
 
-# At B2, folder of the bucket to folder below the root; those with zips go to the downloads.
-_B2_FOLDERS = {
-    "microscopy": {
-        "Data histopathology/WhiteCellsImages": "downloads/b2/microscopy_images",
-        "Data histopathology/WhiteCellsLabels": "microscopy/labels",
-    },
-    "drone": {"drone/images": "downloads/b2/drone_images", "drone/masks": "drone/masks_full"},
-}
-_FOLDER_MARK = ".bzEmpty"  # an empty file that marks a folder of the bucket
+
+class ArchiveError(DownloadError):
+    """An archive that can't be unpacked, or must not be. Nothing of it was written then."""
 
 
 class NoRangesError(R2LError):
@@ -83,7 +87,7 @@ def fetch(
         raise ValueError(f"{tiles} tiles from {source}: expected 1 or more, from zenodo")
     folder = layout.data_root(root)
     with _locked(folder) as manifest:
-        into = Destination(kind, folder, manifest, progress)
+        into = _Destination(kind, folder, manifest, progress)
         if source == "b2":
             return _from_b2(into)
         with transfer.polite_session() as session:
@@ -98,12 +102,9 @@ def fetch(
 
 
 def fetch_if_missing(kind: str, root: Path) -> None:
-    """Fetch a data set unless files of it are there, whoever put them there.
+    """Fetch a data set unless files of it are there, whoever put them there; errors as `fetch`.
 
     One whose fetching broke off is fetched to the end.
-
-    Raises:
-        DownloadError: as `fetch`.
     """
     there = any(layout.images_in(folder) for folder in (root / kind).glob("*/raw_scale*"))
     if not there or kind in layout.Manifest.read(root).unfinished:
@@ -130,104 +131,46 @@ def _locked(root: Path) -> Iterator[layout.Manifest]:
             manifest.write(root)
 
 
-def _from_b2(into: Destination) -> list[str]:
-    bucket, root, archives = _b2_bucket(), into.root, into.manifest.archives
+def _from_b2(into: _Destination) -> list[str]:
+    root, archives = into.root, into.manifest.archives
     into.manifest.begin(root, into.kind)
-    folders = _sync_b2(into.kind, root, bucket, into.progress)
+    folders = transfer.sync_b2(into.kind, root, transfer.b2_bucket(), into.progress)
+    zips = sorted(path for folder in folders for path in folder.rglob("*.zip"))
+    came = ((path, path.relative_to(root).as_posix(), f"crc32:{crc32(path):08x}") for path in zips)
     whole = into.manifest.is_whole(root, into.kind)
-    for archive in sorted(path for folder in folders for path in folder.rglob("*.zip")):
-        name, checksum = archive.relative_to(root).as_posix(), f"crc32:{crc32(archive):08x}"
-        if not whole or archives.get(name) != checksum:
-            into.unpack(archive)
-            archives[name] = checksum
-    into.manifest.finish(into.kind)
-    return [f"{layout.INFO[into.kind].title} is in {root / into.kind}."]
+    return _use(into, [file for file in came if not (whole and archives.get(file[1]) == file[2])])
 
 
-def _b2_bucket(name: str = "perturbed-minds") -> Bucket:
-    """Return a bucket, with the credentials in B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY.
-
-    The key stays in memory. One that may read the bucket's files will do.
-
-    Raises:
-        DownloadError: no credentials, or B2 refuses them or the bucket.
-    """
-    need_extra("b2", "b2sdk")
-    from b2sdk.v3 import B2Api, InMemoryAccountInfo  # slow to import
-    from b2sdk.v3.exception import B2Error
-
-    names = "B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY"
-    key_id, key = os.environ.get("B2_APPLICATION_KEY_ID"), os.environ.get("B2_APPLICATION_KEY")
-    if not (key_id and key):
-        remedy = "Without an account there, use --source zenodo"
-        raise DownloadError("B2 needs credentials", f"set {names}", remedy)
-    api, remedy = B2Api(InMemoryAccountInfo()), f"Check {names}, or use --source zenodo"
-    with translated("B2", f"refuses the bucket {name}", remedy, B2Error):
-        api.authorize_account(key_id, key)
-        return api.get_bucket_by_name(name)
-
-
-def _sync_b2(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[Path]:
-    """Fetch what is missing of a data set's folders, and return these; never change what is there.
-
-    Each file is checked by B2's SHA-1 (large files have none there; what a zip holds is checked by
-    its own sums) and has its name only once it is whole.
-
-    Raises:
-        DownloadError: a file didn't come, or no room on the disk; those that came are kept.
-        OSError: a folder can't be made.
-    """
-    from b2sdk.v3.exception import B2Error
-
-    missing = []
-    why, kept = "B2 didn't give it", "What came is kept: run the same command again, or use --source zenodo"
-    for prefix, below in _B2_FOLDERS[kind].items():
-        target = root / below
-        target.mkdir(parents=True, exist_ok=True)
-        with translated(f"{bucket.name}/{prefix}", why, kept, B2Error):
-            for version, _ in bucket.ls(prefix, recursive=True):
-                inside = PurePosixPath(version.file_name).relative_to(prefix)
-                if ".." in inside.parts or "\\" in version.file_name:
-                    outside = f"would be written outside of {target}"
-                    raise DownloadError(version.file_name, outside, "Nothing was fetched")
-                # A file that is there stays, be it older or newer or of another size.
-                if inside.name != _FOLDER_MARK and not (target / inside).exists():
-                    missing.append((version, target / inside))
-    total = sum(version.size for version, _ in missing)
-    transfer.check_room(root, total)
-    with transfer.progress_bar(total, "fetch", progress) as bar:
-        for version, path in missing:
-            with translated(version.file_name, why, kept, B2Error), whole_file(path) as unfinished:
-                # Without seeking b2sdk uses one stream; with more it hangs for good on a full disk.
-                file = bucket.download_file_by_id(version.id_)
-                file.save_to(unfinished, "wb", allow_seeking=False)
-            bar.update(version.size)
-    return [root / below for below in _B2_FOLDERS[kind].values()]
-
-
-def _fetch_whole(into: Destination, files: Sequence[RemoteFile], session: requests.Session) -> list[str]:
-    root, archives, folder = into.root, into.manifest.archives, into.root / _DOWNLOADS
-    into.manifest.begin(root, into.kind)
-    whole, notes = into.manifest.is_whole(root, into.kind), []
+def _fetch_whole(into: _Destination, files: Sequence[RemoteFile], session: requests.Session) -> list[str]:
+    archives, folder = into.manifest.archives, into.root / _DOWNLOADS
+    into.manifest.begin(into.root, into.kind)
+    whole = into.manifest.is_whole(into.root, into.kind)
     pending = [file for file in files if not (whole and archives.get(file.key) == file.checksum)]
     paths = transfer.download_all(pending, folder, session, into.progress) if pending else []
-    for file, path in zip(pending, paths, strict=True):
+    notes = _use(into, ((p, file.key, file.checksum) for p, file in zip(paths, pending, strict=True)))
+    size = sum(file.size for file in files) / 1e9
+    return [*notes, f"Its archives ({size:.2f} GB) are in {folder}: not needed any more."]
+
+
+def _use(into: _Destination, came: Iterable[tuple[Path, str, str]]) -> list[str]:
+    """Unpack or install the last files of a data set; each has a name and a checksum in the record."""
+    notes, title = [], layout.INFO[into.kind].title
+    for path, name, checksum in came:
         suffix = path.suffix.lower()
         if suffix == ".zip":
             into.unpack(path)
         elif suffix in _OTHER_ARCHIVES:
-            notes.append(f"{path} is an archive that r2l doesn't unpack: do so into {root / into.kind}.")
+            where = into.root / into.kind
+            notes.append(f"{path} is an archive that r2l doesn't unpack: do so into {where}.")
         else:
             into.install(path)
-        archives[file.key] = file.checksum
+        into.manifest.archives[name] = checksum
     into.manifest.finish(into.kind)
-    size = sum(file.size for file in files) / 1e9
-    notes.append(f"{layout.INFO[into.kind].title} is in {root / into.kind}.")
-    return [*notes, f"Its archives ({size:.2f} GB) are in {folder}: not needed any more."]
+    return [*notes, f"{title} is in {into.root / into.kind}."]
 
 
 def _fetch_some(
-    into: Destination, files: Sequence[RemoteFile], session: requests.Session, count: int, intensity: float
+    into: _Destination, files: Sequence[RemoteFile], session: requests.Session, count: int, intensity: float
 ) -> list[str]:
     """Fetch ``count`` images (tiles, or photos if there are no tiles) with their labels or masks.
 
@@ -245,8 +188,8 @@ def _fetch_some(
                     archive = stack.enter_context(RemoteZip(file.url, session=session))
                 except (RemoteZipError, zipfile.BadZipFile) as error:
                     raise NoRangesError(file.url, str(error), "Fetch whole archives") from error
-                for info in safe_members(archive, file.url):
-                    members[place_of(kind, file.key, info.filename)] = archive, info
+                for info in _safe_members(archive, file.url):
+                    members[layout.place_of(kind, file.key, info.filename)] = archive, info
         for file in files:
             if Path(file.key).name == layout.LABEL_FILE:
                 into.install(*transfer.download_all([file], root / _DOWNLOADS, session, progress=False))
@@ -264,7 +207,7 @@ def _fetch_some(
     return [f"{len(stems)} images of {layout.INFO[kind].title} are in {root / kind}."]
 
 
-def _images_of(into: Destination, members: _Members, scale: str) -> dict[str, list[PurePosixPath]]:
+def _images_of(into: _Destination, members: _Members, scale: str) -> dict[str, list[PurePosixPath]]:
     """Return the images with a label or a mask, by stem: where they belong, and their masks."""
 
     def stems(folder: str) -> dict[str, PurePosixPath]:
@@ -282,3 +225,125 @@ def _images_of(into: Destination, members: _Members, scale: str) -> dict[str, li
         why = f"no images of {scale} with labels or masks in the archives' directories"
         raise NoRangesError(into.root, why, "Fetch whole archives")
     return images
+
+
+def _safe_members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
+    """Return the files in an archive, once all of its members are found harmless.
+
+    Raises:
+        ArchiveError: an absolute name, "..", a link or a device, encryption, a rare compression, or
+            more than anybody's data: the whole archive is refused.
+    """
+    members = archive.infolist()
+    size = sum(member.file_size for member in members)
+    reason = next(filter(None, map(_danger, members)), "")
+    if len(members) > _MAX_MEMBERS or size > _MAX_BYTES:
+        reason = f"it would grow to {len(members)} files of {size / 1e9:.0f} GB"
+    if reason:
+        raise ArchiveError(name, reason, "Nothing was unpacked. Don't use this archive")
+    files = ((m, PurePosixPath(m.filename).parts) for m in members if not m.is_dir())
+    return [m for m, parts in files if not any(part in _JUNK or part.startswith("._") for part in parts)]
+
+
+def _danger(member: zipfile.ZipInfo) -> str:
+    # zipfile cuts names at a null byte and turns backslashes on Windows: judge the original.
+    path = PurePosixPath(member.orig_filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", str(path)):
+        return f"{member.orig_filename!r} would be written outside of the folder"
+    if "\0" in member.orig_filename:
+        return f"{member.orig_filename!r} is no name"
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return f"{member.filename!r} is a link or a device, not a file"
+    if member.flag_bits & 0x1:
+        return f"{member.filename!r} is encrypted"
+    # Others are not in use for data sets, and LZMA's takes the memory that the file asks for.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        method = zipfile.compressor_names.get(member.compress_type, "an unknown method")
+        return f"{member.filename!r} is compressed by {method}"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Destination:
+    """Where a data set ("microscopy", "drone") is put below a root, with the record of what came."""
+
+    kind: str
+    root: Path
+    manifest: layout.Manifest
+    progress: bool = True
+
+    def unpack(self, archive: Path, depth: int = 0) -> None:
+        """Unpack a zip, each file to its place; zips in the zip are unpacked too.
+
+        Files that are there already with the same content stay; one with other content is the
+        user's, and stops the unpacking.
+
+        Raises:
+            ArchiveError: damaged, dangerous, or a file with other content is in the way.
+            DownloadError: no room on the disk.
+        """
+        try:
+            with zipfile.ZipFile(archive) as file:
+                inner = self._unpack(archive, file, depth)
+        except _DAMAGED as error:
+            # Of the system's errors, the one that an offset before the beginning of the file gives.
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            remedy = "Move it away, then run the same command again"
+            raise ArchiveError(archive, f"damaged, or no zip file ({error})", remedy) from error
+        for path in inner:
+            self.unpack(path, depth + 1)
+
+    def _unpack(self, archive: Path, file: zipfile.ZipFile, depth: int) -> list[Path]:
+        members, inner = _safe_members(file, str(archive)), []
+        places = {m: layout.place_of(self.kind, archive.name, m.filename) for m in members}
+        missing = (m.file_size for m, place in places.items() if not (self.root / place).exists())
+        transfer.check_room(self.root, sum(missing))
+        total = sum(member.file_size for member in members)
+        with transfer.byte_bar(total, f"unpack {archive.name}", self.progress) as bar:
+            for member, place in places.items():
+                if place.suffix.lower() == ".zip" and depth == 0:
+                    inner.append(archive.parent / archive.stem / place.name)
+                    _install(partial(file.open, member), member.file_size, member.CRC, inner[-1])
+                else:
+                    self.extract(file, member, place)
+                bar.update(member.file_size)
+        return inner
+
+    def extract(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: PurePosixPath) -> None:
+        """Write one file of an archive to its place below the root, and write it down."""
+        source, target = partial(archive.open, member), self.root / place
+        self.manifest.files[str(place)] = _install(source, member.file_size, member.CRC, target)
+
+    def install(self, path: Path) -> None:
+        """Copy a file that came by itself to its place; what isn't known (papers, read-mes) stays."""
+        place = layout.place_of(self.kind, "", path.name)
+        if "other" not in place.parts:
+            source, size, crc = partial(path.open, "rb"), path.stat().st_size, crc32(path)
+            self.manifest.files[str(place)] = _install(source, size, crc, self.root / place)
+
+
+def _install(source: Callable[[], IO[bytes]], size: int, crc: int, target: Path) -> tuple[int, int]:
+    """Write a file, whole or not at all, and return its size and CRC; leave it if it is there already."""
+    if target.exists():
+        if (target.stat().st_size, crc32(target)) == (size, crc):
+            return size, crc
+        remedy = "Nothing was replaced: move it away, then run the same command again"
+        raise ArchiveError(target, "is there with other content than was published", remedy)
+    with whole_file(target) as unfinished:
+        with source() as reading, unfinished.open("wb") as writing:
+            shutil.copyfileobj(reading, writing, transfer.CHUNK)
+            came = writing.tell()
+        if came != size:
+            why = f"should have {size} bytes, and {came} came"
+            raise ArchiveError(target, why, "The archive contradicts itself: fetch it again")
+    return size, crc
+
+
+def crc32(path: Path) -> int:
+    """Return the CRC-32 of a file, as zip archives have it."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            value = zlib.crc32(chunk, value)
+    return value

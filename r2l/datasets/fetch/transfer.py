@@ -1,8 +1,10 @@
-"""The record at Zenodo, and files over HTTP that go on where they broke off, from servers asked politely.
+"""The published files: Zenodo's record, over HTTP and on from where it broke off, and B2's buckets.
 
 What fails (a network, a server, a disk without room, other content than a record says) raises a
 `DownloadError`, and what came is kept.
 """
+
+from __future__ import annotations
 
 import errno
 import hashlib
@@ -13,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -23,7 +25,10 @@ from tqdm import tqdm
 from urllib3.util import Retry
 
 from r2l.datasets.layout import RECORD
-from r2l.files import R2LError
+from r2l.files import R2LError, need_extra
+
+if TYPE_CHECKING:
+    from b2sdk.v3 import Bucket
 
 CHUNK = 1 << 16  # a break loses what came of the last chunk
 _TIMEOUT = (15, 60)  # seconds to connect, seconds of silence
@@ -39,6 +44,16 @@ _WORDS = {
     "drone": ("drone", "aerial", "car", "dji"),
 }
 
+# At B2, folder of the bucket to folder below the root; those with zips go to the downloads.
+_B2_FOLDERS = {
+    "microscopy": {
+        "Data histopathology/WhiteCellsImages": "downloads/b2/microscopy_images",
+        "Data histopathology/WhiteCellsLabels": "microscopy/labels",
+    },
+    "drone": {"drone/images": "downloads/b2/drone_images", "drone/masks": "drone/masks_full"},
+}
+_FOLDER_MARK = ".bzEmpty"  # an empty file that marks a folder of the bucket
+
 
 class DownloadError(R2LError, OSError):
     """A download that ended. Says what failed and what to do about it."""
@@ -51,14 +66,15 @@ def explained(path: Path | str, url: str = "") -> Iterator[None]:
         yield
     except requests.HTTPError as error:
         status = error.response.status_code
-        remedy = _ADVICE.get(status, "Try later")
-        raise DownloadError(url or path, f"the server answers {status}", remedy) from error
+        why, remedy = f"the server answers {status}", _ADVICE.get(status, "Try later")
+        raise DownloadError(url or path, why, remedy) from error
     except RetryError as error:
-        remedy = "Try again later; what came so far is kept"
-        raise DownloadError(url or path, "the server stays busy", remedy) from error
+        why, remedy = "the server stays busy", "Try again later; what came so far is kept"
+        raise DownloadError(url or path, why, remedy) from error
     except requests.RequestException as error:
+        why = f"no connection ({type(error).__name__})"
         remedy = "Check the network and try again; what came so far is kept"
-        raise DownloadError(url or path, f"no connection ({type(error).__name__})", remedy) from error
+        raise DownloadError(url or path, why, remedy) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -101,7 +117,7 @@ def check_room(folder: Path, needed: int) -> None:
         raise DownloadError(folder, why, remedy)
 
 
-def progress_bar(total: int, what: str, progress: bool) -> tqdm:
+def byte_bar(total: int, what: str, progress: bool) -> tqdm:
     """Return a bar that counts ``total`` bytes."""
     return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=not progress)
 
@@ -176,7 +192,7 @@ def download_all(
     pairs = zip(files, targets, strict=True)
     there = sum(min(_size(p), file.size) for file, target in pairs for p in (target, _part_of(target)))
     check_room(folder, total - there)
-    with progress_bar(total, "fetch", progress) as bar, ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+    with byte_bar(total, "fetch", progress) as bar, ThreadPoolExecutor(_MAX_REQUESTS) as pool:
         list(pool.map(partial(download, session=session, bar=bar), files, targets))
     return targets
 
@@ -184,8 +200,7 @@ def download_all(
 def download(file: RemoteFile, target: Path, session: requests.Session, bar: tqdm) -> None:
     """Fetch a file whole: it has its name only once its checksum is right; one that is there is left.
 
-    What a broken or killed download left (``<name>.part``) is gone on with, if the server serves
-    ranges.
+    What a broken or killed download left (``<name>.part``) is gone on with, if the server serves ranges.
 
     Raises:
         DownloadError: no connection, a full disk, or other content than the checksum says.
@@ -264,3 +279,64 @@ def _append(file: RemoteFile, part: Path, session: requests.Session, bar: tqdm) 
                 bar.update(len(chunk))
     if have < file.size:
         raise requests.ConnectionError(f"ended {file.size - have} bytes early")
+
+
+def b2_bucket(name: str = "perturbed-minds") -> Bucket:
+    """Return a bucket, with the credentials in B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY.
+
+    The key stays in memory. One that may read the bucket's files will do.
+
+    Raises:
+        DownloadError: no credentials, or B2 refuses them or the bucket.
+    """
+    need_extra("b2", "b2sdk")
+    from b2sdk.v3 import B2Api, InMemoryAccountInfo  # slow to import
+    from b2sdk.v3.exception import B2Error
+
+    names = "B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY"
+    key_id, key = os.environ.get("B2_APPLICATION_KEY_ID"), os.environ.get("B2_APPLICATION_KEY")
+    if not (key_id and key):
+        remedy = "Without an account there, use --source zenodo"
+        raise DownloadError("B2 needs credentials", f"set {names}", remedy)
+    api, remedy = B2Api(InMemoryAccountInfo()), f"Check {names}, or use --source zenodo"
+    with translated("B2", f"refuses the bucket {name}", remedy, B2Error):
+        api.authorize_account(key_id, key)
+        return api.get_bucket_by_name(name)
+
+
+def sync_b2(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> list[Path]:
+    """Fetch what is missing of a data set's folders, and return these; never change what is there.
+
+    Each file is checked by B2's SHA-1 (large files have none there; what a zip holds is checked by
+    its own sums) and has its name only once it is whole.
+
+    Raises:
+        DownloadError: a file didn't come, or no room on the disk; those that came are kept.
+        OSError: a folder can't be made.
+    """
+    from b2sdk.v3.exception import B2Error
+
+    missing = []
+    why, kept = "B2 didn't give it", "What came is kept: run the same command again, or use --source zenodo"
+    for prefix, below in _B2_FOLDERS[kind].items():
+        target = root / below
+        target.mkdir(parents=True, exist_ok=True)
+        with translated(f"{bucket.name}/{prefix}", why, kept, B2Error):
+            for version, _ in bucket.ls(prefix, recursive=True):
+                inside = PurePosixPath(version.file_name).relative_to(prefix)
+                if ".." in inside.parts or "\\" in version.file_name:
+                    outside = f"would be written outside of {target}"
+                    raise DownloadError(version.file_name, outside, "Nothing was fetched")
+                # A file that is there stays, be it older or newer or of another size.
+                if inside.name != _FOLDER_MARK and not (target / inside).exists():
+                    missing.append((version, target / inside))
+    total = sum(version.size for version, _ in missing)
+    check_room(root, total)
+    with byte_bar(total, "fetch", progress) as bar:
+        for version, path in missing:
+            with translated(version.file_name, why, kept, B2Error), whole_file(path) as unfinished:
+                # Without seeking b2sdk uses one stream; with more it hangs for good on a full disk.
+                file = bucket.download_file_by_id(version.id_)
+                file.save_to(unfinished, "wb", allow_seeking=False)
+            bar.update(version.size)
+    return [root / below for below in _B2_FOLDERS[kind].values()]
