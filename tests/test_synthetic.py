@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader
 
 from r2l.datasets import INFO, SyntheticDrone, SyntheticMicroscopy
 from r2l.datasets.twins.aerial_layout import TILE, Box, draw_photo
-from r2l.datasets.twins.aerial_paint import paint_photo
+from r2l.datasets.twins.aerial_paint import _paint_photo
 from r2l.datasets.twins.procedural import apportion, smooth, smooth_reach
-from r2l.datasets.twins.smear import Zone, draw_smear
+from r2l.datasets.twins.smear import _draw_smear, _Zone
 from r2l.isp import StaticISP
 
 SETS = {
@@ -167,12 +167,12 @@ def test_statistics_are_near_the_published(smears, tiles):
 
 
 def test_small_tiles_show_the_same_field():
-    zone = Zone(np.array([0.6, 0.18, 0.08]), np.zeros(2), np.ones(4), 0.2, 1.0, 0.3)
+    zone = _Zone(np.array([0.6, 0.18, 0.08]), np.zeros(2), np.ones(4), 0.2, 1.0, 0.3)
     for name in INFO["microscopy"].classes:
-        large, small = (draw_smear(name, zone, s, np.random.default_rng(8)) for s in (256, 64))
+        large, small = (_draw_smear(name, zone, s, np.random.default_rng(8)) for s in (256, 64))
         shrunk = large.reshape(3, 64, 4, 64, 4).mean((2, 4))
         assert np.corrcoef(shrunk[1].ravel(), small[1].ravel())[0, 1] > 0.9, name
-    large, small = (paint_photo(draw_photo(0, 0), s, 2 * s, s, s, TILE / s)[1].mean() for s in (256, 64))
+    large, small = (_paint_photo(draw_photo(0, 0), s, 2 * s, s, s, TILE / s)[1].mean() for s in (256, 64))
     assert large == pytest.approx(small, abs=0.01)
 
 
@@ -188,8 +188,8 @@ def test_mask_is_where_cars_change_the_picture():
     # An overcast day without shadows, and no trees: cars shine through the fringe of a crown.
     photo = draw_photo(3, 1)._replace(sun=0.0, trees=[])
     window = 0, 0, 768, 1024, 0.12
-    with_cars, mask = paint_photo(photo, *window)
-    without, nothing = paint_photo(photo._replace(cars=[]), *window)
+    with_cars, mask = _paint_photo(photo, *window)
+    without, nothing = _paint_photo(photo._replace(cars=[]), *window)
     change = abs(with_cars - without).sum(0)
     assert mask.any()
     assert not nothing.any()
@@ -202,7 +202,7 @@ def test_mask_is_where_cars_change_the_picture():
 def test_cars_have_their_size_in_metres():
     car = Box(y=20.0, x=20.0, heading=0.0, length=4.5, width=1.8, height=1.5, colour=np.ones(3))
     empty = draw_photo(0, 0)._replace(roads=[], lots=[], roofs=[], junk=[], trees=[])
-    _, mask = paint_photo(empty._replace(cars=[car]), 200, 200, 256, 256, 0.06)
+    _, mask = _paint_photo(empty._replace(cars=[car]), 200, 200, 256, 256, 0.06)
     height, width = (np.ptp(np.flatnonzero(mask.any(axis))) + 1 for axis in (1, 0))
     assert (height, width) == (pytest.approx(75, abs=2), pytest.approx(30, abs=2))
     assert label(mask)[1] == 1

@@ -14,6 +14,7 @@ offer_late(
         "r2l.datasets.folder": ["RawFolder"],
         "r2l.datasets.published": ["RawMicroscopy"],
         "r2l.datasets.splits": ["RawDataset"],
-        "r2l.datasets.twins.synthetic": ["SyntheticDrone", "SyntheticMicroscopy"],
+        "r2l.datasets.twins.aerial_paint": ["SyntheticDrone"],
+        "r2l.datasets.twins.smear": ["SyntheticMicroscopy"],
     },
 )

@@ -24,9 +24,8 @@ class RawDataset(Dataset[Item], ABC):
     """The contract: a data set of raw frames has these attributes and makes items like these::
 
         {"raw":   (1, H, W) float32 tensor, raw domain (black level still in it),
-         "label": int                       for classification, or
-         "mask":  (H, W) int64 tensor       for segmentation,
-         "meta":  {"group": int, "intensity": float, "camera": str}}
+         "label": int                       for classification, or "mask":  (H, W) int64 tensor       for
+         segmentation, "meta":  {"group": int, "intensity": float, "camera": str}}
 
     Attributes:
         camera: layout and calibration of every frame.

@@ -1,7 +1,8 @@
 """What lies where in an aerial photo: streets, houses, trees and cars, drawn from a seed."""
 
 from functools import lru_cache
-from math import cos, sin
+from itertools import count
+from math import ceil, cos, sin
 from typing import NamedTuple
 
 import numpy as np
@@ -78,10 +79,9 @@ class Tree(NamedTuple):
 class Photo(NamedTuple):
     """All that one photo shows; roads are long boxes.
 
-    ``shadow`` is the shift of a shadow per metre of height (y, x), ``sun`` the share of the light
-    that a shadow takes away, ``light`` the exposure by colour; ``waves`` (k, 4) are the plane waves
-    that spread dry grass and soil (frequency along y and x, phase, layer); ``offset`` is where its
-    textures begin.
+    ``shadow`` is the shift of a shadow per metre of height (y, x), ``sun`` the share of the light that a
+    shadow takes away, ``light`` the exposure by colour; ``waves`` (k, 4) are the plane waves that spread dry
+    grass and soil (frequency along y and x, phase, layer); ``offset`` is where its textures begin.
     """
 
     shadow: Array
@@ -265,7 +265,7 @@ def draw_photo(seed: int, number: int) -> Photo:
     )
 
 
-def find_cars(photo: Photo) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _find_cars(photo: Photo) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return of each tile (ROWS, COLUMNS) the share that cars cover, and whether any touches it.
 
     About, since nothing is painted; trees are taken into account.
@@ -284,3 +284,22 @@ def find_cars(photo: Photo) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         share = car.length * car.width / along.size / TILE**2
         np.add.at(inside, (tile[0][seen], tile[1][seen]), share)
     return inside, touched
+
+
+def choose_tiles(n: int, seed: int, empty: float, tiles_per_photo: int) -> NDArray[np.int64]:
+    """Return n tiles (photo, row, column, label), photo by photo until there are enough."""
+    wanted = [round(n * empty), n - round(n * empty)]
+    chosen: list[tuple[int, int, int, int]] = []
+    for photo in count():
+        rng = stream(seed, 2, photo)
+        covered, touched = _find_cars(draw_photo(seed, photo))
+        here: list[tuple[int, int, int, int]] = []
+        # Twice the published limit of 1 %, since the area is an estimate.
+        for label, fits in enumerate((~touched, covered > 0.02)):
+            room = tiles_per_photo - len(here) if label else ceil(tiles_per_photo * empty)
+            tiles = rng.permutation(np.argwhere(fits))[: min(room, wanted[label])]
+            wanted[label] -= len(tiles)
+            here += [(photo, row, column, label) for row, column in tiles.tolist()]
+        chosen += [here[i] for i in rng.permutation(len(here))]
+        if not any(wanted):
+            return np.array(chosen, np.int64)

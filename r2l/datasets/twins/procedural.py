@@ -1,4 +1,4 @@
-"""Cheap primitives from which the synthetic scenes are drawn: shapes, textures, seeds.
+"""What the twins share: cheap primitives to draw from (shapes, textures, seeds), and how a scene is recorded.
 
 Shapes are signed distances (negative inside), as numpy float32 arrays over a grid of coordinates;
 everything is a function of its arguments, and chance comes from a `numpy.random.Generator`.
@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from r2l import sensor
+from r2l.datasets.splits import RawDataset, Transform
 
 Array = NDArray[np.float32]
 Part = tuple[slice, slice]  # rows and columns of a picture
@@ -18,7 +22,11 @@ _WAVES = np.array([2, 3, 4, 5])[:, None]
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """Return the generator that belongs to (seed, key): the same wherever and whenever asked."""
+    """Return the generator that belongs to (seed, key): the same wherever and whenever asked.
+
+    Keys begin with what is drawn: of blood 0 labels, 1 zones, 2 scenes; of cars 1 photos, 2 the choice of
+    tiles; of both 3 noise.
+    """
     return np.random.default_rng((seed, *key))
 
 
@@ -150,3 +158,25 @@ def wrap(pattern: Array, top: int, left: int, height: int, width: int) -> Array:
     rows = np.arange(top, top + height) % pattern.shape[0]
     columns = np.arange(left, left + width) % pattern.shape[1]
     return pattern.take(rows, 0).take(columns, 1)
+
+
+class Twin(RawDataset):
+    """What both twins have in common: options, and recording what was drawn."""
+
+    noise: sensor.NoiseModel
+
+    def __init__(
+        self, n: int, seed: int, size: int, intensity: float, transform: Transform | None, **group: int
+    ) -> None:
+        ((name, most),) = group.items()
+        if n < 1 or most < 1 or size % 2 or not 16 <= size <= 512:
+            wanted = f"n and {name} of at least 1 and an even size from 16 to 512"
+            raise ValueError(f"n={n}, {name}={most}, size={size}: expected {wanted}")
+        if intensity < 0 or seed < 0:
+            raise ValueError(f"intensity={intensity}, seed={seed}: expected 0 or more")
+        self.seed, self.size, self.intensity, self.transform = seed, size, intensity, transform
+
+    def record(self, light: torch.Tensor, *spot: int) -> torch.Tensor:
+        """Record the light (3, H, W) of what lies at a ``spot``: (1, H, W), *raw* domain."""
+        rng = stream(self.seed, 3, *spot, round(self.intensity * 1_000_000))
+        return sensor.record(light, self.camera, self.noise, rng=rng, intensity=self.intensity)
