@@ -13,6 +13,7 @@ too short to wake threads for.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ from r2l.isp.functional import LUMA, luma
 #: Pixels of a tile and of its rows, by trial: few enough for caches, enough for the start of operations and
 #: the margins not to count. Whole rows of most frames: to write parts of them takes three times as long.
 _TILE_PIXELS, _TILE_WIDTH = 262_144, 2048
+
+_HUGE_PAGE = 2**21  # bytes
 
 _Result = TypeVar("_Result")
 #: Images of a batch, and rows and columns of each.
@@ -168,9 +171,14 @@ def _for_each(develop: Callable[[_Tile], _Result], mosaic: Tensor) -> list[_Resu
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Allocate a result. numpy asks the kernel for huge pages, which saves most of the page faults."""
-    if like.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))
-    return like.new_empty(shape)
+    if like.dtype not in (torch.float32, torch.float64):
+        return like.new_empty(shape)
+    length = math.prod(shape) * like.element_size()
+    # Where they make a difference, from the first byte of one to the last.
+    spare = 2 * _HUGE_PAGE if length >= 2 * _HUGE_PAGE else 0
+    memory = np.empty(length + spare, np.uint8)
+    start = -memory.ctypes.data % _HUGE_PAGE if spare else 0
+    return torch.from_numpy(memory[start : start + length]).view(like.dtype).view(shape)
 
 
 @cache

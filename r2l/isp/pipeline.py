@@ -277,19 +277,24 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
     numbers = _numbered(plans)
     margin = _whole_tiles(max((plan.margin for plan in plans), default=0))
 
+    # Those that share more, next to each other: what nobody needs any more makes room in the caches.
+    order = sorted(range(len(plans)), key=numbers.__getitem__)
+
     def develop(tile: Tensor, *places: Tensor | None) -> list[Tensor]:
         done: dict[int, Tensor] = {}
-        pictures = []
-        for isp, plan, (number, *further), place in zip(pipelines, plans, numbers, places, strict=True):
+        pictures = list(places)
+        for i in order:
+            plan, (number, *further) = plans[i], numbers[i]
+            done = {known: done[known] for known in numbers[i] if known in done}
             if number not in done:
-                done[number] = isp._front(tile)
+                done[number] = pipelines[i]._front(tile)
             chroma, y = done[number][:, 1:], done[number][:, :1]
             for step, number in zip(plan.luma, further, strict=True):
                 if number not in done:
                     done[number] = step.filter(y, None)
                 y = done[number]
             y, chroma = crop(y, margin - plan.margin), crop(chroma, margin - plan.front_margin)
-            pictures.append(_finish(y, chroma, plan.last, place))
+            pictures[i] = _finish(y, chroma, plan.last, places[i])
         return pictures
 
     return develop_in_tiles(raw, margin, len(plans), develop)
