@@ -168,15 +168,12 @@ class RawFolder(RawDataset):
     def _load(self, what: str, index: int) -> np.ndarray:
         frame = self.frame(index)
         whole = frame.mosaic.shape
-        if what == "frame":
-            pixels = in_levels(frame, self.camera, self._own_colours)
-        else:
-            pixels = self._mask(index, whole)
+        is_frame = what == "frame"
+        pixels = in_levels(frame, self.camera, self._own_colours) if is_frame else self._mask(index, whole)
         pixels = pixels[in_line(whole, frame.camera.cfa, self.camera.cfa)]
         if self.crop is not None:
             if min(pixels.shape) < self.crop:
-                size = "{} x {} pixels".format(*pixels.shape)
-                reason = f"{size}, less than the crop of {self.crop}"
+                reason = "{} x {} pixels, less than the crop of {}".format(*pixels.shape, self.crop)
                 raise DatasetError(self.paths[index], reason, "Crop less")
             pixels = pixels[middle(pixels.shape, self.crop)]
         return np.ascontiguousarray(pixels)

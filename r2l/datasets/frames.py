@@ -236,8 +236,7 @@ class Frames(Dataset):
     def steps(self) -> Iterator[slice]:
         """Cut the frames into steps that suit a small machine."""
         size = max(1, _STEP_PIXELS // (self.shape[0] * self.shape[1]))
-        for start in range(0, len(self), size):
-            yield slice(start, min(start + size, len(self)))
+        return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
     def fingerprint(self, rows: Sequence[int] | None = None) -> str:
         """Return a short hash of all that is known of the frames, or of some: other data, another hash."""

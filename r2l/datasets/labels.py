@@ -146,9 +146,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, str, str, str]]:
         except UnicodeDecodeError:
             text = content.decode("cp1252")
         separator = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.reader(
-            io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
-        )
+        form = {"delimiter": separator, "skipinitialspace": True, "strict": True}
+        reader = csv.reader(io.StringIO(text, newline=""), **form)
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
         if not lines:
             raise ValueError("it is empty")

@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 from filelock import FileLock
 
 from r2l.camera import Camera
@@ -25,16 +24,8 @@ from r2l.rawfile.raster import load_npy, load_tiff, open_png
 
 #: Makes the rows of an array, one by one.
 Rows = Callable[[], Iterable[np.ndarray]]
-_FULL_SCALE = np.float32(65535)
 _CLASS_NUMBERS = 32  # a mask of up to so many values holds numbers of classes, not shades of an edge
 _CACHE_VERSION = 1  # of what is stored; another number makes all caches new
-
-
-def image_tensor(steps: np.ndarray) -> torch.Tensor:
-    """Return uint16 steps (H, W) or (3, H, W) as float32 (1 or 3, H, W) in [0, 1]."""
-    values = steps.astype(np.float32)
-    values /= _FULL_SCALE
-    return torch.from_numpy(values if values.ndim == 3 else values[None])
 
 
 def read_steps(path: Path, remedy: str, camera: Camera | None = None) -> np.ndarray:
@@ -45,7 +36,7 @@ def read_steps(path: Path, remedy: str, camera: Camera | None = None) -> np.ndar
         check_whole(path, frame)
     except RawFileError as error:
         raise DatasetError(path, error.args[1], remedy) from error
-    return np.round(frame.mosaic * _FULL_SCALE).astype(np.uint16)
+    return np.round(frame.mosaic * np.float32(65535)).astype(np.uint16)
 
 
 def read_mask_values(path: Path, remedy: str) -> np.ndarray:
@@ -152,16 +143,20 @@ def cached_array(
     """
     count = len(sources) if count is None else count
     stats = [(str(p.absolute()), s.st_size, s.st_mtime_ns) for p in sources for s in (p.stat(),)]
-    name = f"{name}-{_hash(str(sources[0].absolute().parent))[:8]}"
-    key = _hash(json.dumps([_CACHE_VERSION, stats, count, settings]))[:16]
-    path = folder / f"{name}-{key}.npy"
+    about = str(sources[0].absolute().parent), json.dumps([_CACHE_VERSION, stats, count, settings])
+    place, key = (hashlib.sha256(text.encode()).hexdigest() for text in about)
+    name = f"{name}-{place[:8]}"
+    path = folder / f"{name}-{key[:16]}.npy"
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / f"{name}.lock"):
                 if not path.exists():
                     _write(path, count, rows())
-                    _drop_older(folder, name, path)
+                    # What it replaces goes, and what a killed process left.
+                    for old in {*folder.glob(f"{name}-*.npy"), *folder.glob(f".{name}-*.part")} - {path}:
+                        with suppress(OSError):  # open elsewhere, on systems that mind
+                            old.unlink()
     except OSError as error:
         # What the sources raise is no OSError (see rows), so this is the cache's disk.
         warnings.warn(f"not cached, kept in memory: {path}: {error.strerror}", stacklevel=2)
@@ -169,10 +164,6 @@ def cached_array(
         array.flags.writeable = False
         return array
     return np.load(path, mmap_mode="r")
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write(path: Path, count: int, rows: Iterable[np.ndarray]) -> None:
@@ -186,11 +177,3 @@ def _write(path: Path, count: int, rows: Iterable[np.ndarray]) -> None:
             file.write(row.tobytes())
             written += 1
     assert written == count, f"{written} rows, expected {count}"
-
-
-def _drop_older(folder: Path, name: str, newest: Path) -> None:
-    """Remove caches that ``newest`` replaces, and what a killed process left."""
-    for old in (*folder.glob(f"{name}-*.npy"), *folder.glob(f".{name}-*.part")):
-        if old != newest:
-            with suppress(OSError):  # open elsewhere, on systems that mind
-                old.unlink()

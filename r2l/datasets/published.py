@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from r2l.camera import MICROSCOPE
 from r2l.datasets import layout, pixels
@@ -63,10 +64,8 @@ class PublishedDataset(RawDataset):
     ) -> None:
         self._scale = layout.scale_folder(intensity)
         if view is not None and intensity != 1.0:
-            instead = f"intensity {intensity} with StaticISP.from_code({view!r}, dataset.camera)"
-            raise ValueError(
-                f"processed views exist of intensity 1.0 only; develop the raw frames of {instead}"
-            )
+            instead = f"frames of intensity {intensity} with StaticISP.from_code({view!r}, dataset.camera)"
+            raise ValueError(f"processed views exist of intensity 1.0 only; develop the raw {instead}")
         self.root = layout.data_root(root)
         self.folder = self.root / self.kind
         self.intensity, self.view, self.transform = intensity, view, transform
@@ -146,7 +145,8 @@ class PublishedDataset(RawDataset):
         return pixels.read_view(path, remedy) if self.view else pixels.read_steps(path, remedy, self.camera)
 
     def _item(self, steps: np.ndarray) -> Item:
-        return {"image" if self.view else "raw": pixels.image_tensor(steps)}
+        values = torch.from_numpy(np.divide(steps, 65535, dtype=np.float32))
+        return {"image": values} if self.view else {"raw": values[None]}
 
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps would travel to workers by value: each opens its own.

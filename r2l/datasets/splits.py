@@ -5,7 +5,7 @@ And, under its own name, the published split, in which some do.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,10 +73,7 @@ class Fold(NamedTuple):
 
 
 def group_folds(
-    labels: Sequence[int] | ArrayLike,
-    groups: Sequence[int] | ArrayLike | None = None,
-    n_splits: int = 5,
-    seed: int = 0,
+    labels: ArrayLike, groups: ArrayLike | None = None, n_splits: int = 5, seed: int = 0
 ) -> list[Fold]:
     """Cut a data set into ``n_splits`` folds; each image is tested once, and no group is cut.
 
@@ -121,11 +118,7 @@ def group_folds(
 
 
 def published_resampling(
-    labels: Sequence[int] | ArrayLike,
-    n_splits: int = 5,
-    train_share: float = 0.8,
-    seed: int = 0,
-    stratified: bool = True,
+    labels: ArrayLike, n_splits: int = 5, train_share: float = 0.8, seed: int = 0, stratified: bool = True
 ) -> list[Fold]:
     """Cut as the published study did: 80/20 at random, ``n_splits`` times over. For comparison only.
 
@@ -160,8 +153,8 @@ def split_indices(
     Args:
         split: "train", "val", "test" or "all".
         labels, groups: of each image, (N,).
-        scheme: "groups" for whole groups (a fifth to test, five folds of the rest, by
-            `group_folds`), or "published" for `published_resampling`, which has no test set.
+        scheme: "groups" for whole groups (a fifth to test, five folds of the rest, by `group_folds`), or
+            "published" for `published_resampling`, which has no test set.
         fold: which of the five folds or drawings; "test" is the same for all.
         seed: which cut.
         stratified: whether "published" keeps the shares of the classes.

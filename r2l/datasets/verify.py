@@ -68,9 +68,9 @@ def verify(kind: str, root: str | Path | None = None, progress: bool = True) -> 
     from r2l.datasets.published import RawMicroscopy
     from r2l.datasets.raw_drone import RawDrone
 
+    sets: dict[str, type[PublishedDataset]] = {"microscopy": RawMicroscopy, "drone": RawDrone}
     root = layout.data_root(root)
-    manifest = Manifest.read(root)
-    folders = _raw_folders(kind, root)
+    manifest, folders = Manifest.read(root), _raw_folders(kind, root)
     if not folders:
         raise layout.not_found(kind, root / kind, root)
     fine, wrong = _check_record(kind, root, manifest, progress)
@@ -78,10 +78,8 @@ def verify(kind: str, root: str | Path | None = None, progress: bool = True) -> 
         wrong.append(f"{root / kind}: fetching it broke off; run `r2l data fetch {kind}` again")
     for intensity, folder in folders:
         try:
-            if kind == "microscopy":
-                data: PublishedDataset = RawMicroscopy(root, "all", intensity)
-            else:
-                data = RawDrone(root, "all", intensity, tiled=folder.parent.name != "images_full")
+            how = {"tiled": folder.parent.name != "images_full"} if kind == "drone" else {}
+            data = sets[kind](root, "all", intensity, **how)
         except DatasetError as error:
             wrong.append(_line(error))
             continue
@@ -188,12 +186,10 @@ def _check_record(kind: str, root: Path, manifest: Manifest, progress: bool) -> 
     return [] if wrong else [f"{root / kind}: {len(recorded)} files have their checksums"], wrong
 
 
-def _differences(info: SetInfo, data: PublishedDataset, folder: Path) -> Iterator[str]:
+def _differences(info: SetInfo, data: PublishedDataset, folder: Path) -> list[str]:
     """Compare counts with the published ones."""
     counts = np.bincount(data.labels, minlength=len(info.classes))
     kinds = [f"images of {name}" for name in info.classes]
     images = DRONE_PHOTOS if folder.parent.name == "images_full" else info.images
     rows = [(len(data), "images", images), *zip(counts, kinds, info.class_counts or (), strict=False)]
-    for count, what, published in rows:
-        if count != published:
-            yield f"{folder}: {count} {what}, and {published} were published"
+    return [f"{folder}: {n} {what}, and {told} were published" for n, what, told in rows if n != told]

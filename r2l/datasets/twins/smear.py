@@ -29,7 +29,7 @@ _ORANGE = np.array([0.08, 0.42, 0.14], np.float32)
 
 
 @dataclass(frozen=True)
-class _CellType:
+class _Cell:
     """What a class of white cell looks like. Lengths in micrometres, pairs are mean and deviation.
 
     A nucleus is a chain of lobes that share an area: one lobe has the radius ``lobe``, four have
@@ -60,20 +60,14 @@ class _CellType:
 
 
 _CELL_TYPES = {
-    "BAS": _CellType(
-        (5.9, 0.7), (2, 3), (2.9, 0.3), 1.0, (0.9, 0.1), (0.8, 0.4), pink=0.5, blue=0.4, dark=0.9
-    ),
-    "EOS": _CellType((6.7, 0.7), (2, 3), (3.2, 0.3), 1.9, (0.5, 0.2), (0.9, 0.4), 1.0, pink=0.5, orange=0.9),
-    "KSC": _CellType(
-        (7.5, 1.2), (1, 4), (5.0, 0.9), 0.9, edge=2.5, ragged=1.0, density=0.65, pink=0, blue=0.1
-    ),
-    "LYA": _CellType((6.6, 1.0), (1, 2), (4.4, 0.6), 0.5, chromatin=0.14, pink=0.1, blue=0.9),
-    "LYT": _CellType((5.1, 0.9), (1, 2), (3.8, 0.5), 0.3, chromatin=0.16, pink=0.1, blue=0.7),
-    "MON": _CellType(
-        (7.5, 0.9), (2, 4), (4.8, 0.6), 0.8, (0.95, 0.1), (0.8, 0.4), 1.0, density=0.8, blue=0.6
-    ),
-    "NGB": _CellType((6.6, 0.6), (4, 6), (3.5, 0.35), 1.2, (0.85, 0.14), (0.6, 0.3), 0.9, pink=0.6, blue=0.3),
-    "NGS": _CellType((6.5, 0.7), (2, 5), (3.6, 0.4), 1.8, (0.5, 0.2), (1.1, 0.5), 0.7, pink=0.6, blue=0.3),
+    "BAS": _Cell((5.9, 0.7), (2, 3), (2.9, 0.3), 1.0, (0.9, 0.1), (0.8, 0.4), pink=0.5, blue=0.4, dark=0.9),
+    "EOS": _Cell((6.7, 0.7), (2, 3), (3.2, 0.3), 1.9, (0.5, 0.2), (0.9, 0.4), 1.0, pink=0.5, orange=0.9),
+    "KSC": _Cell((7.5, 1.2), (1, 4), (5.0, 0.9), 0.9, edge=2.5, ragged=1.0, density=0.65, pink=0, blue=0.1),
+    "LYA": _Cell((6.6, 1.0), (1, 2), (4.4, 0.6), 0.5, chromatin=0.14, pink=0.1, blue=0.9),
+    "LYT": _Cell((5.1, 0.9), (1, 2), (3.8, 0.5), 0.3, chromatin=0.16, pink=0.1, blue=0.7),
+    "MON": _Cell((7.5, 0.9), (2, 4), (4.8, 0.6), 0.8, (0.95, 0.1), (0.8, 0.4), 1.0, density=0.8, blue=0.6),
+    "NGB": _Cell((6.6, 0.6), (4, 6), (3.5, 0.35), 1.2, (0.85, 0.14), (0.6, 0.3), 0.9, pink=0.6, blue=0.3),
+    "NGS": _Cell((6.5, 0.7), (2, 5), (3.6, 0.4), 1.8, (0.5, 0.2), (1.1, 0.5), 0.7, pink=0.6, blue=0.3),
 }
 
 
@@ -172,7 +166,7 @@ class _Slide:
             density = coverage(self.blob(y, x, radius, 1, 0.15), 0.5)
             self.paint(where, density, _NUCLEAR, self.rng.uniform(0.2, 0.6) * self.zone.stain[3])
 
-    def nucleus(self, y: Array, x: Array, kind: _CellType, room: float) -> Array:
+    def nucleus(self, y: Array, x: Array, kind: _Cell, room: float) -> Array:
         """Return the signed distance to a nucleus, shrunk where needed to fit into ``room``."""
         rng = self.rng
         count = rng.integers(kind.lobes[0], kind.lobes[1] + 1)
@@ -197,7 +191,7 @@ class _Slide:
         threshold = 0.6 - 0.6 * amount * self.rng.uniform(0.6, 1.1)
         return np.clip(3 * (self.grain(0.7, inside.shape, 3) - threshold), 0, 1) * inside
 
-    def add_white_cell(self, kind: _CellType, spot: Array, radius: float) -> None:
+    def add_white_cell(self, kind: _Cell, spot: Array, radius: float) -> None:
         """Paint a white cell: cytoplasm, nucleus with its chromatin, granules."""
         rng = self.rng
         where, y, x = patch(spot, 1.3 * radius, self.y, self.x)
@@ -233,7 +227,7 @@ class _Slide:
         return light
 
 
-def _spoil(kind: _CellType, amount: float, rng: np.random.Generator) -> _CellType:
+def _spoil(kind: _Cell, amount: float, rng: np.random.Generator) -> _Cell:
     """Return the cell as a bad smear shows it: frayed, borderless, pale, by ``amount`` (0 to 1)."""
     frayed, smudged, pale = rng.uniform(0, amount, 3)
     stain = {"pink": kind.pink * (1 - 0.8 * pale), "blue": kind.blue * (1 - 0.8 * pale)}
