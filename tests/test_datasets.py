@@ -176,8 +176,13 @@ def test_drone_tiles_from_files(copies):
     assert not set(val.groups.tolist()) & set(RawDrone(root, "train").groups.tolist())
 
 
-def test_drone_photos_are_cut_into_tiles(copies):
-    root, contents = copies[0] / "photos", copies[1]["photos"]
+@pytest.fixture
+def photos(copies):
+    return copies[0] / "photos", copies[1]["photos"]
+
+
+def test_drone_photos_are_cut_into_tiles(photos):
+    root, contents = photos
     dataset = RawDrone(root, "all")
     assert dataset.names.tolist()[:3] == ["00_r00_c00", "00_r00_c01", "00_r00_c02"]
     assert len(dataset) == 3 * 5
@@ -212,8 +217,8 @@ def test_drone_classification_is_balanced_in_each_photo(copies):
             RawDrone(copies[0], "all", **options)
 
 
-def test_drone_full_frames(copies):
-    root, contents = copies[0] / "photos", copies[1]["photos"]
+def test_drone_full_frames(photos):
+    root, contents = photos
     dataset = RawDrone(root, "all", tiled=False)
     assert dataset.names.tolist() == list(contents)
     steps, mask = contents[dataset.names[1]]
@@ -346,7 +351,7 @@ def assert_names_file_and_remedy(error, path):
 
 
 IMAGES, MASKS = "microscopy/images/raw_scale100/", "drone/masks_tiles_256/"
-TILES = "drone/images_tiles_256/raw_scale100/"
+TILE, MASK = "drone/images_tiles_256/raw_scale100/02_00001.tif", f"{MASKS}02_00001.png"
 CELL, LAST, NEW = (f"Ma190c_lame{n}_composite_Mcropped_1.tiff" for n in ("1_zone1", "2_zone7", "9_zone9"))
 
 
@@ -371,15 +376,10 @@ def without_zone(path):
         (LABELS, lambda p: p.write_bytes(b"one two three\n"), LABELS, "line 1"),
         (LABELS, lambda p: p.write_bytes(b"a BAS\na LYT\n"), LABELS, "second label"),
         (LABELS, lambda p: p.write_bytes(b"\xff\xfe\x00"), LABELS, "no readable label file"),
-        (
-            MASKS + "02_00001.png",
-            lambda p: p.write_bytes(b"none"),
-            MASKS + "02_00001.png",
-            "no readable mask",
-        ),
-        (MASKS + "03_00001.png", lambda p: resize(p, (16, 32)), MASKS + "03_00001.png", "16 x 32"),
-        (MASKS + "02_00001.png", Path.unlink, TILES + "02_00001.tif", "without a mask"),
-        (TILES + "02_00001.tif", Path.unlink, MASKS, "a mask for 02_00001"),
+        (MASK, lambda p: p.write_bytes(b"none"), MASK, "no readable mask"),
+        (MASK, lambda p: resize(p, (16, 32)), MASK, "16 x 32"),
+        (MASK, Path.unlink, TILE, "without a mask"),
+        (TILE, Path.unlink, MASKS, "a mask for 02_00001"),
     ],
 )
 def test_damaged_copies_name_the_file_and_the_remedy(tmp_path, path, damage, named, match):
@@ -393,28 +393,25 @@ def test_damaged_copies_name_the_file_and_the_remedy(tmp_path, path, damage, nam
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert not [p for p in tmp_path.glob(".r2l_cache/*raw_scale*") if p.suffix in (".npy", ".part")]
     if match.startswith(("a ", "without a ")):  # in one half of a pair only: can be left out
-        lost = 0 if path == IMAGES + CELL and damage is not Path.unlink else 1
-        assert (
-            len(loader(tmp_path, "all", strict=False)) == {RawDrone: 18, RawMicroscopy: KEPT}[loader] - lost
-        )
+        left = {RawDrone: 18, RawMicroscopy: KEPT}[loader]
+        left -= path != IMAGES + CELL or damage is Path.unlink
+        assert len(loader(tmp_path, "all", strict=False)) == left
 
 
-def test_masks_all_of_another_size_than_their_images(tmp_path):
-    write_drone_tiles(tmp_path)
-    for path in (tmp_path / MASKS).iterdir():
-        Image.fromarray(np.ones((16, 16), np.uint8)).save(path)
-    with pytest.raises(DatasetError, match="a mask of 16 x 16 pixels for the 32 x 32"):
+@pytest.mark.parametrize(
+    ("write", "first", "side", "sizes"),
+    [
+        (write_drone_tiles, f"{MASKS}00_00000.png", 16, "16 x 16 pixels for the 32 x 32"),
+        (write_drone_photos, "drone/masks_full/DJI_0440_mask.png", 512, "512 x 512 pixels for the 600 x 800"),
+    ],
+)
+def test_masks_all_of_another_size_than_their_images(tmp_path, write, first, side, sizes):
+    write(tmp_path, photos=2)
+    for path in (tmp_path / first).parent.iterdir():
+        resize(path, (side, side))
+    with pytest.raises(DatasetError, match=f"a mask of {sizes}") as caught:
         RawDrone(tmp_path, "all")[0]
-
-
-def test_mask_of_another_size_than_its_photo(tmp_path):
-    contents = write_drone_photos(tmp_path, photos=2)
-    for stem in contents:
-        path = tmp_path / f"drone/masks_full/{stem}_mask.png"
-        Image.fromarray(np.full((512, 512), 255, np.uint8)).save(path)
-    with pytest.raises(DatasetError, match="512 x 512 pixels for the 600 x 800") as caught:
-        RawDrone(tmp_path, "all")[0]
-    assert_names_file_and_remedy(caught.value, tmp_path / "drone/masks_full/DJI_0440_mask.png")
+    assert_names_file_and_remedy(caught.value, tmp_path / first)
     assert not list((tmp_path / ".r2l_cache").glob("*tiles*.npy"))
 
 

@@ -35,7 +35,8 @@ class PublishedDataset(RawDataset):
 
     Raises:
         DatasetNotFoundError: not there; says how to fetch it.
-        DatasetError: a file is damaged or doesn't fit. Damaged images are found on first reading.
+        DatasetError: a file is damaged or doesn't fit. Damaged images are found on first reading, when all
+            of the set are decoded together, once.
         ValueError: an argument that isn't one of those listed, or that doesn't go with the others.
 
     Attributes:
@@ -210,11 +211,7 @@ class RawMicroscopy(PublishedDataset):
         return stems, labels, [1000 * lame + zone for lame, zone in zones]
 
     def read(self, index: int) -> Item:
-        """Return the mosaic (or the developed image) and its label.
-
-        Raises:
-            DatasetError: some image of the set is damaged; all are decoded together, once.
-        """
+        """Return the mosaic (or the developed image) and its label; errors as of the class."""
         name = self.view or "_".join(self.files[0].parent.parts[-2:])
         steps = self._array(
             name, self.files, partial(pixels.decode_all, self.files, self._decode, self.remedy)

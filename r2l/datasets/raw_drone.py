@@ -166,11 +166,7 @@ class RawDrone(PublishedDataset):
         return self._array(name, sources, rows, count=len(tiles), settings=self._chosen.tolist())
 
     def read(self, index: int) -> Item:
-        """Return the mosaic (or the developed image) with its mask or label.
-
-        Raises:
-            DatasetError: some image of the set is damaged; all are decoded together, once.
-        """
+        """Return the mosaic (or the developed image) with its mask or label; errors as of the class."""
         row, images = self.rows[index], self._kept("tiles", [*self.files, *self._masks], self._read_image)
         item = self._item(images[row])
         if self.task == "classification":

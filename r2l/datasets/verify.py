@@ -135,8 +135,7 @@ def verify_folder(
         gains = " ".join(f"{gain:.3g}" for gain in frame.camera.white_balance)
         cameras[f"{frame.camera.name}, {frame.camera.cfa.name}, white balance {gains}"] += 1
     told = f"values in masks (in how many): {_counted(values)}"
-    count = f"{sizes.total()} of {len(table)} images can be read"
-    whole = sizes.total() == len(table)
+    count, whole = f"{sizes.total()} of {len(table)} images can be read", sizes.total() == len(table)
     return [
         *([count] if whole else []),
         f"sizes: {_counted(sizes) or 'none'}{'; --crop makes them one' * (len(sizes) > 1)}",

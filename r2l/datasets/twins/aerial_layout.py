@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from r2l.camera import DRONE
@@ -131,14 +132,14 @@ def _slab(spot: Array, heading: float, length: float, width: float) -> Box:
     return Box(*spot.tolist(), float(heading), float(length), float(width), 0.0, np.zeros(3))
 
 
-def _draw_roads(rng: np.random.Generator) -> list[Box]:
+def _draw_roads(rng: Generator) -> list[Box]:
     """Draw a street through the photo and often a second one across it."""
     heading = rng.uniform(0, np.pi)
     headings = [heading, heading + np.pi / 2 + rng.normal(0, 0.15)][: 1 + (rng.random() < 0.6)]
     return [_slab(_EXTENT * rng.uniform(0.25, 0.75, 2), h, 400, rng.uniform(5.5, 8)) for h in headings]
 
 
-def _draw_lots(roads: list[Box], rng: np.random.Generator) -> list[Box]:
+def _draw_lots(roads: list[Box], rng: Generator) -> list[Box]:
     """Draw parking lots beside the roads: two rows of spaces with an aisle between them."""
     depth = 2 * STALL[1] + 6
     lots = []
@@ -151,7 +152,7 @@ def _draw_lots(roads: list[Box], rng: np.random.Generator) -> list[Box]:
     return lots
 
 
-def _new_car(spot: Array, heading: float, rng: np.random.Generator) -> Box:
+def _new_car(spot: Array, heading: float, rng: Generator) -> Box:
     """Draw a car of any make and paint at a place (y, x), pointing along ``heading`` or back."""
     kind = int(rng.choice(len(_CAR_SIZES), p=(0.45, 0.43, 0.12)))
     size = np.array(_CAR_SIZES[kind]) * np.exp(rng.normal(0, 0.04, 3))
@@ -161,7 +162,7 @@ def _new_car(spot: Array, heading: float, rng: np.random.Generator) -> Box:
     return Box(*spot.tolist(), heading, *size.tolist(), colour.astype(np.float32), kind)
 
 
-def _park_along(road: Box, rng: np.random.Generator) -> list[Box]:
+def _park_along(road: Box, rng: Generator) -> list[Box]:
     """Draw cars at both kerbs of a road, and a few that drive."""
     busy = rng.uniform(0.1, 0.5)
     cars = []
@@ -175,7 +176,7 @@ def _park_along(road: Box, rng: np.random.Generator) -> list[Box]:
     return cars
 
 
-def _park_in(lot: Box, rng: np.random.Generator) -> list[Box]:
+def _park_in(lot: Box, rng: Generator) -> list[Box]:
     """Draw cars in the spaces of a lot, across its length."""
     full = rng.uniform(0.2, 0.8)
     half = lot.length / 2
@@ -190,11 +191,7 @@ def _park_in(lot: Box, rng: np.random.Generator) -> list[Box]:
 
 
 def _draw_boxes(
-    sides: tuple[float, float],
-    colours: tuple[Array, ...],
-    taken: list[Box],
-    clear: float,
-    rng: np.random.Generator,
+    sides: tuple[float, float], colours: tuple[Array, ...], taken: list[Box], clear: float, rng: Generator
 ) -> list[Box]:
     """Strew up to 60 boxes, in line with the first of the ``taken`` ones and ``clear`` metres of all."""
     boxes: list[Box] = []
@@ -210,7 +207,7 @@ def _draw_boxes(
     return boxes
 
 
-def _draw_trees(built: list[Box], rng: np.random.Generator) -> list[Tree]:
+def _draw_trees(built: list[Box], rng: Generator) -> list[Tree]:
     """Strew trees, in groups, so that no trunk stands on what is built."""
     count = int(rng.uniform(30, 180))
     clumps = rng.uniform(0, _EXTENT, (max(count // 8, 1), 2))
