@@ -299,9 +299,7 @@ def test_given_model_is_left_alone_and_same_seed_gives_the_same(method, trained,
     assert asked == [p.requires_grad for p in trained.parameters()]
     assert [n for n, _ in one.named_parameters()] == [n for n, _ in trained.named_parameters()]
     assert not changed(one.state_dict(), two.state_dict())
-    assert bool(changed(one.state_dict(), other.state_dict())) == (method in LABELLED), (
-        "alone looks at labels"
-    )
+    assert bool(changed(one.state_dict(), other.state_dict())) == (method in LABELLED), "alone sees labels"
     assert bool(changed(before, one.state_dict())) == (method not in ("none", "all_pipelines"))
     assert not any(m.training for m in one.modules())
     assert one.adaptation["method"] == method
@@ -483,9 +481,8 @@ def test_isp_adjustment_recovers_a_known_change(trained, frames, statistics, nam
     np.testing.assert_allclose(gains, -np.log2(change), atol=0.2)
     assert settings[name] == pytest.approx(expected, abs=0.2)
     with torch.no_grad():
-        apart, close = (
-            (m.processor(frames.raw) - trained.processor(frames.raw)).square().mean() for m in (off, adapted)
-        )
+        images = (m.processor(frames.raw) for m in (off, adapted))
+        apart, close = ((image - trained.processor(frames.raw)).square().mean() for image in images)
     assert close < 0.1 * apart
     moved = changed(weights(off), adapted.state_dict())
     assert all(name.startswith("processor.steps.") for name in moved)
@@ -592,10 +589,8 @@ def test_every_image_is_tested_once_by_every_method_and_paired_with_none(experim
 
 def test_sizes_of_batches_and_equal_times_stand_beside_one_another(trained, domain):
     options = {"methods": ["none", "tent", "eata"], "batch_size": [1, 16], "steps": 6}
-    indices = group_folds(domain.frames.labels, domain.frames.groups, 3, 0)
-    table = compare_adaptations(
-        trained, {"same": domain}, indices[0].test, indices[1].test, equal_time=True, **options
-    )
+    sides = [fold.test for fold in group_folds(domain.frames.labels, domain.frames.groups, 3, 0)[:2]]
+    table = compare_adaptations(trained, {"same": domain}, *sides, equal_time=True, **options)
     runs = table.groupby(["batch_size", "equal", "method"])[["steps", "skipped"]].first()
     assert (runs.xs(("steps", "eata"), level=("equal", "method"))["steps"] == 6).all()
     assert runs.xs(("time", "tent"), level=("equal", "method"))["steps"].tolist() == [6, 6]

@@ -60,9 +60,8 @@ def test_another_camera_is_outside_and_is_told_where(report, tmp_path):
     assert result.exit_code == 1
     assert "drone: inside" in result.output
     assert f"{dark}: outside" in result.output
-    row = next(
-        line for line in result.output.split(str(dark))[1].splitlines() if line.startswith("black_level ")
-    )
+    lines = result.output.split(str(dark))[1].splitlines()
+    row = next(line for line in lines if line.startswith("black_level "))
     assert "0.3" in row
     assert row.endswith("outside")
 

@@ -214,6 +214,9 @@ def test_less_exposure_has_the_mean_and_noise_of_a_real_one(severity, share):
     real = noise_variance(0.5 * share, DRONE_NOISE, DRONE)
     assert dim.mean().item() == pytest.approx(0.5 * share, rel=0.005)
     assert dim.var().item() == pytest.approx(real, rel=0.06)
+    dark = recorded(0.0)
+    darker = light_of(drift_sensor(dark, DRONE, "exposure", severity))
+    assert abs(darker.mean() - share * light_of(dark).mean()) < 1e-5, "less of no light is none"
 
 
 def test_noise_bits_and_levels_do_what_their_name_says():

@@ -132,9 +132,8 @@ def test_settings_are_what_a_camera_of_these_numbers_does():
 def test_saturation_and_exposure_do_what_they_say():
     grey = AdjustableISP("bi,s,ga", DRONE, saturation=0.0)(mosaics(3) / 2.5)
     assert float((grey - grey.mean(1, keepdim=True)).abs().max()) < 1e-5
-    linear, doubled = (
-        AdjustableISP("bi,s,ga", DRONE, exposure=e).stages(mosaics(3) / 2.5)["denoising"] for e in (0.0, 1.0)
-    )
+    isps = (AdjustableISP("bi,s,ga", DRONE, exposure=e) for e in (0.0, 1.0))
+    linear, doubled = (isp.stages(mosaics(3) / 2.5)["denoising"] for isp in isps)
     torch.testing.assert_close(doubled, 2 * linear)
 
 
@@ -381,6 +380,17 @@ def test_random_perturbations_are_as_large_as_the_box_allows():
     assert abs(points.mean()) < 0.1, "no direction is preferred"
 
 
+def test_starts_of_an_attack_owe_nothing_to_the_draws_that_it_is_compared_with(monkeypatch):
+    starts, alike = [], []
+    flat = lambda _self, _develop, at: (0.0, starts.append(at) or 0 * at)  # noqa: E731
+    monkeypatch.setattr(Evaluator, "margin_gradient", flat)
+    for seed in range(20):
+        attack = bounded_attack(Bright(0.2), flat_frames([0.2]), ParametrizedISP(PLAIN), steps=1, seed=seed)
+        draws = random_points(attack.space, 10, seed, np.ones_like(attack.point)).ravel()
+        alike += [np.mean(np.sign(starts[-1]) == draws[first::2][: len(attack.point)]) for first in (0, 1)]
+    assert max(alike) < 0.9
+
+
 def test_an_attack_on_what_matters_beats_chance():
     """One direction of 25 darkens the picture; random signs hardly ever agree with it."""
     search, fresh = flat_frames([0.3] * 10), flat_frames(np.linspace(0.28, 0.32, 40), per_group=2)
@@ -415,9 +425,8 @@ def test_attacks_of_one_start_end_alike_and_count_as_one_search():
 
 def test_a_model_that_ignores_the_image_is_not_attacked():
     frames = flat_frames(np.linspace(0.2, 0.4, 20), side=12)
-    table, attacks = attack_parameters(
-        Blind(), frames, frames, ParametrizedISP(PLAIN), ("all", "gamma"), steps=2, progress=False
-    )
+    given = Blind(), frames, frames, ParametrizedISP(PLAIN), ("all", "gamma")
+    table, attacks = attack_parameters(*given, steps=2, progress=False)
     assert not table["beats_random"].any()
     assert table["p"].to_list() == [1, 1]
     assert list(attacks) == ["all", "gamma"]

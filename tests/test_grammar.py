@@ -295,6 +295,7 @@ def test_what_is_rounded_passes_gradients_straight_through(text):
     (gradient,) = torch.autograd.grad((step(source) * weights).sum(), source)
     assert torch.equal(gradient, weights)
     torch.testing.assert_close(step(source), step(image))
+    assert step(image[:0]).shape == (0, 3, 16, 16)
     raw = natural(DRONE)
     chain = stage_gradients(open_pipeline(f"ma,s,ga+{text}", DRONE), raw, lambda shown: shown.square().mean())
     assert chain["raw"].gradient.abs().max() > 0

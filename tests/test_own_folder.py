@@ -290,9 +290,8 @@ def test_errors_come_back_from_a_loaders_worker_as_they_are(photos):
 
 def test_too_few_classes_or_images_are_told_in_our_own_words():
     def folds(labels, classes, **options):
-        frames = Frames(
-            torch.rand(len(labels), 1, 8, 8), labels, np.arange(len(labels)), DRONE, classes=classes
-        )
+        raw, groups = torch.rand(len(labels), 1, 8, 8), np.arange(len(labels))
+        frames = Frames(raw, labels, groups, DRONE, classes=classes)
         return make_folds(frames, Options(**SMALL, root="x", **options))
 
     with pytest.raises(ValueError, match="all 6 images are of one class, a"):

@@ -257,9 +257,8 @@ def test_no_step_leaves_what_a_camera_can_be(camera):
             assert numbers[name].sum().item() == pytest.approx(1, abs=1e-3)
         # White in, white out: the gains alone change it.
         white = torch.tensor(camera.white_balance).sign()
-        torch.testing.assert_close(
-            isp.colour_matrix @ white, fresh.colour_matrix @ white, rtol=1e-4, atol=1e-4
-        )
+        got, want = (each.colour_matrix @ white for each in (isp, fresh))
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
         assert torch.isfinite(isp(torch.rand(1, 1, 8, 8))).all()
 
 

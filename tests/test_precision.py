@@ -35,6 +35,7 @@ KINDS = {
     "additive": lambda: ParametrizedISP(DRONE, (1, 3, 32, 32)),
     "neural": neural,
     "half size": lambda: HalfSizeRGB(DRONE),
+    "between stages": lambda: open_pipeline("shading+ma,s,ga+tone:srgb+chroma_blur", DRONE),
 }
 EACH = pytest.mark.parametrize("kind", KINDS)
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -136,6 +137,7 @@ def test_the_smallest_frame(kind):
     isp = ParametrizedISP(DRONE, (1, 3, 1, 1)) if kind == "additive" else isp
     assert torch.isfinite(isp(raw)).all()
     if kind != "neural":
+        assert isp(raw[:0]).numel() == 0
         torch.testing.assert_close(isp(raw), [*isp.stages(raw).values()][-1], rtol=0, atol=2e-6)
 
 

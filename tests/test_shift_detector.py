@@ -78,6 +78,9 @@ def test_the_least_p_is_reached_and_equal_numbers_have_a_mirror_image():
     three = energy_test(numbers[:3], numbers[3:], np.arange(3), np.arange(3), alpha=0.1)[1]
     two = energy_test(numbers[:4], 9 + numbers[4:], np.arange(4), np.arange(2), alpha=0.1)[1]
     assert (three, two) == pytest.approx((2 / 20, 1 / 15))
+    line = np.arange(20.0)[:, None]
+    p = [energy_test(np.delete(line, i, 0), line[[i]], np.arange(19), np.zeros(1))[1] for i in range(20)]
+    assert sorted(p) == pytest.approx(np.repeat(np.arange(2, 21, 2) / 20, 2)), "of one group, by its rank"
 
 
 SIZES = {
@@ -124,9 +127,7 @@ def test_another_pipeline_is_noticed_and_the_same_is_not(views):
     first, rest = views.groups < np.median(views.groups), views.groups >= np.median(views.groups)
     own, other = (views.images[code] for code in CODES)
     alarm = ShiftDetector.fit(own[first], groups=views.groups[first])
-    same, moved, again = (
-        alarm.test(images[rest], views.groups[rest], seed=1) for images in (own, other, other)
-    )
+    same, moved, again = (alarm.test(x[rest], views.groups[rest], seed=1) for x in (own, other, other))
     assert (same.raised, moved.raised) == (False, True)
     assert moved.p_value <= 0.05 < same.p_value
     assert moved.distance > same.distance
@@ -149,6 +150,9 @@ def test_statistics_of_known_pictures():
     assert row["black, blue"] == pytest.approx(1 / 16)
     assert row["correlation, green and blue"] == pytest.approx(-1, abs=1e-5)
     assert row["detail, green"] < np.log(1e-4), "a ramp has no Laplacian"
+    flat = torch.tensor([0.3, 0.15, 0.1]).view(1, 3, 1, 1) * torch.ones(1, 3, 64, 64)
+    correlations = image_features(flat).iloc[0].filter(like="correlation")
+    assert correlations.abs().max() < 1e-3, "rounding goes together with nothing"
 
 
 def model():
@@ -174,9 +178,8 @@ def summary():
 
 
 def test_matrix_tells_what_is_noticed_before_the_score_falls(views, summary):
-    table, again = (
-        detection_rates(views, summary, (8, 24, 500), repeats=6, draws=59, progress=False) for _ in range(2)
-    )
+    how = {"n_images": (8, 24, 500), "repeats": 6, "draws": 59, "progress": False}
+    table, again = (detection_rates(views, summary, **how) for _ in range(2))
     pd.testing.assert_frame_equal(table, again)
     assert set(table["verdict"]) <= {"noticed", "missed", "early warning", "quiet", "stream too short"}
     long, own = table["n_images"] == 24, table["train"] == table["test"]

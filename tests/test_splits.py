@@ -41,9 +41,7 @@ def test_same_seed_same_folds_and_global_generator_untouched():
     labels, groups = np.arange(60) % 3, np.arange(60) // 2
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     for cut in (partial(group_folds, labels, groups, 3), partial(published_resampling, labels)):
-        first, again, other = (
-            np.concatenate([f.test for f in cut(seed=seed)]).tolist() for seed in (1, 1, 2)
-        )
+        first, again, other = (np.concatenate([f.test for f in cut(seed=s)]).tolist() for s in (1, 1, 2))
         assert first == again != other
     np.testing.assert_array_equal(state, np.random.get_state()[1])  # noqa: NPY002
 
@@ -76,9 +74,8 @@ def test_the_test_part_shares_no_group_with_the_folds(seed):
     labels = rng.integers(0, 3, len(groups))
     validated = []
     for fold in range(5):
-        train, val, test = (
-            split_indices(split, labels, groups, fold=fold, seed=seed) for split in ("train", "val", "test")
-        )
+        cut = {"fold": fold, "seed": seed}
+        train, val, test = (split_indices(s, labels, groups, **cut) for s in ("train", "val", "test"))
         assert len(test) / len(labels) == pytest.approx(0.2, abs=0.05)
         sides = [set(groups[part]) for part in (train, val, test)]
         assert len(set().union(*sides)) == sum(map(len, sides))

@@ -155,9 +155,8 @@ def test_cameras_balance_the_mosaic_before_an_independent_demosaicing(camera, cf
 @pytest.mark.parametrize("code", [c for c in PIPELINES if c.startswith("bi")])
 def test_bilinear_demosaicing_does_not_mind_the_order(camera, code):
     raw = as_tensor(natural_mosaic(camera))
-    camera_first, camera_last = (
-        StaticISP.from_code(code, camera, variant)(raw) for variant in ("camera", "corrected")
-    )
+    isps = (StaticISP.from_code(code, camera, variant) for variant in ("camera", "corrected"))
+    camera_first, camera_last = (isp(raw) for isp in isps)
     torch.testing.assert_close(camera_first, camera_last, rtol=0, atol=1e-9)
 
 

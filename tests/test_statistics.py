@@ -90,6 +90,11 @@ def test_values_that_say_nothing():
     nothing = crossed_means(np.zeros((2, 10, 1)), np.repeat(np.arange(5), 2))
     assert nothing.p[0] == 1
     assert nothing.low[0] == -nothing.high[0] < -0.2, "ten images can't tell none from a fifth"
+    groups = np.repeat(np.arange(7), [2, 3, 3, 4, 5, 6, 8])
+    for alike in (0.1, 1 / 3, 0.7):  # of which rounding leaves a spread of 1e-17
+        sampled = crossed_ratios(np.full((2, 31, 1), alike), np.ones((2, 31, 1)), groups)
+        assert sampled.interval().p[0] == 1, "no spread is no evidence"
+        assert sampled.shares().high[0] - sampled.shares().low[0] > 0.3, "nor does it make a score sure"
 
 
 # --- ratios of sums -------------------------------------------------------------------------------
@@ -162,6 +167,7 @@ def test_ratios_of_what_may_be_none_are_undefined():
 
 def test_groups_of_unequal_size_are_worth_fewer():
     assert effective_groups(np.arange(30)) == pytest.approx(30)
+    assert effective_groups([4, 4, 4]) == 1
     assert 2 < effective_groups([0] * 99 + [1, 2]) < 2.03
     # Written out: trace squared by trace of the square, of the adjusted residuals' covariance.
     sizes = np.array([1, 2, 3, 9, 40])

@@ -199,9 +199,8 @@ def test_the_hash_is_of_ones_own_code_and_models_too(tmp_path, monkeypatch):
     assert not set(hashes[0]) & set(hashes[1])
     lesson = tmp_path / "own.yaml"
     shutil.copy(ROOT / "notebooks" / "03_drift_synthesis.ipynb", tmp_path)
-    lesson.write_text(
-        "# Parameters for 03_drift_synthesis.ipynb\nPIPELINES: ['bi,s,ga', 'mine:look+jpeg:75']\n"
-    )
+    text = "# Parameters for 03_drift_synthesis.ipynb\nPIPELINES: ['bi,s,ga', 'mine:look+jpeg:75']\n"
+    lesson.write_text(text)
     (before,) = read_sweep(lesson).jobs
     (tmp_path / "mine.py").write_text("")
     assert read_sweep(lesson).jobs[0].hash != before.hash

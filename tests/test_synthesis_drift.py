@@ -436,9 +436,8 @@ def test_cells_of_a_matrix_of_masks_are_data_set_ious(cars):
 
 def test_a_segmenter_is_made_by_name(cars):
     with seeded(0):
-        table = train_and_test(
-            cars, CODES[:1], model="unet/resnet18", n_splits=2, epochs=1, batch_size=6, progress=False
-        )
+        how = {"model": "unet/resnet18", "epochs": 1, "batch_size": 6, "progress": False}
+        table = train_and_test(cars, CODES[:1], n_splits=2, **how)
     assert len(table) == 12
     assert {"iou", "union", "false_positives"} <= set(table)
 

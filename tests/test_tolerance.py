@@ -75,9 +75,8 @@ def test_a_known_gain_and_level_of_one_colour():
     """By redness: red's gain and red's black level have edges, those of the others have none."""
     frames = flat_frames([LEVEL] * 120, PLAIN)
     names = ["red_gain", "blue_gain", "black_level_red", "black_level_blue"]
-    found = tolerance_report(
-        Bright((LEVEL * 0.97) ** (1 / 2.2), [0]), frames, settings=names, refine=6, progress=False
-    ).table
+    model = Bright((LEVEL * 0.97) ** (1 / 2.2), [0])
+    found = tolerance_report(model, frames, settings=names, refine=6, progress=False).table
     # Red is recorded at half the value, its gain being 2: (raw - b) / (1 - b) * 2 = 0.97 * LEVEL.
     gain = 2 * 0.97
     assert gain <= found.loc["red_gain", "low"] <= gain + steps("red_gain", PLAIN)
@@ -206,9 +205,8 @@ def test_a_sensors_defects_have_tolerances_and_a_measured_one_is_judged_by_them(
     frames = flat_frames([0.2] * 120, UNIT_GAINS, side=64, truth=0)
     isp = AdjustableISP("bi,s,ga", UNIT_GAINS, sharpening=0.0, blur=0.0, gamma=1.0)
     limit = 0.2 + 0.02 * 0.8
-    found = tolerance_report(
-        Bright(limit), frames, isp, settings=["defective_pixels", "row_noise"], refine=8, progress=False
-    )
+    options = {"settings": ["defective_pixels", "row_noise"], "refine": 8, "progress": False}
+    found = tolerance_report(Bright(limit), frames, isp, **options)
     high = found.table.loc["defective_pixels", "high"]
     assert high == pytest.approx(0.02, rel=0.2)
     assert found.table.loc["defective_pixels", ["low", "safe_low"]].to_list() == [0, 0]
@@ -225,9 +223,8 @@ def test_what_the_reports_own_frames_show_of_defects_is_no_fault_of_a_camera(tmp
     raw = torch.tensor(0.3 + 0.02 * rng.standard_normal((40, 1, 32, 32)), dtype=torch.float32)
     raw = add_line_noise(raw, 0.02, -2, rng)
     frames = Frames(raw, torch.zeros(40).long(), np.arange(40), UNIT_GAINS)
-    found = tolerance_report(
-        Bright(0.31), frames, "bi,s,ga", settings=["row_noise"], points=3, progress=False
-    )
+    options = {"settings": ["row_noise"], "points": 3, "progress": False}
+    found = tolerance_report(Bright(0.31), frames, "bi,s,ga", **options)
     found = ToleranceReport.load(found.save(tmp_path / "report.json"))
     edge = found.table.loc["row_noise", "safe_high"]
     own = found.defects["row noise"]

@@ -269,9 +269,8 @@ def test_folds_keep_groups_whole_a_single_one_has_the_share_asked_for_and_publis
             assert sorted([*fold.train, *fold.test]) == list(range(100))
             assert n_splits > 1 or len(fold.train) / 100 == pytest.approx(share, abs=0.06)
         assert n_splits == 1 or sorted(np.concatenate([f.test for f in folds])) == list(range(100))
-    drawn = replace(
-        options, dataset="SyntheticDroneSegmentation", n_images=20, n_splits=4, splits="published"
-    )
+    drawn = replace(options, dataset="SyntheticDroneSegmentation", n_images=20)
+    drawn = replace(drawn, n_splits=4, splits="published")
     folds = make_folds(open_data(drawn), drawn)
     assert [len(f.train) for f in folds] == [16] * 4
     assert len(np.unique(np.concatenate([f.test for f in folds]))) < 16
@@ -320,9 +319,7 @@ def test_the_record_holds_folds_curves_splits_stages_and_models(static_run):
 
 def test_static_images_are_developed_once_for_all_folds_and_epochs(small, monkeypatch):
     seen, original = [], views_module.develop_all
-    monkeypatch.setattr(
-        views_module, "develop_all", lambda raw, *a: seen.append(len(raw)) or original(raw, *a)
-    )
+    monkeypatch.setattr(views_module, "develop_all", lambda x, *a: seen.append(len(x)) or original(x, *a))
     monkeypatch.setattr(StaticISP, "forward", lambda self, raw: pytest.fail("developed again"))
     quietly(small(processing_mode="static", log_model=False))
     assert sum(seen) == SMALL["n_images"]

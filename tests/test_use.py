@@ -409,9 +409,8 @@ def test_runs_are_listed_and_compared_with_data_and_scores(trained, tmp_path):
     first = records.find("other")
     second = next(r.info.run_id for r in records.all() if r.data.tags.get("r2l.folder") == str(run))
     told = r2l_command("lab", "compare", first, second, *store)
-    answers = [
-        pd.concat([pd.read_csv(f / f"fold_{n}" / "predictions.csv") for n in (0, 1)]) for f in (folder, run)
-    ]
+    folds = ([f / f"fold_{n}" / "predictions.csv" for n in (0, 1)] for f in (folder, run))
+    answers = [pd.concat(map(pd.read_csv, two)) for two in folds]
     rights = [table.set_index("name")["correct"].astype(float) for table in answers]
     difference = (rights[0] - rights[1]).mean()
     assert "accuracy of 18 images in" in told

@@ -126,9 +126,8 @@ def test_samples_stand_under_their_class():
 
 
 def test_no_figure_asks_for_smaller_letters_or_another_resolution():
-    sources = [
-        p.read_text("utf-8") for part in ("viz", "widgets") for p in (ROOT / "r2l" / part).glob("*.py")
-    ]
+    files = [p for part in ("viz", "widgets") for p in (ROOT / "r2l" / part).glob("*.py")]
+    sources = [p.read_text("utf-8") for p in files]
     sizes = re.findall(r"""(?:font|label)size["']?(?:=|: )([\w.]+)""", "".join(sources))
     assert sizes.count("LETTERS") > 20
     assert {s for s in sizes if s[0].isdigit() and float(s) < LETTERS} == set()

@@ -296,8 +296,6 @@ def _by_own(images: Tensor, function: Callable[..., Tensor], severity: int, seed
             made.append(function(image[None].clone(), **options))
         if not isinstance(made[-1], Tensor) or made[-1].shape != image[None].shape:
             shape = tuple(getattr(made[-1], "shape", ())) or type(made[-1]).__name__
-            raise ValueError(
-                f"corruption {function!r} made {shape} of an image {tuple(image[None].shape)}; it has to "
-                "keep the shape"
-            )
+            told = f"corruption {function!r} made {shape} of an image {tuple(image[None].shape)}"
+            raise ValueError(f"{told}; it has to keep the shape")
     return torch.cat(made).to(images)

@@ -51,12 +51,13 @@ class _Sensor(NamedTuple):
 
 def _exposure(light: Tensor, share: float | np.ndarray, s: _Sensor) -> Tensor:
     well = s.noise.full_well(s.camera)
-    electrons = (light.cpu().double() * well).round().clamp_min(0).numpy().astype(np.int64)
-    # Read noise has been recorded with the light and shrinks with it: what is missing is added.
+    electrons = (light.cpu().double() * well).numpy()
+    whole = electrons.round().clip(0).astype(np.int64)
+    # Read noise has been recorded with the light, below black too, and shrinks with it: the rest is added.
     lost = s.noise.read_noise * (1 - share**2) ** 0.5
     thinned = [
-        rng.binomial(frame, share) + lost * rng.standard_normal(frame.shape)
-        for rng, frame in zip(s.rngs, electrons, strict=True)
+        rng.binomial(n, share) + share * (frame - n) + lost * rng.standard_normal(n.shape)
+        for rng, frame, n in zip(s.rngs, electrons, whole, strict=True)
     ]
     return torch.from_numpy(np.stack(thinned) / well).to(light)
 

@@ -51,7 +51,7 @@ def effective_groups(groups: ArrayLike) -> float:
     (3.0, 2.15)
     """
     _, sizes = np.unique(np.asarray(groups), return_counts=True)
-    return 1 + _freedom(sizes)
+    return 1 + _freedom(sizes) if len(sizes) > 1 else 1.0
 
 
 def _freedom(sizes: np.ndarray) -> float:
@@ -167,7 +167,10 @@ class Jackknife:
         parts = (self.estimate, self.without_group, self.by_seed)
         estimate, moved, seeds = parts if of is None else map(of, parts)
         n_groups, n_seeds, part = len(moved), len(seeds), self.sizes / self.sizes.sum()
-        moved = np.einsum("g,g...->g...", np.sqrt(1 - part), estimate - moved)
+        # What is left of differences between numbers that are all alike is rounding, and no spread.
+        tiny, apart = 1e-12 * np.abs(self.estimate).max(initial=0), seeds - seeds.mean(axis=0)
+        moved, apart = (np.where(np.abs(d) > tiny, d, 0) for d in (estimate - moved, apart))
+        moved = np.einsum("g,g...->g...", np.sqrt(1 - part), moved)
         squares, fourths = (moved**2).sum(axis=0), (moved**4).sum(axis=0)
         if within is None:
             # What an image counts, squared: 1 in a difference of two cells, less in means of many.
@@ -185,8 +188,7 @@ class Jackknife:
         freedom = np.where(squares > _TINY, np.maximum(twice / unsure, least), most)
         shared = (moved * moved[:, :1]).sum(axis=0)
         if luck is None and n_seeds > 1:
-            apart, scale = seeds - seeds.mean(axis=0), (n_seeds - 1) * n_seeds
-            luck = (apart**2).sum(axis=0) / scale, n_seeds - 1
+            luck = (apart**2).sum(axis=0) / (scale := (n_seeds - 1) * n_seeds), n_seeds - 1
             shared = shared + (apart * apart[:, :1]).sum(axis=0) / scale
         if luck is not None:
             doubt = between**2 / freedom + luck[0] ** 2 / luck[1]

@@ -22,7 +22,7 @@ from r2l.camera import Camera
 from r2l.files import choose, to_uint8
 from r2l.isp import functional as stage
 from r2l.isp.filters import blur
-from r2l.isp.pipeline import Stage, run
+from r2l.isp.pipeline import Stage, in_full_precision, run
 from r2l.isp.saving import saved_with
 from r2l.isp.static import MOSAIC
 from r2l.sensor import falloff
@@ -113,9 +113,8 @@ def correct_lines(raw: Tensor, lines: int = 15) -> Tensor:
     height, width = raw.shape[-2:]
     if lines % 2 == 0 or min(height, width) < lines + 1:
         most = (min(height, width) - 2) | 1
-        raise ValueError(
-            f"lines is {lines}, for {height}x{width} pixels: expected an odd number up to {most}"
-        )
+        told = f"lines is {lines}, for {height}x{width} pixels"
+        raise ValueError(f"{told}: expected an odd number up to {most}")
     planes = F.pixel_unshuffle(raw, 2)
     for across in (-1, -2):
         steps = planes.diff(dim=-3 - across).median(dim=across).values
@@ -167,11 +166,11 @@ _GAMMA = 2.2
 
 def jpeg_coded(images: Tensor, quality: int) -> Tensor:
     """Write as JPEG (4:2:0, by libjpeg) and read: (B, 3, H, W), display domain; no gradient."""
-    read = []
-    for one in to_uint8(images.detach().permute(0, 2, 3, 1).cpu().numpy()):
+    pictures = to_uint8(images.detach().permute(0, 2, 3, 1).cpu().numpy())
+    for one in pictures:
         Image.fromarray(one).save(file := io.BytesIO(), "JPEG", quality=quality)
-        read.append(np.asarray(Image.open(file)))
-    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).to(images) / 255
+        one[...] = Image.open(file)
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(images) / 255
 
 
 def _straight_through(image: Tensor, rounded: Tensor) -> Tensor:
@@ -321,6 +320,7 @@ class Displayed(nn.Module):
         """Say what comes before and after."""
         return self.steps
 
+    @in_full_precision
     def stages(self, raw: Tensor) -> dict[str, Tensor]:
         """Return what each stage makes of ``raw``, in order, the base's first."""
         shown = getattr(self.base, "stages", lambda raw: {"raw": raw, "display": self.base(raw)})
@@ -333,6 +333,7 @@ class Displayed(nn.Module):
             image = out[step.name] = step(image)
         return out
 
+    @in_full_precision
     def forward(self, raw: Tensor) -> Tensor:
         """Develop ``raw`` (B, 1, H, W), raw domain, to (B, 3, H', W'), display domain."""
         return run(self.after, self.base(run(self.before, raw)))

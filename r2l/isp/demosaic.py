@@ -271,7 +271,7 @@ def _mix(sample: Tensor, differences: dict[int, tuple[_Row, float]], weights: Te
         values, start = values[max(-start, 0) :], max(start, 0)
         place = total[:, start : start + len(values)]
         place.addcmul_(values, weights[:, colour, None], value=scale)
-    return total.view(-1, *sample.shape).transpose(0, 1)
+    return total.view(len(total), *sample.shape).transpose(0, 1)
 
 
 _PLAIN = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))

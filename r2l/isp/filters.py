@@ -169,7 +169,7 @@ def correlate(
         x = pad(x, (height // 2,) * 2, (width // 2,) * 2, border)
     h, w = x.shape[-2] - height + 1, x.shape[-1] - width + 1
     if isinstance(kernel, Tensor):
-        planes = x.reshape(-1, 1, *x.shape[-2:])
+        planes = x.flatten(0, -3)[:, None]
         return F.conv2d(planes, kernel.to(x)[None, None]).reshape(*x.shape[:-2], h, w)
     if quick := kernels(x):
         return quick.correlate(x, kernel)

@@ -16,7 +16,6 @@ from pytorch_msssim import ssim
 from sklearn.metrics import precision_recall_fscore_support, r2_score
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional import mean_absolute_error, mean_squared_error
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score, multiclass_recall
 
 from r2l.datasets.frames import EXACT
@@ -90,9 +89,7 @@ def _entropy_dice(logits: Tensor, masks: Tensor, reduction: str = "mean") -> Ten
     Of logits (B, 1, H, W), or (B, C, H, W), one for each class, and masks (B, 1, H, W) of 0.0, 1.0, ....
     Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016 (soft Dice).
     """
-    from segmentation_models_pytorch.losses._functional import (
-        soft_dice_score,
-    )  # takes seconds: only for masks
+    from segmentation_models_pytorch.losses._functional import soft_dice_score  # slow: only for masks
 
     if logits.shape[1] == 1:
         entropy, there = F.binary_cross_entropy_with_logits(logits, masks, reduction="none"), masks
@@ -185,10 +182,8 @@ def image_distance(image: Tensor, reference: Tensor, kind: str = "l2") -> Tensor
     """
     choose("distance", kind, DISTANCES)
     if image.shape != reference.shape or image.ndim != 4:
-        raise ValueError(
-            f"images have shapes {tuple(image.shape)} and {tuple(reference.shape)}, "
-            "expected the same (B, C, H, W)"
-        )
+        shapes = f"{tuple(image.shape)} and {tuple(reference.shape)}"
+        raise ValueError(f"images have shapes {shapes}, expected the same (B, C, H, W)")
     if kind == "ssim":
         if min(image.shape[-2:]) < 11:
             raise ValueError(f"SSIM needs images of 11 x 11 pixels or more, got {image.shape[-2:]}")
@@ -206,7 +201,8 @@ def scores(
 
     The columns of the table tell the task:
 
-    - classification: ``accuracy``, ``balanced_accuracy``, ``macro_f1``, all in [0, 1];
+    - classification: ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that have images),
+      ``macro_f1``, all in [0, 1];
     - segmentation: ``iou`` and ``dice`` of the data set (sums over all images, not means of images or
       batches; NaN if nothing is there nor found), ``empty`` (images without foreground) and
       ``false_positives_on_empty`` (pixels found in them, all together);
@@ -247,10 +243,11 @@ def scores(
 
 def _classification(part: pd.DataFrame, n_classes: int) -> dict[str, float]:
     pair = [torch.from_numpy(part[c].to_numpy(copy=True)) for c in ("prediction", "label")]
+    recall = multiclass_recall(*pair, n_classes, average=None)[pair[1].unique()]  # others have no images
     return {
         "accuracy": multiclass_accuracy(*pair, n_classes, average="micro").item(),
+        "balanced_accuracy": recall.mean().item(),
         # Of classes that occur in neither answers nor labels none counts.
-        "balanced_accuracy": multiclass_recall(*pair, n_classes, average="macro").item(),
         "macro_f1": multiclass_f1_score(*pair, n_classes, average="macro").item(),
     }
 
@@ -279,14 +276,10 @@ def _iou_of_classes(part: pd.DataFrame) -> np.ndarray:
 
 
 def _regression(part: pd.DataFrame) -> dict[str, float]:
-    prediction, target = (
-        torch.from_numpy(part.filter(regex=f"^{name}").to_numpy("float64").copy(order="C"))
-        for name in ("prediction", "target")
-    )
+    prediction, target = (part.filter(regex=f"^{n}").to_numpy("float64") for n in ("prediction", "target"))
     return {
-        "mae": mean_absolute_error(prediction, target).item(),
-        "rmse": mean_squared_error(prediction, target, squared=False).item(),
-        # Not torchmetrics', which adds a number that small targets are smaller than.
+        "mae": float(np.abs(prediction - target).mean()),
+        "rmse": float(np.square(prediction - target).mean() ** 0.5),
         "r2": float(r2_score(target, prediction)) if len(part) > 1 else float("nan"),
     }
 

@@ -113,7 +113,7 @@ def bounded_attack(
     evaluator, size = Evaluator(model, frames), len(space.coordinates)
 
     def visits() -> _Visits:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng((seed, 2))  # not the signs of `random_search`, which it is compared with
         for start in range(restarts):
             point = np.zeros(size) if start == 0 else rng.uniform(-1, 1, size)
             for number in range(steps):
