@@ -78,8 +78,11 @@ def _answers(logits: Tensor) -> dict[str, Tensor]:
         columns = {f"share of class {i}": share.mean(1) for i, share in enumerate(shares.unbind(1))}
         return columns | {"unsure": 1 - shares.amax(1).mean(1)}
     shares = logits.flatten(1).sigmoid()
-    unsure = (shares * (1 - shares)).mean(1)
-    return {"foreground": shares.mean(1), "unsure": unsure, "largest": shares.amax(1)}
+    return {
+        "foreground": shares.mean(1),
+        "unsure": (shares * (1 - shares)).mean(1),
+        "largest": shares.amax(1),
+    }
 
 
 def _least_p(n_reference: int, n_stream: int, draws: int) -> float:
@@ -149,10 +152,8 @@ def energy_test(
         each = energy_distance(np.arange(len(names))[:, None], outside)
         distance = each[within[0]]
         return float(distance), float(np.mean(each >= distance - 1e-12 * np.abs(each).max()))
-    test = stats.permutation_test(
-        (within, outside), energy_distance, alternative="greater", n_resamples=draws, vectorized=True,
-        axis=-1, rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    options = {"alternative": "greater", "n_resamples": draws, "rng": np.random.default_rng(seed)}
+    test = stats.permutation_test((within, outside), energy_distance, vectorized=True, axis=-1, **options)
     return float(test.statistic), float(test.pvalue)
 
 
@@ -253,8 +254,7 @@ def _checked(groups: np.ndarray | int | None, n_images: int, least: int = 2) -> 
     if isinstance(groups, int) and groups > 0:
         groups = np.arange(n_images) // groups
     groups = np.asarray(groups)
-    told = len(np.unique(groups))
-    if groups.shape != (n_images,) or told < least:
+    if (told := len(np.unique(groups))) < least or groups.shape != (n_images,):
         expected = f"expected a group for each of {n_images} images and {least} groups or more"
         raise ValueError(f"{expected}, got {groups.shape} in {told} groups")
     return groups
