@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from r2l.datasets import SyntheticDrone, SyntheticMicroscopy, develop_views
-from r2l.datasets import views as views_module
+from r2l.datasets import frames as frames_module
 from r2l.drift import (
     PUBLISHED_CORRUPTIONS,
     Trained,
@@ -76,13 +76,13 @@ def test_views_are_what_the_isp_makes_of_each_frame(views):
 
 def test_frames_are_developed_once_and_not_per_cell(monkeypatch):
     developed = []
-    original = views_module.develop_all
+    original = frames_module.develop_all
 
     def counted(raw, *arguments):
         developed.append(len(raw))
         return original(raw, *arguments)
 
-    monkeypatch.setattr(views_module, "develop_all", counted)
+    monkeypatch.setattr(frames_module, "develop_all", counted)
     dataset = SyntheticMicroscopy(24, 0, size=16)
     trained = train_models(dataset, CODES, **SETTINGS)
     assert sum(developed) == 24

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import DatasetError, SyntheticMicroscopy
-from r2l.datasets import views as views_module
+from r2l.datasets import frames as frames_module
 from r2l.isp import ParametrizedISP, StaticISP, load_isp, save_isp
 from r2l.options import FIELDS, TASK_OF, Options, resolve_options
 from r2l.rawfile import write_dng
@@ -318,8 +318,8 @@ def test_the_record_holds_folds_curves_splits_stages_and_models(static_run):
 
 
 def test_static_images_are_developed_once_for_all_folds_and_epochs(small, monkeypatch):
-    seen, original = [], views_module.develop_all
-    monkeypatch.setattr(views_module, "develop_all", lambda x, *a: seen.append(len(x)) or original(x, *a))
+    seen, original = [], frames_module.develop_all
+    monkeypatch.setattr(frames_module, "develop_all", lambda x, *a: seen.append(len(x)) or original(x, *a))
     monkeypatch.setattr(StaticISP, "forward", lambda self, raw: pytest.fail("developed again"))
     quietly(small(processing_mode="static", log_model=False))
     assert sum(seen) == SMALL["n_images"]

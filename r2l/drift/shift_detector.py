@@ -78,11 +78,8 @@ def _answers(logits: Tensor) -> dict[str, Tensor]:
         columns = {f"share of class {i}": share.mean(1) for i, share in enumerate(shares.unbind(1))}
         return columns | {"unsure": 1 - shares.amax(1).mean(1)}
     shares = logits.flatten(1).sigmoid()
-    return {
-        "foreground": shares.mean(1),
-        "unsure": (shares * (1 - shares)).mean(1),
-        "largest": shares.amax(1),
-    }
+    unsure = (shares * (1 - shares)).mean(1)
+    return {"foreground": shares.mean(1), "unsure": unsure, "largest": shares.amax(1)}
 
 
 def _least_p(n_reference: int, n_stream: int, draws: int) -> float:
@@ -134,8 +131,7 @@ def energy_test(
         raise ValueError(f"{told} give no p-value below {least:.2g}; {remedy}")
     scaled = (both - both.mean(axis=0)) / np.where(both.std(axis=0) > 1e-12, both.std(axis=0), 1)
     belongs /= belongs.sum(axis=0)
-    means = belongs.T @ cdist(scaled, scaled) @ belongs
-    np.fill_diagonal(means, 0)
+    np.fill_diagonal(means := belongs.T @ cdist(scaled, scaled) @ belongs, 0)
 
     def apart(one: np.ndarray, two: np.ndarray, itself: int = 0) -> np.ndarray:
         # Mean distance of the groups marked 1 in ``one`` to (other) ones marked in ``two``, (..., G).
