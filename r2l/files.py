@@ -205,4 +205,7 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
     """Return a picture, *display* domain, in steps of 8 bit; beyond [0, 1] is 0 or 255, NaN is 0."""
     import numpy as np  # not needed by the command's help, which uses this module too
 
-    return np.rint(np.fmin(np.fmax(values, 0), 1) * 255).astype(np.uint8)
+    steps = np.fmax(values, 0)
+    np.fmin(steps, 1, out=steps)
+    steps *= 255
+    return np.rint(steps, out=steps).astype(np.uint8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -249,8 +250,8 @@ def _write_png(target: Path, picture: torch.Tensor) -> None:
     values = picture[0, 0] if picture.shape[1] == 1 else picture[0].permute(1, 2, 0)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as partial:
-        # Two thirds of the time of the usual level 6, for a tenth more of bytes.
-        Image.fromarray(to_uint8(values.numpy())).save(partial, format="PNG", compress_level=3)
+        # Runs are all that repeats in a noisy picture: half the time of a search, and a tenth fewer bytes.
+        Image.fromarray(to_uint8(values.numpy())).save(partial, format="PNG", compress_type=zlib.Z_RLE)
     with tqdm.external_write_mode():  # not behind a bar
         print(target)
 

@@ -132,7 +132,7 @@ def look_at_picture(picture: torch.Tensor, raw: torch.Tensor | np.ndarray, camer
     ``picture`` is (B, 3, H, W), display domain, of ``raw``, raw domain; ``name`` is what to call it.
     """
     for end, there in {"black": picture <= 0, "white": picture > 0.999}.items():
-        if there.float().mean() > _BLANK:
+        if there.count_nonzero() > _BLANK * there.numel():
             ends = float(raw.min()), float(raw.max())
             _say(f"developed, (nearly) all of it is {end}", camera, name, *ends)
 
