@@ -22,7 +22,7 @@ spread = $(shell $(BIN)/python -c 'import xdist' 2>/dev/null && echo '-n $(1)')
 BY_FILE := --dist loadfile --no-loadscope-reorder
 # They wait now and then, for a server or for what they killed: three processes for two cores, 1 to 3 GB each.
 PROCESSES ?= 3
-TESTS = $(call spread,$(PROCESSES) $(BY_FILE))
+TESTS = -p tools.early $(call spread,$(PROCESSES) $(BY_FILE))
 
 # Threads that wait should sleep: on few cores, waiting in circles costs other work several times its time.
 export OMP_WAIT_POLICY ?= PASSIVE

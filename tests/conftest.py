@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from r2l.training.tracking import store
 from tests.forked_kernels import forked_kernels
 
 
@@ -42,6 +40,8 @@ def start_apart(function: Callable[..., object], *arguments: object) -> multipro
 
     Forked where that may be, so that nothing is imported anew: what has trained beside a GPU may not.
     """
+    import torch  # not above: xdist's driver, which runs no test, loads this file before its processes start
+
     context = multiprocessing.get_context("forkserver" if torch.cuda.is_available() else "fork")
     process = context.Process(target=function, args=arguments)
     process.start()
@@ -79,6 +79,8 @@ def copied_stores(tmp_path_factory):
     Seventy steps of a second and a half, for each of a hundred stores. What is made in processes of their own
     is made from the ground up, as are the stores of the tests of the making.
     """
+    from r2l.training.tracking import store
+
     template = tmp_path_factory.mktemp("store") / "mlflow.db"
     make = store._make_tables
 
