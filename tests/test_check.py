@@ -14,6 +14,8 @@ from r2l.drift.forensics import ToleranceReport, tolerance_report
 from r2l.rawfile import write_dng
 from tests.test_forensics import Bright, flat_frames
 
+DARK = replace(DRONE, black_level=(0.3,) * 4)
+
 
 def check(*arguments):
     return CliRunner().invoke(app, ["check", *map(str, arguments)])
@@ -55,7 +57,7 @@ def test_a_dng_of_the_camera_is_inside(report, tmp_path, cfa):
 
 
 def test_another_camera_is_outside_and_is_told_where(report, tmp_path):
-    dark = camera_file(tmp_path, replace(DRONE, black_level=(0.3,) * 4), "dark")
+    dark = camera_file(tmp_path, DARK, "dark")
     result = check("--tolerances", report, "--camera", "drone", "--camera", dark)
     assert result.exit_code == 1
     assert "drone: inside" in result.output
@@ -86,7 +88,7 @@ def test_errors_are_one_line_and_status_2(report, tmp_path):
         assert message in result.output
         assert "Traceback" not in result.output
     # An error and a camera outside: the error counts.
-    dark = camera_file(tmp_path, replace(DRONE, black_level=(0.3,) * 4), "dark")
+    dark = camera_file(tmp_path, DARK, "dark")
     both = check("--tolerances", report, "--camera", dark, "--camera", "phone")
     assert both.exit_code == 2
     assert "outside" in both.output
@@ -100,11 +102,8 @@ def test_what_is_read_is_what_was_written(report):
 def as_container(camera, bits):
     """The drone's sensor, its counts of so many bits in a container of 16: another part of full scale."""
     scale = (2**bits - 1) / 65535
-    return replace(
-        camera,
-        black_level=tuple(scale * level for level in camera.black_level),
-        white_level=scale * camera.white_level,
-    )
+    black = tuple(scale * level for level in camera.black_level)
+    return replace(camera, black_level=black, white_level=scale * camera.white_level)
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
@@ -115,12 +114,11 @@ def test_the_same_sensor_gets_the_same_verdict_whatever_its_bits(report, tmp_pat
     np.testing.assert_allclose(got["value"], want["value"], rtol=1e-9)
     assert got["verdict"].tolist() == want["verdict"].tolist()
     # Outside alike too, and against the report of a sensor of other bits.
-    off = replace(DRONE, black_level=(0.3,) * 4)
     own = replace(report, camera=as_container(DRONE, bits))
     for each in (report, own):
-        for camera in (off, as_container(off, 12), as_container(off, 14)):
-            assert each.check(camera)["verdict"].to_dict() == report.check(off)["verdict"].to_dict()
-    assert report.check(off).loc["black_level", "verdict"] == "outside"
+        for camera in (DARK, as_container(DARK, 12), as_container(DARK, 14)):
+            assert each.check(camera)["verdict"].to_dict() == report.check(DARK)["verdict"].to_dict()
+    assert report.check(DARK).loc["black_level", "verdict"] == "outside"
 
 
 def test_levels_of_a_report_written_before_become_shares_of_the_range(report, tmp_path):

@@ -19,10 +19,8 @@ from r2l.sensor import (
 )
 from tests.reference import noise_variance
 
-PAIRS = [
-    pytest.param(MICROSCOPE, MICROSCOPE_NOISE, id="microscope"),
-    pytest.param(DRONE, DRONE_NOISE, id="drone"),
-]
+PAIRS = {"microscope": (MICROSCOPE, MICROSCOPE_NOISE), "drone": (DRONE, DRONE_NOISE)}
+every_sensor = pytest.mark.parametrize(("camera", "noise"), PAIRS.values(), ids=PAIRS)
 
 
 def camera_like(camera, **changes):
@@ -85,14 +83,13 @@ def test_levels_go_by_position(shape):
     assert torch.allclose(white, torch.tensor(0.9))
 
 
-@pytest.mark.parametrize(("camera", "noise"), PAIRS)
+@every_sensor
 @pytest.mark.parametrize("level", [0.0005, 0.01, 0.1, 0.6])
 def test_noise_agrees_with_theory(camera, noise, level):
     # A camera without colours and with some black, so that nothing is clipped at the dark end.
     camera = camera_like(camera, black_level=[0.0625] * 4)
-    raw = record(
-        torch.full((3, 512, 512), level), camera, noise, rng=np.random.default_rng(int(1e4 * level))
-    ).double()
+    light, rng = torch.full((3, 512, 512), level), np.random.default_rng(int(1e4 * level))
+    raw = record(light, camera, noise, rng=rng).double()
     light = (raw - 0.0625) / (1 - 0.0625)
     expected = noise_variance(level, noise, camera)
     count = light.numel()
@@ -137,7 +134,7 @@ def test_light_stays_in_range():
     assert 0 <= dark.min() <= dark.max() < 0.001
 
 
-@pytest.mark.parametrize(("camera", "noise"), PAIRS)
+@every_sensor
 def test_intensity_is_fewer_photons(camera, noise):
     scene, dark = torch.full((3, 256, 256), 0.2), apply_levels(torch.zeros(1, 256, 256), camera)
     none, few, many = (
@@ -164,9 +161,8 @@ def test_recording_repeats_with_the_seed_and_leaves_the_rest_alone():
 
 def test_gradients_pass_where_there_is_no_noise(picture):
     picture = picture[..., :4, :4].double().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: apply_levels(mosaic(unprocess(x, DRONE), CFA.GBRG), DRONE), picture
-    )
+    back = lambda x: apply_levels(mosaic(unprocess(x, DRONE), CFA.GBRG), DRONE)  # noqa: E731
+    assert torch.autograd.gradcheck(back, picture)
 
 
 def test_what_cannot_be_is_refused():

@@ -172,10 +172,10 @@ def record_files(session: requests.Session) -> list[RemoteFile]:
 def files_of(kind: str, files: Sequence[RemoteFile]) -> list[RemoteFile]:
     """Return the files that belong to a data set by their names: all but those of the other set."""
 
-    def is_named(file: RemoteFile, kind: str) -> bool:
-        return any(word in file.key.lower() for word in _WORDS[kind])
+    def kinds(file: RemoteFile) -> list[str]:
+        return [name for name, words in _WORDS.items() if any(word in file.key.lower() for word in words)]
 
-    return [f for f in files if is_named(f, kind) or not any(is_named(f, other) for other in _WORDS)]
+    return [file for file in files if kind in (kinds(file) or [kind])]
 
 
 def download_all(
