@@ -288,7 +288,7 @@ def info(
     name: Annotated[_Name | None, typer.Argument(show_default=False)] = None, root: _Root = None
 ) -> None:
     """Tell what the data sets are, their licence and source, and what of them is there."""
-    from r2l.datasets.verify import describe
+    from r2l.datasets.layout import describe
 
     for kind in (name,) if name else ("microscopy", "drone"):
         print(*describe(kind, root), sep="\n")

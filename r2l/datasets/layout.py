@@ -208,11 +208,8 @@ def pipeline_code(folder_name: str) -> str | None:
 
 def view_folders(*parents: Path) -> dict[str, Path]:
     """Return the folders below ``parents`` that hold a view, by pipeline; the first of a name."""
-    views: dict[str, Path] = {}
-    for folder in (folder for parent in parents for folder in sorted(parent.rglob("*/"))):
-        if code := pipeline_code(folder.name):
-            views.setdefault(code, folder)
-    return views
+    folders = [folder for parent in parents for folder in sorted(parent.rglob("*/"))]
+    return {code: folder for folder in reversed(folders) if (code := pipeline_code(folder.name))}
 
 
 def place_of(kind: str, archive: str, member: str) -> PurePosixPath:
@@ -318,3 +315,35 @@ class Manifest:
         """Note that all of a data set is there."""
         self.unfinished = [name for name in self.unfinished if name != kind]
         self.subsets = {k: v for k, v in self.subsets.items() if not k.startswith(f"{kind}/")}
+
+
+def raw_folders(kind: str, root: Path) -> list[tuple[float, Path]]:
+    """Return the folders of raw frames that are there, with their intensities."""
+    names = {"microscopy": ("images",), "drone": ("images_tiles_256", "images_full")}[kind]
+    pairs = ((i, root / kind / name / scale_folder(i)) for name in names for i in INTENSITIES)
+    return [(intensity, folder) for intensity, folder in pairs if images_in(folder)]
+
+
+def describe(kind: str, root: str | Path | None = None) -> list[str]:
+    """Return what a data set is, where it comes from, its licence, and what of it is below ``root``."""
+    info, root = INFO[kind], data_root(root)
+    subsets = Manifest.read(root).subsets
+    counts = info.class_counts or [""] * len(info.classes)
+    classes = (f"{name} {count}".strip() for name, count in zip(info.classes, counts, strict=True))
+    exposures = f"at intensities {' '.join(map(str, info.intensities))}, and 12 processed views"
+    there = []
+    for _, folder in raw_folders(kind, root):
+        part = " (a part was asked for)" if subsets.get(f"{kind}/{folder.name}") else ""
+        there.append(f"{len(images_in(folder))} in {folder}{part}")
+    if views := view_folders(root / kind):
+        there.append(f"views {' '.join(sorted(views))}")
+    return [
+        f"{info.title}: {info.summary}.",
+        f"  published  {info.images} raw images of {info.tile}x{info.tile}, {exposures}",
+        f"  classes    {', '.join(classes)}",
+        f"  groups     {info.groups}",
+        f"  licence    {info.licence}",
+        f"  source     {info.url}",
+        f"  paper      {info.paper}",
+        f"  there      {'; '.join(there) or f'nothing in {root / kind}'}",
+    ]

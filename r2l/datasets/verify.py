@@ -1,11 +1,8 @@
-"""What is there of the published data sets or in an own folder, and whether it is whole."""
-
-from __future__ import annotations
+"""Whether what is there of the published data sets, or in an own folder, is whole."""
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -13,46 +10,15 @@ from tqdm import tqdm
 from r2l.camera import Camera
 from r2l.datasets import layout
 from r2l.datasets.fetch.download import crc32
-from r2l.datasets.layout import DRONE_PHOTOS, INFO, INTENSITIES, DatasetError, Manifest, SetInfo, images_in
+from r2l.datasets.labels import HEADERLESS, labelled_files
+from r2l.datasets.layout import DRONE_PHOTOS, INFO, DatasetError, Manifest, SetInfo, raw_folders
+from r2l.datasets.pixels import read_mask_values, read_steps
+from r2l.datasets.published import PublishedDataset, RawMicroscopy
+from r2l.datasets.raw_drone import RawDrone
 from r2l.files import R2LError
-
-if TYPE_CHECKING:
-    from r2l.datasets.published import PublishedDataset
-    from r2l.rawfile import RawLayout
+from r2l.rawfile import RawLayout, read_raw
 
 _MOST = 30  # of one kind, such as classes, that a line names
-_RAW = {"microscopy": ("images",), "drone": ("images_tiles_256", "images_full")}
-
-
-def describe(kind: str, root: str | Path | None = None) -> list[str]:
-    """Return what a data set is, where it comes from, its licence, and what of it is below ``root``."""
-    info, root = INFO[kind], layout.data_root(root)
-    counts = info.class_counts or [""] * len(info.classes)
-    classes = (f"{name} {count}".strip() for name, count in zip(info.classes, counts, strict=True))
-    exposures = f"at intensities {' '.join(map(str, info.intensities))}, and 12 processed views"
-    there = []
-    for _, folder in _raw_folders(kind, root):
-        subset = Manifest.read(root).subsets.get(f"{kind}/{folder.name}")
-        part = " (a part was asked for)" if subset else ""
-        there.append(f"{len(images_in(folder))} in {folder}{part}")
-    if views := layout.view_folders(root / kind):
-        there.append(f"views {' '.join(sorted(views))}")
-    return [
-        f"{info.title}: {info.summary}.",
-        f"  published  {info.images} raw images of {info.tile}x{info.tile}, {exposures}",
-        f"  classes    {', '.join(classes)}",
-        f"  groups     {info.groups}",
-        f"  licence    {info.licence}",
-        f"  source     {info.url}",
-        f"  paper      {info.paper}",
-        f"  there      {'; '.join(there) or f'nothing in {root / kind}'}",
-    ]
-
-
-def _raw_folders(kind: str, root: Path) -> list[tuple[float, Path]]:
-    """Return the folders of raw frames that are there, with their intensities."""
-    pairs = ((i, root / kind / name / layout.scale_folder(i)) for name in _RAW[kind] for i in INTENSITIES)
-    return [(intensity, folder) for intensity, folder in pairs if images_in(folder)]
 
 
 def verify(kind: str, root: str | Path | None = None, progress: bool = True) -> tuple[list[str], list[str]]:
@@ -64,13 +30,9 @@ def verify(kind: str, root: str | Path | None = None, progress: bool = True) -> 
     Raises:
         DatasetNotFoundError: there is nothing of it.
     """
-    # Load torch, which `describe` does without.
-    from r2l.datasets.published import RawMicroscopy
-    from r2l.datasets.raw_drone import RawDrone
-
     sets: dict[str, type[PublishedDataset]] = {"microscopy": RawMicroscopy, "drone": RawDrone}
     root = layout.data_root(root)
-    manifest, folders = Manifest.read(root), _raw_folders(kind, root)
+    manifest, folders = Manifest.read(root), raw_folders(kind, root)
     if not folders:
         raise layout.not_found(kind, root / kind, root)
     fine, wrong = _check_record(kind, root, manifest, progress)
@@ -110,11 +72,6 @@ def verify_folder(
     Raises:
         DatasetNotFoundError, DatasetError: as `labelled_files`.
     """
-    # Here, since `describe` has to answer at once.
-    from r2l.datasets.labels import HEADERLESS, labelled_files
-    from r2l.datasets.pixels import read_mask_values
-    from r2l.rawfile import read_raw
-
     table, wrong, rest = labelled_files(root, labels, masks)
     wrong = [_line(error) for error in wrong + rest]
     sizes, cameras, values = Counter(), Counter(), Counter()
@@ -158,8 +115,6 @@ def _line(error: R2LError) -> str:
 
 def _damaged(data: PublishedDataset, progress: bool) -> Iterator[str]:
     """Decode all images, past the cache; yield a line for each that fails."""
-    from r2l.datasets.pixels import read_steps
-
     shape = None
     for path in tqdm(data.files, desc="verify", unit="image", disable=not progress):
         try:

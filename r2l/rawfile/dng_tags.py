@@ -55,8 +55,8 @@ def colours(tags: Mapping[int, Any]) -> tuple[tuple[float, float, float], tuple[
         return _gains(neutral), _IDENTITY
     if neutral is None:
         white = tags.get(50729)
-        xy = tuple(map(float, white)) if white is not None and len(white) == 2 else _D65_XY
-        neutral = camera_from_xyz(xy) @ _xyz(xy)
+        x, y = map(float, white) if white is not None and len(white) == 2 else _D65_XY
+        neutral = camera_from_xyz((x, y)) @ np.array([x / y, 1.0, (1 - x - y) / y])
     return _gains(neutral), _srgb_matrix(camera_from_xyz(_white_of(neutral, camera_from_xyz)))
 
 
@@ -97,11 +97,6 @@ def _kelvin(white: tuple[float, float]) -> float:
     """
     n = (white[0] - 0.3320) / (0.1858 - white[1])
     return float(np.clip(449 * n**3 + 3525 * n**2 + 6823.3 * n + 5520.33, 1000, 25000))
-
-
-def _xyz(white: tuple[float, float]) -> np.ndarray:
-    x, y = white
-    return np.array([x / y, 1.0, (1 - x - y) / y])
 
 
 def _white_of(neutral: np.ndarray, camera_from_xyz: _CameraFromXYZ) -> tuple[float, float]:

@@ -132,13 +132,6 @@ def _slab(spot: Array, heading: float, length: float, width: float) -> Box:
     return Box(*spot.tolist(), float(heading), float(length), float(width), 0.0, np.zeros(3))
 
 
-def _draw_roads(rng: Generator) -> list[Box]:
-    """Draw a street through the photo and often a second one across it."""
-    heading = rng.uniform(0, np.pi)
-    headings = [heading, heading + np.pi / 2 + rng.normal(0, 0.15)][: 1 + (rng.random() < 0.6)]
-    return [_slab(_EXTENT * rng.uniform(0.25, 0.75, 2), h, 400, rng.uniform(5.5, 8)) for h in headings]
-
-
 def _draw_lots(roads: list[Box], rng: Generator) -> list[Box]:
     """Draw parking lots beside the roads: two rows of spaces with an aisle between them."""
     depth = 2 * STALL[1] + 6
@@ -237,7 +230,10 @@ def _apart(cars: list[Box]) -> list[Box]:
 def draw_photo(seed: int, number: int) -> Photo:
     """Draw photo ``number`` of a set: 92 x 123 metres under one sun."""
     rng = stream(seed, 1, number)
-    roads = _draw_roads(rng)
+    # A street through the photo, and often a second one across it.
+    heading = rng.uniform(0, np.pi)
+    headings = [heading, heading + np.pi / 2 + rng.normal(0, 0.15)][: 1 + (rng.random() < 0.6)]
+    roads = [_slab(_EXTENT * rng.uniform(0.25, 0.75, 2), h, 400, rng.uniform(5.5, 8)) for h in headings]
     lots = _draw_lots(roads, rng)
     built = [*roads, *lots]
     roofs = _draw_boxes((6, 13), _ROOFS, built, 3, rng)

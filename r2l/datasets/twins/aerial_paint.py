@@ -297,8 +297,7 @@ class SyntheticDrone(Twin):
         tiles_per_photo: int = 16,
     ) -> None:
         self.task, self.classes = task, choose("task", task, DRONE_TASKS)
-        if empty is None:
-            empty = 0.5 if task == "classification" else 0.0
+        empty = (task == "classification") / 2 if empty is None else empty
         if not 0 <= empty <= 1:
             raise ValueError(f"empty={empty}: expected a share of at least 0 and at most 1")
         super().__init__(n, seed, size, intensity, transform, tiles_per_photo=tiles_per_photo)

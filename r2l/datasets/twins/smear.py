@@ -227,14 +227,6 @@ class _Slide:
         return light
 
 
-def _spoil(kind: _Cell, amount: float, rng: np.random.Generator) -> _Cell:
-    """Return the cell as a bad smear shows it: frayed, borderless, pale, by ``amount`` (0 to 1)."""
-    frayed, smudged, pale = rng.uniform(0, amount, 3)
-    stain = {"pink": kind.pink * (1 - 0.8 * pale), "blue": kind.blue * (1 - 0.8 * pale)}
-    stain["density"] = kind.density * (1 - 0.5 * pale)
-    return replace(kind, ragged=kind.ragged + frayed, edge=kind.edge + 2 * smudged, **stain)
-
-
 def _draw_smear(label: str, zone: _Zone, size: int, rng: np.random.Generator) -> Array:
     """Draw the light (3, size, size), linear camera colours, that a smear lets through.
 
@@ -245,7 +237,11 @@ def _draw_smear(label: str, zone: _Zone, size: int, rng: np.random.Generator) ->
     slide = _Slide(size, zone, rng)
     known = label in _CELL_TYPES
     name = label if known else rng.choice(list(_CELL_TYPES))
-    kind = _spoil(_CELL_TYPES[name], rng.beta(0.5, 3) if known else rng.uniform(0.6, 1.2), rng)
+    kind, spoilt = _CELL_TYPES[name], rng.beta(0.5, 3) if known else rng.uniform(0.6, 1.2)
+    frayed, smudged, pale = rng.uniform(0, spoilt, 3)  # as in a bad smear: frayed, borderless, pale
+    stain = {"pink": kind.pink * (1 - 0.8 * pale), "blue": kind.blue * (1 - 0.8 * pale)}
+    stain["density"] = kind.density * (1 - 0.5 * pale)
+    kind = replace(kind, ragged=kind.ragged + frayed, edge=kind.edge + 2 * smudged, **stain)
     blur = abs(rng.normal(0, 0.12)) if known else rng.uniform(0.2, 1.4)
     radius = max(rng.normal(*kind.radius), 3.5)
     slide.add_red_cells(keep_free=radius)
