@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -152,6 +153,19 @@ def test_watch_sees_the_children_at_their_highest():
     assert 180 < watch.peaks["large"] - watch.peaks["small"] < 220
 
 
+@pytest.mark.parametrize("listed", sorted({memory._LISTS, False}))
+def test_children_of_children_are_found(listed, monkeypatch):
+    monkeypatch.setattr(memory, "_LISTS", listed)
+    nested = "sh -c \"sh -c 'echo; read line; :'; :\"; :"
+    with subprocess.Popen(["sh", "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        parent.stdout.readline()
+        process = psutil.Process(parent.pid)
+        child, grandchild = memory.children(process)
+        assert ([child], [grandchild]) == (process.children(), child.children())
+        parent.stdin.close()
+    assert memory.children(process) == []
+
+
 def test_watch_does_not_count_a_fork_that_only_seems_large(monkeypatch):
     """A process seen once, as between fork and exec, is not booked; seen twice, it is."""
     looks = iter([[1], [1, 2], [1, 3], [1, 3]])
@@ -173,8 +187,8 @@ def test_watch_does_not_count_a_fork_that_only_seems_large(monkeypatch):
 )
 def test_a_notebook_above_its_budget_fails_the_run(tmp_path, mb, ends, side_by_side):
     notebook_of(["import time", "a = bytearray(90 * 10**6); time.sleep(1)"], tmp_path / "big.ipynb")
-    command = [sys.executable, "-m", "pytest", "-p", "tools.budget", "--nbval-lax", "-q"]
-    command += [f"--notebook-mb={mb}", "-p", "no:cacheprovider", *side_by_side]
+    command = [sys.executable, "-m", "pytest", "-p", "tools.early", "-p", "tools.budget", "--nbval-lax"]
+    command += ["-q", f"--notebook-mb={mb}", "-p", "no:cacheprovider", *side_by_side]
     done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == ends, done.stdout + done.stderr
     assert "2 passed" in done.stdout
