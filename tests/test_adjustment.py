@@ -13,26 +13,16 @@ from torch import nn
 from r2l.camera import DRONE, MICROSCOPE
 from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy
 from r2l.datasets.splits import group_folds
-from r2l.drift.adjustment import (
-    METHODS,
-    Domain,
-    adapt,
-    adaptation_experiment,
-    compare_adaptations,
-    compare_processing,
-    self_training,
-    source_statistics,
-    summarise_adaptations,
-    train_on_pipelines,
-)
+from r2l.drift import adjustment
+from r2l.drift.adjustment import Domain, adapt
 from r2l.drift.adjustment.methods import LABELLED, PhysicalAdjustment, describe_isp
 from r2l.drift.adjustment.objectives import batch_norms, entropies, forward_features
 from r2l.isp import PIPELINES, HalfSizeRGB, ParametrizedISP, StaticISP
-from r2l.isp.grammar import RandomPipeline
 from r2l.training import RawToLogits, fit, make_classifier
 from r2l.training.models import _Normalize, describe_model, make_described
 from r2l.viz import plot_adaptations, plot_isp_change, plot_learning_curves
 from r2l.widgets import learning_explorer
+from tests.common import CAMERAS, drawn, refused, unchanged
 from tests.test_widgets import pictures
 
 pytestmark = pytest.mark.slow  # it trains
@@ -61,7 +51,7 @@ def trained(domain):
 
 @pytest.fixture(scope="module")
 def statistics(trained, frames):
-    return source_statistics(trained, frames)
+    return adjustment.source_statistics(trained, frames)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +63,7 @@ def start(trained, frames):
 def learning(frames, domain):
     dim = Frames.of(SyntheticMicroscopy(45, 0, size=32, intensity=0.05), progress=False)
     domains = {"base": domain, "dim": Domain(dim, domain.processor)}
-    return compare_processing(domains, n_splits=2, seeds=(0, 1, 2), **SETTINGS)
+    return adjustment.compare_processing(domains, n_splits=2, seeds=(0, 1, 2), **SETTINGS)
 
 
 def weights(module):
@@ -90,9 +80,7 @@ def with_processor(trained, processor):
     return moved
 
 
-# Learned against frozen
-
-
+# --- learned against frozen ---
 def test_frozen_stays_frozen_to_the_bit_and_learned_moves_and_stays_a_camera(learning, domain):
     initial = domain.processor.numbers()
     for (name, arm, _seed, _fold), states in learning.states.items():
@@ -114,10 +102,8 @@ def test_arms_share_folds_and_answers_are_complete(learning):
     for seed in (0, 1, 2):
         np.testing.assert_array_equal(folds[seed, "frozen"], folds[seed, "learned"])
     assert set(learning.curves["epoch"]) == {1, 2}
-    last, hits = (
-        table.query("domain == 'dim' and arm == 'learned' and seed == 1 and fold == 0")
-        for table in (learning.curves, answers)
-    )
+    fold = "domain == 'dim' and arm == 'learned' and seed == 1 and fold == 0"
+    last, hits = learning.curves.query(fold), answers.query(fold)
     assert last["val_accuracy"].iloc[-1] == pytest.approx(hits["correct"].mean())
 
 
@@ -130,16 +116,17 @@ def test_arms_start_from_the_same_weights_and_normalisation(domain):
         return model
 
     half = Domain(domain.frames, HalfSizeRGB(MICROSCOPE))
-    result = compare_processing({"half": half}, arms=["frozen"], model=factory, n_splits=2, **SETTINGS)
+    options = {"model": factory, "n_splits": 2, **SETTINGS}
+    result = adjustment.compare_processing({"half": half}, arms=["frozen"], **options)
     assert len(result.answers) == 45, "other ISPs can be frozen"
     starts.clear()
-    compare_processing({"base": domain}, model=factory, n_splits=2, **SETTINGS)
+    adjustment.compare_processing({"base": domain}, **options)
     assert not changed(starts[0], starts[1]), "two arms, one fold"
     assert changed(starts[0], starts[2]), "two folds"
 
 
 def test_same_seed_same_learning(domain):
-    one, two = (compare_processing({"base": domain}, n_splits=2, **SETTINGS) for _ in range(2))
+    one, two = (adjustment.compare_processing({"base": domain}, n_splits=2, **SETTINGS) for _ in range(2))
     pd.testing.assert_frame_equal(one.curves, two.curves)
     pd.testing.assert_frame_equal(one.answers, two.answers)
     assert not changed(one.processor("base").state_dict(), two.processor("base").state_dict())
@@ -180,18 +167,16 @@ def small_segmenter(_classes, mean, std):
 
 def test_segmentation_learns_and_adapts_too(drone):
     settings = {"task": "segmentation", "epochs": 1, "progress": False, "model": small_segmenter}
-    summary = compare_processing({"drone": drone}, n_splits=2, **settings).summary(value="iou")
+    summary = adjustment.compare_processing({"drone": drone}, n_splits=2, **settings).summary(value="iou")
     assert summary["score"].between(0, 1).all()
     assert summary["images"].tolist() == [12, 12]
     methods = ("none", "tent", "isp", "fine_tune", "all_pipelines")
     options = {"methods": methods, "n_splits": 3, "codes": PIPELINES[:2], **settings}
     adaptation = {"steps": 1, "batch_size": 4}
-    table = adaptation_experiment(drone, {"same": drone}, adaptation=adaptation, **options)
+    table = adjustment.adaptation_experiment(drone, {"same": drone}, adaptation=adaptation, **options)
     assert table.groupby("method")["iou"].count().to_dict() == dict.fromkeys(methods, 12)
-    assert summarise_adaptations(table, value="iou")["score"].between(0, 1).all()
-
-
-def test_a_name_is_an_encoder_where_masks_are_asked_for():
+    assert adjustment.summarise_adaptations(table, value="iou")["score"].between(0, 1).all()
+    # A name is an encoder where masks are asked for.
     segmenter = make_described(describe_model("resnet18", "segmentation", 2, (0.5,) * 3, (0.1,) * 3))
     assert segmenter(torch.rand(2, 3, 32, 32)).shape == (2, 1, 32, 32)
 
@@ -199,27 +184,18 @@ def test_a_name_is_an_encoder_where_masks_are_asked_for():
 def test_wrong_experiments_are_refused(domain, learning):
     static = Domain(domain.frames, StaticISP(MICROSCOPE))
     other = Domain(Frames.of(SyntheticMicroscopy(45, 1, size=32), progress=False), domain.processor)
-    for wrong, *arguments, message in (
-        (partial(compare_processing, arms=["thawed"]), {"base": domain}, "frozen, learned"),
-        (partial(compare_processing, arms=[]), {"base": domain}, "nothing to compare"),
-        (compare_processing, {}, "nothing to compare"),
-        (compare_processing, {"static": static}, "nothing to learn"),
-        (compare_processing, {"a": domain, "b": other}, "different scenes"),
-        (learning.processor, "base", 3, "0 to 2"),
-        (learning.processor, "bright", "no training"),
-        (learning.parameters, "bright", "bright"),
-        (learning.bands, "val_iou", "val_accuracy"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            wrong(*arguments)
+    refused("frozen, learned", adjustment.compare_processing, {"base": domain}, arms=["thawed"])
+    refused("nothing to compare", adjustment.compare_processing, {"base": domain}, arms=[])
+    refused("nothing to compare", adjustment.compare_processing, {})
+    refused("nothing to learn", adjustment.compare_processing, {"static": static})
+    refused("different scenes", adjustment.compare_processing, {"a": domain, "b": other})
+    refused("0 to 2", learning.processor, "base", 3)
+    refused("no training", learning.processor, "bright")
+    refused("bright", learning.parameters, "bright")
+    refused("val_accuracy", learning.bands, "val_iou")
 
 
-# The five numbers
-
-
-CAMERAS = pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
-
-
+# --- the five numbers ---
 def mosaics():
     return 0.1 + 0.3 * torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -285,22 +261,19 @@ def test_description_tells_what_was_done_to_an_isp():
 # Adaptation: known answers
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", adjustment.METHODS)
 def test_given_model_is_left_alone_and_same_seed_gives_the_same(method, trained, frames, statistics):
-    before, modes = weights(trained), [m.training for m in trained.modules()]
     asked = [p.requires_grad for p in trained.parameters()]
-    random = torch.random.get_rng_state()
     options = {"statistics": statistics, "generalist": trained, "steps": 2, "batch_size": 16}
     shuffled = replace(frames, truth=frames.truth.flip(0))
-    one, two, other = (adapt(method, trained, data, **options) for data in (frames, frames, shuffled))
-    assert torch.equal(random, torch.random.get_rng_state())
-    assert not changed(before, trained.state_dict())
-    assert modes == [m.training for m in trained.modules()]
+    with unchanged(trained):
+        one, two, other = (adapt(method, trained, data, **options) for data in (frames, frames, shuffled))
     assert asked == [p.requires_grad for p in trained.parameters()]
     assert [n for n, _ in one.named_parameters()] == [n for n, _ in trained.named_parameters()]
     assert not changed(one.state_dict(), two.state_dict())
-    assert bool(changed(one.state_dict(), other.state_dict())) == (method in LABELLED), "alone sees labels"
-    assert bool(changed(before, one.state_dict())) == (method not in ("none", "all_pipelines"))
+    by_labels = bool(changed(one.state_dict(), other.state_dict()))
+    assert by_labels == (method in LABELLED), "alone looks at labels"
+    assert bool(changed(weights(trained), one.state_dict())) == (method not in ("none", "all_pipelines"))
     assert not any(m.training for m in one.modules())
     assert one.adaptation["method"] == method
     assert one.adaptation["seconds"] > 0
@@ -328,8 +301,8 @@ def test_statistics_of_batch_normalisation_become_those_of_the_target(trained, f
 @pytest.fixture
 def no_filter(monkeypatch):
     """All answers are reliable and new."""
-    monkeypatch.setattr(self_training, "_REDUNDANT", 2.0)
-    monkeypatch.setattr(self_training, "_RELIABLE", 2.0)
+    monkeypatch.setattr(adjustment.self_training, "_REDUNDANT", 2.0)
+    monkeypatch.setattr(adjustment.self_training, "_RELIABLE", 2.0)
     return monkeypatch
 
 
@@ -349,10 +322,10 @@ def test_entropy_is_lowered_by_affine_parameters_alone(method, trained, frames, 
 
 
 def test_answers_that_are_not_reliable_or_not_new_are_left_out(trained, frames, start, no_filter):
-    no_filter.setattr(self_training, "_REDUNDANT", -1.0)
+    no_filter.setattr(adjustment.self_training, "_REDUNDANT", -1.0)
     losses = adapt("eata", trained, frames, steps=4).adaptation["losses"]
     assert np.isfinite(losses).tolist() == [True, False, False, False], "all like the first batch"
-    no_filter.setattr(self_training, "_RELIABLE", 0.0)
+    no_filter.setattr(adjustment.self_training, "_RELIABLE", 0.0)
     for method in ("eata", "sar"):
         adapted = adapt(method, trained, frames, steps=4)
         assert np.isnan(adapted.adaptation["losses"]).all()
@@ -389,7 +362,7 @@ def test_sar_steps_from_where_it_was_and_is_tent_without_filter_and_radius(train
     options = {"steps": 3, "lr": 1e-2, "reset_below": 0.0}
     plain = adapt("tent", trained, frames, **options)
     assert changed(weights(plain), weights(adapt("sar", trained, frames, **options)))
-    no_filter.setattr(self_training, "_RADIUS", 0.0)
+    no_filter.setattr(adjustment.self_training, "_RADIUS", 0.0)
     for name, value in weights(adapt("sar", trained, frames, **options)).items():
         if not name.endswith("num_batches_tracked"):
             torch.testing.assert_close(value, weights(plain)[name], atol=1e-5, rtol=1e-4)
@@ -443,11 +416,11 @@ def test_cotta_teaches_all_weights_and_restores_them(trained, frames, start, mon
         last = start.model.network[-1].weight
         return (module.model.network[-1].weight - last).norm()
 
-    monkeypatch.setattr(self_training, "_RESTORED", 1.1)
+    monkeypatch.setattr(adjustment.self_training, "_RESTORED", 1.1)
     assert apart(adapt("cotta", trained, frames, **options)) < apart(adapted)
 
 
-@pytest.mark.parametrize("method", [*self_training.SELF_TRAINING, "isp_labels"])
+@pytest.mark.parametrize("method", [*adjustment.self_training.SELF_TRAINING, "isp_labels"])
 def test_one_image_at_a_time_works_too(method, trained, frames):
     adapted = adapt(method, trained, frames, steps=3, batch_size=1)
     with torch.no_grad():
@@ -481,9 +454,8 @@ def test_isp_adjustment_recovers_a_known_change(trained, frames, statistics, nam
     np.testing.assert_allclose(gains, -np.log2(change), atol=0.2)
     assert settings[name] == pytest.approx(expected, abs=0.2)
     with torch.no_grad():
-        images = (m.processor(frames.raw) for m in (off, adapted))
-        apart, close = ((image - trained.processor(frames.raw)).square().mean() for image in images)
-    assert close < 0.1 * apart
+        right, apart, close = (module.processor(frames.raw) for module in (trained, off, adapted))
+    assert (close - right).square().mean() < 0.1 * (apart - right).square().mean()
     moved = changed(weights(off), adapted.state_dict())
     assert all(name.startswith("processor.steps.") for name in moved)
     numbers = (module.processor.numbers() for module in (off, adapted))
@@ -505,7 +477,7 @@ def test_fine_tuning_learns_labels_with_the_isp_held_fast(trained, frames):
 
 
 def test_statistics_do_not_depend_on_batches(trained, frames, statistics):
-    other = source_statistics(trained, frames, batch_size=7)
+    other = adjustment.source_statistics(trained, frames, batch_size=7)
     assert "image" in statistics.layers
     for name, (mean, variance) in statistics.layers.items():
         torch.testing.assert_close(other.layers[name][0], mean, atol=1e-5, rtol=1e-4)
@@ -514,56 +486,31 @@ def test_statistics_do_not_depend_on_batches(trained, frames, statistics):
 
 def test_missing_things_are_named(trained, frames):
     plain = RawToLogits(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)))
-    for method, model, data, message in (
-        ("magic", trained, frames, "bn_statistics"),
-        ("isp", trained, frames, "source_statistics"),
-        ("all_pipelines", trained, frames, "train_on_pipelines"),
-        ("none", trained, frames.subset([]), "0 frames"),
-        ("bn_statistics", plain, frames, "no batch normalisation"),
-        ("isp_entropy", with_processor(trained, nn.Identity()), frames, "camera"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            adapt(method, model, data)
-
-
-# All pipelines
-
-
-def test_each_image_gets_a_pipeline_of_its_own_each_time(frames):
-    pipelines = RandomPipeline(frames.camera, PIPELINES[:3])
-    views = [StaticISP.from_code(c, frames.camera)(frames.raw) for c in PIPELINES[:3]]
-    torch.manual_seed(0)
-    first, second = (
-        [next(k for k in range(3) if torch.allclose(image[n], views[k][n])) for n in range(45)]
-        for image in (pipelines(frames.raw), pipelines(frames.raw))
-    )
-    assert set(first) == {0, 1, 2}
-    assert first != second
-    with pytest.raises(ValueError, match="no pipelines"):
-        RandomPipeline(frames.camera, [])
+    refused("bn_statistics", adapt, "magic", trained, frames)
+    refused("source_statistics", adapt, "isp", trained, frames)
+    refused("train_on_pipelines", adapt, "all_pipelines", trained, frames)
+    refused("0 frames", adapt, "none", trained, frames.subset([]))
+    refused("no batch normalisation", adapt, "bn_statistics", plain, frames)
+    refused("camera", adapt, "isp_entropy", with_processor(trained, nn.Identity()), frames)
 
 
 def test_generalist_stands_behind_the_targets_isp(trained, frames, domain):
-    generalist = train_on_pipelines(domain, np.arange(20), epochs=1)
+    generalist = adjustment.train_on_pipelines(domain, np.arange(20), epochs=1)
     adapted = adapt("all_pipelines", trained, frames, generalist=generalist)
     assert not changed(weights(generalist.model), weights(adapted.model))
     assert not changed(weights(trained.processor), weights(adapted.processor))
 
 
-# The comparison
-
-
+# --- the comparison ---
 @pytest.fixture(scope="module")
 def experiment(frames, domain):
     isp = copy.deepcopy(domain.processor)
     isp.set_(white_balance=isp.white_balance.detach() * torch.tensor([1.2, 1.0, 0.8]))
-    targets, steps = (
-        {"same": domain, "gains": Domain(frames, isp)},
-        dict.fromkeys(("none", "bn_statistics"), 1),
-    )
-    adaptation = {"steps": steps | {"isp": 2, "fine_tune": 3}, "batch_size": 8}
-    options = {"methods": tuple(adaptation["steps"]), "n_splits": 3, **SETTINGS}
-    return adaptation_experiment(domain, targets, adaptation=adaptation, **options)
+    targets = {"same": domain, "gains": Domain(frames, isp)}
+    steps = {"none": 1, "bn_statistics": 1, "isp": 2, "fine_tune": 3}
+    adaptation = {"steps": steps, "batch_size": 8}
+    options = {"methods": tuple(steps), "n_splits": 3, **SETTINGS}
+    return adjustment.adaptation_experiment(domain, targets, adaptation=adaptation, **options)
 
 
 def test_every_image_is_tested_once_by_every_method_and_paired_with_none(experiment):
@@ -572,70 +519,54 @@ def test_every_image_is_tested_once_by_every_method_and_paired_with_none(experim
     steps = experiment.groupby("method")["steps"].first()
     assert steps.to_dict() == {"none": 0, "bn_statistics": 0, "isp": 2, "fine_tune": 3}
     assert experiment.groupby("method")["labelled"].all().to_dict()["fine_tune"]
-    summary = summarise_adaptations(experiment).set_index(["target", "method"])
+    summary = adjustment.summarise_adaptations(experiment).set_index(["target", "method"])
     hits = experiment.groupby(["target", "method"])["correct"].mean()
     for key in summary.index:
         assert summary.loc[key, "score"] == pytest.approx(hits[key])
         assert summary.loc[key, "difference"] == pytest.approx(hits[key] - hits[key[0], "none"])
     assert not summary.xs("none", level="method")["significant"].any()
     assert summary["p_holm"].notna().sum() == 6
-    with pytest.raises(ValueError, match="no 'none'"):
-        summarise_adaptations(experiment[experiment["method"] != "none"])
-    with pytest.raises(ValueError, match="lacks some image"):
-        summarise_adaptations(experiment.drop(index=3))
-    with pytest.raises(ValueError, match="no answers to compare"):
-        summarise_adaptations(experiment[:0])
+    refused("no 'none'", adjustment.summarise_adaptations, experiment[experiment["method"] != "none"])
+    refused("lacks some image", adjustment.summarise_adaptations, experiment.drop(index=3))
+    refused("no answers to compare", adjustment.summarise_adaptations, experiment[:0])
 
 
 def test_sizes_of_batches_and_equal_times_stand_beside_one_another(trained, domain):
-    options = {"methods": ["none", "tent", "eata"], "batch_size": [1, 16], "steps": 6}
-    sides = [fold.test for fold in group_folds(domain.frames.labels, domain.frames.groups, 3, 0)[:2]]
-    table = compare_adaptations(trained, {"same": domain}, *sides, equal_time=True, **options)
+    options = {"methods": ["none", "tent", "eata"], "batch_size": [1, 16], "steps": 6, "equal_time": True}
+    parts = [fold.test for fold in group_folds(domain.frames.labels, domain.frames.groups, 3, 0)[:2]]
+    table = adjustment.compare_adaptations(trained, {"same": domain}, *parts, **options)
     runs = table.groupby(["batch_size", "equal", "method"])[["steps", "skipped"]].first()
     assert (runs.xs(("steps", "eata"), level=("equal", "method"))["steps"] == 6).all()
     assert runs.xs(("time", "tent"), level=("equal", "method"))["steps"].tolist() == [6, 6]
     assert runs.loc[(1, "steps", "eata"), "skipped"] == 6, "two epochs of training: nothing is sure"
-    summary = summarise_adaptations(table.assign(seed=0), baseline="tent")
+    summary = adjustment.summarise_adaptations(table.assign(seed=0), baseline="tent")
     assert len(summary) == 2 * 2 * 3
     assert summary["p_holm"].notna().sum() == 8
-    with pytest.raises(ValueError, match="one at a time"):
-        plot_adaptations(summary)
+    refused("one at a time", plot_adaptations, summary)
 
 
 def test_adaptation_and_test_share_no_group(trained, domain):
-    for test_on, options, message in (
-        (range(2, 45), {}, "groups"),
-        (range(12, 45), {"methods": ["x"]}, "unknown methods"),
-        ([44], {"equal_time": True, "methods": ["none", "eata"]}, "add tent"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            compare_adaptations(trained, {"same": domain}, range(12), test_on, **options)
-    with pytest.raises(ValueError, match="3 or more"):
-        adaptation_experiment(domain, {"same": domain}, n_splits=2)
+    compare = partial(adjustment.compare_adaptations, trained, {"same": domain}, range(12))
+    refused("groups", compare, range(2, 45))
+    refused("unknown methods", compare, range(12, 45), methods=["x"])
+    refused("add tent", compare, [44], equal_time=True, methods=["none", "eata"])
+    refused("3 or more", adjustment.adaptation_experiment, domain, {"same": domain}, n_splits=2)
 
 
-# Figures and widget
-
-
+# --- figures and widget ---
 def test_figures_show_what_they_were_given(learning, experiment, frames):
-    figure = plot_learning_curves(learning)
-    figure.canvas.draw()
+    figure = drawn(plot_learning_curves(learning))
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["base", "dim"]
     mean = learning.bands().query("domain == 'base' and arm == 'learned'")["mean"]
     lines = {tuple(np.round(line.get_ydata(), 6)) for line in figure.axes[0].lines}
     assert tuple(np.round(mean, 6)) in lines
-    summary = summarise_adaptations(experiment)
-    figure = plot_adaptations(summary, reference="same")
-    figure.canvas.draw()
+    summary = adjustment.summarise_adaptations(experiment)
+    figure = drawn(plot_adaptations(summary, reference="same"))
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()][-1] == "fine_tune*"
-    with pytest.raises(ValueError, match="same, gains"):
-        plot_adaptations(summary, reference="moon")
+    refused("same, gains", plot_adaptations, summary, reference="moon")
     isps = [learning.processor("dim", e) for e in (0, -1)]
-    figure = plot_isp_change(*isps, frames.raw, stages=("demosaic", "gamma"))
-    figure.canvas.draw()
-    assert len(figure.axes) == 4
-    with pytest.raises(ValueError, match="no stages"):
-        plot_isp_change(*isps, frames.raw, stages=("flip",))
+    assert len(drawn(plot_isp_change(*isps, frames.raw, stages=("demosaic", "gamma"))).axes) == 4
+    refused("no stages", plot_isp_change, *isps, frames.raw, stages=("flip",))
 
 
 def test_explorer_at_every_value(learning, frames):
@@ -651,5 +582,4 @@ def test_explorer_at_every_value(learning, frames):
             assert f"after epoch {epoch}," in alt
             seen.add(data)
     assert len(seen) == 6
-    with pytest.raises(ValueError, match="no frames"):
-        learning_explorer(learning, {})
+    refused("no frames", learning_explorer, learning, {})

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from r2l.camera import CFA, DRONE, MICROSCOPE
+from r2l.camera import CFA, DRONE
 from r2l.cli import app
 from r2l.datasets import SyntheticDrone
 from r2l.isp import StaticISP, develop_all, load_isp, save_isp, stage_gradients
@@ -22,9 +22,10 @@ from r2l.learn.colours import ciede2000, lab
 from r2l.rawfile import RawFrame, read_raw, write_dng
 from r2l.sensor import DRONE_NOISE, record, unprocess
 from r2l.viz import plot_learned
-from tests.test_viz import drawn
+from tests.common import CAMERAS, drawn, gradcheck_parameters, refused
 
 CAMERA = replace(DRONE, cfa=CFA.GRBG)
+METHODS = pytest.mark.parametrize("method", ["bilinear", "malvar2004", "menon2007"])
 
 
 def scene(seed, height=480, width=640):
@@ -137,8 +138,7 @@ def test_what_was_learned_is_saved_and_is_a_pipeline_like_any_other(learned, tmp
 def test_another_photo_is_refused(pair, seed):
     frame, _ = pair
     other = shoot(hidden_camera(), expose(7 + seed))
-    with pytest.raises(AlignmentError, match="does not lie on its raw file"):
-        learn_pipeline([(frame, other)])
+    refused("does not lie on its raw file", learn_pipeline, [(frame, other)], error=AlignmentError)
 
 
 def test_another_photo_of_a_place_that_repeats_is_refused():
@@ -149,8 +149,7 @@ def test_another_photo_of_a_place_that_repeats_is_refused():
     pictures = [shoot(StaticISP(DRONE), frame) for frame in frames]
     assert align(frames[0], pictures[0]).shift == (0, 0)
     for frame, picture in zip(frames, pictures[::-1], strict=True):
-        with pytest.raises(AlignmentError, match="does not lie"):
-            align(frame, picture)
+        refused("does not lie", align, frame, picture, error=AlignmentError)
 
 
 def test_crop_turn_and_size_are_found(pair):
@@ -162,10 +161,8 @@ def test_crop_turn_and_size_are_found(pair):
     assert (turned.turned, turned.shift) == (1, (0, 0))
     small = np.asarray(Image.fromarray(picture).resize((320, 240), Image.Resampling.LANCZOS))
     assert align(frame, small).scale == 2
-    with pytest.raises(AlignmentError, match="too few"):
-        align(frame, picture[:40])
-    with pytest.raises(AlignmentError, match="does not lie"):
-        align(frame, picture[:, ::-1])
+    refused("too few", align, frame, picture[:40], error=AlignmentError)
+    refused("does not lie", align, frame, picture[:, ::-1], error=AlignmentError)
 
 
 @pytest.mark.parametrize("strength", [0.005, -0.01])
@@ -203,16 +200,14 @@ def test_orientation_is_read_from_the_jpeg(pair, tmp_path):
     Image.fromarray(np.rot90(picture)).save(tmp_path / "a.jpg", quality=95, exif=exif)
     assert np.abs(open_picture(tmp_path / "a.jpg").astype(float) - picture).mean() < 4
     (tmp_path / "b.jpg").write_bytes(b"no picture")
-    with pytest.raises(AlignmentError, match=r"b\.jpg"):
-        open_picture(tmp_path / "b.jpg")
+    refused(r"b\.jpg", open_picture, tmp_path / "b.jpg", error=AlignmentError)
 
 
 def test_pairs_share_a_camera_and_may_differ_in_layout_and_balance(pair):
     frame, picture = pair
-    with pytest.raises(ValueError, match="several cameras"):
-        learn_pipeline([pair, (replace(frame, camera=replace(CAMERA, name="other")), picture)])
-    with pytest.raises(ValueError, match="no pairs"):
-        learn_pipeline([])
+    other = replace(frame, camera=replace(CAMERA, name="other"))
+    refused("several cameras", learn_pipeline, [pair, (other, picture)])
+    refused("no pairs", learn_pipeline, [])
     # The same exposure, cut by a column: another layout; and as if shot with less gain for red.
     other = replace(CAMERA, cfa=CAMERA.cfa.shifted(0, 1), black_level=(0.0626, 0.0625) * 2)
     aligned = align(RawFrame(np.ascontiguousarray(frame.mosaic[:, 1:-1]), other), picture[:, 1:-1])
@@ -223,8 +218,8 @@ def test_pairs_share_a_camera_and_may_differ_in_layout_and_balance(pair):
     torch.testing.assert_close(image[0], truth[0, :, y : y + 64, x : x + 64], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("camera", [MICROSCOPE, DRONE], ids=["microscope", "drone"])
-@pytest.mark.parametrize("method", ["bilinear", "malvar2004", "menon2007"])
+@CAMERAS
+@METHODS
 def test_untouched_it_is_the_cameras_colour(camera, method):
     raw = torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(0)).double() * 0.1 + 0.07
     wanted = StaticISP(camera, method, variant="camera").stages(raw)["colour_matrix"]
@@ -233,19 +228,14 @@ def test_untouched_it_is_the_cameras_colour(camera, method):
     torch.testing.assert_close(isp(raw), gamma_correct(wanted), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["bilinear", "malvar2004", "menon2007"])
+@METHODS
 def test_gradients_are_right(method):
-    isp = LearnedISP(DRONE, method).double()
-    generator = torch.Generator().manual_seed(1)
-    names = [name for name, _ in isp.named_parameters()]
-    moved = (v + 0.01 * torch.rand(v.shape, generator=generator) for v in isp.parameters())
-    values = [v.detach().requires_grad_() for v in moved]
+    isp, generator = LearnedISP(DRONE, method).double(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in isp.parameters():
+            value += 0.01 * torch.rand(value.shape, generator=generator)
     raw = (0.2 + 0.05 * torch.rand(1, 1, 8, 8, generator=generator)).double().requires_grad_()
-
-    def develop(raw, *values):
-        return torch.func.functional_call(isp, dict(zip(names, values, strict=True)), raw)
-
-    assert torch.autograd.gradcheck(develop, (raw, *values))
+    assert gradcheck_parameters(isp, raw)
 
 
 def test_a_curve_rises_whatever_its_parameters(learned):

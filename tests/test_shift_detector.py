@@ -13,6 +13,7 @@ from r2l.drift.matrix import summarise
 from r2l.files import R2LError
 from r2l.training import RawToLogits, make_classifier, seeded
 from r2l.viz import plot_detection_rates, plot_shift
+from tests.common import drawn, refused, unchanged
 from tests.test_synthesis_drift import simulated
 
 CODES = ("bi,s,me", "me,u,ga")
@@ -35,17 +36,14 @@ def found(*sample, **options):
 
 
 def test_false_alarms_are_as_rare_as_asked_for_although_images_hang_together():
-    groups = np.repeat(np.arange(30), 4)
-    raised, naive = [], []
-    for seed in range(400):
-        numbers = grouped(np.random.default_rng(seed), groups)
-        parts = numbers[:80], numbers[80:], groups[:80], groups[80:]
-        raised.append(found(*parts, seed=seed))
-        if seed < 100:
-            naive.append(found(*parts[:2], np.arange(80), np.arange(80, 120), seed=seed))
-    assert np.mean(raised) <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 400)
-    assert np.mean(raised) >= 0.02
-    assert np.mean(naive) > 0.2, "taking images for independent would cry wolf"
+    groups, images = np.repeat(np.arange(30), 4), np.arange(120)
+
+    def raised(told, times):
+        samples = (np.split(grouped(np.random.default_rng(seed), groups), [80]) for seed in range(times))
+        return np.mean([found(*s, told[:80], told[80:], seed=seed) for seed, s in enumerate(samples)])
+
+    assert 0.02 <= raised(groups, 400) <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 400)
+    assert raised(images, 100) > 0.2, "taking images for independent would cry wolf"
 
 
 def test_a_shift_and_a_change_of_spread_are_found():
@@ -73,8 +71,7 @@ def test_energy_distance_is_that_of_scipy_in_one_dimension():
 
 def test_the_least_p_is_reached_and_equal_numbers_have_a_mirror_image():
     numbers = np.array([0.0, 0.1, 0.2, 9.0, 9.1, 9.2])[:, None]
-    with pytest.raises(ValueError, match=r"below 0\.1;"):
-        energy_test(numbers[:3], numbers[3:], np.arange(3), np.arange(3))
+    refused(r"below 0\.1;", energy_test, numbers[:3], numbers[3:], np.arange(3), np.arange(3))
     three = energy_test(numbers[:3], numbers[3:], np.arange(3), np.arange(3), alpha=0.1)[1]
     two = energy_test(numbers[:4], 9 + numbers[4:], np.arange(4), np.arange(2), alpha=0.1)[1]
     assert (three, two) == pytest.approx((2 / 20, 1 / 15))
@@ -114,12 +111,10 @@ def test_zones_of_any_size_raise_no_more_false_alarms(case, noise):
 
 def test_groups_have_to_be_told_and_neighbours_can_be_one(views):
     images = views.images[CODES[0]]
-    with pytest.raises(R2LError, match="groups: not told"):
-        ShiftDetector.fit(images)
+    refused("groups: not told", ShiftDetector.fit, images, error=R2LError)
     alarm = ShiftDetector.fit(images[:40], groups=5)
     np.testing.assert_array_equal(alarm.groups, np.arange(40) // 5)
-    with pytest.raises(R2LError, match="not told"):
-        alarm.test(images[40:])
+    refused("not told", alarm.test, images[40:], error=R2LError)
     assert alarm.test(images[40:], 5).n_groups == 8
 
 
@@ -135,8 +130,7 @@ def test_another_pipeline_is_noticed_and_the_same_is_not(views):
     assert "ALARM" in str(moved)
     assert "no alarm" in str(same)
     assert again.p_value == moved.p_value
-    figure = plot_shift(moved)
-    figure.canvas.draw()
+    drawn(plot_shift(moved))
 
 
 def test_statistics_of_known_pictures():
@@ -162,12 +156,10 @@ def model():
 
 def test_answers_of_a_model_can_be_watched_and_the_model_stays(views):
     network = model().train()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    table = image_features(views.images[CODES[0]][:5], network)
+    with unchanged(network):
+        table = image_features(views.images[CODES[0]][:5], network)
     assert list(table) == [f"class {i}" for i in range(9)]
     np.testing.assert_allclose(np.exp(table).sum(axis=1), 1, rtol=1e-5)
-    assert network.training
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     masks = torch.nn.Conv2d(3, 1, 1)
     assert list(image_features(views.images[CODES[0]][:5], masks)) == ["foreground", "unsure", "largest"]
 
@@ -178,8 +170,8 @@ def summary():
 
 
 def test_matrix_tells_what_is_noticed_before_the_score_falls(views, summary):
-    how = {"n_images": (8, 24, 500), "repeats": 6, "draws": 59, "progress": False}
-    table, again = (detection_rates(views, summary, **how) for _ in range(2))
+    options = {"repeats": 6, "draws": 59, "progress": False}
+    table, again = (detection_rates(views, summary, (8, 24, 500), **options) for _ in range(2))
     pd.testing.assert_frame_equal(table, again)
     assert set(table["verdict"]) <= {"noticed", "missed", "early warning", "quiet", "stream too short"}
     long, own = table["n_images"] == 24, table["train"] == table["test"]
@@ -187,8 +179,7 @@ def test_matrix_tells_what_is_noticed_before_the_score_falls(views, summary):
     assert (table[long & own]["raised"] <= 0.5).all()
     assert (table[long & ~own]["verdict"] == "noticed").all()
     assert table[table["n_images"] == 500]["raised"].isna().all()
-    figure = plot_detection_rates(table)
-    figure.canvas.draw()
+    drawn(plot_detection_rates(table))
     watched = [Trained(model(), code, np.arange(len(views))) for code in CODES]
     by_model = detection_rates(views, summary, (24,), models=watched, repeats=2, draws=59, progress=False)
     assert len(by_model) == 4
@@ -196,17 +187,10 @@ def test_matrix_tells_what_is_noticed_before_the_score_falls(views, summary):
 
 def test_mistakes_are_named(views, summary):
     images = views.images[CODES[0]]
-    with pytest.raises(ValueError, match="groups"):
-        ShiftDetector.fit(images, groups=np.zeros(len(images)))
-    with pytest.raises(ValueError, match="N, 3, H, W"):
-        ShiftDetector.fit(images[:, :1], groups=1)
-    with pytest.raises(ValueError, match="finite"):
-        ShiftDetector.fit(images * np.nan, groups=1)
-    with pytest.raises(ValueError, match="more groups"):
-        ShiftDetector.fit(images[:4], groups=1).test(images[:1], 1)
-    with pytest.raises(ValueError, match="unknown model of"):
-        detection_rates(views, summary, (8,), models=[], progress=False)
-    with pytest.raises(ValueError, match="2 images"):
-        detection_rates(views, summary, (), progress=False)
-    with pytest.raises(ValueError, match="no cells"):
-        plot_detection_rates(pd.DataFrame())
+    refused("groups", ShiftDetector.fit, images, groups=np.zeros(len(images)))
+    refused("N, 3, H, W", ShiftDetector.fit, images[:, :1], groups=1)
+    refused("finite", ShiftDetector.fit, images * np.nan, groups=1)
+    refused("more groups", ShiftDetector.fit(images[:4], groups=1).test, images[:1], 1)
+    refused("unknown model of", detection_rates, views, summary, (8,), models=[], progress=False)
+    refused("2 images", detection_rates, views, summary, (), progress=False)
+    refused("no cells", plot_detection_rates, pd.DataFrame())

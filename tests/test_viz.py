@@ -13,57 +13,29 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from PIL import Image
 
+from r2l import viz
 from r2l.camera import CFA, DRONE
 from r2l.datasets import SyntheticMicroscopy
 from r2l.drift import published_matrix, summarise
 from r2l.isp import StageGradient, StaticISP, stage_gradients
 from r2l.sensor import mosaic
-from r2l.viz import (
-    plot_gradients,
-    plot_levels,
-    plot_matrix,
-    plot_samples,
-    plot_sites,
-    plot_stages,
-    plot_transfer,
-    plot_views,
-    with_alt,
-)
 from r2l.viz.pictures import colour_sites, split_planes
 from r2l.viz.style import LETTERS
+from tests.common import LAYOUTS, drawn, refused
 from tests.run_notebooks import IN_PAGE, find, slim
+from tests.test_synthesis_drift import simulated
 from tools.places import ROOT
 
 
 @pytest.fixture(scope="module")
 def summary():
-    rng = np.random.default_rng(0)
-    base = {"image": np.arange(200), "group": np.arange(200) // 4, "label": np.arange(200) % 2}
-    rates = {("a", "a"): 0.9, ("a", "b"): 0.5, ("b", "a"): 0.9, ("b", "b"): 0.9}
-    luck = rng.random(200)
-    tables = [
-        pd.DataFrame(base).assign(train=train, test=test, seed=0, correct=luck < rate)
-        for (train, test), rate in rates.items()
-    ]
-    return summarise(pd.concat(tables))
-
-
-def drawn(figure):
-    """Render, so that a figure that can't be drawn, or whose letters are too small, fails here."""
-    figure.canvas.draw()
-    assert figure.dpi == 100
-    assert figure.get_figwidth() < 10.5, "inches; pages shrink what is wider"
-    shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
-    assert shown
-    assert min(text.get_size() for text in shown) >= 9, "points"
-    return figure
+    return summarise(simulated({(a, b): 0.5 if (a, b) == ("a", "b") else 0.9 for a in "ab" for b in "ab"}))
 
 
 def test_matrix_shows_scores_half_widths_and_frames(summary):
-    ax = drawn(plot_matrix(summary, title="mine")).axes[0]
+    ax = drawn(viz.plot_matrix(summary, title="mine")).axes[0]
     scores, half = summary.matrix(), (summary.matrix("high") - summary.matrix("low")) / 2
     shown = [text.get_text() for text in ax.texts]
     assert shown[0] == f"{scores.iloc[0, 0]:.2f}"
@@ -75,11 +47,11 @@ def test_matrix_shows_scores_half_widths_and_frames(summary):
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
     assert ax.get_ylabel() == "trained under"
     with pytest.raises(ValueError, match=r"own pipeline of the row 'a'; .* ask the model there"):
-        plot_matrix(summary.matrix().drop(columns="a"))
+        viz.plot_matrix(summary.matrix().drop(columns="a"))
 
 
 def test_published_matrix_stands_beside_on_the_same_scale(summary):
-    figure = drawn(plot_matrix(summary, published_matrix("microscopy")))
+    figure = drawn(viz.plot_matrix(summary, published_matrix("microscopy")))
     ours, theirs = figure.axes[:2]
     assert ours.images[0].norm is theirs.images[0].norm
     assert len(theirs.texts) == 144
@@ -92,30 +64,27 @@ def test_published_matrix_stands_beside_on_the_same_scale(summary):
 
 def test_views_show_the_images_and_their_amplified_difference():
     images = {"x": torch.full((3, 4, 6), 0.5), "y": torch.full((2, 3, 4, 6), 0.52)}
-    plain = drawn(plot_views(images)).axes
+    plain = drawn(viz.plot_views(images)).axes
     assert [ax.get_title() for ax in plain] == ["x", "y"]
     np.testing.assert_allclose(plain[1].images[0].get_array(), 0.52)
-    difference = drawn(plot_views(images, reference="x", gain=10)).axes[1]
+    difference = drawn(viz.plot_views(images, reference="x", gain=10)).axes[1]
     np.testing.assert_allclose(difference.images[0].get_array(), 0.7, rtol=1e-5)
-    with pytest.raises(ValueError, match="'z'"):
-        plot_views(images, reference="z")
+    refused("'z'", viz.plot_views, images, reference="z")
 
 
 def test_stages_tell_their_range_and_are_clipped_for_show():
     stages = {"raw": torch.rand(1, 1, 4, 4), "linear": torch.linspace(-1, 2, 48).view(1, 3, 4, 4)}
-    axes = drawn(plot_stages(stages)).axes
+    axes = drawn(viz.plot_stages(stages)).axes
     assert axes[1].get_title() == "linear\n-1.00 to 2.00"
     assert axes[0].images[0].get_array().ndim == 2
     assert axes[1].images[0].get_array().min() == 0
-    with pytest.raises(ValueError, match="no stages"):
-        plot_stages({})
-    with pytest.raises(ValueError, match="nothing to draw"):
-        plot_levels({})
+    refused("no stages", viz.plot_stages, {})
+    refused("nothing to draw", viz.plot_levels, {})
 
 
 def test_samples_stand_under_their_class():
     dataset = SyntheticMicroscopy(20, 0, size=16)
-    figure = drawn(plot_samples(dataset, per_class=2, develop=lambda raw: raw.expand(-1, 3, -1, -1)))
+    figure = drawn(viz.plot_samples(dataset, per_class=2, develop=lambda raw: raw.expand(-1, 3, -1, -1)))
     assert len(figure.axes) == 2 * len(dataset.classes)
     for label, name in enumerate(dataset.classes):
         members = np.flatnonzero(dataset.labels == label)
@@ -126,35 +95,31 @@ def test_samples_stand_under_their_class():
 
 
 def test_no_figure_asks_for_smaller_letters_or_another_resolution():
-    files = [p for part in ("viz", "widgets") for p in (ROOT / "r2l" / part).glob("*.py")]
-    sources = [p.read_text("utf-8") for p in files]
-    sizes = re.findall(r"""(?:font|label)size["']?(?:=|: )([\w.]+)""", "".join(sources))
+    paths = (p for part in ("viz", "widgets") for p in (ROOT / "r2l" / part).glob("*.py"))
+    source = "".join(path.read_text("utf-8") for path in paths)
+    sizes = re.findall(r"""(?:font|label)size["']?(?:=|: )([\w.]+)""", source)
     assert sizes.count("LETTERS") > 20
     assert {s for s in sizes if s[0].isdigit() and float(s) < LETTERS} == set()
-    made = re.findall(r"\bFigure\((?=[^)]).*", "".join(sources))
+    made = re.findall(r"\bFigure\((?=[^)]).*", source)
     assert made
     assert all("dpi=DPI" in call for call in made), made
 
 
 def test_matplotlib_keeps_its_settings_and_no_window_is_opened(summary):
     settings = dict(matplotlib.rcParams)
-    drawn(plot_matrix(summary, published_matrix("drone")))
+    drawn(viz.plot_matrix(summary, published_matrix("drone")))
     assert dict(matplotlib.rcParams) == settings
     assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize("cfa", CFA)
+@LAYOUTS
 def test_planes_and_sites_hold_the_colour_of_their_filter(cfa):
     flat = torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1).expand(1, 3, 6, 8)
     sites = mosaic(flat, cfa)[0, 0].numpy()
     planes = split_planes(sites, cfa)
     assert all(np.shares_memory(plane, sites) for plane in planes.values())
-    assert {n: np.unique(p).round(3).tolist() for n, p in planes.items()} == {
-        "red": [0.25],
-        "green 1": [0.5],
-        "green 2": [0.5],
-        "blue": [0.75],
-    }
+    colours = {"red": 0.25, "green 1": 0.5, "green 2": 0.5, "blue": 0.75}
+    assert {n: np.unique(p).round(3).item() for n, p in planes.items()} == colours
     # Each site is in one plane, at its place.
     rows = np.arange(48, dtype=np.float32).reshape(6, 8)
     assert sorted(np.concatenate([p.ravel() for p in split_planes(rows, cfa).values()])) == list(range(48))
@@ -167,14 +132,14 @@ def test_planes_and_sites_hold_the_colour_of_their_filter(cfa):
 
 def test_sites_are_written_as_numbers_of_16_bits():
     sites = np.array([[0.0, 1.0], [0.5, 0.25]], np.float32)
-    ax = drawn(plot_sites(sites, CFA.RGGB, title="here", gain=2)).axes[0]
+    ax = drawn(viz.plot_sites(sites, CFA.RGGB, title="here", gain=2)).axes[0]
     assert [t.get_text() for t in ax.texts] == ["0", "65535", "32768", "16384"]
     assert ax.get_title() == "here"
 
 
 def test_levels_count_every_site_and_mark_black_and_white():
     sites = np.random.default_rng(0).uniform(0.1, 0.9, (32, 32)).astype(np.float32)
-    ax = drawn(plot_levels({"a": (sites, DRONE), "b": (sites, DRONE)})).axes[0]
+    ax = drawn(viz.plot_levels({"a": (sites, DRONE), "b": (sites, DRONE)})).axes[0]
     *planes, black, white = ax.lines
     assert [line.get_ydata().sum() for line in planes] == [256] * 4
     assert black.get_xdata()[0] == pytest.approx(np.mean(DRONE.black_level))
@@ -183,7 +148,7 @@ def test_levels_count_every_site_and_mark_black_and_white():
 
 def test_transfer_shows_points_and_their_line():
     mean = np.array([1.0, 10.0, 100.0])
-    ax = drawn(plot_transfer({"camera": (mean, 2 * mean + 3, 2.0, 3.0)})).axes[0]
+    ax = drawn(viz.plot_transfer({"camera": (mean, 2 * mean + 3, 2.0, 3.0)})).axes[0]
     points, line = ax.lines
     np.testing.assert_allclose(points.get_ydata(), 2 * mean + 3)
     np.testing.assert_allclose(line.get_ydata(), 2 * line.get_xdata() + 3)
@@ -194,7 +159,7 @@ def test_gradients_stand_below_their_stage_on_a_scale_around_zero():
     raw = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.2
     isp = StaticISP.from_code("bi,s,ga", DRONE)
     found = stage_gradients(isp, raw, lambda image: image.square().mean())
-    figure = drawn(plot_gradients(found))
+    figure = drawn(viz.plot_gradients(found))
     count = len(found)
     assert [ax.get_title() for ax in figure.axes[:count]] == list(found)
     for ax, (image, gradient) in zip(figure.axes[count:], found.values(), strict=True):
@@ -203,9 +168,8 @@ def test_gradients_stand_below_their_stage_on_a_scale_around_zero():
         assert shown.norm.vmin == -shown.norm.vmax
         assert image.shape == gradient.shape
     nothing = {"raw": StageGradient(raw, torch.zeros_like(raw))}
-    drawn(plot_gradients(nothing))
-    with pytest.raises(ValueError, match="no gradients"):
-        plot_gradients({})
+    drawn(viz.plot_gradients(nothing))
+    refused("no gradients", viz.plot_gradients, {})
 
 
 def a_figure():
@@ -215,20 +179,19 @@ def a_figure():
 
 
 def test_a_described_figure_is_an_image_with_alternative_text():
-    shown = with_alt(a_figure(), 'A line that rises,\n  "steeply" <so to say>.')
+    shown = viz.with_alt(a_figure(), 'A line that rises,\n  "steeply" <so to say>.')
     page = shown._repr_mimebundle_()
     assert 'alt="A line that rises, &quot;steeply&quot; &lt;so to say&gt;."' in page["text/html"]
     data = IN_PAGE.search(page["text/html"])[0]
     assert Image.open(io.BytesIO(base64.b64decode(data))).format == "PNG"
     assert page["text/plain"].startswith("<figure: A line that rises")
-    with pytest.raises(ValueError, match="alternative text is empty"):
-        with_alt(a_figure(), " ")
+    refused("alternative text is empty", viz.with_alt, a_figure(), " ")
 
 
 def test_the_runner_shrinks_described_figures_too():
     from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-    page = with_alt(a_figure(), "A line.")._repr_mimebundle_()
+    page = viz.with_alt(a_figure(), "A line.")._repr_mimebundle_()
     cell = new_code_cell("x", outputs=[new_output("display_data", data=dict(page))])
     slim(new_notebook(cells=[cell]))
     after = cell.outputs[0]["data"]["text/html"]
@@ -242,13 +205,12 @@ def test_the_runner_finds_a_notebook_by_its_number():
     assert find("02").name == "02_differentiable_processing.ipynb"
     assert find("02_diff") == find(str(find("02")))
     for name in ("0", "99", ""):
-        with pytest.raises(SystemExit, match="01_raw_data, 02_diff"):
-            find(name)
+        refused("01_raw_data, 02_diff", find, name, error=SystemExit)
 
 
 def test_long_names_of_a_matrix_break_where_their_parts_meet_and_do_not_cover_one_another():
     names = ["bi,s,ga", "libraw:ahd+jpeg:75", "libraw:dht+jpeg:75", "ma,s,me+jpeg:75"]
-    figure = drawn(plot_matrix(pd.DataFrame(np.eye(4), names, names)))
+    figure = drawn(viz.plot_matrix(pd.DataFrame(np.eye(4), names, names)))
     ax = figure.axes[0]
     for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
         boxes = [label.get_window_extent() for label in labels]

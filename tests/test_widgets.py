@@ -24,6 +24,7 @@ from r2l.widgets import processing_explorer, raw_explorer
 from r2l.widgets.camera import _SIDES, _VIEWS, _Look, _upload_to, middle_tile
 from r2l.widgets.live import Live, picture_html
 from r2l.widgets.processing import _KNOBS, _as_seen, _clipped_shares, _strip, _turned
+from tests.common import refused
 
 
 @pytest.fixture(scope="module")
@@ -226,11 +227,9 @@ def test_reset_goes_back_to_the_camera(frames):
     assert pictures(box) != before
     found["back to the camera's values"].click()
     assert pictures(box) == before
-    for arguments, mistake in ((({},), "no frames"), ((frames, 64, []), "no pipelines")):
-        with pytest.raises(ValueError, match=mistake):
-            processing_explorer(*arguments)
-    with pytest.raises(ValueError, match="bi, ma, me"):
-        processing_explorer(frames, pipelines=["no,s,ga"])
+    refused("no frames", processing_explorer, {})
+    refused("no pipelines", processing_explorer, frames, 64, [])
+    refused("bi, ma, me", processing_explorer, frames, pipelines=["no,s,ga"])
 
 
 def test_raw_explorer_at_every_value(frames):
@@ -250,8 +249,7 @@ def test_raw_explorer_at_every_value(frames):
     before = pages(box)
     stretch.value = False
     assert pages(box) != before
-    with pytest.raises(ValueError, match="no frames"):
-        raw_explorer({})
+    refused("no frames", raw_explorer, {})
 
 
 def test_a_part_of_a_frame_is_painted_as_it_lies():
