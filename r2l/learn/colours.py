@@ -64,12 +64,13 @@ def fit_channel(
     def residual(numbers: np.ndarray) -> np.ndarray:
         weights, _ = _curve_weights(values @ numbers[:3] + numbers[3])
         error = (weights @ numbers[4:]).clip(0, 1) - target
-        return np.concatenate([_pull_in(error), _ANCHOR * (numbers[:4] - known), _STRAIGHT @ numbers[4:]])
+        pulled, _ = _pull_in(error)
+        return np.concatenate([pulled, _ANCHOR * (numbers[:4] - known), _STRAIGHT @ numbers[4:]])
 
     def jacobian(numbers: np.ndarray) -> np.ndarray:
         weights, slopes = _curve_weights(values @ numbers[:3] + numbers[3])
         image = weights @ numbers[4:]
-        inside = ((image > 0) & (image < 1)) * _pull_in_slope(image.clip(0, 1) - target)
+        inside = ((image > 0) & (image < 1)) * _pull_in(image.clip(0, 1) - target)[1]
         by_input = (slopes @ numbers[4:] * inside)[:, None]
         data = np.hstack([values * by_input, by_input, weights * inside[:, None]])
         return np.vstack([data, block_diag(np.diag(_ANCHOR), _STRAIGHT)])
@@ -80,15 +81,10 @@ def fit_channel(
     return fit.x[:3], fit.x[3], fit.x[4:].cumsum()
 
 
-def _pull_in(error: np.ndarray) -> np.ndarray:
-    """Return errors whose square grows like a line where they are large (pseudo-Huber)."""
+def _pull_in(error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return errors whose square grows like a line where they are large (pseudo-Huber), and their slope."""
     root = np.sqrt(1 + (error / _ROBUST) ** 2)
-    return error * np.sqrt(2 / (root + 1))
-
-
-def _pull_in_slope(error: np.ndarray) -> np.ndarray:
-    root = np.sqrt(1 + (error / _ROBUST) ** 2)
-    return np.sqrt((root + 1) / 2) / root
+    return error * np.sqrt(2 / (root + 1)), np.sqrt((root + 1) / 2) / root
 
 
 @torch.inference_mode()

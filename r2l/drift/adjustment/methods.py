@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -139,8 +138,9 @@ def adapt(
             module = start if record["undone"] else module
         elif method == "fine_tune":
             weights = [*module.model.train().parameters()]
+            loss_of = lambda b: module.loss(module(b["raw"]), module.task.targets(b))  # noqa: E731
             with learning_only(module, weights):
-                record |= descend(weights, batches, partial(_task_loss, module), lr or _RATES[method])
+                record |= descend(weights, batches, loss_of, lr or _RATES[method])
         elif method in _WEIGHTS:
             weights = _WEIGHTS[method]
             record |= _adjust_isp(module, batches, lr or _RATES["isp"], weights, statistics, **guard)
@@ -168,10 +168,6 @@ def _measure_statistics(module: RawToLogits, target: Dataset) -> float:
     for norm, momentum in zip(norms, kept, strict=True):
         norm.eval().momentum = momentum
     return float(torch.special.entr(answers.mean(0)).sum())
-
-
-def _task_loss(module: RawToLogits, batch: dict[str, Any]) -> Tensor:
-    return module.loss(module(batch["raw"]), module.task.targets(batch))
 
 
 def _adjust_isp(

@@ -195,8 +195,9 @@ def cotta(module: RawToLogits, batches: _Batches, lr: float, *, source: object, 
         if probabilities(answers(anchor, image)).amax(1).mean() >= _SURE:
             return target
         # Masks would have to be turned back; they are looked at in other colours only.
-        look = make_augment("strong") if target.ndim == 2 else _recoloured
-        looks = [of_classes(answers(teacher, look(image, None)[0])) for _ in range(_LOOKS)]
+        jitter, augment = v2.ColorJitter(0.2, 0.2, 0.2), make_augment("strong")
+        look = (lambda x: augment(x, None)[0]) if target.ndim == 2 else jitter
+        looks = [of_classes(answers(teacher, look(image))) for _ in range(_LOOKS)]
         return torch.stack([logits.softmax(1) for logits in looks]).mean(0)
 
     def loss_of(batch: _Batch) -> Tensor:
@@ -216,10 +217,6 @@ def cotta(module: RawToLogits, batches: _Batches, lr: float, *, source: object, 
         record = descend(weights, batches, loss_of, lr, after=after, **options)
     _copy(slow, weights)
     return record
-
-
-def _recoloured(images: Tensor, _masks: None) -> tuple[Tensor, None]:
-    return v2.ColorJitter(0.2, 0.2, 0.2)(images), None
 
 
 #: They adapt a module in place: by batches, a learning rate, ``source`` (statistics), options of `descend`.

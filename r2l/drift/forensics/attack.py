@@ -254,32 +254,26 @@ def static_attack(
     draws = random_points(space, left // 4, np.random.SeedSequence([seed, 1]))
     points = draws if dimension > 1 else np.linspace(-1, 1, left)[:, None]
 
-    def visits() -> _Visits:
-        visited = []
-        for visit in _visits(evaluator, space, [np.zeros(dimension), *points]):
+    visited: list[tuple[np.ndarray, float]] = []
+
+    def shown(points: Iterable[np.ndarray]) -> _Visits:
+        for visit in _visits(evaluator, space, points):
             visited.append(visit)
             yield visit
-        if dimension > 1:
-            worst, _ = min(visited, key=lambda visit: visit[1])
-            yield from _evolve(evaluator, space, worst, left - len(draws), seed)
+
+    def visits() -> _Visits:
+        yield from shown([np.zeros(dimension), *points])
+        if dimension == 1:
+            return
+        import cma
+
+        with seeded(seed):  # pycma draws from numpy's global generator
+            options = {"bounds": [-1, 1], "seed": seed + 1, "verbose": -9}
+            strategy = cma.CMAEvolutionStrategy(min(visited, key=lambda v: v[1])[0], 0.5, options)
+            while len(visited) < evaluations and not strategy.stop():
+                asked = strategy.ask()
+                yield from shown(asked[: evaluations - len(visited)])
+                if len(visited) < evaluations:
+                    strategy.tell(asked, [margin for _, margin in visited[-len(asked) :]])
 
     return _worst("CMA-ES", space, visits(), evaluations, progress)
-
-
-def _evolve(
-    evaluator: Evaluator, space: SearchSpace, start: np.ndarray, evaluations: int, seed: int
-) -> _Visits:
-    import cma
-
-    with seeded(seed):  # pycma draws from numpy's global generator
-        options = {"bounds": [-1, 1], "seed": seed + 1, "verbose": -9}
-        strategy = cma.CMAEvolutionStrategy(start, 0.5, options)
-        while evaluations > 0 and not strategy.stop():
-            points = strategy.ask()
-            visited = []
-            for visit in _visits(evaluator, space, points[:evaluations]):
-                visited.append(visit)
-                yield visit
-            if len(visited) == len(points):
-                strategy.tell(points, [margin for _, margin in visited])
-            evaluations -= len(points)
