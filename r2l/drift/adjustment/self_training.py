@@ -151,20 +151,22 @@ def sar(module: RawToLogits, *step: Any, source: object, reset_below: float = CO
     affine = [*affine_parameters(module).values()]
     start: list[Tensor] = []
 
-    def reliable(raw: Tensor) -> Tensor | None:
+    def reliable(raw: Tensor, among: Tensor | bool = True) -> tuple[Tensor | None, Tensor]:
         logits = module(raw)
         entropy = entropies(logits)
-        entropy = entropy[entropy < _most(logits)]
-        return entropy.mean() if len(entropy) else None
+        chosen = (entropy < _most(logits)) & among
+        return (entropy[chosen].mean() if chosen.any() else None), chosen
 
     def loss_of(raw: Tensor) -> Tensor | None:
-        if (first := reliable(raw)) is None:
+        first, chosen = reliable(raw)
+        if first is None:
             return None
         slopes = torch.autograd.grad(first, affine)
         length = torch.stack([slope.norm() for slope in slopes]).norm() + 1e-12
         start[:] = [p.detach().clone() for p in affine]
         _copy([p + _RADIUS * s / length for p, s in zip(start, slopes, strict=True)], affine)
-        if (second := reliable(raw)) is None:
+        second, _ = reliable(raw, chosen)  # of those that were reliable before the step aside
+        if second is None:
             _copy(start, affine)
         return second
 
