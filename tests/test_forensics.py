@@ -343,6 +343,16 @@ def test_starts_of_an_attack_owe_nothing_to_the_draws_that_it_is_compared_with(m
     assert max(alike) < 0.9
 
 
+def test_typical_draws_are_none_that_a_search_picked_from(monkeypatch):
+    model, frames, seen = Bright(0.2), flat_frames([0.2, 0.3]), []
+    space = ParameterSpace(ParametrizedISP(PLAIN), "all", 0.05)
+    searches = [random_search(model, frames, space, evaluations=8, seed=s) for s in range(3)]
+    monkeypatch.setattr(space, "pipeline", lambda at, make=space.pipeline: seen.append(at) or make(at))
+    compare_to_random(model, frames, searches[0], searches[1:])
+    picked = {tuple(point) for seed in range(3) for point in random_points(space, 8, seed)}
+    assert sum(tuple(point) in picked for point in seen) == len(searches), "what they found, and no more"
+
+
 def test_an_attack_on_what_matters_beats_chance():
     """One direction of 25 darkens the picture; random signs hardly ever agree with it."""
     search, fresh = flat_frames([0.3] * 10), flat_frames(np.linspace(0.28, 0.32, 40), per_group=2)

@@ -91,9 +91,9 @@ def compare_to_random(
         raise ValueError(f"typical is {typical}, expected 1 draw or more")
     evaluator, space, point = Evaluator(model, fresh, metric), sides[1][0].space, sides[1][0].point
     reference = space.pipeline(np.zeros_like(point))
-    # Not the draws that were picked from.
     size = point if np.abs(point).max(initial=0) > 1 + 1e-6 else None
-    loose = random_points(space, typical, seed + 1, size)
+    # Not the draws that were picked from, whose seeds are numbers.
+    loose = random_points(space, typical, np.random.SeedSequence([seed, 3]), size)
 
     def ask(point: np.ndarray) -> tuple[np.ndarray, float]:
         pipeline = space.pipeline(point)
