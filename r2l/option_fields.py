@@ -126,9 +126,7 @@ class Declared:
     )
     batch_size: int = _training(32, "Images a step.", least=1)
     weight_decay: float = _training(1e-4, "Of AdamW.", least=0)
-    augmentation: str = _training(
-        "none", "none, weak or strong.", choices="r2l.training.augment:AUGMENTATIONS"
-    )
+    augmentation: str = _training("none", "{}.", choices=("none", "weak", "strong"))
     check_val_every_n_epoch: int = _training(1, "Validate after so many epochs.", least=1)
     num_workers: int = _training(0, "Processes that load data; 0 loads in this one.", least=0)
     accelerator: str = _training("auto", "auto, cpu, gpu and others of Lightning.")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from r2l.training import fit, make_classifier
-from r2l.training.augment import make_augment
 from r2l.training.checkpoints import seeded
+from r2l.training.module import make_augment
 from tests.test_training import Shades
 
 

@@ -23,8 +23,7 @@ from r2l.options import FIELDS, TASK_OF, Options, resolve_options
 from r2l.rawfile import write_dng
 from r2l.training import fit, make_classifier
 from r2l.training.components import _FEW, make_folds, open_components, open_data
-from r2l.training.crossval import FoldTrainer
-from r2l.training.experiment import experiment
+from r2l.training.experiment import FoldTrainer, experiment
 from r2l.training.metrics import summarise_folds
 from r2l.training.module import RawToLogits
 from r2l.training.run_folder import run_folder

@@ -23,9 +23,10 @@ from r2l.isp import StaticISP, load_isp, save_isp
 from r2l.isp.saving import SavedModuleError
 from r2l.options import Options
 from r2l.rawfile import RawFrame, read_raw, write_dng
-from r2l.training import crossval
 from r2l.training import experiment as experiment_module
+from r2l.training import export
 from r2l.training.checkpoints import Keeper
+from r2l.training.experiment import FoldTrainer
 from r2l.training.loading import FrameError, SavedModel
 from r2l.training.predict import Trained, predict, predict_matrix
 from r2l.training.saving import About, load_model, load_norm, save_model
@@ -437,7 +438,7 @@ class _Power(Exception):
 @pytest.mark.parametrize("cut", ["", "in training", "after it"])
 def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
     monkeypatch.chdir(tmp_path)
-    original, answers = crossval.epoch_numbers, crossval.FoldTrainer._answers
+    original, answers = export.epoch_numbers, FoldTrainer._answers
 
     def cut_once(moment):
         if cut == moment and not (tmp_path / "cut").exists():
@@ -455,8 +456,8 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
         return answers(*arguments)
 
     states = []
-    monkeypatch.setattr(crossval, "epoch_numbers", numbers)
-    monkeypatch.setattr(crossval.FoldTrainer, "_answers", late)
+    monkeypatch.setattr(export, "epoch_numbers", numbers)
+    monkeypatch.setattr(FoldTrainer, "_answers", late)
     save = Keeper.on_train_epoch_end
 
     def look(self, trainer, module):

@@ -14,7 +14,6 @@ offer_late(
     {
         "r2l.datasets.splits": ["Fold", "group_folds"],
         "r2l.training.adversarial": ["Adversary"],
-        "r2l.training.augment": ["AUGMENTATIONS"],
         "r2l.training.fit": ["fit"],
         "r2l.training.metrics": ["TASKS", "scores"],
         "r2l.training.models": [

@@ -1,6 +1,6 @@
 """The parts of an experiment, by its options: data and folds, processor and task model, made or loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -88,6 +88,28 @@ def make_folds(data: Frames, options: Options) -> list[Fold]:
     parts = max(2, min(round(1 / share), len(np.unique(groups))))
     larger, smaller = group_folds(labels, groups, parts, options.seed)[0]
     return [Fold(larger, smaller) if options.train_size >= 0.5 else Fold(smaller, larger)]
+
+
+def about_data(data: Frames, folds: list[Fold], options: Options) -> Iterator[str]:
+    """Yield in lines what there is to train on."""
+    camera, (height, width) = data.camera, data.shape
+    classes = f", {len(data.classes)} classes" if data.classes else ""
+    number = "1 split" if len(folds) == 1 else f"{len(folds)} folds"
+    number += "" if options.fold is None else f", number {options.fold} alone"
+    yield (
+        f"{options.dataset}: {len(data)} images of {height} x {width}, {data.task}{classes}; {number} "
+        f"({len(folds[0].train)} to train, {len(folds[0].test)} to validate)"
+    )
+    balance = " ".join(f"{gain:.4g}" for gain in camera.white_balance)
+    whose = "each file's own scaled to its" if options.own_colours else "its"
+    yield f"camera {camera.name}, {camera.cfa.name}, {whose} white balance {balance}"
+    if data.skipped:
+        yield f"{len(data.skipped)} left out as broken: {'; '.join(data.skipped)}"
+    if data.task == "classification" and len(folds) > 1:
+        counts = np.bincount(data.labels, minlength=len(data.classes)).tolist()
+        few = [f"{c} ({n})" for c, n in zip(data.classes, counts, strict=True) if n < len(folds)]
+        if few:
+            yield f"fewer images than folds, so that some folds don't test them: {', '.join(few)}"
 
 
 @dataclass(frozen=True)

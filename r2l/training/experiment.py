@@ -1,26 +1,52 @@
 """The experiment behind `r2l train`: folds, training, answers, records; and going on after a kill."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import copy
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
 
-from r2l.datasets import Frames
+from r2l.datasets import Frames, develop_views
 from r2l.datasets.splits import Fold
 from r2l.files import write_csv
+from r2l.isp import StaticISP, save_isp
+from r2l.isp.grammar import open_pipelines
+from r2l.isp.saving import can_be_saved
+from r2l.isp.static import pipeline_code
 from r2l.options import Options, resolve_options
-from r2l.training import metrics
-from r2l.training.components import Say, make_folds, open_components, open_data
-from r2l.training.crossval import FoldTrainer
-from r2l.training.metrics import describe_scores, fold_scores, per_class, summarise_folds
-from r2l.training.models import n_outputs
-from r2l.training.predict import device_of
+from r2l.training.adversarial import Adversary
+from r2l.training.checkpoints import mixed_seed
+from r2l.training.components import (
+    UNKNOWN,
+    Components,
+    Say,
+    about_data,
+    build_model,
+    make_folds,
+    open_components,
+    open_data,
+)
+from r2l.training.export import BestEpoch, MetricTracker, StageTracker
+from r2l.training.fit import Model
+from r2l.training.folds import image_batches, train_fold
+from r2l.training.metrics import describe_scores, fold_scores, per_class, scores, summarise_folds
+from r2l.training.models import channel_statistics, n_outputs
+from r2l.training.module import RawToLogits
+from r2l.training.predict import Trained, device_of, predict, predict_matrix
 from r2l.training.run_folder import TESTED, RunFolder, run_folder
-from r2l.training.tracking import Run, TrackingError, open_client, store_address, track
+from r2l.training.saving import About, save_model, save_norm
+from r2l.training.tracking import Run, TrackingError, open_client, resolve, store_address, track
+
+# Options that `fit` takes under the same names.
+_OF_FIT = ("epochs", "batch_size", "lr", "processor_lr", "weight_decay", "num_workers", "augmentation")
+_OF_FIT += ("freeze_processor", "accelerator", "precision", "gradient_clip_val")
 
 
 @dataclass(frozen=True)
@@ -58,11 +84,12 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
     data = open_data(options, progress)
     folds = make_folds(data, options)
     numbers = range(len(folds)) if options.fold is None else [options.fold]
-    for line in (*lines, *_about(data, folds, options)):
+    for line in (*lines, *about_data(data, folds, options)):
         say(line)
     open_client(options.tracking_uri)  # likewise
     components = open_components(options, data, say)
-    with run_folder(options, data.fingerprint()) as folder, _record(options, data, folder, say) as run:
+    with run_folder(options, data.fingerprint()) as folder, ExitStack() as stack:
+        run = _record(options, data, folder, say, stack)
         # Of a resumed run too: the process before may have been killed just before.
         run.values(data.camera.to_dict(), "camera.json")
         trainer = FoldTrainer(options, data, components, progress)
@@ -79,100 +106,242 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
                 table = folder.finish_fold(number, table)
             say(f"fold {number}: {describe_scores(table, len(data.classes))}")
             tables[number] = table
-        outcome = _conclude(data, tables, run, folder)
-    for line in _closing(options, data, folder, outcome):
+        outcome, lines = _conclude(options, data, tables, run, folder)
+    for line in lines:
         say(line)
     return outcome
 
 
-def _about(data: Frames, folds: list[Fold], options: Options) -> Iterator[str]:
-    camera, (height, width) = data.camera, data.shape
-    classes = f", {len(data.classes)} classes" if data.classes else ""
-    number = "1 split" if len(folds) == 1 else f"{len(folds)} folds"
-    number += "" if options.fold is None else f", number {options.fold} alone"
-    yield (
-        f"{options.dataset}: {len(data)} images of {height} x {width}, {data.task}{classes}; {number} "
-        f"({len(folds[0].train)} to train, {len(folds[0].test)} to validate)"
-    )
-    balance = " ".join(f"{gain:.4g}" for gain in camera.white_balance)
-    whose = "each file's own scaled to its" if options.own_colours else "its"
-    yield f"camera {camera.name}, {camera.cfa.name}, {whose} white balance {balance}"
-    if data.skipped:
-        yield f"{len(data.skipped)} left out as broken: {'; '.join(data.skipped)}"
-    if data.task == "classification" and len(folds) > 1:
-        counts = np.bincount(data.labels, minlength=len(data.classes)).tolist()
-        few = [f"{c} ({n})" for c, n in zip(data.classes, counts, strict=True) if n < len(folds)]
-        if few:
-            yield f"fewer images than folds, so that some folds don't test them: {', '.join(few)}"
-
-
-@contextmanager
-def _record(options: Options, data: Frames, folder: RunFolder, say: Say) -> Iterator[Run]:
+def _record(options: Options, data: Frames, folder: RunFolder, say: Say, stack: ExitStack) -> Run:
     """Open the record of a run, an interrupted one's again if it is still there."""
-    known = folder.note.get("run_id")
-    if folder.resumed and known:
+    if known := folder.resumed and folder.note.get("run_id"):
         done = sum(folder.answers(n) is not None for n in range(options.n_splits))
         say(
             f"going on with the run in {folder.path}, {done} of {options.n_splits} folds finished "
             "(--no_resume begins a new one)"
         )
-        again = track(options.experiment_name, store=options.tracking_uri, run_id=known)
-        with ExitStack() as stack:
-            try:
-                run = stack.enter_context(again)
-            except TrackingError:
-                say(f"its record {known} is not in the store any more: a new one")
-            else:
-                yield run
-                return
+        try:
+            again = track(options.experiment_name, store=options.tracking_uri, run_id=known)
+            return stack.enter_context(again)
+        except TrackingError:
+            say(f"its record {known} is not in the store any more: a new one")
     settings = asdict(options) | {"images": len(data), "resolved_task": data.task}
-    tags = {"r2l.folder": str(folder.path.resolve())}
-    about = options.run_name, settings | {"skipped": len(data.skipped)}, tags
-    with track(options.experiment_name, *about, options.tracking_uri) as run:
-        folder.keep(run_id=run.run_id, folds={})
-        yield run
+    settings["skipped"], tags = len(data.skipped), {"r2l.folder": str(folder.path.resolve())}
+    new = track(options.experiment_name, options.run_name, settings, tags, options.tracking_uri)
+    run = stack.enter_context(new)
+    folder.keep(run_id=run.run_id, folds={})
+    return run
 
 
-def _conclude(data: Frames, tables: dict[int, pd.DataFrame], run: Run, folder: RunFolder) -> Outcome:
-    scores = pd.concat(
-        [fold_scores(t, len(data.classes)).assign(fold=n) for n, t in tables.items()], ignore_index=True
-    )
-    predictions = pd.concat(tables.values(), ignore_index=True)
-    tested = [t for n in tables if (t := folder.answers(n, TESTED)) is not None]
-    for row in scores.to_dict("records"):
+def _conclude(
+    options: Options, data: Frames, tables: dict[int, pd.DataFrame], run: Run, folder: RunFolder
+) -> tuple[Outcome, list[str]]:
+    """Record what came out of all folds; return it, and what is to be said of it."""
+    n_classes, layout = len(data.classes), {"float_format": "{:.4g}".format}
+    rows = [fold_scores(t, n_classes).assign(fold=n) for n, t in tables.items()]
+    folds, answers = pd.concat(rows, ignore_index=True), pd.concat(tables.values(), ignore_index=True)
+    for row in folds.to_dict("records"):
         prefix = f"{row.pop('processing')}." if "processing" in row else ""
         run.metrics({prefix + k: v for k, v in row.items() if k != "fold"}, step=row["fold"])
-    run.table(scores, "scores.csv")
-    run.table(summarise_folds(scores), "summary.csv")
-    run.table(predictions, "predictions.csv")
-    write_csv(scores, folder.path / "scores.csv")
-    under = pd.concat(tested, ignore_index=True) if tested else None
-    if under is not None:
-        table = metrics.scores(under, len(data.classes) or None, by="test")
+    summary = summarise_folds(folds)
+    for name, table in {"scores": folds, "summary": summary, "predictions": answers}.items():
+        run.table(table, f"{name}.csv")
+    write_csv(folds, folder.path / "scores.csv")
+    lines = ["\n" + summary.to_string(index=False, **layout) + "\n"]
+    several = data.task == "classification" or n_outputs(data.task, n_classes) > 1
+    if several and not options.adv_training:
+        lines.append(per_class(answers, data.classes).to_string(**layout) + "\n")
+    parts = [t for n in tables if (t := folder.answers(n, TESTED)) is not None]
+    tested = pd.concat(parts, ignore_index=True) if parts else None
+    if tested is not None:
+        table = scores(tested, n_classes or None, by="test")
         run.table(table, "tested_scores.csv", index=True)
         for code, row in table.drop(columns="images").iterrows():
             run.metrics({f"test.{code}.{name}": value for name, value in row.items()})
-    return Outcome(run.run_id, folder.path, scores, predictions, under)
-
-
-def _closing(options: Options, data: Frames, folder: RunFolder, outcome: Outcome) -> Iterator[str]:
-    layout: dict[str, Any] = {"float_format": "{:.4g}".format}
-    yield "\n" + summarise_folds(outcome.scores).to_string(index=False, **layout) + "\n"
-    several = data.task == "classification" or n_outputs(data.task, len(data.classes)) > 1
-    if several and not options.adv_training:
-        yield per_class(outcome.predictions, data.classes).to_string(**layout) + "\n"
-    if outcome.tested is not None:
-        table = metrics.scores(outcome.tested, len(data.classes) or None, by="test")
-        yield "under the test pipelines:\n" + table.to_string(**layout) + "\n"
+        lines.append("under the test pipelines:\n" + table.to_string(**layout) + "\n")
     if options.splits == "published" and options.n_splits > 1:
-        yield "the splits overlap and share groups, as published: the scores are too good"
-    yield f"run {outcome.run_id} in {store_address(options.tracking_uri)}; folder {outcome.folder}"
+        lines.append("the splits overlap and share groups, as published: the scores are too good")
+    lines.append(f"run {run.run_id} in {store_address(options.tracking_uri)}; folder {folder.path}")
     if options.log_model:
         number, record = next(iter(folder.note["folds"].items()))
         again = f"--processor_uri runs:/{record}/processor --classifier_uri runs:/{record}/model"
         if options.output_norm != "none":
             # What lies between the two comes with both only.
             again = f"--state_dict_uri runs:/{record} --output_norm {options.output_norm}"
-        yield f"fold {number} again: {again} --n_splits {options.n_splits} --fold {number}"
+        lines.append(f"fold {number} again: {again} --n_splits {options.n_splits} --fold {number}")
         output = "masks" if data.task == "segmentation" else "answers.csv"
-        yield f"fold {number} in use: r2l predict runs:/{record} PHOTOS -o {output}"
+        lines.append(f"fold {number} in use: r2l predict runs:/{record} PHOTOS -o {output}")
+    return Outcome(run.run_id, folder.path, folds, answers, tested), lines
+
+
+@dataclass
+class FoldTrainer:
+    """Trains the folds of one experiment, of resolved options and raw frames."""
+
+    options: Options
+    data: Frames
+    components: Components
+    progress: bool = True
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the processing stays as it is, so that images can be developed once for all."""
+        frozen = self.options.freeze_processor or self.components.mode in ("static", "none")
+        return frozen and not self.options.adv_training
+
+    @cached_property
+    def images(self) -> Frames:
+        """All images as the initial processor develops them."""
+        on_gpu = self.options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        mode, device = self.components.mode, "cuda" if on_gpu else "cpu"
+        pipelines = {mode: self.components.processor}
+        return develop_views(self.data, pipelines, device=device, progress=self.progress).view(mode)
+
+    def run(self, number: int, fold: Fold, record: Run, folder: Path) -> pd.DataFrame:
+        """Train one fold and return the answers to its validation images, one row each.
+
+        Checkpoints and, if asked for, models go to ``folder``, all else to ``record``.
+        """
+        seed = mixed_seed(self.options.seed, number)
+        if self.options.adv_training:
+            model, description = self._model(fold, self.images)
+            trained, table = self._train_adversary(model, fold, seed, record, folder)
+        else:
+            data = self.images if self.fixed else self.data
+            model, description = self._model(fold, data)
+            best = BestEpoch()
+            callbacks = [best, *self._callbacks(fold, record)]
+            trained = self._train(data, fold, seed, folder / "checkpoint", model, callbacks)
+            table = self._answers(trained, data, fold)
+            if best.epoch is not None and best.epoch < self.options.epochs - 1:
+                # Beside the last, whose answers count: this one was chosen by the validation images.
+                earlier = copy.deepcopy(trained)
+                earlier.load_state_dict(best.weights)
+                self._keep(earlier, description, record, folder / "best")
+        table = table.assign(fold=number)
+        self._keep(trained, description, record, folder)
+        record.table(table, "predictions.csv")
+        if self.options.tested_codes:
+            self._test(trained, fold, number, record, folder)
+        for row in fold_scores(table, len(self.data.classes)).to_dict("records"):
+            prefix = f"{row.pop('processing')}." if "processing" in row else "final."
+            record.metrics({prefix + name: value for name, value in row.items()})
+        return table
+
+    def _train_adversary(
+        self, model: Model, fold: Fold, seed: int, record: Run, folder: Path
+    ) -> tuple[RawToLogits, pd.DataFrame]:
+        """Train the task model, if none was loaded, then search the processing under which it fails."""
+        options = self.options
+        if self.components.model is None:
+            own = [MetricTracker(record, "task_model.")]  # it has curves of its own
+            checkpoint = folder / "checkpoint_model"
+            model = self._train(self.images, fold, seed, checkpoint, model, own, freeze_model=False).model
+        adversary = Adversary(options.adv_aux_weight, options.adv_aux_loss, options.adversarial_parameters)
+        settings = {"callbacks": self._callbacks(fold, record), "adversary": adversary}
+        trained = self._train(self.data, fold, seed, folder / "checkpoint", model, **settings)
+        original = RawToLogits(model, trained.reference, task=self.data.task)
+        tables = [
+            self._answers(module, self.data, fold).assign(processing=name)
+            for name, module in (("original", original), ("adversarial", trained))
+        ]
+        return trained, pd.concat(tables, ignore_index=True)
+
+    def _model(self, fold: Fold, data: Frames) -> tuple[Model, dict[str, Any]]:
+        """Return the task model to begin with, or what makes it, and how it is described."""
+        components = self.components
+        if components.model is not None:
+            return components.model, dict(components.description)
+        if components.mode == "neural_network" and components.fresh and not self.fixed:
+            statistics = UNKNOWN
+        else:
+            processor = None if data.raw is None else components.processor.eval()
+            statistics = channel_statistics(image_batches(data, fold.train, processor))
+        targets = self.data.truth[fold.train] if self.data.task == "regression" else None
+        return build_model(self.options, self.data, *statistics, targets)
+
+    def _train(
+        self,
+        data: Frames,
+        fold: Fold,
+        seed: int,
+        checkpoint: Path,
+        model: Model,
+        callbacks: list[Callback],
+        **special: Any,
+    ) -> RawToLogits:
+        """Train on raw frames, or on images that are ready, as the options and ``special`` settings say."""
+        options, components = self.options, self.components
+        settings = {name: getattr(options, name) for name in _OF_FIT} | {
+            "processor": None if data.raw is None else components.processor,
+            "output_norm": options.output_norm if components.norm is None else components.norm,
+            "freeze_model": options.freeze_classifier,
+            "validate_every": options.check_val_every_n_epoch,
+            "checkpoint": checkpoint,
+            "callbacks": callbacks,
+            "progress": self.progress,
+        }
+        return train_fold(data, fold, model, seed, validate=True, **settings | special)
+
+    def _callbacks(self, fold: Fold, record: Run) -> list[Callback]:
+        options = self.options
+        if not (options.track_processing or options.track_predictions):
+            return [MetricTracker(record)]
+        tracker = StageTracker(
+            record,
+            # Raw frames, also where training sees images that are ready.
+            self.data.subset(fold.test),
+            n_images=options.track_n_images,
+            every_epoch=options.track_every_epoch,
+            images=options.track_processing,
+            gradients=options.track_processing_gradients,
+            tensors=options.track_save_tensors,
+            predictions=options.track_predictions,
+            differences=options.adv_training and options.adv_track_differences,
+            processor=self.components.processor if self.fixed else None,
+        )
+        return [MetricTracker(record), tracker]
+
+    def _answers(self, module: RawToLogits, data: Frames, fold: Fold) -> pd.DataFrame:
+        how = {name: getattr(self.options, name) for name in ("batch_size", "accelerator")}
+        table = predict(module, {self.components.mode: data.subset(fold.test)}, **how)
+        return table.assign(name=self.data.names[table["image"].to_numpy()])
+
+    def _test(self, trained: RawToLogits, fold: Fold, number: int, record: Run, folder: Path) -> None:
+        """Ask the task model about the validation images as each of the test pipelines develops them."""
+        isp, options = self.components.processor, self.options
+        name = options.pipeline or self.components.mode
+        if isinstance(isp, StaticISP) and not options.pipeline:
+            name = pipeline_code(isp.demosaic, isp.sharpening, isp.denoising)
+        # The other images are another fold's, and need not be developed.
+        frames = self.data.take(fold.test)
+        model = Trained(trained, name, np.arange(len(frames)), options.seed, number)
+        fetch = partial(resolve, store=options.tracking_uri)
+        isps = open_pipelines(options.tested_codes, frames.camera, fetch=fetch)
+        table = predict_matrix([model], frames, isps, batch_size=options.batch_size, progress=False)
+        image = fold.test[table["image"]]
+        table = table.assign(image=image, name=self.data.names[image])
+        write_csv(table, folder / TESTED)
+        record.table(table, TESTED)
+
+    def _keep(self, trained: RawToLogits, description: dict[str, Any], record: Run, folder: Path) -> None:
+        """Save processor and task model where the options say."""
+        options, data, processor = self.options, self.data, trained.processor
+        if isinstance(processor, nn.Identity):
+            processor = self.components.processor
+        how = options.own_colours, options.lens_corrections
+        about = About(data.task, tuple(data.classes), data.camera, data.shape, *how)
+        description = {**description, **about.to_dict()}
+
+        def save(home: Path) -> None:
+            save_model(description, trained.model, home / "model")
+            if can_be_saved(processor):
+                save_isp(processor, home / "processor")
+            if isinstance(trained.norm, nn.BatchNorm2d):
+                save_norm(trained.norm, home)
+
+        if options.save_locally:
+            save(folder)
+        if options.log_model:
+            with record.files() as home:
+                save(home / ("best" if folder.name == "best" else ""))

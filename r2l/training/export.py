@@ -54,6 +54,30 @@ class MetricTracker(Callback):
             self.run.metrics(numbers, step=trainer.current_epoch)
 
 
+class BestEpoch(Callback):
+    """Keeps the weights of the epoch with the lowest loss on the validation images, on the CPU."""
+
+    def __init__(self) -> None:
+        self.epoch: int | None = None
+        self.loss, self.weights = float("inf"), {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep them if they are the best so far."""
+        loss = epoch_numbers(trainer).get("val_loss", float("inf"))
+        if loss < self.loss:
+            self.epoch, self.loss = trainer.current_epoch, loss
+            state = pl_module.state_dict()
+            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint is to hold."""
+        return {"epoch": self.epoch, "loss": self.loss, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up again."""
+        vars(self).update(state_dict)
+
+
 class StageTracker(Callback):
     """Writes what the ISP makes of a few images, and what the loss wants changed in it, to a run.
 

@@ -23,10 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from r2l.datasets.frames import Frames
 from r2l.progress import progress_bar, quiet_lightning
 from r2l.training.adversarial import Adversary
-from r2l.training.augment import make_augment
 from r2l.training.checkpoints import Keeper, Shuffled, check_settings, read_last, seeded, settings_of
 from r2l.training.metrics import Loss
-from r2l.training.module import RawToLogits, frames_of
+from r2l.training.module import RawToLogits, frames_of, make_augment
 
 # A learned processor measures its units on at most so many.
 _CALIBRATION_FRAMES = 16

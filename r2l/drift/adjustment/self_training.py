@@ -24,7 +24,7 @@ from r2l.drift.adjustment.objectives import (
     probabilities,
 )
 from r2l.training import RawToLogits
-from r2l.training.augment import make_augment
+from r2l.training.module import make_augment
 
 _RELIABLE = 0.4  # EATA and SAR: answers of less than this part of the largest entropy
 # EATA: most likeness (cosine) to the mean answer, as published for ten classes; weight of what keeps the
