@@ -156,7 +156,7 @@ def test_a_local_store_is_listed_as_mlflow_lists_it(tracked, store, monkeypatch)
     records = Records(store)
     by_sql = records.table()
     assert "client" not in vars(records), "mlflow is not asked"
-    monkeypatch.setattr("r2l.training.tracking.records.sqlite_path", lambda address: None)
+    monkeypatch.setattr("r2l.training.tracking.store.sqlite_path", lambda address: None)
     by_mlflow = records.table()
     assert len(by_sql) >= 3
     assert by_sql["train_loss"].notna().any()

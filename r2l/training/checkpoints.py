@@ -112,6 +112,20 @@ class Keeper(Checkpoint):
     def __init__(self, folder: Path, loader: Shuffled, settings: Mapping[str, Any]) -> None:
         self.folder, self.loader, self.settings = folder, loader, settings
         self.states: dict[str, Any] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def last(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return as `read_last`; a ValueError names the settings in which that run and this one differ."""
+        found = read_last(self.folder)
+        kept = self.settings if found is None else found[1]["settings"]
+        pairs = {name: (kept.get(name), self.settings.get(name)) for name in {**kept, **self.settings}}
+        differing = [f"{name} was {was!r}, is {now!r}" for name, (was, now) in pairs.items() if was != now]
+        if differing:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings: {'; '.join(differing)}. Give another "
+                "folder, remove this one to start afresh, or take its settings to go on"
+            )
+        return found
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -179,22 +193,10 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def check_settings(folder: Path, checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless a checkpoint is of a run of these settings; it names those that differ."""
-    kept = checkpoint["settings"]
-    pairs = {name: (kept.get(name), settings.get(name)) for name in {**kept, **settings}}
-    differing = [f"{name} was {was!r}, is {now!r}" for name, (was, now) in pairs.items() if was != now]
-    if differing:
-        raise ValueError(
-            f"{folder} holds a run with other settings: {'; '.join(differing)}. Give another folder, "
-            "remove this one to start afresh, or take its settings to go on"
-        )
-
-
 def settings_of(
     module: "RawToLogits", data: Dataset, validation: Dataset | None, trainer: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return as plain values what tells one run in a folder from another; see `check_settings`."""
+    """Return as plain values what tells one run in a folder from another; see `Keeper.last`."""
     return {
         "task": module.task.name,
         "loss": _plain(module.loss),

@@ -1,7 +1,6 @@
 """The parts of an experiment, by its options: data and folds, processor and task model, made or loaded."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -137,15 +136,15 @@ class Components:
 
 def open_components(options: Options, data: Frames, say: Say) -> Components:
     """Return processor and task model, made or fetched and loaded, and checked against the data."""
-    with ExitStack() as stack:
-        cache = None  # without one, what was fetched is gone when all is loaded
-        if not options.cache_downloaded_models:
-            cache = stack.enter_context(TemporaryDirectory(prefix="r2l-"))
-
-        def fetch(uri: str) -> Path:
-            return resolve(uri, options.tracking_uri, cache)
-
+    with TemporaryDirectory(prefix="r2l-") as folder:
+        # Without a cache, what was fetched is gone when all is loaded.
+        cache = None if options.cache_downloaded_models else folder
+        fetch = partial(resolve, store=options.tracking_uri, cache=cache)
         components = _load_components(options, data, fetch, say)
+    if components.norm is not None and options.output_norm != "batch":
+        # Without it the task model would see other images than those it was trained on.
+        uri = options.state_dict_uri or options.classifier_uri
+        raise ValueError(f"{uri} was trained with --output_norm batch; give that here too")
     if components.model is not None:
         say(
             "the task model was trained before: scores are of images it has not seen only in the fold that "
@@ -174,7 +173,6 @@ def _load_components(options: Options, data: Frames, fetch: Callable[[str], Path
                 make, description = build_model(options, data, *UNKNOWN)
                 model = make()
             norm = load_state(both, processor, model)
-            _check_norm(norm, options.state_dict_uri, options)
             return Components(processor, False, model, description, norm)
         processor_uri, classifier_uri = str(both / "processor"), str(both / "model")
     processor = load_isp(fetch(processor_uri)) if processor_uri else None
@@ -190,15 +188,15 @@ def _load_components(options: Options, data: Frames, fetch: Callable[[str], Path
     network = description["arguments"].get("name", options.classifier_network)
     if network != options.classifier_network:
         say(f"{classifier_uri} holds a {network}: --classifier_network is not used")
-    _check_norm(norm, classifier_uri, options)
-    _check_model(model, components.processor, data, classifier_uri)
+    with torch.no_grad():
+        answer = model.eval()(components.processor.eval()(data.raw[:1]))
+    outputs, wanted = n_outputs(data.task, len(data.classes)), 4 if data.task == "segmentation" else 2
+    if answer.ndim != wanted or answer.shape[1] != outputs:
+        raise ValueError(
+            f"{classifier_uri}: a task model that answers with shape {tuple(answer.shape)}, but {data.task} "
+            f"of this data set needs {outputs} output{'s' if outputs > 1 else ''}"
+        )
     return replace(components, model=model, description=description, norm=norm)
-
-
-def _check_norm(norm: nn.BatchNorm2d | None, uri: str | None, options: Options) -> None:
-    if norm is not None and options.output_norm != "batch":
-        # Without it the task model would see other images than those it was trained on.
-        raise ValueError(f"{uri} was trained with --output_norm batch; give that here too")
 
 
 def _build_processor(options: Options, data: Frames, fetch: Callable[[str], Path]) -> nn.Module:
@@ -228,15 +226,3 @@ def build_model(
     name = segmenter if data.task == "segmentation" else options.classifier_network
     description = describe_model(name, data.task, len(data.classes), mean, std, targets)
     return partial(make_described, description, options.classifier_pretrained), description
-
-
-@torch.no_grad()
-def _check_model(model: nn.Module, processor: nn.Module, data: Frames, uri: str) -> None:
-    outputs = n_outputs(data.task, len(data.classes))
-    answer = model.eval()(processor.eval()(data.raw[:1]))
-    wanted = 4 if data.task == "segmentation" else 2
-    if answer.ndim != wanted or answer.shape[1] != outputs:
-        raise ValueError(
-            f"{uri}: a task model that answers with shape {tuple(answer.shape)}, but {data.task} of "
-            f"this data set needs {outputs} output{'s' if outputs > 1 else ''}"
-        )

@@ -4,6 +4,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,6 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
 from r2l.files import atomic_path, to_uint8
@@ -123,8 +123,8 @@ class StageTracker(Callback):
         if n_images < 1 or len(data) == 0:
             raise ValueError(f"nothing to track: {n_images} images of {len(data)}")
         self.run, self.every_epoch, self.processor = run, every_epoch, processor
-        self.images, self.gradients = images, gradients
-        self.tensors, self.predictions, self.differences = tensors, predictions, differences
+        self.images, self.gradients, self.tensors = images, gradients, tensors
+        self.predictions, self.differences = predictions, differences
         with seeded(0):  # for transforms that draw
             items = [data[i] for i in range(min(n_images, len(data)))]
         self.numbers = [item.get("meta", {}).get("image", i) for i, item in enumerate(items)]
@@ -191,24 +191,16 @@ def _save_strip(images: Tensor, path: Path, signed: bool = False) -> None:
     Image.fromarray(np.ascontiguousarray(strip)).save(path, pnginfo=info)
 
 
-class _Developed(nn.Module):
-    """The ISP where there is none: images that come developed are its only stage."""
-
-    def stages(self, raw: Tensor) -> dict[str, Tensor]:
-        return {"image": raw}
-
-
 def _look(
     module: RawToLogits, isp: nn.Module, batch: dict[str, Any], gradients: bool
 ) -> dict[str, dict[str, Tensor]]:
     """Return stages, and gradients if asked for, by kind and by stage, on the CPU."""
-    isp = isp if hasattr(isp, "stages") else _Developed()
+    if not hasattr(isp, "stages"):  # images that come developed are the only stage
+        isp = SimpleNamespace(stages=lambda raw: {"image": raw})
     frames, targets = frames_of(batch), module.task.targets(batch)
 
     def loss(image: Tensor) -> Tensor:
-        if module.task.name == "segmentation" and image.shape[-2:] != frames.shape[-2:]:
-            image = F.interpolate(image, frames.shape[-2:], mode="bilinear")  # as in `develop`
-        outputs = module.task.check(module.model(module.norm(image)), targets)
+        outputs = module.task.check(module.model(module.norm(module.fitted(image, frames))), targets)
         return per_image(module.loss, outputs, targets).sum()
 
     if gradients:
@@ -325,6 +317,5 @@ def _captioned(picture: Image.Image, text: str) -> Image.Image:
     times = max(1, -(-_LEAST_WIDTH // picture.width))
     large = ImageOps.scale(picture, times, Image.Resampling.NEAREST)
     framed = ImageOps.expand(large, (0, _CAPTION, 0, 0), "white")
-    font = ImageFont.load_default(size=14)
-    ImageDraw.Draw(framed).text((4, 2), text, fill="black", font=font)
+    ImageDraw.Draw(framed).text((4, 2), text, fill="black", font=ImageFont.load_default(size=14))
     return framed

@@ -1,8 +1,4 @@
-"""The loop, on Lightning: `RawToLogits` holds what is trained, and `fit` trains it.
-
-A data set is anything with a length whose items are ``dict(raw or image; label, target or mask; meta)``; for
-``meta`` see `predict`.
-"""
+"""The loop, on Lightning: `RawToLogits` holds what is trained, and `fit` trains it."""
 
 import copy
 import math
@@ -23,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from r2l.datasets.frames import Frames
 from r2l.progress import progress_bar, quiet_lightning
 from r2l.training.adversarial import Adversary
-from r2l.training.checkpoints import Keeper, Shuffled, check_settings, read_last, seeded, settings_of
+from r2l.training.checkpoints import Keeper, Shuffled, seeded, settings_of
 from r2l.training.metrics import Loss
 from r2l.training.module import RawToLogits, frames_of, make_augment
 
@@ -119,10 +115,10 @@ def fit(
     Args:
         model: the task model, or a function without arguments that makes one. The function is called
             after seeding, so that the initial weights follow from ``seed``.
-        data: items ``dict(raw=(1, H, W) or image=(3, H, W))`` with ``label=int``, ``target=float`` or
-            (n,), or ``mask=(H, W)`` of 0 and 1, as the task is.
-        processor, task, loss, output_norm, adversary: see `RawToLogits`. A `ParametrizedISP` is calibrated.
-        lr, processor_lr, weight_decay, freeze_processor, freeze_model: see `RawToLogits`.
+        data: anything with a length and items ``dict(raw=(1, H, W) or image=(3, H, W))`` with ``label=int``,
+            ``target=float`` or (n,), or ``mask=(H, W)`` of 0 and 1, as the task is; ``meta`` as in `predict`.
+        processor, task, loss, output_norm, adversary, lr, processor_lr, weight_decay, freeze_processor,
+            freeze_model: see `RawToLogits`. A `ParametrizedISP` is calibrated.
         validation: as ``data``; its loss and measure enter the history.
         batch_size: images a step (on each device).
         seed: of initial weights, order of the images, augmentation and dropout, 0 or more.
@@ -191,13 +187,13 @@ def fit(
         )
         options = {"max_epochs": epochs, "check_val_every_n_epoch": validate_every, **_QUIET, **trainer}
         options["callbacks"] = [counter, *(callbacks or [])]
+        settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+        settings |= {"augmentation": augmentation, "validate_every": validate_every}
         if checkpoint is None:
             L.Trainer(**options).fit(module, shuffled, ordered)
         else:
-            settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-            settings |= {"augmentation": augmentation, "validate_every": validate_every}
             settings |= settings_of(module, data, validation, trainer)
-            _resume(module, shuffled, ordered, counter, Path(checkpoint), settings, options)
+            _resume(module, shuffled, ordered, Keeper(Path(checkpoint), shuffled, settings), options)
     module.history = pd.DataFrame(counter.rows).rename_axis("epoch")
     module.trainer = None  # it holds on to the data
     return module.cpu().eval()
@@ -214,26 +210,20 @@ def _resume(
     module: RawToLogits,
     shuffled: Shuffled,
     ordered: DataLoader | None,
-    counter: _Epochs,
-    folder: Path,
-    settings: dict[str, Any],
+    keeper: Keeper,
     options: dict[str, Any],
 ) -> None:
     """Train with checkpoints, from the last one if there is one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = read_last(folder)
-    if kept is not None:
-        check_settings(folder, kept[1], settings)
-    if kept is None or kept[1]["epoch"] + 1 < settings["epochs"]:
-        callbacks = [*options["callbacks"], Keeper(folder, shuffled, settings)]
-        trainer = L.Trainer(**options | {"enable_checkpointing": True, "callbacks": callbacks})
+    kept, callbacks = keeper.last(), options["callbacks"]
+    if kept is None or kept[1]["epoch"] + 1 < options["max_epochs"]:
+        trainer = L.Trainer(**options | {"enable_checkpointing": True, "callbacks": [*callbacks, keeper]})
         path = None if kept is None else kept[0]
         trainer.fit(module, shuffled, ordered, ckpt_path=path, weights_only=True)
         # Processes that were spawned have kept the history for themselves.
-        kept = None if counter.rows else read_last(folder)
+        kept = None if callbacks[0].rows else keeper.last()
     if kept is not None:
         module.load_state_dict(kept[1]["state_dict"])
-        for callback in options["callbacks"]:
+        for callback in callbacks:
             if callback.state_key in kept[1]["callbacks"]:
                 callback.load_state_dict(kept[1]["callbacks"][callback.state_key])
 

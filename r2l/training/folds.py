@@ -1,10 +1,4 @@
-"""Training on folds of frames in memory: the one loop behind matrix, experiment and adjustment.
-
-`train_models` trains one model for each pipeline, everything else equal: drift synthesis, the experiment of
-Oala et al., "Data Models for Dataset Drift Controls in Machine Learning With Optical Images", TMLR 2023. Its
-cells are comparable: folds keep groups whole, and are the same for every pipeline, as initial weights and
-order of images are; the answer to every image is kept (`predict_matrix`).
-"""
+"""Training on folds of frames in memory: the one loop behind matrix, experiment and adjustment."""
 
 import multiprocessing
 import os
@@ -100,9 +94,11 @@ def train_models(
     processes: int = 4,
     **settings: Any,
 ) -> list[Trained]:
-    """Train one model for each pipeline, fold and seed, to be tested by `predict_matrix`.
+    """Train one model for each pipeline, fold and seed, everything else equal, for `predict_matrix`.
 
-    Memory: twelve pipelines and five folds of a ResNet18 take 2.7 GB.
+    Drift synthesis, the experiment of Oala et al., "Data Models for Dataset Drift Controls in Machine
+    Learning With Optical Images", TMLR 2023. Folds keep groups whole, and are the same for every pipeline, as
+    initial weights and order of images are. Twelve pipelines and five folds of a ResNet18 take 2.7 GB.
 
     >>> from r2l.datasets import SyntheticMicroscopy
     >>> from r2l.drift import predict_matrix

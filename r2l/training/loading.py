@@ -116,8 +116,17 @@ class SavedModel(RawToLogits):
             why = f"labels of {frames.task}, and the model answers with {self.task.name}"
             raise FrameError("the data set", why, "Give data of its own kind (see --task)")
         named = frames.task == "classification" or len(self.classes) > 2  # not what an object is called
-        if named and frames.classes != self.classes:
-            frames = replace(frames, truth=self._renumbered(frames), classes=self.classes)
+        numbered = self.classes == tuple(map(str, range(len(frames.classes))))  # saved without names
+        if named and numbered:
+            frames = replace(frames, classes=self.classes)
+        elif named and frames.classes != self.classes:
+            if unknown := [name for name in frames.classes if name not in self.classes]:
+                why = f"the model knows only {', '.join(self.classes)}"
+                remedy = "Name the classes as it was trained with them"
+                raise FrameError(f"the classes {', '.join(unknown)}", why, remedy)
+            numbers = torch.tensor([self.classes.index(name) for name in frames.classes])
+            truth = numbers[frames.truth.long()].to(frames.truth.dtype)
+            frames = replace(frames, truth=truth, classes=self.classes)
         own, has = self.camera, frames.camera
         if all(getattr(own, n) == getattr(has, n) for n in ("name", "cfa", "black_level", "white_level")):
             return frames
@@ -125,17 +134,6 @@ class SavedModel(RawToLogits):
         truth, window = frames.truth, in_line(frames.shape, has.cfa, own.cfa)
         truth = truth[..., *window] if frames.task == "segmentation" else truth
         return replace(frames, raw=torch.stack(lined), truth=truth, camera=own)
-
-    def _renumbered(self, frames: Frames) -> Tensor:
-        numbered = self.classes == tuple(map(str, range(len(self.classes))))
-        if numbered and len(frames.classes) == len(self.classes):
-            return frames.truth  # saved without names
-        if unknown := [name for name in frames.classes if name not in self.classes]:
-            why = f"the model knows only {', '.join(self.classes)}"
-            remedy = "Name the classes as it was trained with them"
-            raise FrameError(f"the classes {', '.join(unknown)}", why, remedy)
-        numbers = torch.tensor([self.classes.index(name) for name in frames.classes])
-        return numbers[frames.truth.long()].to(frames.truth.dtype)
 
 
 def load(uri: str | Path, store: str | Path | None = None, trusted: Collection[str] = ()) -> SavedModel:
@@ -181,8 +179,7 @@ def _in_folder(folder: Path) -> dict[str, Path]:
         if len(folds) > 1:
             raise SavedModuleError(folder, "a run of several folds", f"Give one, such as {folds[0]}")
         folder = next(iter(folds), folder)
-    parts = {name: folder / name for name in ("processor", "model", NORM)}
-    there = {name: path for name, path in parts.items() if path.exists()}
+    there = {name: folder / name for name in ("processor", "model", NORM) if (folder / name).exists()}
     if missing := {"processor", "model"} - set(there):
         raise SavedModuleError(folder, f"no {' and no '.join(sorted(missing))} in it", _WHOLE)
     return there

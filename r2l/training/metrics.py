@@ -6,7 +6,6 @@ in training is the same for the three.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,8 @@ from r2l.files import choose
 Loss = Callable[..., Tensor]
 #: l2: mean squared difference; ssim: 1 - SSIM, 0 to 2; psnr: decibels of a peak of 1, where *more* is nearer.
 DISTANCES = ("l2", "ssim", "psnr")
+_NUMBERS = "make_regressor(name, n_targets) makes a model with as many outputs as targets"
+_LOGITS = "make_segmenter() makes a model with one logit a pixel, or one for each class"
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Task:
         key: where an item holds the truth: "label", "target" or "mask".
         loss: the default loss.
         answers: of outputs and targets: what is kept of each image, by the name of its column, (B,) each.
+        remedy: for a model whose outputs don't fit.
     """
 
     name: str
     key: str
     loss: Loss
     answers: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    remedy: str = ""
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
         """Return the truth of a batch: labels (B,), numbers (B, n), or masks (B, 1, H, W) of 0.0, 1.0, ..."""
@@ -68,15 +71,9 @@ class Task:
         if (outputs[:, :1] if several else outputs).shape != targets.shape:
             raise ValueError(
                 f"the model answers with shape {tuple(outputs.shape)}, but {self.name} has targets of shape "
-                f"{tuple(targets.shape)}; {_REMEDY[self.name]}"
+                f"{tuple(targets.shape)}; {self.remedy}"
             )
         return outputs
-
-
-_REMEDY = {
-    "regression": "make_regressor(name, n_targets) makes a model with as many outputs as targets",
-    "segmentation": "make_segmenter() makes a model with one logit a pixel, or one for each class",
-}
 
 
 def _entropy_dice(logits: Tensor, masks: Tensor, reduction: str = "mean") -> Tensor:
@@ -161,8 +158,8 @@ TASKS = {
     task.name: task
     for task in (
         Task("classification", "label", F.cross_entropy, _classified),
-        Task("regression", "target", F.mse_loss, _regressed),
-        Task("segmentation", "mask", _entropy_dice, _segmented),
+        Task("regression", "target", F.mse_loss, _regressed, _NUMBERS),
+        Task("segmentation", "mask", _entropy_dice, _segmented, _LOGITS),
     )
 }
 
@@ -217,71 +214,56 @@ def scores(
         by: column, or columns, that name the domain.
 
     Returns:
-        A frame indexed by the domain, in order of first appearance, with the scores and ``images`` (how
-        many).
+        A frame indexed by the domain, in order of first appearance: the scores, and how many ``images``.
 
     Raises:
         ValueError: a classification without ``n_classes``, or a table that `predict` did not make.
     """
-    if "intersection" in table:
-        measure = _segmentation
-    elif "intersection_0" in table:
-        measure = _several_classes
-    elif any(str(name).startswith("target") for name in table):
-        measure = _regression
-    elif "label" not in table:
+    if "label" not in table and not any(str(n).startswith(("intersection", "target")) for n in table):
         raise ValueError(f"no table of answers: columns {', '.join(map(str, table))}; predict() makes one")
-    elif n_classes is None:
+    if "label" in table and n_classes is None:
         raise ValueError("scores of a classification need n_classes, the number of classes")
-    else:
-        measure = partial(_classification, n_classes=n_classes)
-    rows = {domain: {**measure(part), "images": len(part)} for domain, part in table.groupby(by, sort=False)}
+    domains = table.groupby(by, sort=False)
+    rows = {domain: {**_measured(part, n_classes), "images": len(part)} for domain, part in domains}
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.names = [by] if isinstance(by, str) else by
     return frame
 
 
-def _classification(part: pd.DataFrame, n_classes: int) -> dict[str, float]:
-    pair = [torch.from_numpy(part[c].to_numpy(copy=True)) for c in ("prediction", "label")]
-    recall = multiclass_recall(*pair, n_classes, average=None)[pair[1].unique()]  # others have no images
-    return {
-        "accuracy": multiclass_accuracy(*pair, n_classes, average="micro").item(),
-        "balanced_accuracy": recall.mean().item(),
-        # Of classes that occur in neither answers nor labels none counts.
-        "macro_f1": multiclass_f1_score(*pair, n_classes, average="macro").item(),
-    }
-
-
-def _segmentation(part: pd.DataFrame) -> dict[str, float]:
-    intersection, union = int(part["intersection"].sum()), int(part["union"].sum())
-    empty = part[part["empty"]]
-    return {
-        "iou": intersection / union if union else float("nan"),
-        "dice": 2 * intersection / (union + intersection) if union else float("nan"),
-        "empty": len(empty),
-        "false_positives_on_empty": int(empty["false_positives"].sum()),
-    }
-
-
-def _several_classes(part: pd.DataFrame) -> dict[str, float]:
-    return {"iou": np.nanmean(_iou_of_classes(part)), "pixel_accuracy": part["pixel_accuracy"].mean()}
-
-
-def _iou_of_classes(part: pd.DataFrame) -> np.ndarray:
-    """Return the IoU of each class over all images, NaN of one that is not there and was not found."""
-    intersection, union = (
-        part.filter(regex=f"^{name}_").sum().to_numpy() for name in ("intersection", "union")
-    )
-    return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
-
-
-def _regression(part: pd.DataFrame) -> dict[str, float]:
+def _measured(part: pd.DataFrame, n_classes: int | None) -> dict[str, float]:
+    """Return the scores of one domain."""
+    if "intersection" in part:
+        intersection, union = int(part["intersection"].sum()), int(part["union"].sum())
+        empty = part[part["empty"]]
+        return {
+            "iou": intersection / union if union else float("nan"),
+            "dice": 2 * intersection / (union + intersection) if union else float("nan"),
+            "empty": len(empty),
+            "false_positives_on_empty": int(empty["false_positives"].sum()),
+        }
+    if "intersection_0" in part:
+        return {"iou": np.nanmean(_iou_of_classes(part)), "pixel_accuracy": part["pixel_accuracy"].mean()}
+    if "label" in part:
+        pair = [torch.from_numpy(part[c].to_numpy(copy=True)) for c in ("prediction", "label")]
+        recall = multiclass_recall(*pair, n_classes, average=None)[pair[1].unique()]  # others have no images
+        return {
+            "accuracy": multiclass_accuracy(*pair, n_classes, average="micro").item(),
+            "balanced_accuracy": recall.mean().item(),
+            # Of classes that occur in neither answers nor labels none counts.
+            "macro_f1": multiclass_f1_score(*pair, n_classes, average="macro").item(),
+        }
     prediction, target = (part.filter(regex=f"^{n}").to_numpy("float64") for n in ("prediction", "target"))
     return {
         "mae": float(np.abs(prediction - target).mean()),
         "rmse": float(np.square(prediction - target).mean() ** 0.5),
         "r2": float(r2_score(target, prediction)) if len(part) > 1 else float("nan"),
     }
+
+
+def _iou_of_classes(part: pd.DataFrame) -> np.ndarray:
+    """Return the IoU of each class over all images, NaN of one that is not there and was not found."""
+    intersection, union = (part.filter(regex=f"^{n}_").sum().to_numpy() for n in ("intersection", "union"))
+    return np.divide(intersection, union, out=np.full(len(union), np.nan), where=union > 0)
 
 
 def per_class(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

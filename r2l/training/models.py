@@ -13,8 +13,7 @@ from r2l.files import choose
 from r2l.training.networks import load_encoder_weights, make_network
 
 # Mean and standard deviation of ImageNet (RGB), what torchvision's ResNets are used to.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 #: Mean and standard deviation, of each channel or target.
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -34,8 +33,8 @@ class _Normalize(nn.Module):
             raise ValueError(f"expected 3 means and 3 stds (RGB), got {len(mean)} and {len(std)}")
         if min(std) <= 0:
             raise ValueError(f"std has to be positive, got {tuple(std)}")
-        self.register_buffer("mean", torch.tensor([*map(float, mean)]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([*map(float, std)]).view(1, 3, 1, 1))
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor([*map(float, values)]).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Map display RGB (B, 3, H, W) to roughly zero mean and unit variance, same shape."""
@@ -126,8 +125,7 @@ def make_regressor(
     """Return a fresh model of numbers: display RGB (B, 3, H, W) in [0, 1] to (B, n_targets).
 
     A classifier's network whose outputs are scaled by a third part, ``rescale``: it then starts near the
-    targets' mean and its steps are of the size of their spread, while outputs, targets and loss stay in
-    the targets' own units.
+    targets' mean, with steps of the size of their spread, while all else is in the targets' own units.
 
     >>> make_regressor("SmallResNet", target_mean=20.0)(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 1])

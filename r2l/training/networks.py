@@ -17,17 +17,14 @@ CLASSIFIERS = ("ResNet18", "ResNet34", "ResNet50", "SmallResNet")
 # Both answer in training with a second, auxiliary answer, unless told not to.
 _SINGLE = {n: {"aux_logits": False, "init_weights": True} for n in ("googlenet", "inception_v3")}
 # What fetching and reading can end in.
-_FAILURES = (
-    *(OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError),
-    *(pickle.UnpicklingError, SafetensorError),
-)
+_FAILURES = (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError)
+_FAILURES += (pickle.UnpicklingError, SafetensorError)
 _NO_WEIGHTS = "it has no ImageNet weights", "Take another or leave pretrained off"
 _FETCH = (
     "Fetch it on a machine that can by 'hf download {}' and copy Hugging Face's cache here (the folder in "
     "HF_HOME), or leave pretrained off"
 )
-# How long a server may take to answer.
-_PATIENCE_S = 10.0
+_PATIENCE_S = 10.0  # how long a server may take to answer
 
 
 class PretrainedWeightsError(R2LError, OSError):

@@ -29,6 +29,7 @@ from r2l.progress import progress_bar
 from r2l.training.module import RawToLogits
 
 _PRECISIONS = {"32-true": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+_BAR = {"desc": "testing", "unit": "image"}
 
 
 def predict(
@@ -92,7 +93,7 @@ def predict(
     with (
         on_device(module, device),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
-        _image_bar(sum(len(rows) for _, rows in held), progress) as bar,
+        progress_bar(total=sum(len(rows) for _, rows in held), disable=not progress, **_BAR) as bar,
     ):
         for (name, domain), (below, rows) in zip(domains.items(), held, strict=True):
             if isinstance(below, Frames):
@@ -105,10 +106,6 @@ def predict(
                 names = _gathered(meta, by) if name is None else name
             tables.append(pd.DataFrame(columns | {by: names}))
     return pd.concat(tables, ignore_index=True)
-
-
-def _image_bar(total: int, progress: bool) -> tqdm:
-    return progress_bar(total=total, desc="testing", unit="image", disable=not progress)
 
 
 def _underneath(data: Dataset | DataLoader) -> tuple[Dataset, np.ndarray]:
@@ -162,15 +159,15 @@ def predict_columns(
     indices = np.asarray(indices)
     if len(indices) == 0:
         raise ValueError(f"none of {len(frames)} images to ask about")
-    steps = (_rows(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size))
-    answers = _answers(module, map(frames.batch, steps), bar)[1]
+
+    def batch(rows: np.ndarray) -> dict[str, Any]:
+        # Neighbours are a slice, which is not copied.
+        together = (np.diff(rows) == 1).all()
+        return frames.batch(slice(int(rows[0]), int(rows[-1]) + 1) if together else torch.from_numpy(rows))
+
+    steps = (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
+    answers = _answers(module, map(batch, steps), bar)[1]
     return {"image": indices, "group": frames.groups[indices], **answers}
-
-
-def _rows(indices: np.ndarray) -> slice | Tensor:
-    # Neighbours are a slice, which is not copied.
-    together = len(indices) == indices[-1] - indices[0] + 1 and (np.diff(indices) == 1).all()
-    return slice(int(indices[0]), int(indices[-1]) + 1) if together else torch.from_numpy(indices)
 
 
 @torch.inference_mode()
@@ -266,7 +263,8 @@ def predict_matrix(
     frames = with_views(data, pipelines, variant=variant, progress=progress)
     views = {name: frames.view(name) for name in name_pipelines(pipelines)}
     parts = []
-    with _image_bar(sum(len(one.test) for one in models) * len(views), progress) as bar:
+    total = sum(len(one.test) for one in models) * len(views)
+    with progress_bar(total=total, disable=not progress, **_BAR) as bar:
         for trained in models:
             module = trained.module.without_processor()
             with on_device(module, device):

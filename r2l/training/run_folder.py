@@ -89,15 +89,16 @@ class RunFolder:
         """Keep the answers of a fold, which marks it as finished; return them as kept. Checkpoints go."""
         path = self.fold(number) / ANSWERED
         write_csv(predictions, path)
-        _drop_checkpoints(path.parent)
+        self.tidy()
         return read_csv(path)
 
     def tidy(self) -> None:
-        """Remove what a process that was killed had still to remove: it is of no use any more."""
+        """Remove what is of no use any more, also what a process that was killed had still to remove."""
         for partial in self.path.rglob(".*.????????.part"):  # see atomic_path
             partial.unlink()
         for answers in self.path.glob(f"fold_*/{ANSWERED}"):
-            _drop_checkpoints(answers.parent)
+            for checkpoints in answers.parent.glob("checkpoint*"):
+                shutil.rmtree(checkpoints)
 
 
 @contextmanager
@@ -122,21 +123,16 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
         at_work = f"another process is at work on this run ({parent / name})"
         raise ValueError(f"{at_work}; wait for it, or give another --run_name") from None
     with lock:
-        opened = _unfinished(parent, name) if options.resume else None
+        runs = _numbered(parent, name)
+        opened = _unfinished(runs) if options.resume else None
         if opened is None:
-            path = parent / f"{name}-{1 + max(_numbered(parent, name), default=0)}"
+            path = parent / f"{name}-{1 + max(runs, default=0)}"
             path.mkdir()
             opened = RunFolder(path, {}, resumed=False)
             opened.keep(key=key, options=counting, data=data, code=code, finished=False)
-        else:
-            opened.tidy()
+        opened.tidy()
         yield opened
         opened.keep(finished=True)
-
-
-def _drop_checkpoints(fold: Path) -> None:
-    for checkpoints in fold.glob("checkpoint*"):
-        shutil.rmtree(checkpoints)
 
 
 def _numbered(parent: Path, name: str) -> dict[int, Path]:
@@ -145,9 +141,9 @@ def _numbered(parent: Path, name: str) -> dict[int, Path]:
     return {int(end): path for end, path in ends.items() if re.fullmatch("[0-9]+", end)}
 
 
-def _unfinished(parent: Path, name: str) -> RunFolder | None:
-    """Return the newest run of this name that did not finish."""
-    for _, path in sorted(_numbered(parent, name).items(), reverse=True):
+def _unfinished(runs: dict[int, Path]) -> RunFolder | None:
+    """Return the newest run of a name, unless it finished."""
+    for _, path in sorted(runs.items(), reverse=True):
         try:
             note = json.loads((path / _NOTE).read_text("utf-8"))
         except (OSError, ValueError):

@@ -18,19 +18,8 @@ from urllib.parse import urlparse
 import pandas as pd
 
 from r2l.files import local_path
-from r2l.training.tracking.store import (
-    Tag,
-    TrackingError,
-    batches,
-    call,
-    check_sqlite,
-    experiment_id,
-    find_run,
-    open_client,
-    register_model,
-    sqlite_path,
-    store_address,
-)
+from r2l.training.tracking import store as stores
+from r2l.training.tracking.store import Tag, TrackingError, call
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,16 +46,16 @@ class Records:
     """
 
     def __init__(self, store: str | Path | None = None) -> None:
-        self.address = store_address(store)
-        if path := sqlite_path(self.address):
-            check_sqlite(path)
+        self.address = stores.store_address(store)
+        if path := stores.sqlite_path(self.address):
+            stores.check_sqlite(path)
         else:
             _ = self.client  # whether it answers is told at once
 
     @cached_property
     def client(self) -> MlflowClient:
         """Mlflow's client of the store, which takes seconds to import."""
-        return open_client(self.address, make=False)
+        return stores.open_client(self.address, make=False)
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of mlflow's client; errors as in `r2l.training.tracking.store.call`."""
@@ -79,7 +68,7 @@ class Records:
 
     def table(self) -> pd.DataFrame:
         """Return one row a run, the newest first: names, parent, status, start, data set, last metrics."""
-        if sqlite_path(self.address):
+        if stores.sqlite_path(self.address):
             # A tenth of the time that mlflow takes.
             runs, values = query(_RUNS, self.address), query(_METRICS, self.address)
             values["value"] = values["value"].mask(values["is_nan"].astype(bool))
@@ -168,11 +157,11 @@ def query(sql: str, store: str | Path | None = None) -> pd.DataFrame:
         ValueError: the store is no SQLite file, or the query is wrong (names the tables).
         TrackingError: there is no such file.
     """
-    address = store_address(store)
-    path = sqlite_path(address)
+    address = stores.store_address(store)
+    path = stores.sqlite_path(address)
     if path is None:
         raise ValueError(f"{address} is no SQLite file, so that SQL can't be asked of it")
-    check_sqlite(path)
+    stores.check_sqlite(path)
     read_only = f"{path.resolve().as_uri()}?mode=ro"
     with closing(sqlite3.connect(read_only, uri=True, timeout=20)) as connection:
         try:
@@ -259,7 +248,7 @@ def model_source(uri: str, store: str | Path | None = None) -> str:
 
 def _existing(records: Records, run_id: str, path: str) -> Path | None:
     """Where the artefact lies on this disk; None if it exists, but on a server."""
-    if not find_run(records.client, run_id):
+    if not stores.find_run(records.client, run_id):
         raise ValueError(f"no run {run_id} in {records.address}")
     if (local := records.local(run_id, path)) and local.exists():
         return local
@@ -287,10 +276,10 @@ def upload(
         TrackingError: either store can't be opened, or the target fails on the way.
         ValueError: both are the same.
     """
-    source, target = store_address(folder), store_address(store)
+    source, target = stores.store_address(folder), stores.store_address(store)
     if source == target:
         raise ValueError(f"{source} can't be uploaded to itself; name the server")
-    sending = _Upload(Records(source), open_client(target), progress)
+    sending = _Upload(Records(source), stores.open_client(target), progress)
     for run_id in reversed(sending.runs):  # the oldest first
         sending.run(run_id)
     return sending.now
@@ -310,7 +299,7 @@ class _Upload:
         there = run.data.tags.get(Tag.REMOTE_RUN)
         if run_id in self.now or run.data.tags.get(Tag.UPLOADED) == target:
             return self.now.get(run_id, there)
-        if not there or not find_run(self.client, there):
+        if not there or not stores.find_run(self.client, there):
             there = self._made(run)
         # At once, so that a second attempt goes on with this run instead of making another.
         self.source.call("set_tag", run_id, Tag.REMOTE_RUN, there)
@@ -328,7 +317,7 @@ class _Upload:
         tags = {Tag.PARENT: self.run(parent)} if parent in self.runs else {}
         experiment = self.source.call("get_experiment", run.info.experiment_id).name
         options = {"start_time": run.info.start_time, "run_name": run.info.run_name, "tags": tags}
-        there = experiment_id(self.client, experiment)
+        there = stores.experiment_id(self.client, experiment)
         return call(self.client, "create_run", there, **options).info.run_id
 
     def _contents(self, run: Any, there: str) -> None:
@@ -340,11 +329,11 @@ class _Upload:
         tags = [RunTag(k, v) for k, v in data.tags.items() if not k.startswith(own)]
         params = [Param(key, value) for key, value in data.params.items()]
         metrics = [m for key in data.metrics for m in self.source.call("get_metric_history", run_id, key)]
-        for batch in batches(tags=tags, params=params, metrics=metrics):
+        for batch in stores.batches(tags=tags, params=params, metrics=metrics):
             call(self.client, "log_batch", there, **batch)
         files = self.source.local(run_id, "")
         if files and files.is_dir():
             call(self.client, "log_artifacts", there, str(files))
         for key, wish in data.tags.items():
             if key.startswith(Tag.REGISTER):
-                register_model(self.client, there, **json.loads(wish))
+                stores.register_model(self.client, there, **json.loads(wish))

@@ -17,7 +17,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,16 +30,8 @@ from torch import Tensor, nn
 from r2l.files import csv_text
 from r2l.isp.saving import save_isp
 from r2l.training.saving import save_model
-from r2l.training.tracking.store import (
-    Tag,
-    TrackingError,
-    batches,
-    call,
-    experiment_id,
-    is_remote,
-    open_client,
-    register_model,
-)
+from r2l.training.tracking import store as stores
+from r2l.training.tracking.store import Tag, TrackingError, call
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,7 +51,7 @@ class _Sender:
         self._address, self._kept = client.tracking_uri, False
         # Of the store that is written to now.
         self._client, self._experiment = client, experiment
-        self._experiment_id = experiment_id(client, experiment)
+        self._experiment_id = stores.experiment_id(client, experiment)
         # By id as the caller knows it: name and tags of each run, and its id in the local store.
         self._opened: dict[str, tuple[str | None, dict[str, str]]] = {}
         self._local: dict[str, str] = {}
@@ -67,15 +60,14 @@ class _Sender:
         """Open a run again, or make one without an id; return the id by which it is known from then on."""
         if run_id:
             self._opened[run_id] = name, tags
-            self.send("update_run", run_id, status="RUNNING")
+            self.send(run_id, "update_run", status="RUNNING")
             return run_id
         run_id = self._sent_or_kept(lambda: self._made(name, tags))
         self._opened[run_id] = name, tags
-        if self._kept:
-            self._local[run_id] = run_id
+        self._local |= {run_id: run_id} if self._kept else {}
         return run_id
 
-    def send(self, method: str, run_id: str, *arguments: Any, **options: Any) -> None:
+    def send(self, run_id: str, method: str, *arguments: Any, **options: Any) -> None:
         """Call a method of mlflow's client whose first argument is a run; errors as in `call`."""
         self._sent_or_kept(lambda: call(self._client, method, self._here(run_id), *arguments, **options))
 
@@ -85,9 +77,9 @@ class _Sender:
 
         def registered() -> None:
             if self._kept:
-                self.send("set_tag", run_id, f"{Tag.REGISTER}.{name}", json.dumps(wish))
+                self.send(run_id, "set_tag", f"{Tag.REGISTER}.{name}", json.dumps(wish))
             else:
-                register_model(self._client, run_id, **wish)
+                stores.register_model(self._client, run_id, **wish)
 
         self._sent_or_kept(registered)
 
@@ -96,11 +88,11 @@ class _Sender:
         try:
             return action()
         except TrackingError as error:
-            if self._kept or not is_remote(self._address):
+            if self._kept or not stores.is_remote(self._address):
                 raise
             what, why, _ = error.args
-        self._kept, self._client = True, open_client(_KEPT)
-        self._experiment_id = experiment_id(self._client, self._experiment)
+        self._kept, self._client = True, stores.open_client(_KEPT)
+        self._experiment_id = stores.experiment_id(self._client, self._experiment)
         warnings.warn(
             f"tracking goes on in {_KEPT}: {what}: {why}. Send it later with: "
             f"r2l lab upload {_KEPT} --tracking_uri {self._address}",
@@ -131,13 +123,13 @@ class Run:
     """
 
     def __init__(self, sender: _Sender, run_id: str) -> None:
-        self.run_id, self._sender = run_id, sender
+        self.run_id, self._sender, self._send = run_id, sender, partial(sender.send, run_id)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Write settings; a value is kept as its text and can't be changed later."""
         from mlflow.entities import Param
 
-        for batch in batches(params=[Param(key, str(value)) for key, value in values.items()]):
+        for batch in stores.batches(params=[Param(key, str(value)) for key, value in values.items()]):
             self._send("log_batch", **batch)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -159,8 +151,7 @@ class Run:
 
     def tensors(self, tensors: Mapping[str, Tensor | np.ndarray], name: str) -> None:
         """Write tensors as the artefact ``name`` (.npz or .safetensors); neither holds any code."""
-        arrays = {name: torch.as_tensor(value).detach().cpu().numpy() for name, value in tensors.items()}
-        plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        plain = {n: torch.as_tensor(v).detach().cpu().contiguous().numpy() for n, v in tensors.items()}
         with self._file(name) as path:
             if path.suffix == ".safetensors":
                 from safetensors.numpy import save_file
@@ -227,9 +218,6 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield path
 
-    def _send(self, method: str, *arguments: Any, **options: Any) -> None:
-        self._sender.send(method, self.run_id, *arguments, **options)
-
 
 @contextmanager
 def track(
@@ -253,7 +241,7 @@ def track(
         TrackingError: the store can't be opened, which takes seconds to find out; or has no run ``run_id``.
         ValueError: settings or names that mlflow does not take.
     """
-    client = open_client(store)
+    client = stores.open_client(store)
     sender = _Sender(client, experiment)
     if run_id:
         stored = call(client, "get_run", run_id)
@@ -282,25 +270,24 @@ def _opened(
         status = "KILLED"
         raise
     finally:
-        sender.send("set_terminated", run_id, status)
+        sender.send(run_id, "set_terminated", status)
 
 
 def _provenance() -> dict[str, str]:
     """The versions of Python and the main packages, and the git commit of this package's code."""
+
+    def git(*arguments: str) -> str:
+        """What git says about the folder of this file; nothing where it isn't a repository."""
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            return done.stdout.strip()
+        return ""
+
     versions = {"version.python": platform.python_version()}
     versions |= {f"version.{name}": importlib.metadata.version(name) for name in _PACKAGES}
     # An installed copy can lie in somebody else's repository, whose commit would mean nothing.
-    if _git("ls-files", "--error-unmatch", __file__):
-        versions["mlflow.source.git.commit"] = _git("rev-parse", "HEAD")
-        versions["git.clean"] = str(not _git("status", "--porcelain")).lower()
+    if git("ls-files", "--error-unmatch", __file__):
+        versions["mlflow.source.git.commit"] = git("rev-parse", "HEAD")
+        versions["git.clean"] = str(not git("status", "--porcelain")).lower()
     return versions
-
-
-def _git(*arguments: str) -> str:
-    """What git says about the folder of this file; nothing where it isn't a repository."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
+from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -121,7 +123,7 @@ def call(client: MlflowClient, method: str, *arguments: Any, **options: Any) -> 
         ValueError: mlflow does not take such a value.
         TrackingError: the store did not answer, or could not do it.
     """
-    for attempt in range(1, _LOCKED_TRIES + 1):
+    for attempt in count(1):
         try:
             with _calm(_WRITING), _clear_errors(client.tracking_uri):
                 return getattr(client, method)(*arguments, **options)
@@ -129,7 +131,6 @@ def call(client: MlflowClient, method: str, *arguments: Any, **options: Any) -> 
             if "database is locked" not in str(error) or attempt == _LOCKED_TRIES:
                 raise
             time.sleep(0.05 * 2**attempt)
-    raise AssertionError("unreachable")
 
 
 def find_run(client: MlflowClient, run_id: str) -> StoredRun | None:
@@ -154,17 +155,15 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     path = sqlite_path(client.tracking_uri)
     # Any other store decides for itself.
     folder = (path.resolve().parent / "mlruns").as_uri() if path else None
-    for last in (False, True):
-        found = call(client, "get_experiment_by_name", name)
-        if found:
+    if found := call(client, "get_experiment_by_name", name):
+        return found.experiment_id
+    try:
+        return call(client, "create_experiment", name, artifact_location=folder)
+    except ValueError:
+        # Another process made it just now; or it was deleted, which only its owner can undo.
+        if found := call(client, "get_experiment_by_name", name):
             return found.experiment_id
-        try:
-            return call(client, "create_experiment", name, artifact_location=folder)
-        except ValueError:
-            # Another process made it just now; or it was deleted, which only its owner can undo.
-            if last:
-                raise
-    raise AssertionError("unreachable")
+        raise
 
 
 def register_model(client: MlflowClient, run_id: str, path: str, name: str, alias: str | None) -> None:
@@ -322,12 +321,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
     """Let SIGTERM end this process as Ctrl-C does, so that the server is not left behind."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # only the main thread may say so
-        yield
-        return
+    # Only the main thread may say so.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if main:
+            signal.signal(signal.SIGTERM, before)
