@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import get_args
 
@@ -42,17 +43,8 @@ PUBLISHED = """
     freeze_processor freeze_classifier sp_debayer sp_sharpening sp_denoising adv_training adv_aux_weight
     adv_aux_loss adv_noise_layer adv_track_differences adv_parameters cache_downloaded_models test_run iso
 """
-SMALL = {
-    "dataset": "SyntheticMicroscopy",
-    "n_images": 18,
-    "image_size": 32,
-    "classifier_network": "SmallResNet",
-    "epochs": 2,
-    "n_splits": 2,
-    "batch_size": 6,
-    "lr": 1e-3,
-    "accelerator": "cpu",
-}
+SMALL = {"dataset": "SyntheticMicroscopy", "n_images": 18, "image_size": 32, "accelerator": "cpu"}
+SMALL |= {"classifier_network": "SmallResNet", "epochs": 2, "n_splits": 2, "batch_size": 6, "lr": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -480,17 +472,21 @@ def same_results(a, b):
             assert all(torch.equal(one[k], two[k]) for k in one), f"{fold} {part}"
 
 
-def train_and_be_killed(options, last):
-    """In a process of its own: dies at the last of so many steps."""
-    step, steps = RawToLogits.training_step, []
+def signalling(sign, at):
+    """A step of training that, for the so-manieth time, sends this process a signal first."""
+    step, steps = RawToLogits.training_step, count(1)
 
-    def killing(self, batch):
-        steps.append(1)
-        if len(steps) == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def signal_and_step(self, batch):
+        if next(steps) == at:
+            os.kill(os.getpid(), sign)
         return step(self, batch)
 
-    RawToLogits.training_step = killing
+    return signal_and_step
+
+
+def train_and_be_killed(options, last):
+    """In a process of its own: dies at the last of so many steps."""
+    RawToLogits.training_step = signalling(signal.SIGKILL, last)
     experiment(options, progress=False)
 
 
@@ -514,28 +510,32 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_result(small, tmp_path, m
     same_results(resumed, whole)
 
 
-def test_ctrl_c_marks_the_run_and_keeps_the_checkpoint(small, monkeypatch):
-    options = small(run_name="interrupted", save_locally=True)
-    step, steps = RawToLogits.training_step, []
+@pytest.fixture
+def resumed(small, monkeypatch):
+    """Interrupt a run by what is put in a method's place; return its options and what it goes on to."""
 
-    def interrupting(self, batch):
-        steps.append(1)
-        if len(steps) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch)
+    def resume(kind, method, interrupting, **changes):
+        options = small(save_locally=True, **changes)
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, method, interrupting)
+            with pytest.raises(KeyboardInterrupt):
+                quietly(options)
+        records = Records(options.tracking_uri)
+        run = records.find(options.run_name)
+        for name in (run, *list(records.children(run).values())[-1:]):
+            assert records.call("get_run", name).info.status == "KILLED"
+        outcome, lines = quietly(options)
+        assert outcome.run_id == run
+        assert any("going on" in line for line in lines)
+        return outcome, records
 
-    with monkeypatch.context() as patch:
-        patch.setattr(RawToLogits, "training_step", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            quietly(options)
-    records = Records(options.tracking_uri)
-    run = records.find("interrupted")
-    for name in (run, list(records.children(run).values())[-1]):
-        assert records.call("get_run", name).info.status == "KILLED"
-    resumed, lines = quietly(options)
-    assert resumed.run_id == run
-    assert any("going on" in line for line in lines)
-    same_results(resumed, quietly(small(run_name="undisturbed", save_locally=True))[0])
+    return resume
+
+
+def test_ctrl_c_marks_the_run_and_keeps_the_checkpoint(small, resumed):
+    interrupting = signalling(signal.SIGINT, 4)
+    outcome, _ = resumed(RawToLogits, "training_step", interrupting, run_name="interrupted")
+    same_results(outcome, quietly(small(run_name="undisturbed", save_locally=True))[0])
 
 
 def test_other_options_data_code_or_no_resume_begin_anew_and_a_finished_run_is_repeated(small, monkeypatch):
@@ -575,23 +575,17 @@ def test_a_run_folder_that_was_removed_or_copied_stops_no_later_run(small):
 
 
 @pytest.mark.parametrize("lacking", ["camera.json", "split.json"])
-def test_what_a_record_lacks_when_the_process_ends_is_added(small, monkeypatch, lacking):
-    options, write = small(run_name=f"ended before its {lacking}", epochs=1), Run.values
+def test_what_a_record_lacks_when_the_process_ends_is_added(resumed, lacking):
+    write = Run.values
 
     def interrupting(self, values, name):
         if name == lacking:
             raise KeyboardInterrupt
         write(self, values, name)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "values", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            quietly(options)
-    resumed, lines = quietly(options)
-    assert any("going on" in line for line in lines)
-    records = Records(options.tracking_uri)
-    assert "camera.json" in records.files(resumed.run_id)
-    for fold in records.children(resumed.run_id).values():
+    outcome, records = resumed(Run, "values", interrupting, run_name=f"before its {lacking}", epochs=1)
+    assert "camera.json" in records.files(outcome.run_id)
+    for fold in records.children(outcome.run_id).values():
         assert "split.json" in records.files(fold)
 
 

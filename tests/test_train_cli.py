@@ -1,6 +1,5 @@
 """The command `r2l train`: the published lines as they stand, flags, help, and errors before the work."""
 
-import os
 import shlex
 import signal
 import socket
@@ -20,6 +19,7 @@ from r2l.training import experiment as experiment_module
 from r2l.training.module import RawToLogits
 from r2l.training.tracking import Records
 from tests.fixtures_data import KEPT, write_microscopy
+from tests.test_train import signalling
 
 # As published, after `python train.py`; long lines are continued by backslashes there.
 COMMON = r"""train --experiment_name X --run_name Y --dataset Microscopy --lr 1e-5 --n_splits 5 --epochs 5 \
@@ -185,16 +185,10 @@ def test_help_comes_quickly_in_groups_and_names_every_option():
 
 @pytest.mark.usefixtures("in_tmp_path")
 def test_a_test_run_is_short_and_ctrl_c_ends_in_one_line(tmp_path, monkeypatch):
-    step = RawToLogits.training_step
-
-    def interrupting(self, batch):
-        os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch)
-
     # Of a relative address, mlflow remembers the file of the first working folder in a process.
     words = [*TWIN, "--test_run", "--run_name", "R", "--tracking_uri", str(tmp_path / "mlflow.db")]
     with monkeypatch.context() as patch:
-        patch.setattr(RawToLogits, "training_step", interrupting)
+        patch.setattr(RawToLogits, "training_step", signalling(signal.SIGINT, 1))
         result = train(*words)
     assert result.exit_code == 130
     lines = [s for s in result.stderr.replace("\r", "\n").splitlines() if "interrupted" in s]

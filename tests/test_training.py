@@ -141,14 +141,10 @@ def test_fit_leaves_generators_model_and_processor_alone():
     assert result.processor.gain != processor.gain, "a processor that asks for gradients is trained"
     frozen = fit_once(small, Shades(key="raw"), processor=processor.requires_grad_(False))
     assert frozen.processor.gain == processor.gain
-
-
-def test_seeding_is_undone_even_after_an_error():
-    before = torch.get_rng_state()
     with contextlib.suppress(OSError), seeded(3):
         torch.rand(1)
         raise OSError
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(states[0], torch.get_rng_state()), "even after an error"
 
 
 def test_fit_is_silent_and_writes_nothing(capfd, tmp_path, tmp_path_factory, monkeypatch, recwarn):
@@ -162,8 +158,8 @@ def test_fit_is_silent_and_writes_nothing(capfd, tmp_path, tmp_path_factory, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_counts_epochs(capfd):
-    fit(small, Shades(), epochs=2, progress=True)
+def test_progress_counts_epochs_and_a_last_batch_of_one_image_stops_nothing(capfd):
+    assert len(fit(small, Shades(13), epochs=2, batch_size=12, progress=True).history) == 2
     assert "/2" in capfd.readouterr().err
 
 
@@ -187,10 +183,6 @@ def test_in_a_notebook_the_bar_is_one_output_that_is_replaced(monkeypatch, capfd
     assert "steps: 100%" in text
     assert "3/3" in text
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_last_batch_of_one_image_does_not_stop_training():
-    assert len(fit(small, Shades(13), epochs=1, batch_size=12, progress=False).history) == 1
 
 
 def test_evaluation_has_one_row_an_image_and_domain(trained):
@@ -514,13 +506,10 @@ def test_frozen_parts_stay_to_the_bit_their_statistics_too():
     assert all(p.requires_grad for p in (*start.parameters(), *processor.parameters()))
     with pytest.raises(ValueError, match="nothing to train"):
         fit(start, data, freeze_processor=True, freeze_model=True, **settings)
-
-
-def test_a_model_that_was_evaluated_is_trained_in_training_mode():
-    start = small().eval()
-    end = fit_once(start, Shades()).model
-    assert not torch.equal(start.network[1].running_mean, end.network[1].running_mean)
-    assert not start.training
+    evaluated = small().eval()
+    end = fit_once(evaluated, Shades()).model
+    assert not torch.equal(evaluated.network[1].running_mean, end.network[1].running_mean)
+    assert not evaluated.training
 
 
 def test_the_norm_behind_the_processor_is_the_same_for_all_of_them():
@@ -562,21 +551,23 @@ def cache(monkeypatch, tmp_path):
     return tmp_path / "checkpoints"
 
 
-def test_pretrained_weights_come_from_the_cache(cache):
-    def refused(words):
-        with pytest.raises(networks.PretrainedWeightsError, match=words):
-            make_classifier("ResNet18", 4, pretrained=True)
+def refused(words, make, *arguments):
+    with pytest.raises(networks.PretrainedWeightsError, match=words):
+        make(*arguments, pretrained=True)
 
+
+def test_pretrained_weights_come_from_the_cache(cache):
     cached, known = cache / "resnet18-f37072fd.pth", torchvision.models.resnet18()
-    refused(f"(?s){cached}.*https://.*{cached.name}.*{cache}.*leave pretrained off")
+    resnet18 = make_classifier, "ResNet18", 4
+    refused(f"(?s){cached}.*https://.*{cached.name}.*{cache}.*leave pretrained off", *resnet18)
     torch.save(known.state_dict(), cached)
     network = make_classifier("ResNet18", 4, pretrained=True).network
     assert torch.equal(network.layer4[1].conv2.weight, known.layer4[1].conv2.weight)
     assert network.fc.out_features == 4
     torch.save({"fc.bias": torch.zeros(3)}, cached)
-    refused("holds no weights of ResNet18")
+    refused("holds no weights of ResNet18", *resnet18)
     cached.write_bytes(b"half")
-    refused("Remove the file")
+    refused("Remove the file", *resnet18)
 
 
 def test_pretrained_weights_of_other_networks_leave_the_last_layer(cache, monkeypatch):
@@ -589,8 +580,7 @@ def test_pretrained_weights_of_other_networks_leave_the_last_layer(cache, monkey
     for name in ("inception_v3", "own_net:tiny", "SmallResNet"):
         with pytest.raises(ValueError, match="has no pretrained weights"):
             make_classifier(name, 4, pretrained=True)
-    with pytest.raises(networks.PretrainedWeightsError, match=r"timm/resnet18.*HF_HOME"):
-        make_classifier("timm:resnet18", 4, pretrained=True)
+    refused(r"timm/resnet18.*HF_HOME", make_classifier, "timm:resnet18", 4)
 
 
 OWN_NET = """
@@ -635,15 +625,13 @@ def test_pretrained_encoders_come_from_the_cache(cache, monkeypatch):
 
     kept = cache / "model.safetensors"
     monkeypatch.setattr(smp.encoders, "hf_hub_download", download)
-    with pytest.raises(networks.PretrainedWeightsError, match=r"smp-hub/resnet18.*HF_HOME"):
-        make_segmenter("unet", "resnet18", pretrained=True)
+    refused(r"smp-hub/resnet18.*HF_HOME", make_segmenter, "unet", "resnet18")
     known = smp.encoders.get_encoder("resnet18", weights=None)
     save_file(known.state_dict(), kept)
     encoder = make_segmenter("unet", "resnet18", pretrained=True).network.network.encoder
     assert torch.equal(encoder.conv1.weight, known.conv1.weight)
     kept.write_bytes(b"half")
-    with pytest.raises(networks.PretrainedWeightsError, match="can't be had"):
-        make_segmenter("unet", "resnet18", pretrained=True)
+    refused("can't be had", make_segmenter, "unet", "resnet18")
 
 
 @pytest.mark.parametrize("developed", [False, True])

@@ -127,16 +127,12 @@ class Keeper(Checkpoint):
             )
         return found
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict) -> None:
         """Add the settings, and the states of all generators."""
         checkpoint["settings"] = dict(self.settings)
         checkpoint["generators"] = {**_global_states(), "order": self.loader.generator.get_state()}
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict) -> None:
         """Have the order of images go on where it was."""
         self.states = checkpoint["generators"]
         self.loader.pinned = self.states["order"]

@@ -202,16 +202,16 @@ class FoldTrainer:
 
         Checkpoints and, if asked for, models go to ``folder``, all else to ``record``.
         """
-        seed = mixed_seed(self.options.seed, number)
+        seed, callbacks = mixed_seed(self.options.seed, number), self._callbacks(fold, record)
+        how = {"seed": seed, "checkpoint": folder / "checkpoint", "callbacks": callbacks}
+        data = self.images if self.fixed or self.options.adv_training else self.data
+        model, description = self._model(fold, data)
         if self.options.adv_training:
-            model, description = self._model(fold, self.images)
-            trained, table = self._train_adversary(model, fold, seed, record, folder)
+            trained, table = self._train_adversary(model, fold, record, how)
         else:
-            data = self.images if self.fixed else self.data
-            model, description = self._model(fold, data)
             best = BestEpoch()
-            callbacks = [best, *self._callbacks(fold, record)]
-            trained = self._train(data, fold, seed, folder / "checkpoint", model, callbacks)
+            callbacks.insert(0, best)
+            trained = self._train(data, fold, model, **how)
             table = self._answers(trained, data, fold)
             if best.epoch is not None and best.epoch < self.options.epochs - 1:
                 # Beside the last, whose answers count: this one was chosen by the validation images.
@@ -229,17 +229,16 @@ class FoldTrainer:
         return table
 
     def _train_adversary(
-        self, model: Model, fold: Fold, seed: int, record: Run, folder: Path
+        self, model: Model, fold: Fold, record: Run, how: dict[str, Any]
     ) -> tuple[RawToLogits, pd.DataFrame]:
         """Train the task model, if none was loaded, then search the processing under which it fails."""
         options = self.options
         if self.components.model is None:
-            own = [MetricTracker(record, "task_model.")]  # it has curves of its own
-            checkpoint = folder / "checkpoint_model"
-            model = self._train(self.images, fold, seed, checkpoint, model, own, freeze_model=False).model
+            own = {"callbacks": [MetricTracker(record, "task_model.")]}  # it has curves of its own
+            own |= {"checkpoint": how["checkpoint"].with_name("checkpoint_model"), "freeze_model": False}
+            model = self._train(self.images, fold, model, **how | own).model
         adversary = Adversary(options.adv_aux_weight, options.adv_aux_loss, options.adversarial_parameters)
-        settings = {"callbacks": self._callbacks(fold, record), "adversary": adversary}
-        trained = self._train(self.data, fold, seed, folder / "checkpoint", model, **settings)
+        trained = self._train(self.data, fold, model, adversary=adversary, **how)
         original = RawToLogits(model, trained.reference, task=self.data.task)
         tables = [
             self._answers(module, self.data, fold).assign(processing=name)
@@ -260,16 +259,7 @@ class FoldTrainer:
         targets = self.data.truth[fold.train] if self.data.task == "regression" else None
         return build_model(self.options, self.data, *statistics, targets)
 
-    def _train(
-        self,
-        data: Frames,
-        fold: Fold,
-        seed: int,
-        checkpoint: Path,
-        model: Model,
-        callbacks: list[Callback],
-        **special: Any,
-    ) -> RawToLogits:
+    def _train(self, data: Frames, fold: Fold, model: Model, **special: Any) -> RawToLogits:
         """Train on raw frames, or on images that are ready, as the options and ``special`` settings say."""
         options, components = self.options, self.components
         settings = {name: getattr(options, name) for name in _OF_FIT} | {
@@ -277,11 +267,9 @@ class FoldTrainer:
             "output_norm": options.output_norm if components.norm is None else components.norm,
             "freeze_model": options.freeze_classifier,
             "validate_every": options.check_val_every_n_epoch,
-            "checkpoint": checkpoint,
-            "callbacks": callbacks,
             "progress": self.progress,
         }
-        return train_fold(data, fold, model, seed, validate=True, **settings | special)
+        return train_fold(data, fold, model, validate=True, **settings | special)
 
     def _callbacks(self, fold: Fold, record: Run) -> list[Callback]:
         options = self.options

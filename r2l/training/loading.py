@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,42 +164,40 @@ def load(uri: str | Path, store: str | Path | None = None, trusted: Collection[s
     text = str(uri)
     if text.startswith("models:"):
         text = model_source(text, store)
-    parts = _parts(text, store) if text.startswith("runs:") else _in_folder(resolve(text))
+    if text.startswith("runs:"):
+        base = text.rstrip("/").removesuffix("/model").removesuffix("/processor")
+    else:
+        folder = resolve(text)
+        is_part = (folder / DESCRIPTION).exists() or (folder / ISP).exists()
+        base = str(folder.resolve().parent if is_part else folder)
+    parts = _parts(base, store)
     model, description = load_described(parts["model"], trusted)
     norm = load_norm(parts[NORM].parent) if NORM in parts else "none"
     return SavedModel(model, load_isp(parts["processor"]), About.of(description), norm)
 
 
-def _in_folder(folder: Path) -> dict[str, Path]:
-    if (folder / DESCRIPTION).exists() or (folder / ISP).exists():
-        folder = folder.resolve().parent
-    if not (folder / "model").exists():
-        folds = sorted(path.parent for path in folder.glob("fold_*/model"))
-        if len(folds) > 1:
-            raise SavedModuleError(folder, "a run of several folds", f"Give one, such as {folds[0]}")
-        folder = next(iter(folds), folder)
-    there = {name: folder / name for name in ("processor", "model", NORM) if (folder / name).exists()}
-    if missing := {"processor", "model"} - set(there):
-        raise SavedModuleError(folder, f"no {' and no '.join(sorted(missing))} in it", _WHOLE)
-    return there
-
-
-def _parts(uri: str, store: str | Path | None) -> dict[str, Path]:
-    base = uri.rstrip("/").removesuffix("/model").removesuffix("/processor")
-    run_id = base.removeprefix("runs:").strip("/")
-    try:
-        parts = {name: resolve(f"{base}/{name}", store) for name in ("processor", "model")}
-    except ValueError as error:
-        records = Records(store)
-        folds = [] if "/" in run_id else [f"runs:/{fold}" for fold in records.children(run_id).values()]
-        if len(folds) == 1:
-            return _parts(folds[0], store)
-        if folds:
-            raise SavedModuleError(uri, "a run of several folds", f"Give one, such as {folds[0]}") from None
-        raise SavedModuleError(uri, f"no processor with a model ({error})", _WHOLE) from None
-    with suppress(ValueError):  # most have none
-        parts[NORM] = resolve(f"{base}/{NORM}", store)
-    return parts
+def _parts(base: str, store: str | Path | None) -> dict[str, Path]:
+    """Return where the parts of a model are below a folder or ``runs:/RUN_ID``, or its only fold."""
+    parts, errors = {}, {}
+    for name in ("processor", "model", NORM):  # most have no norm
+        try:
+            parts[name] = resolve(f"{base}/{name}", store)
+        except ValueError as error:
+            errors[name] = error
+    if not errors.keys() & {"processor", "model"}:
+        return parts
+    why = f"no {' and no '.join(sorted(errors.keys() - {NORM}))} in it"
+    if base.startswith("runs:"):
+        why = f"no processor with a model ({next(iter(errors.values()))})"
+        run_id = base.removeprefix("runs:").strip("/")
+        folds = [] if "/" in run_id else [f"runs:/{i}" for i in Records(store).children(run_id).values()]
+    else:
+        folds = sorted(str(path.parent) for path in Path(base).glob("fold_*/model"))
+    if len(folds) > 1:
+        raise SavedModuleError(base, "a run of several folds", f"Give one, such as {folds[0]}")
+    if not folds:
+        raise SavedModuleError(base, why, _WHOLE)
+    return _parts(folds[0], store)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -120,12 +120,8 @@ class Fetch(Work):
 
     changing = rf"\.lock$|^{MANIFEST}$"
     absent = r"part$"
-    foreign: Mapping[str, bytes] = {
-        "notes.txt": b"mine",
-        "downloads/holiday.zip": b"mine",
-        "downloads/holiday.zip.part": b"half of mine",
-        "microscopy/notes.part": b"mine too",
-    }
+    foreign: Mapping[str, bytes] = {"notes.txt": b"mine", "microscopy/notes.part": b"mine too"}
+    foreign |= {"downloads/holiday.zip": b"mine", "downloads/holiday.zip.part": b"half of mine"}
 
     def command(self, folder):
         return ["-m", "r2l", "data", "fetch", "microscopy", "--root", str(folder)]
@@ -199,12 +195,7 @@ class Tiling(Work):
     """Photos are cut and frames decoded into the cache."""
 
     what = "tiling"
-    foreign: Mapping[str, bytes] = {
-        "notes.txt": b"mine",
-        ".mine.part": b"mine too",
-        "drone_tiles.npy": b"my tiles",
-        ".drone_tiles.npy.part": b"half of my tiles",
-    }
+    foreign = Work.foreign | {"drone_tiles.npy": b"mine", ".drone_tiles.npy.part": b"half of mine"}
     script = """
 import sys
 from r2l.datasets import RawDrone, RawMicroscopy
@@ -226,11 +217,7 @@ class Training(Work):
     """`r2l train` on two folds of a small twin."""
 
     what = "training"
-    foreign: Mapping[str, bytes] = {
-        "notes.txt": b"mine",
-        "runs/r2l/R-notes.txt": b"mine too",
-        "runs/r2l/.mine.part": b"and this",
-    }
+    foreign = Work.foreign | {"runs/r2l/R-notes.txt": b"mine too", "runs/r2l/.mine.part": b"and this"}
     changing = rf"\.lock$|(^|/){_NOTE}$|^mlflow\.db|^mlruns|^tmp"
     absent = r"part$|/checkpoint/"
     options = (
@@ -325,8 +312,8 @@ class Tally:
     left: list[str] = field(default_factory=list)
 
     def add(self, other):
-        for name in ("kills", "in_work", "starts", "ends", "lost", "corrupted", "left"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, value in vars(other).items():
+            setattr(self, name, value if name == "what" else getattr(self, name) + value)
 
 
 @dataclass
