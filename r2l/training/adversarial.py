@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from r2l.files import choose
 from r2l.isp import ParametrizedISP
-from r2l.training.metrics import image_distance
 
 #: The published names of what can be searched, and those of `ParametrizedISP`.
 PARAMETERS = {
@@ -97,10 +96,6 @@ class Adversary:
         reference = copy.deepcopy(isp)
         isp.search_(self.searched(isp))
         return reference
-
-    def distances(self, image: Tensor, reference: Tensor) -> Tensor:
-        """Return how far each image (B, 3, H, W) is from its reference, (B,)."""
-        return image_distance(image, reference, self.distance)
 
     def objective(self, task: str, outputs: Tensor, targets: Tensor, distance: Tensor) -> Tensor:
         """Return what the search minimises, a scalar; ``distance`` is the mean over the batch."""

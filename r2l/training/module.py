@@ -16,7 +16,7 @@ from torchmetrics.classification import BinaryJaccardIndex, MulticlassJaccardInd
 from r2l.files import choose
 from r2l.options import check_precision
 from r2l.training.adversarial import Adversary
-from r2l.training.metrics import TASKS, Loss, per_image
+from r2l.training.metrics import TASKS, Loss, image_distance, per_image
 from r2l.training.models import Rescale, in_plain_order
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class RawToLogits(L.LightningModule):
         loss = self.loss(outputs, targets)
         measured = {"loss": loss, **self._measure(outputs, targets, stage)}
         if self.adversary is not None:
-            distance = self.adversary.distances(images, self.reference(frames)).mean()
+            distance = image_distance(images, self.reference(frames), self.adversary.distance).mean()
             loss = self.adversary.objective(self.task.name, outputs, targets, distance)
             measured |= {"objective": loss, "distance": distance}
         named = {f"{stage}_{name}": value for name, value in measured.items()}

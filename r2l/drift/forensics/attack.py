@@ -28,6 +28,7 @@ from r2l.isp.parametrized import ParametrizedISP
 from r2l.progress import progress_bar
 from r2l.training.adversarial import Adversary
 from r2l.training.checkpoints import seeded
+from r2l.training.metrics import image_distance
 
 _Visits = Iterator[tuple[np.ndarray, float]]  # points and the margins there
 
@@ -166,7 +167,7 @@ def penalised_attack(
             for start in range(0, len(order), batch_size):
                 batch = frames.take(order[start : start + batch_size])
                 image = moved(batch.raw)
-                distance = adversary.distances(image, reference(batch.raw)).mean()
+                distance = image_distance(image, reference(batch.raw), adversary.distance).mean()
                 outputs = evaluator.task(image)
                 optimizer.zero_grad()
                 adversary.objective(batch.task, outputs, batch.targets(), distance).backward()

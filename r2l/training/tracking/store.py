@@ -274,7 +274,13 @@ def serve(
             _await_answer(url, process, log)
             yield url, process
         finally:
-            _stop(process)
+            # The server and its workers; with force if it takes them long.
+            for sign in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+                with suppress(OSError):
+                    os.killpg(process.pid, sign) if hasattr(os, "killpg") else process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_SECONDS)
+                    break
 
 
 def _start(address: str, host: str, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -306,16 +312,6 @@ def _await_answer(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) ->
     log.seek(0)
     last = (log.read().decode(errors="replace").strip() or "no reason given").splitlines()[-1]
     raise TrackingError("mlflow's server", f"did not start: {last}", "Try it again")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers; with force if it takes them long."""
-    for sign in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        with suppress(OSError):
-            os.killpg(process.pid, sign) if hasattr(os, "killpg") else process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
-            return
 
 
 @contextmanager
