@@ -24,7 +24,7 @@ from r2l.options import FIELDS, TASK_OF, Options, resolve_options
 from r2l.rawfile import write_dng
 from r2l.training import fit, make_classifier
 from r2l.training.components import _FEW, make_folds, open_components, open_data
-from r2l.training.experiment import FoldTrainer, experiment
+from r2l.training.experiment import _FoldTrainer, experiment
 from r2l.training.metrics import summarise_folds
 from r2l.training.module import RawToLogits
 from r2l.training.run_folder import run_folder
@@ -319,7 +319,7 @@ def test_static_images_are_developed_once_for_all_folds_and_epochs(small, monkey
 def test_developing_before_or_while_training_makes_no_difference(small, monkeypatch):
     options = small(freeze_processor=True, augmentation="weak", log_model=False)
     before, _ = quietly(options)
-    monkeypatch.setattr(FoldTrainer, "fixed", False)
+    monkeypatch.setattr(_FoldTrainer, "fixed", False)
     during, _ = quietly(options)
     np.testing.assert_allclose(before.predictions["loss"], during.predictions["loss"], rtol=2e-3)
 
@@ -496,8 +496,8 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_result(small, tmp_path, m
     # In the second epoch of the second fold.
     last = 3 * steps // 2 + steps // 2 + 1
     assert run_apart(train_and_be_killed, options, last) == -signal.SIGKILL
-    trained, run = [], FoldTrainer.run
-    monkeypatch.setattr(FoldTrainer, "run", lambda self, n, *a: trained.append(n) or run(self, n, *a))
+    trained, run = [], _FoldTrainer.run
+    monkeypatch.setattr(_FoldTrainer, "run", lambda self, n, *a: trained.append(n) or run(self, n, *a))
     resumed, lines = quietly(options)
     assert trained == [1], "a finished fold is not trained again"
     assert any("going on with the run" in line and "1 of 2 folds" in line for line in lines)

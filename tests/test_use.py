@@ -26,7 +26,7 @@ from r2l.rawfile import RawFrame, read_raw, write_dng
 from r2l.training import experiment as experiment_module
 from r2l.training import export
 from r2l.training.checkpoints import Keeper
-from r2l.training.experiment import FoldTrainer
+from r2l.training.experiment import _FoldTrainer
 from r2l.training.loading import FrameError, SavedModel
 from r2l.training.predict import Trained, predict, predict_matrix
 from r2l.training.saving import About, load_model, load_norm, save_model
@@ -313,7 +313,7 @@ def test_masks_of_several_classes_are_learned_and_written_as_numbers(tmp_path):
 
 def test_evaluating_gives_the_scores_and_answers_of_the_record(trained, tmp_path, monkeypatch):
     place, run = trained
-    monkeypatch.setattr(experiment_module, "FoldTrainer", lambda *a: pytest.fail("trains"))
+    monkeypatch.setattr(experiment_module, "_FoldTrainer", lambda *a: pytest.fail("trains"))
     told = tmp_path / "answers.csv"
     ask = partial(r2l_command, "evaluate", run / "fold_0", place / "photos")
     output = ask("--n_splits", 2, "--fold", 0, "-o", told)
@@ -438,7 +438,7 @@ class _Power(Exception):
 @pytest.mark.parametrize("cut", ["", "in training", "after it"])
 def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
     monkeypatch.chdir(tmp_path)
-    original, answers = export.epoch_numbers, FoldTrainer._answers
+    original, answers = export.epoch_numbers, _FoldTrainer._answers
 
     def cut_once(moment):
         if cut == moment and not (tmp_path / "cut").exists():
@@ -457,7 +457,7 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch, cut):
 
     states = []
     monkeypatch.setattr(export, "epoch_numbers", numbers)
-    monkeypatch.setattr(FoldTrainer, "_answers", late)
+    monkeypatch.setattr(_FoldTrainer, "_answers", late)
     save = Keeper.on_train_epoch_end
 
     def look(self, trainer, module):

@@ -115,8 +115,8 @@ class Keeper(Checkpoint):
         folder.mkdir(parents=True, exist_ok=True)
 
     def last(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return as `read_last`; a ValueError names the settings in which that run and this one differ."""
-        found = read_last(self.folder)
+        """Return as `_read_last`; a ValueError names the settings in which that run and this one differ."""
+        found = _read_last(self.folder)
         kept = self.settings if found is None else found[1]["settings"]
         pairs = {name: (kept.get(name), self.settings.get(name)) for name in {**kept, **self.settings}}
         differing = [f"{name} was {was!r}, is {now!r}" for name, (was, now) in pairs.items() if was != now]
@@ -157,7 +157,7 @@ class Keeper(Checkpoint):
             os.replace(partial, last)
 
 
-def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def _read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest checkpoint of a folder that is whole, and what it holds; None if it has none.
 
     Warns when it falls back to the one before; a ValueError where there are some, but none can be read.

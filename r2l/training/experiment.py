@@ -92,7 +92,7 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
         run = _record(options, data, folder, say, stack)
         # Of a resumed run too: the process before may have been killed just before.
         run.values(data.camera.to_dict(), "camera.json")
-        trainer = FoldTrainer(options, data, components, progress)
+        trainer = _FoldTrainer(options, data, components, progress)
         tables = {}
         for number in numbers:
             table = folder.answers(number)
@@ -175,7 +175,7 @@ def _conclude(
 
 
 @dataclass
-class FoldTrainer:
+class _FoldTrainer:
     """Trains the folds of one experiment, of resolved options and raw frames."""
 
     options: Options

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 #: Of images (B, 3, H, W), display domain, [0, 1], and masks (B, 1, H, W) or None: new ones.
-Augment = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+_Augment = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 #: What may stand between processor and task model, by the name of the option.
 OUTPUT_NORMS = {"none": nn.Identity, "batch": nn.BatchNorm2d}
 # What `strong` may do on top; an image moves by less than a quarter of its side.
@@ -70,7 +70,7 @@ class RawToLogits(L.LightningModule):
         weight_decay: float = 1e-4,
         *,
         task: str = "classification",
-        augment: Augment | None = None,
+        augment: _Augment | None = None,
         processor_lr: float = 1.0,
         output_norm: str | nn.BatchNorm2d = "none",
         freeze_processor: bool = False,
@@ -247,7 +247,7 @@ def _asks_for_nothing(part: nn.Module | None) -> bool:
     return bool(asking) and not any(asking)
 
 
-def make_augment(strength: str) -> Augment | None:
+def make_augment(strength: str) -> _Augment | None:
     """Return what augments a batch, each image by a draw of its own; None for "none".
 
     It acts on the developed image, behind the processor, never on the mosaic: a flip or a quarter turn would

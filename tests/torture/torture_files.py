@@ -453,9 +453,9 @@ def _checkpoints(folder: Path) -> list[Seed]:
 
 
 def _read_checkpoint(path: Path) -> None:
-    from r2l.training.checkpoints import read_last
+    from r2l.training.checkpoints import _read_last
 
-    place, found = read_last(path.parent)
+    place, found = _read_last(path.parent)
     assert place == path
     assert {"state_dict", "epoch", "callbacks", "generators", "settings"} <= set(found)
 

@@ -28,7 +28,7 @@ import pandas as pd
 import pytest
 
 from r2l.datasets.layout import MANIFEST
-from r2l.training.checkpoints import LAST, read_last
+from r2l.training.checkpoints import LAST, _read_last
 from r2l.training.run_folder import _NOTE
 from r2l.training.tracking import Records
 from tests.fixtures_data import LABELS, write_drone_photos, write_microscopy, zip_folders
@@ -253,7 +253,7 @@ class Training(Work):
             for fold in note.parent.glob("fold_*"):
                 epochs[fold.name] = DONE
                 if not (fold / "predictions.csv").exists():
-                    found = read_last(fold / "checkpoint")
+                    found = _read_last(fold / "checkpoint")
                     epochs[fold.name] = -1 if found is None else found[1]["epoch"]
         return epochs
 
@@ -262,7 +262,7 @@ class Training(Work):
         try:
             list(map(_json, self._notes(folder)))
             for last in folder.glob(f"runs/*/*/fold_*/checkpoint/{LAST}"):
-                if read_last(last.parent)[0] != last:
+                if _read_last(last.parent)[0] != last:
                     wrong.append(f"{last.parent.parent.name}: {LAST} is damaged")
         except ValueError as error:
             wrong.append(str(error))
