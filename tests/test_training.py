@@ -7,6 +7,7 @@ import random
 import sys
 from functools import partial
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -618,13 +619,10 @@ def test_pretrained_encoders_come_from_the_cache(cache, monkeypatch):
     import segmentation_models_pytorch as smp
     from safetensors.torch import save_file
 
-    def download(repo_id, filename, revision, local_files_only=False):
-        if not kept.exists():
-            raise FileNotFoundError(repo_id)
-        return str(kept)
-
     kept = cache / "model.safetensors"
-    monkeypatch.setattr(smp.encoders, "hf_hub_download", download)
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda *a, **o: str(kept) if kept.exists() else None
+    )
     refused(r"smp-hub/resnet18.*HF_HOME", make_segmenter, "unet", "resnet18")
     known = smp.encoders.get_encoder("resnet18", weights=None)
     save_file(known.state_dict(), kept)

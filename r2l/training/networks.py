@@ -3,7 +3,7 @@
 import difflib
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,11 +19,6 @@ _SINGLE = {n: {"aux_logits": False, "init_weights": True} for n in ("googlenet",
 # What fetching and reading can end in.
 _FAILURES = (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError)
 _FAILURES += (pickle.UnpicklingError, SafetensorError)
-_NO_WEIGHTS = "it has no ImageNet weights", "Take another or leave pretrained off"
-_FETCH = (
-    "Fetch it on a machine that can by 'hf download {}' and copy Hugging Face's cache here (the folder in "
-    "HF_HOME), or leave pretrained off"
-)
 _PATIENCE_S = 10.0  # how long a server may take to answer
 
 
@@ -53,42 +48,36 @@ def _load_imagenet_weights(network: nn.Module, name: str) -> None:
 
 
 def load_encoder_weights(encoder: nn.Module, name: str) -> None:
-    """Load ImageNet weights into an encoder of segmentation-models-pytorch, in place.
+    """Load an encoder's ImageNet weights in place, from Hugging Face's cache, else fetched.
 
     Its own ``encoder_weights`` asks the server, with many retries, also for what is cached.
     """
     from safetensors.torch import load_file
     from segmentation_models_pytorch.encoders import encoders, hf_hub_download
 
-    settings = encoders[name].get("pretrained_settings", {}).get("imagenet")
-    if settings is None:
-        raise PretrainedWeightsError(f"encoder {name}", *_NO_WEIGHTS)
-    repository, revision = settings["repo_id"], settings["revision"]
-    file = {"repo_id": repository, "filename": "model.safetensors", "revision": revision}
-    remedy = _FETCH.format(f"{repository} --revision {revision}")
-    with _explained(f"encoder {name}", f"{repository} is not cached whole, and can't be had", remedy):
-        try:
-            path = hf_hub_download(**file, local_files_only=True)
-        except FileNotFoundError:
-            _knock(f"https://huggingface.co/{repository}")
-            path = hf_hub_download(**file)
+    settings = encoders[name].get("pretrained_settings", {}).get("imagenet", {})
+    source = settings.get("repo_id"), settings.get("revision")
+    with _hub(f"encoder {name}", *source) as path:
+        path = path or hf_hub_download(source[0], "model.safetensors", revision=source[1])
         encoder.load_state_dict(load_file(path))
 
 
 @contextmanager
-def _timm_weights(name: str) -> Iterator[None]:
-    """Say what it means where timm can't load weights of a network in the ``with`` block."""
-    import timm
+def _hub(name: str, repository: str | None, revision: str | None = None) -> Iterator[str | None]:
+    """Give the path of a repository's weights if they are cached, and say of what fails what it means."""
     from huggingface_hub import try_to_load_from_cache
 
-    repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
     if not repository:
-        raise PretrainedWeightsError(f"timm:{name}", *_NO_WEIGHTS)
-    why, remedy = f"{repository} is not cached, and can't be had", _FETCH.format(repository)
-    with _explained(f"timm:{name}", why, remedy):
-        if not isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
+        why = "it has no ImageNet weights"
+        raise PretrainedWeightsError(name, why, "Take another or leave pretrained off")
+    fetched = repository if revision is None else f"{repository} --revision {revision}"
+    remedy = f"Fetch it on a machine that can by 'hf download {fetched}' and copy Hugging Face's cache here "
+    remedy += "(the folder in HF_HOME), or leave pretrained off"
+    with _explained(name, f"{repository} is not cached whole, and can't be had", remedy):
+        path = try_to_load_from_cache(repository, "model.safetensors", revision=revision)
+        if not isinstance(path, str):
             _knock(f"https://huggingface.co/{repository}")
-        yield
+        yield path if isinstance(path, str) else None
 
 
 @contextmanager
@@ -190,5 +179,7 @@ def make_network(name: str, n_outputs: int, pretrained: bool = False) -> nn.Modu
     import timm
 
     name = name.removeprefix("timm:")
-    with _timm_weights(name) if pretrained else nullcontext():
-        return timm.create_model(name, num_classes=n_outputs, pretrained=pretrained)
+    if not pretrained:
+        return timm.create_model(name, num_classes=n_outputs)
+    with _hub(f"timm:{name}", getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)):
+        return timm.create_model(name, num_classes=n_outputs, pretrained=True)
