@@ -66,8 +66,8 @@ def tracked(store):
     with track("lab", "tracked", store=store) as run:
         for fold in range(2):
             with run.nested(f"fold {fold}") as nested:
-                all_of_it = dict.fromkeys(("every_epoch", "gradients", "tensors", "predictions"), True)
-                stages = StageTracker(nested, DATA, n_images=3, **all_of_it)
+                what = ("images", "gradients", "tensors", "predictions")
+                stages = StageTracker(nested, DATA, what, n_images=3, every_epoch=True)
                 module = train(stages, MetricTracker(nested))
     return nested.run_id, module
 
@@ -88,7 +88,7 @@ def test_tracking_gives_everything_back(store):
     modes, before = [part.training for part in module.modules()], copy.deepcopy(module.state_dict())
     state = torch.get_rng_state()
     with track("lab", "gives back", store=store) as run:
-        StageTracker(run, DATA, gradients=True, predictions=True).write(module, 0)
+        StageTracker(run, DATA, ("images", "gradients", "predictions")).write(module, 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.training for part in module.modules()] == modes
     assert all((p.grad == 3).all() for p in module.parameters())
@@ -178,9 +178,9 @@ def test_a_pipeline_outside_the_module_is_looked_into(store):
     items = [DATA[i] for i in range(16)]
     developed = [{"image": isp(i["raw"][None])[0], "label": i["label"]} for i in items]
     with track("lab", "static", store=store) as run:
-        tracker = StageTracker(run, DATA, gradients=True, predictions=True, processor=isp)
+        tracker = StageTracker(run, DATA, ("images", "gradients", "predictions"), processor=isp)
         module = fit(Dropping, developed, epochs=1, batch_size=8, progress=False, callbacks=[tracker])
-        plain = StageTracker(run, developed, tensors=True, images=False)
+        plain = StageTracker(run, developed, ("tensors",))
         plain.write(module, 5)
     files = Records(store).files(run.run_id)
     names = list(isp.stages(DATA[0]["raw"][None]))

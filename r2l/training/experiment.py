@@ -275,17 +275,20 @@ class _FoldTrainer:
         options = self.options
         if not (options.track_processing or options.track_predictions):
             return [MetricTracker(record)]
+        what = {
+            "images": options.track_processing,
+            "gradients": options.track_processing_gradients,
+            "tensors": options.track_save_tensors,
+            "predictions": options.track_predictions,
+            "differences": options.adv_training and options.adv_track_differences,
+        }
         tracker = StageTracker(
             record,
             # Raw frames, also where training sees images that are ready.
             self.data.subset(fold.test),
+            [name for name, asked in what.items() if asked],
             n_images=options.track_n_images,
             every_epoch=options.track_every_epoch,
-            images=options.track_processing,
-            gradients=options.track_processing_gradients,
-            tensors=options.track_save_tensors,
-            predictions=options.track_predictions,
-            differences=options.adv_training and options.adv_track_differences,
             processor=self.components.processor if self.fixed else None,
         )
         return [MetricTracker(record), tracker]

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,9 +96,9 @@ class StageTracker(Callback):
     Args:
         run: where to.
         data: the images are the first ``n_images`` of it, items as in `fit`; read once.
+        what: which of "images", "gradients", "predictions" and "differences" to write; with "tensors" images
+            and gradients, as far as asked for, as tensors too.
         every_epoch: after each epoch, or after the last only.
-        images, gradients, predictions, differences: which of these to write.
-        tensors: write images and gradients, as far as asked for, as tensors too.
         processor: looked into instead of the module's own, where that trains on developed images: raw to
             what the module takes.
 
@@ -110,21 +110,15 @@ class StageTracker(Callback):
         self,
         run: Run,
         data: Dataset,
+        what: Collection[str] = ("images",),
         *,
         n_images: int = 4,
         every_epoch: bool = False,
-        images: bool = True,
-        gradients: bool = False,
-        tensors: bool = False,
-        predictions: bool = False,
-        differences: bool = False,
         processor: nn.Module | None = None,
     ) -> None:
         if n_images < 1 or len(data) == 0:
             raise ValueError(f"nothing to track: {n_images} images of {len(data)}")
-        self.run, self.every_epoch, self.processor = run, every_epoch, processor
-        self.images, self.gradients, self.tensors = images, gradients, tensors
-        self.predictions, self.differences = predictions, differences
+        self.run, self.what, self.every_epoch, self.processor = run, set(what), every_epoch, processor
         with seeded(0):  # for transforms that draw
             items = [data[i] for i in range(min(n_images, len(data)))]
         self.numbers = [item.get("meta", {}).get("image", i) for i, item in enumerate(items)]
@@ -145,19 +139,19 @@ class StageTracker(Callback):
         isp, home = self.processor or module.processor, module.device
         with seeded(0), on_device(module), on_device(isp, home):
             batch = move_data_to_device(self.batch, home)
-            looked = _look(module, isp, batch, self.gradients)
+            looked = _look(module, isp, batch, "gradients" in self.what)
             with torch.no_grad():
                 developed = {} if self.processor is None else {"raw": isp(batch["raw"])}
-                answers = module.predict_step({**batch, **developed}) if self.predictions else {}
-                if self.differences:
+                answers = module.predict_step({**batch, **developed}) if "predictions" in self.what else {}
+                if "differences" in self.what:
                     changed = (module.processor(batch["raw"]) - module.reference(batch["raw"])).cpu()
-        if not self.images:
+        if "images" not in self.what:
             looked.pop("stages")
         name = f"epoch_{epoch:03d}"
-        if self.tensors:
+        if "tensors" in self.what:
             flat = {f"{k}/{s}": v for k, stages in looked.items() for s, v in stages.items()}
             self.run.tensors(flat, f"tensors/{name}.npz")
-        if self.differences:
+        if "differences" in self.what:
             looked["differences"] = {"": changed}
         if looked:
             with self.run.files() as folder:
