@@ -117,10 +117,7 @@ def test_ctrl_c_comes_through_keeps_the_checkpoint_and_works_the_next_time(tmp_p
         assert signal.getsignal(signal.SIGINT) is handler
         assert torch.equal(state, torch.get_rng_state())
     assert_same(train(checkpoint=tmp_path), undisturbed)
-
-
-def test_other_exits_are_left_alone():
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit):  # other exits are left alone
         train(callbacks=[Interrupt(0, SystemExit)])
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from itertools import repeat
 from pathlib import Path
 
 import psutil
@@ -130,68 +131,61 @@ def test_nothing_runs_what_it_reads(path):
     assert not dangers(code_of(path))
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import pickle; pickle.load(f)",
-        "import pickle as p\ndef g(): return map(p.loads, texts)",
-        "from pickle import Unpickler; Unpickler(f).load()",
-        "import dill; dill.load(f)",
-        "import joblib; joblib.load(p)",
-        "import pandas as pd; pd.read_pickle(p)",
-        "import torch; torch.load(p)",
-        "import torch; torch.load(p, weights_only=False)",
-        "import torch; torch.load(p, weights_only=flag)",
-        "import torch; torch.load(p, **options)",
-        "from torch import load; load(p)",
-        "import torch; read = torch.load",
-        "import torch; torch.hub.load(r, m)",
-        "from torch.hub import load_state_dict_from_url as get; get(u)",
-        "Module.load_from_checkpoint(p)",
-        "trainer.fit(m, ckpt_path=p)",
-        "import numpy as np; np.load(p, allow_pickle=True)",
-        "import numpy as np; np.load(p, allow_pickle=flag)",
-        "import numpy as np; np.load(p, **options)",
-        "import yaml; yaml.load(t)",
-        "import yaml; yaml.load(t, yaml.Loader)",
-        "import yaml; yaml.load(t, Loader=yaml.FullLoader)",
-        "import yaml\nclass Mine(yaml.Loader): ...\nyaml.load(t, Mine)",
-        "import yaml; yaml.unsafe_load(t)",
-        "import mlflow.pytorch; mlflow.pytorch.load_model(u)",
-        "import shutil; shutil.unpack_archive(p)",
-        "import zipfile; zipfile.ZipFile(p).extractall(d)",
-        "import tarfile\nwith tarfile.open(p) as t: t.extractall(d, filter='data')",
-        "import subprocess; subprocess.run(c, shell=True)",
-        "from subprocess import Popen; Popen(c, shell=flag)",
-        "import os; os.system(c)",
-        "eval(t)",
-        "exec(t)",
-        "import builtins; builtins.exec(t)",
-        "from jinja2 import Environment; Environment()",
-    ],
-)
-def test_the_scan_finds(code):
-    assert dangers(code)
+RUN = [
+    "import pickle; pickle.load(f)",
+    "import pickle as p\ndef g(): return map(p.loads, texts)",
+    "from pickle import Unpickler; Unpickler(f).load()",
+    "import dill; dill.load(f)",
+    "import joblib; joblib.load(p)",
+    "import pandas as pd; pd.read_pickle(p)",
+    "import torch; torch.load(p)",
+    "import torch; torch.load(p, weights_only=False)",
+    "import torch; torch.load(p, weights_only=flag)",
+    "import torch; torch.load(p, **options)",
+    "from torch import load; load(p)",
+    "import torch; read = torch.load",
+    "import torch; torch.hub.load(r, m)",
+    "from torch.hub import load_state_dict_from_url as get; get(u)",
+    "Module.load_from_checkpoint(p)",
+    "trainer.fit(m, ckpt_path=p)",
+    "import numpy as np; np.load(p, allow_pickle=True)",
+    "import numpy as np; np.load(p, allow_pickle=flag)",
+    "import numpy as np; np.load(p, **options)",
+    "import yaml; yaml.load(t)",
+    "import yaml; yaml.load(t, yaml.Loader)",
+    "import yaml; yaml.load(t, Loader=yaml.FullLoader)",
+    "import yaml\nclass Mine(yaml.Loader): ...\nyaml.load(t, Mine)",
+    "import yaml; yaml.unsafe_load(t)",
+    "import mlflow.pytorch; mlflow.pytorch.load_model(u)",
+    "import shutil; shutil.unpack_archive(p)",
+    "import zipfile; zipfile.ZipFile(p).extractall(d)",
+    "import tarfile\nwith tarfile.open(p) as t: t.extractall(d, filter='data')",
+    "import subprocess; subprocess.run(c, shell=True)",
+    "from subprocess import Popen; Popen(c, shell=flag)",
+    "import os; os.system(c)",
+    "eval(t)",
+    "exec(t)",
+    "import builtins; builtins.exec(t)",
+    "from jinja2 import Environment; Environment()",
+]
+READ = [
+    "import pickle\ntry: f()\nexcept pickle.UnpicklingError: pass",
+    "import torch; torch.load(p, weights_only=True)",
+    "import torch; model.eval(); torch.jit.script(m)",
+    "import ast; ast.literal_eval(t)",
+    "import numpy as np; np.load(p); np.load(p, allow_pickle=False)",
+    "import yaml; yaml.safe_load(t); yaml.load(t, Loader=yaml.SafeLoader)",
+    "import yaml\nclass Mine(yaml.SafeLoader): ...\nyaml.load(t, Mine)",
+    "import subprocess; subprocess.run([a, b], check=False)",
+    "import subprocess\ndef stop(process: subprocess.Popen): ...",
+    "trainer.fit(m, ckpt_path=p, weights_only=True)",
+    "import json; json.load(f)",
+]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import pickle\ntry: f()\nexcept pickle.UnpicklingError: pass",
-        "import torch; torch.load(p, weights_only=True)",
-        "import torch; model.eval(); torch.jit.script(m)",
-        "import ast; ast.literal_eval(t)",
-        "import numpy as np; np.load(p); np.load(p, allow_pickle=False)",
-        "import yaml; yaml.safe_load(t); yaml.load(t, Loader=yaml.SafeLoader)",
-        "import yaml\nclass Mine(yaml.SafeLoader): ...\nyaml.load(t, Mine)",
-        "import subprocess; subprocess.run([a, b], check=False)",
-        "import subprocess\ndef stop(process: subprocess.Popen): ...",
-        "trainer.fit(m, ckpt_path=p, weights_only=True)",
-        "import json; json.load(f)",
-    ],
-)
-def test_the_scan_lets_pass(code):
-    assert not dangers(code)
+@pytest.mark.parametrize(("code", "runs"), [*zip(RUN, repeat(True)), *zip(READ, repeat(False))])
+def test_the_scan_finds_what_runs_code_and_lets_pass_what_reads_data(code, runs):
+    assert bool(dangers(code)) is runs
 
 
 def is_loopback(host: str) -> bool:

@@ -196,9 +196,7 @@ def settings_of(
     return {
         "task": module.task.name,
         "loss": _plain(module.loss),
-        "lr": module.lr,
-        "processor_lr": module.processor_lr,
-        "weight_decay": module.weight_decay,
+        **{name: getattr(module, name) for name in ("lr", "processor_lr", "weight_decay")},
         "output_norm": _plain(module.norm),
         "trained": [name for name, p in module.named_parameters() if p.requires_grad],
         "adversary": None if module.adversary is None else asdict(module.adversary),

@@ -117,13 +117,11 @@ class Components:
 
     Attributes:
         processor: raw (B, 1, H, W) to images (B, 3, H, W).
-        fresh: whether the processor was made, not loaded.
         model, description: a loaded task model, and how it was made; None where each fold makes one.
         norm: a loaded batch normalisation between them; None if there is none, or each fold makes one.
     """
 
     processor: nn.Module
-    fresh: bool
     model: nn.Module | None = None
     description: Mapping[str, Any] | None = None
     norm: nn.BatchNorm2d | None = None
@@ -173,10 +171,10 @@ def _load_components(options: Options, data: Frames, fetch: Callable[[str], Path
                 make, description = build_model(options, data, *UNKNOWN)
                 model = make()
             norm = load_state(both, processor, model)
-            return Components(processor, False, model, description, norm)
+            return Components(processor, model, description, norm)
         processor_uri, classifier_uri = str(both / "processor"), str(both / "model")
     processor = load_isp(fetch(processor_uri)) if processor_uri else None
-    components = Components(processor or _build_processor(options, data, fetch), processor is None)
+    components = Components(processor or _build_processor(options, data, fetch))
     if processor and components.mode != options.processing_mode:
         kind = type(processor).__name__
         say(f"{processor_uri} holds a {kind}: --processing_mode {components.mode}")

@@ -251,7 +251,8 @@ class _FoldTrainer:
         components = self.components
         if components.model is not None:
             return components.model, dict(components.description)
-        if components.mode == "neural_network" and components.fresh and not self.fixed:
+        is_fresh = not (self.options.processor_uri or self.options.state_dict_uri)
+        if components.mode == "neural_network" and is_fresh and not self.fixed:
             statistics = UNKNOWN
         else:
             processor = None if data.raw is None else components.processor.eval()

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
 from r2l.files import atomic_path, to_uint8
@@ -194,7 +195,9 @@ def _look(
     frames, targets = frames_of(batch), module.task.targets(batch)
 
     def loss(image: Tensor) -> Tensor:
-        outputs = module.task.check(module.model(module.norm(module.fitted(image, frames))), targets)
+        if module.task.name == "segmentation" and image.shape[-2:] != frames.shape[-2:]:
+            image = F.interpolate(image, frames.shape[-2:], mode="bilinear")  # as in `develop`
+        outputs = module.task.check(module.model(module.norm(image)), targets)
         return per_image(module.loss, outputs, targets).sum()
 
     if gradients:

@@ -119,12 +119,10 @@ class RawToLogits(L.LightningModule):
     def develop(self, frames: Tensor) -> Tensor:
         """Return what the processor makes of frames, display RGB (B, 3, H, W), before `norm`."""
         with torch.autocast(frames.device.type, enabled=False):
-            return self.fitted(self.processor(frames), frames)
-
-    def fitted(self, images: Tensor, frames: Tensor) -> Tensor:
-        """Return images as large as their masks, which are as large as the frames; a processor may halve."""
+            images = self.processor(frames)
         if self.task.name == "segmentation" and images.shape[-2:] != frames.shape[-2:]:
-            return F.interpolate(images, frames.shape[-2:], mode="bilinear")
+            # A processor that halves the size: masks are as large as the frames.
+            images = F.interpolate(images, frames.shape[-2:], mode="bilinear")
         return images
 
     def without_processor(self) -> RawToLogits:
