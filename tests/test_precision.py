@@ -214,16 +214,23 @@ class _NothingCopied(TorchFunctionMode):
         return result
 
 
-@pytest.mark.parametrize("code", ["bi,s,ga", "ma,u,me", "me,s,ga", "me,u,me@camera", "learned"])
-def test_nothing_is_copied_to_a_gpu_once_it_is_warm(code, monkeypatch):
-    """On the device "meta", which computes no values and needs no GPU, but knows no autocast."""
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
-    isp = ParametrizedISP(DRONE) if code == "learned" else open_pipeline(code, DRONE)
-    isp, raw = isp.to("meta"), torch.empty(2, 1, 32, 32, device="meta")
-    with torch.set_grad_enabled(code == "learned"):
-        isp(raw)
-        with _NothingCopied():
-            assert isp(raw).shape == (2, 3, 32, 32)
+@EACH
+@pytest.mark.parametrize("learns", [False, True])
+def test_nothing_is_copied_to_a_gpu_once_it_is_warm(kind, learns):
+    """On the device "meta", which computes no values and needs no GPU."""
+    isp, raw = KINDS[kind]().to("meta"), torch.empty(2, 1, 32, 32, device="meta", requires_grad=learns)
+    assert {stage.device.type for stage in isp.stages(raw).values()} == {"meta"}
+    isp(raw)
+    with _NothingCopied():
+        image = isp(raw)
+        assert image.device.type == "meta"
+    if learns:
+        image.sum().backward()
+
+
+def test_twelve_views_stay_on_the_device():
+    views = develop_all(torch.empty(2, 1, 32, 32, device="meta"), DRONE)
+    assert [view.device.type for view in views.values()] == ["meta"] * 12
 
 
 def test_the_check_for_copies_sees_one():

@@ -178,7 +178,8 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     spare = 2 * _HUGE_PAGE if length >= 2 * _HUGE_PAGE else 0
     memory = np.empty(length + spare, np.uint8)
     start = -memory.ctypes.data % _HUGE_PAGE if spare else 0
-    return torch.from_numpy(memory[start : start + length]).view(like.dtype).view(shape)
+    numbers = memory[start : start + length].view(str(like.dtype).removeprefix("torch."))
+    return torch.from_numpy(numbers.reshape(shape))
 
 
 @cache

@@ -168,7 +168,8 @@ def in_full_precision(develop: Callable[..., _Result]) -> Callable[..., _Result]
         stage.check_mosaic(raw)
         if raw.dtype in stage.HALF:
             return tree_map(lambda image: image.to(raw.dtype), developed(what, raw.float()))
-        if not torch.is_autocast_enabled(raw.device.type):
+        # Nor is there autocast on "meta", which computes shapes alone.
+        if raw.device.type == "meta" or not torch.is_autocast_enabled(raw.device.type):
             return develop(what, raw)
         with torch.autocast(raw.device.type, enabled=False):
             return develop(what, raw)
