@@ -1,6 +1,5 @@
 """The loaders of the real sets and of own raw files, on small copies in the real formats."""
 
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -20,6 +19,7 @@ from r2l.datasets import pixels as pixels_module
 from r2l.datasets.layout import data_root, pipeline_code
 from r2l.isp import PIPELINES, StaticISP
 from r2l.rawfile import RawFileError, write_dng
+from tests.conftest import end_apart, start_apart
 from tests.fixtures_data import (
     BAD,
     KEPT,
@@ -299,22 +299,15 @@ def test_without_room_for_the_cache_frames_stay_in_memory(tmp_path, monkeypatch)
     np.testing.assert_array_equal(item["raw"][0], exact(contents[dataset.names[0]][1]))
 
 
-def _read_all(root, queue):
-    total = sum(float(item["raw"].double().sum()) for item in RawMicroscopy(root, "all"))
-    queue.put(total)
+def _read_all(root, told):
+    told.write_text(str(sum(float(item["raw"].double().sum()) for item in RawMicroscopy(root, "all"))))
 
 
 def test_two_processes_at_once_make_one_cache(tmp_path):
     contents = write_microscopy(tmp_path)
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    readers = [context.Process(target=_read_all, args=(tmp_path, queue)) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    sums = [queue.get(timeout=60) for _ in readers]
-    for reader in readers:
-        reader.join(timeout=60)
-        assert reader.exitcode == 0
+    readers = [start_apart(_read_all, tmp_path, tmp_path / f"{n}.txt") for n in range(3)]
+    assert [end_apart(reader) for reader in readers] == [0] * 3
+    sums = [float((tmp_path / f"{n}.txt").read_text()) for n in range(3)]
     kept = RawMicroscopy(tmp_path, "all").names
     expected = sum(contents[name][1].sum() / 65535 for name in kept)
     assert sums == pytest.approx([expected] * 3, rel=1e-5)
@@ -377,6 +370,7 @@ def without_zone(path):
         (LABELS, lambda p: p.write_bytes(b"a BAS\na LYT\n"), LABELS, "second label"),
         (LABELS, lambda p: p.write_bytes(b"\xff\xfe\x00"), LABELS, "no readable label file"),
         (MASK, lambda p: p.write_bytes(b"none"), MASK, "no readable mask"),
+        (MASK, lambda p: Image.open(p).save(p, "GIF"), MASK, "no readable mask"),
         (MASK, lambda p: resize(p, (16, 32)), MASK, "16 x 32"),
         (MASK, Path.unlink, TILE, "without a mask"),
         (TILE, Path.unlink, MASKS, "a mask for 02_00001"),
@@ -413,13 +407,6 @@ def test_masks_all_of_another_size_than_their_images(tmp_path, write, first, sid
         RawDrone(tmp_path, "all")[0]
     assert_names_file_and_remedy(caught.value, tmp_path / first)
     assert not list((tmp_path / ".r2l_cache").glob("*tiles*.npy"))
-
-
-def test_mask_that_is_no_png(tmp_path):
-    path = tmp_path / "mask.png"
-    Image.fromarray(np.ones((8, 8), np.uint8)).save(path, "GIF")
-    with pytest.raises(DatasetError, match="no readable mask"):
-        pixels_module.read_mask(path, "")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import multiprocessing
 import os
 import resource
 import signal
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.download import ArchiveError, fetch
 from r2l.datasets.fetch.transfer import _B2_FOLDERS, DownloadError, RemoteFile, b2_bucket, files_of, sync_b2
 from r2l.datasets.layout import MANIFEST, Manifest, place_of
+from tests.conftest import end_apart, start_apart
 from tests.fixtures_data import (
     KEPT,
     LABELS,
@@ -263,15 +264,8 @@ def test_what_a_killed_process_left_of_its_record_goes(server, tmp_path):
 
 def test_two_processes_at_once(server, tmp_path):
     server.delay = 0.005
-    # Forked, since starting two programs takes several times as long as the test.
-    start = multiprocessing.get_context("fork").Process
-    arguments = {"args": ("microscopy", tmp_path), "kwargs": {"progress": False}}
-    both = [start(target=fetch, **arguments) for _ in "ab"]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    both = [start_apart(partial(fetch, progress=False), "microscopy", tmp_path) for _ in "ab"]
+    assert [end_apart(process) for process in both] == [0, 0]
     assert server.requests_of(ARCHIVE) == [None]
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
 
