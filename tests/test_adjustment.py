@@ -370,9 +370,11 @@ def test_sar_steps_from_where_it_was_and_is_tent_without_filter_and_radius(train
 
 def test_sar_counts_after_its_step_aside_only_what_was_reliable_before(trained, frames, monkeypatch):
     told = iter([[0.1, 9.0], [0.3, 0.1]])
-    monkeypatch.setattr(self_training, "entropies", lambda out: 0 * out.sum(1) + torch.tensor(next(told)))
+    monkeypatch.setattr(
+        adjustment.self_training, "entropies", lambda out: 0 * out.sum(1) + torch.tensor(next(told))
+    )
     batch = {"raw": torch.stack([frames[i]["raw"] for i in (0, 1)])}
-    record = self_training.sar(copy.deepcopy(trained), [batch], 1e-3, source=None)
+    record = adjustment.self_training.sar(copy.deepcopy(trained), [batch], 1e-3, source=None)
     assert record["losses"] == [pytest.approx(0.3)]
 
 
