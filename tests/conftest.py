@@ -72,7 +72,7 @@ def sample_raws() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def copied_stores(tmp_path_factory):
-    """Let this process make mlflow's tables once, and copy the file wherever a test wants a new store.
+    """Let mlflow's tables be made once, by one of xdist's processes, and copy the file to every new store.
 
     Gives the function that makes them, for a test of the making.
 
@@ -81,12 +81,15 @@ def copied_stores(tmp_path_factory):
     """
     from r2l.training.tracking import store
 
-    template = tmp_path_factory.mktemp("store") / "mlflow.db"
+    own = tmp_path_factory.mktemp("store") / "mlflow.db"
+    shared = tmp_path_factory.getbasetemp().parent / "mlflow.db"
+    template = shared if "PYTEST_XDIST_WORKER" in os.environ else own
     make = store._make_tables
 
     def copy(path: Path) -> None:
         if not template.exists():
-            make(template)
+            make(own)
+            own.replace(template)
         shutil.copyfile(template, path)
 
     with pytest.MonkeyPatch.context() as patch:
