@@ -24,12 +24,20 @@ from benchmarks.calls import (
 )
 from benchmarks.epochs import EpochWorkload, epoch_contenders
 from benchmarks.evaluation import MatrixWorkload, matrix_contenders
-from benchmarks.libraries import colour_demosaicing_call, kornia_call, libraw_call, opencv_call, recipe_call
+from benchmarks.libraries import (
+    colour_demosaicing_call,
+    debayer_call,
+    kornia_call,
+    libraw_call,
+    opencv_call,
+    recipe_call,
+)
 from benchmarks.published import PublishedParametrizedISP
 from benchmarks.scan import ScanWorkload, scan_contenders
 from benchmarks.timing import Contender, SkippedError
 from benchmarks.workload import Workload
 from r2l.isp import PIPELINES, StaticISP, develop_all, filters
+from r2l.isp.functional import HALF
 from r2l.isp.parametrized import ParametrizedISP
 
 #: The static pipelines of the table: each demosaicing, with the quickest and the dearest filters.
@@ -185,11 +193,29 @@ def _libraries(work: Workload) -> list[Contender]:
             lines.append((f"LibRaw {name}", partial(libraw_call, work, name)))
             title = f"LibRaw {name}, opening the file included"
             lines.append((title, partial(libraw_call, work, name, opening=True)))
-    return [_kornia(work), *(work.contender(*line) for line in lines)]
+    return [work.contender(*line) for line in lines]
 
 
-def _kornia(work: Workload) -> Contender:
-    return work.contender("kornia raw_to_rgb, demosaic alone", partial(kornia_call, work))
+def _halves(work: Workload) -> list[Contender]:
+    """Return frames of half precision, which are developed in float32."""
+    isps = {CODES[0]: partial(StaticISP.from_code, CODES[0]), "parametrized, forward": ParametrizedISP}
+
+    def setup(make: Callable[..., nn.Module], dtype: torch.dtype) -> Call:
+        return forward_call(make(work.camera).to(work.device), work.raw.to(dtype))
+
+    return [
+        work.contender(f"r2l {what}, of {dtype}", partial(setup, make, dtype), {"x float32": f"r2l {what}"})
+        for what, make in isps.items()
+        for dtype in HALF
+    ]
+
+
+def _on_any_device(work: Workload) -> list[Contender]:
+    """Return the peers that run on a GPU too."""
+    lines = [("kornia raw_to_rgb, demosaic alone", partial(kornia_call, work))]
+    for name in ("Debayer3x3", "Debayer5x5"):
+        lines.append((f"pytorch-debayer {name}, demosaic alone", partial(debayer_call, work, name)))
+    return [work.contender(*line) for line in lines]
 
 
 def contenders(work: Workload, quick: bool = False) -> list[Contender]:
@@ -198,5 +224,5 @@ def contenders(work: Workload, quick: bool = False) -> list[Contender]:
         return of_its_own(work)
     floats = _COPIED_FLOATS // 32 if quick else _COPIED_FLOATS
     shared = [*_r2l(work, compile_too=not (work.lengthy or quick)), *_published(work)]
-    others = _libraries(work) if work.device == "cpu" else [_kornia(work)]
-    return [*shared, *others, _copy(work, floats)]
+    others = _libraries(work) if work.device == "cpu" else _halves(work)
+    return [*shared, *_on_any_device(work), *others, _copy(work, floats)]

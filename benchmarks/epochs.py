@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
+from torch.utils.data import Dataset
 
 from benchmarks.timing import Contender
 from benchmarks.workload import CLASSES, Workload
-from r2l.datasets import Frames, develop_views
+from r2l.datasets import Frames, RawFolder, develop_views
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
 
@@ -49,6 +53,25 @@ class EpochWorkload(Workload):
         super().__init__(name, count, side, side, rounds, True, device, "images/s", count)
         self.batch_size, self.network, self.precision = batch_size, network, precision
 
+    @property
+    def device_type(self) -> str:
+        """What torch and Lightning call the device."""
+        return torch.device(self.device).type
+
+    @cached_property
+    def files(self) -> RawFolder:
+        """The frames as a folder of files, decoded in its cache; there until `close`."""
+        self._folder = tempfile.TemporaryDirectory(prefix="r2l-bench-")
+        root = Path(self._folder.name)
+        for n, counts in enumerate(self.counts):
+            path = root / "frames" / str(n % CLASSES) / f"{n}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, counts)
+        folder = RawFolder(root / "frames", camera=self.camera, cache=root / "cache")
+        for n in range(len(folder)):
+            folder[n]
+        return folder
+
 
 def ready_images(frames: Frames) -> Frames:
     """Return images that need no processing: the frames themselves, as three equal channels."""
@@ -74,7 +97,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _train(work: EpochWorkload, data: Frames, processor: nn.Module | None = None) -> float:
+def _train(work: EpochWorkload, data: Dataset, processor: nn.Module | None = None) -> float:
     """Train for an epoch and return its seconds."""
     watch = _Stopwatch()
     fit(
@@ -85,7 +108,7 @@ def _train(work: EpochWorkload, data: Frames, processor: nn.Module | None = None
         batch_size=work.batch_size,
         progress=False,
         callbacks=[watch],
-        accelerator="cpu" if work.device == "cpu" else "gpu",
+        accelerator=work.device_type,
         precision=work.precision,
     )
     return watch.seconds
@@ -101,7 +124,7 @@ def _train_bare(work: EpochWorkload, data: Frames) -> float:
     start = time.perf_counter()
     for rows in torch.randperm(len(data)).split(work.batch_size):
         batch = {name: part.to(work.device) for name, part in data.batch(rows).items()}
-        with torch.autocast(work.device, torch.bfloat16, enabled=reduced):
+        with torch.autocast(work.device_type, torch.bfloat16, enabled=reduced):
             loss = nn.functional.cross_entropy(model(batch["image"]), batch["label"])
         optimizer.zero_grad()
         loss.backward()
@@ -135,14 +158,19 @@ def epoch_contenders(work: EpochWorkload) -> list[Contender]:
 
         return call
 
-    def parametrized() -> Callable[[], float]:
-        return partial(_train, work, work.frames(), ParametrizedISP(work.camera))
+    def static_anew() -> Callable[[], float]:
+        return partial(_train, work, work.frames(), StaticISP.from_code(STATIC, work.camera))
+
+    def parametrized(files: bool = False) -> Callable[[], float]:
+        return partial(_train, work, work.files if files else work.frames(), ParametrizedISP(work.camera))
 
     lines = {
         READY: ready,
         BARE: bare,
         f"r2l {STATIC}, developed once, that included": static,
+        f"r2l {STATIC}, in each step": static_anew,
         "r2l parametrized, trained too": parametrized,
+        "r2l parametrized, trained too, frames from a cache of files": partial(parametrized, files=True),
     }
     against = {"x images ready": READY}
     return [

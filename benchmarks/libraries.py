@@ -15,6 +15,8 @@ with warnings.catch_warnings():
     import kornia
 
 from benchmarks import recipe
+from benchmarks.calls import forward_call
+from benchmarks.timing import SkippedError
 from benchmarks.workload import Workload
 
 # Both name a layout by its second row and column: their BG is RGGB.
@@ -36,6 +38,20 @@ def kornia_call(work: Workload) -> Callable[[], Tensor]:
     """Return a call that only demosaics, bilinear, float32, the whole batch."""
     cfa = kornia.color.CFA[_KORNIA_CFA[work.camera.cfa.name]]
     return lambda: kornia.color.raw_to_rgb(work.raw, cfa)
+
+
+def debayer_call(work: Workload, name: str) -> Callable[[], object]:
+    """Return a call of pytorch-debayer that only demosaics: Debayer3x3, bilinear, or Debayer5x5, Malvar.
+
+    Raises:
+        SkippedError: it is not installed; no package index has it.
+    """
+    try:
+        from debayer import layouts, modules
+    except ImportError:
+        raise SkippedError("pytorch-debayer (github.com/cheind/pytorch-debayer) is not installed") from None
+    layout = layouts.Layout[work.camera.cfa.name]
+    return forward_call(getattr(modules, name)(layout).to(work.device), work.raw)
 
 
 def opencv_call(work: Workload) -> Callable[[], list[np.ndarray]]:

@@ -185,6 +185,7 @@ def test_the_rows_of_a_gpu_run_without_one(monkeypatch):
         for what in (*CODES, "parametrized, forward", "parametrized, forward + backward"):
             assert (found["contender"] == f"{way} {what}").sum() == 1
     assert found["contender"].str.startswith("kornia").any()
+    assert found["x float32"].notna().sum() == 4
     assert found["share of copy"].notna().sum() >= 24
 
 
@@ -195,7 +196,7 @@ def test_a_run_without_a_gpu_says_so():
 
 @pytest.mark.slow
 def test_an_epoch_in_bfloat16_runs_too():
-    work = EpochWorkload(4, 32, 2, network="SmallResNet", precision="bf16-mixed")
+    work = EpochWorkload(4, 32, 2, device="cpu:0", network="SmallResNet", precision="bf16-mixed")
     first, *others = group = list(epoch_contenders(work))
     assert first.name == READY
     assert all("x images ready" in c.against for c in others)

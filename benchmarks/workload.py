@@ -109,7 +109,7 @@ class Workload:
         """Remove the file and let the memory go."""
         if self._folder is not None:
             self._folder.cleanup()
-        for name in ("raw", "mosaics", "counts", "gradient", "dng"):
+        for name in ("raw", "mosaics", "counts", "gradient", "dng", "files"):
             self.__dict__.pop(name, None)
 
 
