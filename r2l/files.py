@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -95,13 +96,16 @@ def choose(what: str, name: str, options: Iterable[str]) -> str: ...
 def choose(what: str, name: str, options: Mapping[str, Any] | Iterable[str]) -> Any:
     """Return ``name``, or what ``options`` has under it if it is a mapping; a ValueError lists them.
 
-    >>> choose("colour", "red", {"red": 0, "blue": 2})
-    0
+    >>> choose("colour", "blu", {"red": 0, "blue": 2})
+    Traceback (most recent call last):
+    ValueError: unknown colour 'blu' (did you mean blue?); choose from red, blue
     """
     options = options if isinstance(options, Mapping) else list(options)
     # What comes from a file may be a list, which is no key of a mapping.
     if not isinstance(name, str) or name not in options:
-        raise ValueError(f"unknown {what} {name!r}; choose from {', '.join(options)}")
+        spelt = {option.lower(): option for option in options}
+        near = [f" (did you mean {spelt[key]}?)" for key in get_close_matches(str(name).lower(), spelt, 1)]
+        raise ValueError(f"unknown {what} {name!r}{''.join(near)}; choose from {', '.join(options)}")
     return options[name] if isinstance(options, Mapping) else name
 
 

@@ -25,8 +25,8 @@ def _option(group: str, default: Any, help: str, **more: Any) -> Any:
         help: what it does; {} stands for the choices.
         **more: ``metavar`` (its value in the help), ``choices`` (names, or where they are to be imported
             from), ``check`` (where the function that refuses a name is to be imported from), ``least`` (the
-            smallest number), ``above`` (what a number has to be larger than) or ``only`` (data sets that it
-            is for).
+            smallest number), ``most``, ``above`` (what a number has to be larger than) or ``only`` (data sets
+            that it is for).
     """
     if "only" in more:
         help = f"{more['only']}: {help}"
@@ -60,7 +60,7 @@ class Declared:
         "interrupted. --no_resume begins a new one.",
     )
     test_run: bool = _run(False, "Few images, one epoch, two folds: to see that all works.")
-    seed: int = _run(1, "Of splits, initial weights, order and augmentation.", least=0)
+    seed: int = _run(1, "Of splits, initial weights, order and augmentation.", least=0, most=2**32 - 1)
 
     dataset: str = _data(
         "Microscopy",
@@ -133,10 +133,10 @@ class Declared:
     precision: str = _training("32-true", "32-true, 64-true, 16-mixed, bf16-mixed.")
     gradient_clip_val: float | None = _training(None, "Longest gradient.  [default: any]", above=0)
 
-    processing_mode: str = _processor(
-        "parametrized",
-        "parametrized: learned numbers. static: fixed, see sp_. neural_network: a learned "
-        "U-Net++. none: half-size colours.",
+    processing_mode: str | None = _processor(
+        None,
+        "parametrized: learned numbers. static: fixed, see sp_. neural_network: a learned U-Net++. none: "
+        "half-size colours.  [default: static with --pipeline, else parametrized]",
         choices=("parametrized", "static", "neural_network", "none"),
     )
     pipeline: str | None = _processor(

@@ -19,6 +19,7 @@ from r2l.option_fields import TASK_OF, Declared
 
 _PATHS = ("folder", "root", "labels", "masks", "camera", "layout")
 _PATHS += ("processor_uri", "classifier_uri", "state_dict_uri")
+_CODE = r"(?<![^\s+])\w+,\w+,\w+"  # of a pipeline, alone or between stages
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,11 @@ class Options(Declared):
             if str(getattr(self, name)).startswith(("~", "file:")):
                 object.__setattr__(self, name, str(local_path(getattr(self, name))))
         for name, option in FIELDS.items():
+            value, default = getattr(self, name), option.default
+            if value == "" and default is not None:
+                raise ValueError(f"--{name} is empty: give a value, or leave it out")
             # A default is right: what would tell takes seconds to import.
-            if (value := getattr(self, name)) not in (option.default, None):
+            if value not in (default, None, ""):
                 _check_value(name, value, **option.metadata)
         _check_data(self)
         _check_models(self)
@@ -96,6 +100,7 @@ def _check_value(
     choices: Any = None,
     check: str = "",
     least: Any = None,
+    most: Any = None,
     above: Any = None,
     **_: str,
 ) -> None:
@@ -104,6 +109,8 @@ def _check_value(
         choose(name, value, tuple(resolve_name(choices) if isinstance(choices, str) else choices))
     if least is not None and not least <= value < math.inf:
         raise ValueError(f"--{name} is {value}, expected {least} or more")
+    if most is not None and value > most:
+        raise ValueError(f"--{name} is {value}, expected {most} or less")
     if above is not None and not above < value < math.inf:
         raise ValueError(f"--{name} is {value}, expected a number above {above}")
     if check and value:
@@ -180,12 +187,20 @@ def _check_models(options: Options) -> None:
             "--pipeline is a fixed processor: it goes with neither --processor_uri, another one, nor "
             "--adv_training, which searches a parametrized one"
         )
+    if options.pipeline and options.processing_mode not in (None, "static"):
+        raise ValueError(
+            f"--pipeline {options.pipeline} is a fixed processor, --processing_mode "
+            f"{options.processing_mode} is none: leave one of the two out"
+        )
     fixed = options.pipeline or options.processing_mode == "static"
     if options.variant != "corrected" and (options.adv_training or not fixed):
         raise ValueError(
             f"--variant {options.variant} is one of fixed processing: add --processing_mode static, or give "
             f"--pipeline bi,s,ga@{options.variant}"
         )
+    other = re.search(rf"{_CODE}@(?!{options.variant}\b)(\w+)", options.pipeline or "")
+    if options.variant != "corrected" and other:
+        raise ValueError(f"--variant {options.variant} contradicts --pipeline {options.pipeline}: leave it out")
     trained = options.classifier_uri or options.state_dict_uri
     if options.classifier_uri and options.classifier_pretrained:
         raise ValueError("--classifier_uri and --classifier_pretrained are two sources of one: choose")
@@ -233,6 +248,10 @@ def resolve_options(options: Options) -> tuple[Options, list[str]]:
         few = min(options.n_splits, 2)
         only = None if options.fold is None else min(options.fold, few - 1)
         follow("test run, few images", epochs=1, n_splits=few, fold=only)
+    if options.pipeline:
+        follow("a pipeline is given", processing_mode="static")
+    elif options.processing_mode is None:
+        options = replace(options, processing_mode="parametrized")
     if options.adv_training:
         reason = "adversarial training searches the processing against a fixed classifier"
         follow(reason, processing_mode="parametrized", freeze_classifier=True, freeze_processor=False)
@@ -243,8 +262,6 @@ def resolve_options(options: Options) -> tuple[Options, list[str]]:
         named, tests = _in_variant(named, options.variant), options.test_pipelines
         tests = tests and _in_variant(tests, options.variant)
         follow(f"the variant {options.variant}", pipeline=named, test_pipelines=tests)
-    if options.pipeline:
-        follow("a pipeline is given", processing_mode="static")
     if options.lr is None:
         before = options.classifier_uri or options.classifier_pretrained or options.state_dict_uri
         kind = "trained before" if before else "from scratch"
@@ -260,7 +277,7 @@ def resolve_options(options: Options) -> tuple[Options, list[str]]:
 
 def _in_variant(pipelines: str, variant: str) -> str:
     """Return pipelines, by spaces, with the variant behind each code (and "all") that names none."""
-    return re.sub(r"(?<!\S)(all|\w+,\w+,\w+)(?=[\s+]|$)", rf"\1@{variant}", pipelines)
+    return re.sub(rf"((?<!\S)all|{_CODE})(?=[\s+]|$)", rf"\1@{variant}", pipelines)
 
 
 def _without_effect(options: Options) -> list[str]:

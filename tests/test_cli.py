@@ -86,6 +86,7 @@ def test_it_tells_its_version():
     [
         (["data", "info"], ["Raw-Drone: "], {"torch", "sklearn", "scipy", "pandas"}),
         (["--help"], ["develop", "train", "predict"], {"torch", "numpy", "rawpy", "PIL"}),
+        (["evaluate", "--help"], ["Images at a time.", "Folds of the training"], {"torch", "numpy", "PIL"}),
         (
             ["develop", "--help"],
             ["--pipeline", "--output", "--camera", "--variant", "--stages", "--force"],
@@ -217,6 +218,8 @@ def test_a_photo_that_fails_does_not_stop_the_others(tmp_path, threads):
         (["a.dng", "-p", "bi,s,xx"], "ga"),
         (["a.dng", "-p", "bi,s"], "bi,s"),
         (["a.dng", "--variant", "better"], "corrected"),
+        (["a.dng", "--variant", "Camra"], "(did you mean camera?)"),
+        (["a.dng", "--variant", "camera", "-p", "lines+ma,s,ga@paper"], "--variant camera contradicts"),
         (["a.dng", "--highlights", "recover"], "choose from clip, keep"),
         (["a.dng", "--camera", "phone"], "microscope, drone"),
         (["a.dng", "--camera", "gone.dng"], "gone.dng: No such file"),

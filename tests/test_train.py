@@ -167,11 +167,11 @@ def test_what_follows_from_an_option_is_done_and_told(given, followed, line):
     assert changed.items() >= followed.items()
 
 
-def test_only_a_rate_follows_from_the_defaults_and_resolving_twice_changes_nothing():
+def test_only_rate_and_mode_follow_from_the_defaults_and_resolving_twice_changes_nothing():
     told = ["no learning rate given, and a task model from scratch: --lr 0.001"]
-    assert resolve_options(Options()) == (Options(lr=0.001), told)
+    assert resolve_options(Options()) == (Options(lr=0.001, processing_mode="parametrized"), told)
     assert resolve_options(Options(classifier_pretrained=True))[0].lr == 1e-5
-    assert resolve_options(Options(lr=0.1)) == (Options(lr=0.1), [])
+    assert resolve_options(Options(lr=0.1, processing_mode="none"))[1] == []
     settled, _ = resolve_options(Options(adv_training=True, test_run=True, processor_uri=""))
     assert resolve_options(settled) == (settled, [])
 

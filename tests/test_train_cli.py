@@ -146,6 +146,10 @@ def test_every_flag_takes_a_value_and_the_last_counts(monkeypatch):
         ("--epochs", "--epochs"),
         ("--dataset Telescope", "unknown dataset 'Telescope'; choose from Microscopy, Drone"),
         ("--processing_mode static --freeze_classifier True --classifier_uri x", "nothing to train"),
+        ("--pipeline bi,s,ga --processing_mode parametrized", "leave one of the two out"),
+        ("--pipeline bi,s,ga@camera --variant paper", "--variant paper contradicts --pipeline"),
+        ("--seed 4294967296", "--seed is 4294967296, expected 4294967295 or less"),
+        ("--experiment_name=", "--experiment_name is empty"),
         ("--dataset Microscopy --root nowhere", "r2l data fetch microscopy"),
         ("--classifier_uri runs:/none", "is no address"),
         ("--classifier_pretrained", "does not exist"),
@@ -207,10 +211,10 @@ def test_a_test_run_is_short_and_ctrl_c_ends_in_one_line(tmp_path, monkeypatch):
 
 def test_a_variant_is_that_of_fixed_processing_or_told_by_its_suffix():
     options = Options(dataset="SyntheticMicroscopy", processing_mode="static", variant="paper")
-    tests = "all bi,s,ga+jpeg:75 libraw:ahd ma,u,me@camera"
+    tests = "all lines+bi,s,ga+jpeg:75 libraw:ahd ma,u,me@camera"
     resolved, lines = resolve_options(replace(options, sp_debayer="menon2007", test_pipelines=tests))
     assert resolved.pipeline == "me,s,ga@paper"
-    wanted = "all@paper bi,s,ga@paper+jpeg:75 libraw:ahd ma,u,me@camera"
+    wanted = "all@paper lines+bi,s,ga@paper+jpeg:75 libraw:ahd ma,u,me@camera"
     assert resolved.test_pipelines == wanted
     assert "the variant paper" in lines[0]
     assert resolve_options(resolved)[0] == resolved

@@ -1,6 +1,7 @@
 """How commands take options, and how they tell of errors: in a line or two, with exit status 2."""
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,11 +110,18 @@ def check_targets(photos: Iterable[Path], targets: Iterable[Path], what: str) ->
 
 
 def check_free(path: Path | None, force: bool, folder: bool = False) -> None:
-    """Raise a ValueError where something is that is not to be replaced, or a folder in a file's place."""
-    if path is not None and path.is_dir() and not folder:
+    """Raise a ValueError where something is that is not to be replaced, or where nothing can be written."""
+    if path is None:
+        return
+    if path.is_dir() and not folder:
         raise ValueError(f"{path} is a folder")
-    if path is not None and path.exists() and not force:
+    if path.exists() and not force:
         raise ValueError(f"{path} exists: --force replaces it, -o names another place")
+    # Now, not when the work is done.
+    there = next(above for above in path.parents if above.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "can't be written to" if there.is_dir() else "is no folder"
+        raise ValueError(f"{path}: {there} {why}; -o names another place")
 
 
 class GroupedCommand(TyperCommand):
@@ -167,12 +175,12 @@ def _without_values(args: Sequence[str], flags: dict[str, Any]) -> list[str]:
     return rest
 
 
-def _parameter(option: Field, kind: Any) -> inspect.Parameter:
-    """Return an option as the parameter of a function, as typer reads it."""
+def _parameter(option: Field, kind: Any, changes: Mapping[str, Any]) -> inspect.Parameter:
+    """Return an option, some of its metadata changed, as the parameter of a function, as typer reads it."""
     names = [f"--{option.name}"]
     if option.default is True:
         names = [f"--{option.name}/--no_{option.name}"]
-    about = option.metadata
+    about = {**option.metadata, **changes}
     info = typer.Option(
         *names,
         help=about["help"],
@@ -186,17 +194,20 @@ def _parameter(option: Field, kind: Any) -> inspect.Parameter:
 
 def with_options(
     command: Callable[..., None],
-    names: Iterable[str] = FIELDS,
+    asked: Mapping[str, Mapping[str, Any]],
     more: Mapping[str, inspect.Parameter] | None = None,
 ) -> None:
-    """Let a command take these of the `Options`, and ``more`` by name, in the place of its ``**given``."""
+    """Let a command take some `Options`, and ``more`` by name, in the place of its ``**given``.
+
+    To each name in ``asked`` belongs what differs from the option's metadata, such as its help.
+    """
     kinds, own = get_type_hints(Options), get_type_hints(command, include_extras=True)
     parameters = [
         p.replace(annotation=own[name], kind=inspect.Parameter.KEYWORD_ONLY)
         for name, p in inspect.signature(command).parameters.items()
         if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    parameters += [_parameter(FIELDS[name], kinds[name]) for name in names]
+    parameters += [_parameter(FIELDS[name], kinds[name], changes) for name, changes in asked.items()]
     parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (more or {}).values()]
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}

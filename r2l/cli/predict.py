@@ -32,10 +32,19 @@ if TYPE_CHECKING:
     from r2l.rawfile import RawLayout
     from r2l.training.loading import SavedModel
 
-_GROUPS = ("Data", "Splits")
-#: Those of the `Options` that say which labelled images a model is asked about, and how.
-_ASKING = [n for n, option in FIELDS.items() if option.metadata["group"] in _GROUPS]
-_ASKING += ["seed", "batch_size", "accelerator", "tracking_uri"]
+#: Those of the `Options` that say how a model is asked, with what differs from their meaning in training.
+_HOW = {"batch_size": {"help": "Images at a time.", "group": None}}
+_HOW |= {"accelerator": {"group": None}, "tracking_uri": {"group": None}}
+#: And about which labelled images.
+_ASKING = {n: {} for n, option in FIELDS.items() if option.metadata["group"] in ("Data", "Splits")}
+_ASKING |= _HOW | {
+    "skip_broken": {"help": "RawFolder: leave out files that can't be read."},
+    "n_splits": {"help": "Folds of the training; 1: it made one split."},
+    "train_size": {"help": "Share of training images in that one split."},
+    "splits": {"help": "groups or published, as in the training."},
+    "fold": {"help": "Only the images that this fold validated.  [default: all images]"},
+    "seed": {"help": "Of the training's splits.", "group": "Splits"},
+}
 
 _MODEL = "runs:/RUN_ID of a fold, its folder (--save_locally), models:/name/1 or models:/name@alias."
 _DATA = "A data set's name, or a folder of raw files: short for --dataset and --root."
@@ -107,13 +116,16 @@ def predict(
     for path, answer in _answered(asked, files, lined_up, options.batch_size):
         if targets:
             mask = Image.fromarray(answer if len(asked.classes) > 2 else answer * 255)
+            targets[path].parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(targets[path]) as partial:
                 mask.save(partial, format="PNG")
         else:
             rows.append({"file": str(path), **_cells(answer)})
     if rows:
         _write_table(rows, output)
-    print(f"{len(files) - len(failed)} of {len(files)} files answered: {output}")
+    answered = len(files) - len(failed)
+    where = output if answered else "nothing is written"
+    print(f"{answered} of {len(files)} files answered: {where}")
     if failed:
         raise typer.Exit(EXIT_ERROR)
 
@@ -186,7 +198,7 @@ def tolerances(
     print(few_groups_text(report.groups), then, sep="\n")
 
 
-with_options(predict, ("batch_size", "accelerator", "tracking_uri"), HEADERLESS)
+with_options(predict, _HOW, HEADERLESS)
 for _command in (evaluate, tolerances):
     with_options(_command, _ASKING, HEADERLESS)
 
@@ -233,7 +245,6 @@ def _targets(files: list[Path], output: Path, masks: bool, force: bool) -> dict[
     check_targets(files, targets.values(), "folder")
     for target in targets.values():
         check_free(target, force)
-    output.mkdir(parents=True, exist_ok=True)
     return targets
 
 

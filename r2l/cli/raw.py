@@ -25,6 +25,7 @@ from r2l.cli.commands import (
     with_options,
 )
 from r2l.files import atomic_path, choose, local_path, to_uint8
+from r2l.options import Options
 
 if TYPE_CHECKING:
     import torch
@@ -121,17 +122,16 @@ def develop(
     """
     import torch
 
-    from r2l.isp import Variant, open_pipeline
+    from r2l.isp import open_pipeline
     from r2l.isp.added_stages import clip_highlights, correct_defects
-    from r2l.isp.grammar import check_pipeline, linear_stages
+    from r2l.isp.grammar import linear_stages
     from r2l.rawfile import load_camera, read_raw
     from r2l.rawfile.frame import look_at_picture
 
     # What is wrong for all photos is noticed before the first one is read.
     layout = headerless_layout(**headerless)
     given = load_camera(camera) if camera else None
-    check_pipeline(pipeline)
-    choose("variant", variant, get_args(Variant))
+    Options(pipeline=pipeline, variant=variant)
     clip = choose("highlights", highlights, ["clip", "keep"]) == "clip"
     targets = _targets(photos, output, pipeline)
 
@@ -161,7 +161,7 @@ def develop(
     for_each(develop_one, photos, targets, at_once=min(torch.get_num_threads(), 4))
 
 
-with_options(develop, (), HEADERLESS)
+with_options(develop, {}, HEADERLESS)
 
 _CAMERAS = "A raw file of the camera, microscope, drone, or a JSON file; may be given again."
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2l.cli.commands import EXIT_INTERRUPTED, argument, option, replacing, with_options
+from r2l.cli.commands import EXIT_INTERRUPTED, argument, check_free, option, replacing, with_options
 from r2l.files import local_path
-from r2l.options import Options
+from r2l.options import FIELDS, Options
 
 if TYPE_CHECKING:
     from r2l.sweep.engine import Engine
@@ -38,7 +38,7 @@ def train(**given: Any) -> None:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-with_options(train)
+with_options(train, dict.fromkeys(FIELDS, {}))
 
 
 def learn_pipeline(
@@ -66,8 +66,7 @@ def learn_pipeline(
     from r2l.learn import learn_pipeline as learn
     from r2l.viz import plot_learned
 
-    if (output / DESCRIPTION).exists() and not force:
-        raise ValueError(f"{output} holds a pipeline: --force replaces it, -o names another folder")
+    check_free(output / DESCRIPTION, force)
     learned = learn(_pairs(photos), seed=seed)
     save_isp(learned.isp, output)
     report = learned.report()

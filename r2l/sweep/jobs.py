@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from r2l.files import R2LError, content_hash, identity, local_path, need_extra
+from r2l.files import R2LError, choose, content_hash, identity, local_path, need_extra
 from r2l.isp.grammar import check_pipeline
 from r2l.isp.static import parse_code
 from r2l.options import FIELDS, Options
@@ -187,14 +187,13 @@ class Job:
         if self.notebook is not None:
             _check_parameters(self.notebook, self.parameters)
             return
-        what, known = f"run {self.name}", sorted(set(FIELDS) - set(WHERE))
-        if odd := [name for name in self.parameters if name not in known]:
-            why = f"r2l train has no option {odd[0]} that a sweep can give"
-            raise ParameterError(what, why, f"There are {', '.join(known)}")
         try:
+            for name in self.parameters:
+                choose("option of a sweep", name, sorted(set(FIELDS) - set(WHERE)))
             _ = self.options
         except (ValueError, TypeError) as error:
-            raise ParameterError(what, str(error), "See what each takes: `r2l train --help`") from error
+            remedy = "See what each takes: `r2l train --help`"
+            raise ParameterError(f"run {self.name}", str(error), remedy) from error
 
 
 @dataclass(frozen=True)
@@ -304,8 +303,12 @@ def _with_pipeline(path: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     if pipeline is None:
         return parameters
     modes, text = FIELDS["processing_mode"].metadata["choices"], str(pipeline)
+    mode = pipeline if pipeline in modes else "static"
+    if (other := parameters.setdefault("processing_mode", mode)) != mode:
+        why = f"pipeline {text} contradicts processing_mode {other}"
+        raise ParameterError(path, why, "Leave processing_mode out: pipeline can say it too")
     if pipeline in modes:
-        return {**parameters, "processing_mode": pipeline}
+        return parameters
     try:
         if "," not in text or set(text) & set("+@:/"):
             return {**parameters, "pipeline": check_pipeline(text)}
@@ -313,5 +316,4 @@ def _with_pipeline(path: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         remedy = f"Give such a pipeline, or one of {', '.join(modes)}"
         raise ParameterError(path, f"pipeline: {error}", remedy) from error
-    names = ("sp_debayer", "sp_sharpening", "sp_denoising")
-    return {**parameters, "processing_mode": "static", **dict(zip(names, parts, strict=True))}
+    return {**parameters, **dict(zip(("sp_debayer", "sp_sharpening", "sp_denoising"), parts, strict=True))}

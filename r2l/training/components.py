@@ -202,15 +202,15 @@ def _build_processor(options: Options, data: Frames, fetch: Callable[[str], Path
     camera, mode = data.camera, options.processing_mode
     if options.pipeline:
         return open_pipeline(options.pipeline, camera, fetch=fetch)
-    if mode == "parametrized":
-        size = data.shape if options.adv_noise_layer else ()
-        return ParametrizedISP(camera, (1, 3, *size) if size else None)
     if mode == "static":
         return StaticISP(camera, options.sp_debayer, options.sp_sharpening, options.sp_denoising)
     if mode == "none":
         return HalfSizeRGB(camera)
-    with seeded(options.seed):
-        return NeuralISP(camera, options.smp_encoder)
+    if mode == "neural_network":
+        with seeded(options.seed):
+            return NeuralISP(camera, options.smp_encoder)
+    size = data.shape if options.adv_noise_layer else ()
+    return ParametrizedISP(camera, (1, 3, *size) if size else None)
 
 
 def build_model(
