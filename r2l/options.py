@@ -200,7 +200,7 @@ def _check_models(options: Options) -> None:
         )
     other = re.search(rf"{_CODE}@(?!{options.variant}\b)(\w+)", options.pipeline or "")
     if options.variant != "corrected" and other:
-        raise ValueError(f"--variant {options.variant} contradicts --pipeline {options.pipeline}: leave it out")
+        raise ValueError(f"--variant {options.variant} contradicts --pipeline {options.pipeline}: leave it")
     trained = options.classifier_uri or options.state_dict_uri
     if options.classifier_uri and options.classifier_pretrained:
         raise ValueError("--classifier_uri and --classifier_pretrained are two sources of one: choose")

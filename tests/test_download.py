@@ -421,6 +421,12 @@ def test_the_users_files_stay(server, tmp_path):
     assert str(caught.value).startswith(f"{changed}: ")
     assert changed.read_bytes() == b"my own picture"
     assert mine.read_text() == "my notes"
+    archive = tmp_path / "downloads" / ARCHIVE
+    archive.write_bytes(b"of my own")
+    changed.unlink()
+    with pytest.raises(DownloadError, match="Nothing was replaced: move it away"):
+        fetch("microscopy", tmp_path, progress=False)
+    assert archive.read_bytes() == b"of my own"
 
 
 CELL = "Ma190c_lame1_zone2_c_1.tiff"

@@ -24,6 +24,16 @@ class Given(RawDataset):
         return {"raw": self.frames[index], "label": index}
 
 
+@pytest.mark.parametrize(
+    "truth", [-1, 0.5, float("nan"), *np.float32([[[-1]], [[0.5]], [[300]], [[np.nan]]])]
+)
+def test_a_truth_that_is_no_class_is_refused(monkeypatch, truth):
+    key, value = "mask" if np.ndim(truth) else "label", np.max(truth)
+    monkeypatch.setattr(Given, "read", lambda self, index: {"raw": self.frames[index], key: truth})
+    with pytest.raises(ValueError, match=f"a {key} of {value:g}, expected the number of a class"):
+        Frames.of(Given(torch.zeros(1, 1, 1)), progress=False)
+
+
 def test_developed_images_are_the_isp_s_own_in_memory_and_in_a_file(tmp_path):
     data, isp = SyntheticMicroscopy(7, size=32), StaticISP.from_code("ma,u,me", MICROSCOPE)
     states = torch.get_rng_state()

@@ -107,3 +107,12 @@ def test_without_numba_the_error_tells_what_to_install(monkeypatch):
     with pytest.raises(r2l.files.MissingExtraError, match=r"r2l\[kernels\]"):
         StaticISP(DRONE)(mosaic(1, 1, 8, 8))
     filters._loaded.cache_clear()
+
+
+def test_where_no_folder_can_be_written_they_are_compiled_anew(monkeypatch):
+    from numba.core import caching
+
+    from r2l.isp import kernels
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    assert kernels._compiled(lambda x: x + 1)(1) == 2

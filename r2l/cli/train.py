@@ -38,7 +38,7 @@ def train(**given: Any) -> None:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-with_options(train, dict.fromkeys(FIELDS, {}))
+with_options(train, {name: {} for name in FIELDS})
 
 
 def learn_pipeline(

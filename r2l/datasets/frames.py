@@ -127,10 +127,13 @@ class Frames(Dataset):
                     sizes = " and ".join(f"{s[-2]} x {s[-1]}" for s in (raw.shape, frame.shape))
                     raise ValueError(f"frames of several sizes ({sizes}) make no batch: crop them")
                 raw[len(rows)] = frame
-                known = torch.as_tensor(item[next(key for key in _KEYS.values() if key in item)])
-                if "mask" in item:
-                    known = known.to(torch.uint8).reshape(1, *known.shape[-2:])  # an eighth of the memory
-                truth.append(known)
+                key = next(key for key in _KEYS.values() if key in item)
+                known = given = torch.as_tensor(item[key])
+                if key != "target":
+                    known = given.to(torch.uint8 if key == "mask" else torch.int64)  # an eighth of the memory
+                    if (wrong := given[(given < 0) | (known != given)]).numel():
+                        raise ValueError(f"a {key} of {wrong[0].item():g}, expected the number of a class")
+                truth.append(known.reshape(1, *known.shape[-2:]) if key == "mask" else known)
                 rows.append(index)
         if not rows:
             raise ValueError(f"none of {len(indices)} frames can be read: {skipped[0]}")

@@ -27,7 +27,7 @@ _CAMERA_FORMATS = """
 HEADERLESS = {".bin", ".dat", ".raw"}
 _RAW_SUFFIXES = IMAGE_SUFFIXES | {f".{suffix}" for suffix in _CAMERA_FORMATS.split()} | HEADERLESS
 _MASK_SUFFIXES = {".png", ".tif", ".tiff"}
-_KEEP_OR_SKIP = "Add what is missing, or leave such images out (in Python: strict=False)"
+_KEEP_OR_SKIP = "Add what is missing, or take out what has no counterpart (in Python: strict=False)"
 _PIECE = 4096  # bytes in the middle of a file, where pictures of one size differ
 
 

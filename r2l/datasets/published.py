@@ -14,7 +14,7 @@ from r2l.camera import MICROSCOPE
 from r2l.datasets import layout, pixels
 from r2l.datasets.splits import Item, RawDataset, Transform, split_indices
 
-_KEEP_OR_SKIP = "Put it back or fetch it again, or leave such images out (in Python: strict=False)"
+_KEEP_OR_SKIP = "Put it back, fetch it again, or take out what has no counterpart (in Python: strict=False)"
 
 
 class PublishedDataset(RawDataset):
@@ -188,6 +188,9 @@ class RawMicroscopy(PublishedDataset):
 
     Arguments, errors and attributes are those of `PublishedDataset`; the cache takes about 120 MB
     an intensity.
+
+    >>> RawMicroscopy.if_present(root="no/such/folder") is None
+    True
     """
 
     kind = "microscopy"

@@ -43,6 +43,9 @@ class RawDrone(PublishedDataset):
 
     Errors and attributes are those of `PublishedDataset`.
 
+    >>> RawDrone.if_present(root="no/such/folder") is None
+    True
+
     Args:
         root, split, intensity, download, transform: as of `PublishedDataset`.
         task: "segmentation" or "classification".

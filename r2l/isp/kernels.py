@@ -18,7 +18,15 @@ from torch import Tensor
 
 from r2l.isp.fused import IN_GREEN
 
-_compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
+
+def _compiled(function: Callable) -> Callable:
+    how = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **how)
+    except RuntimeError:  # no folder that can be written: compiled anew by each process
+        return numba.njit(function, **how)
+
+
 _inlined = numba.njit(inline="always")
 _TINY = np.float32(np.finfo(np.float32).tiny)
 

@@ -242,6 +242,13 @@ def predict_matrix(
 
     Every frame is developed once by each pipeline, however many models there are.
 
+    >>> from r2l.datasets import SyntheticMicroscopy
+    >>> from r2l.training import RawToLogits, make_classifier
+    >>> trained = Trained(RawToLogits(make_classifier("SmallResNet", 9)), "bi,s,ga", np.arange(4))
+    >>> twin, tests = SyntheticMicroscopy(4, size=32), ["bi,s,ga", "ma,s,ga"]
+    >>> predict_matrix([trained], twin, tests, progress=False)["test"].value_counts().to_dict()
+    {'bi,s,ga': 4, 'ma,s,ga': 4}
+
     Args:
         models: what `r2l.drift.train_models` returned, or `Trained` made by hand. A processor of their own
             (`r2l.load`) is left out, since each of ``pipelines`` stands in for it; to have it among them,

@@ -198,14 +198,17 @@ def download_all(
 
 
 def download(file: RemoteFile, target: Path, session: requests.Session, bar: tqdm) -> None:
-    """Fetch a file whole: it has its name only once its checksum is right; one that is there is left.
+    """Fetch a file whole: it has its name once its checksum is right; one that is there is never replaced.
 
     What a broken or killed download left (``<name>.part``) is gone on with, if the server serves ranges.
 
     Raises:
         DownloadError: no connection, a full disk, or other content than the checksum says.
     """
-    if target.exists() and _fits(target, file.checksum):
+    if target.exists():
+        if not _fits(target, file.checksum):
+            remedy = "Nothing was replaced: move it away or delete it, and run the same command again"
+            raise DownloadError(target, "not the record's file of this name (its checksum differs)", remedy)
         bar.update(file.size)
         return
     part = _part_of(target)

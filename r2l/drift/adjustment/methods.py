@@ -89,6 +89,11 @@ def adapt(
     batch. Those on the ISP move a `PhysicalAdjustment`, the task model held fast in eval mode; the result's
     processor is a `ParametrizedISP` if it was one.
 
+    >>> import r2l
+    >>> trained = RawToLogits(r2l.make_classifier("SmallResNet", 9), r2l.HalfSizeRGB(r2l.MICROSCOPE))
+    >>> adapt("bn_statistics", trained, r2l.SyntheticMicroscopy(4, size=32)).adaptation["method"]
+    'bn_statistics'
+
     Args:
         trained: task model, with the ISP of the *target* as its processor.
         target: frames of the target, items with ``raw``; only `LABELLED` methods look at their labels.

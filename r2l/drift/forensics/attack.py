@@ -98,6 +98,12 @@ def bounded_attack(
     "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018), ever less far, and back into
     the box. The best of all points visited is kept, the unchanged pipeline among them.
 
+    >>> import r2l
+    >>> frames = r2l.Frames.of(r2l.SyntheticMicroscopy(4, size=32), progress=False)
+    >>> model, isp = r2l.make_classifier("SmallResNet", 9), r2l.ParametrizedISP(frames.camera)
+    >>> bounded_attack(model, frames, isp, steps=2, restarts=1).evaluations
+    2
+
     Args:
         model: a `RawToLogits`, or any module from display images to logits; stays as it is.
         frames: on whose average the search goes. Judge the result on others.
