@@ -182,15 +182,12 @@ def _check_models(options: Options) -> None:
             "--state_dict_uri holds processor and classifier: leave out --processor_uri and "
             "--classifier_uri, or give those two instead"
         )
-    if options.pipeline and (options.adv_training or options.processor_uri):
+    learned = options.processing_mode not in (None, "static")
+    if options.pipeline and (learned or options.adv_training or options.processor_uri):
+        other = f"--processing_mode {options.processing_mode}" if learned else "--processor_uri, another one"
         raise ValueError(
-            "--pipeline is a fixed processor: it goes with neither --processor_uri, another one, nor "
-            "--adv_training, which searches a parametrized one"
-        )
-    if options.pipeline and options.processing_mode not in (None, "static"):
-        raise ValueError(
-            f"--pipeline {options.pipeline} is a fixed processor, --processing_mode "
-            f"{options.processing_mode} is none: leave one of the two out"
+            f"--pipeline {options.pipeline} is a fixed processor: it goes with neither {other}, nor "
+            "--adv_training, which searches a parametrized one; leave out one of the two"
         )
     fixed = options.pipeline or options.processing_mode == "static"
     if options.variant != "corrected" and (options.adv_training or not fixed):
@@ -200,7 +197,7 @@ def _check_models(options: Options) -> None:
         )
     other = re.search(rf"{_CODE}@(?!{options.variant}\b)(\w+)", options.pipeline or "")
     if options.variant != "corrected" and other:
-        raise ValueError(f"--variant {options.variant} contradicts --pipeline {options.pipeline}: leave it")
+        raise ValueError(f"--variant {options.variant} contradicts --pipeline {options.pipeline}: drop one")
     trained = options.classifier_uri or options.state_dict_uri
     if options.classifier_uri and options.classifier_pretrained:
         raise ValueError("--classifier_uri and --classifier_pretrained are two sources of one: choose")

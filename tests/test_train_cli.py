@@ -146,7 +146,7 @@ def test_every_flag_takes_a_value_and_the_last_counts(monkeypatch):
         ("--epochs", "--epochs"),
         ("--dataset Telescope", "unknown dataset 'Telescope'; choose from Microscopy, Drone"),
         ("--processing_mode static --freeze_classifier True --classifier_uri x", "nothing to train"),
-        ("--pipeline bi,s,ga --processing_mode parametrized", "leave one of the two out"),
+        ("--pipeline bi,s,ga --processing_mode parametrized", "neither --processing_mode parametrized"),
         ("--pipeline bi,s,ga@camera --variant paper", "--variant paper contradicts --pipeline"),
         ("--seed 4294967296", "--seed is 4294967296, expected 4294967295 or less"),
         ("--experiment_name=", "--experiment_name is empty"),

@@ -220,7 +220,7 @@ def test_a_broken_file_is_told_and_skipped_and_nothing_is_replaced_unasked(train
     assert "0 of 1 files answered: nothing is written" in nothing
     assert not (tmp_path / "none.csv").exists()
     no_folder = r2l_command("predict", run / "fold_0", photos, "-o", photos / "z.dng" / "a.csv", code=2)
-    assert "z.dng is no folder" in no_folder
+    assert "nothing can be written into" in no_folder
     assert "z.dng: a frame of the camera 'Hasselblad" in ask("-f", code=2)
     ask("-f", "--any_camera")
     assert len(pd.read_csv(answers)) == 4

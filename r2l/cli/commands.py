@@ -109,10 +109,8 @@ def check_targets(photos: Iterable[Path], targets: Iterable[Path], what: str) ->
         taken[path] = photo
 
 
-def check_free(path: Path | None, force: bool, folder: bool = False) -> None:
+def check_free(path: Path, force: bool, folder: bool = False) -> None:
     """Raise a ValueError where something is that is not to be replaced, or where nothing can be written."""
-    if path is None:
-        return
     if path.is_dir() and not folder:
         raise ValueError(f"{path} is a folder")
     if path.exists() and not force:
@@ -120,8 +118,7 @@ def check_free(path: Path | None, force: bool, folder: bool = False) -> None:
     # Now, not when the work is done.
     there = next(above for above in path.parents if above.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        why = "can't be written to" if there.is_dir() else "is no folder"
-        raise ValueError(f"{path}: {there} {why}; -o names another place")
+        raise ValueError(f"{path}: nothing can be written into {there}; -o names another place")
 
 
 class GroupedCommand(TyperCommand):
@@ -197,10 +194,7 @@ def with_options(
     asked: Mapping[str, Mapping[str, Any]],
     more: Mapping[str, inspect.Parameter] | None = None,
 ) -> None:
-    """Let a command take some `Options`, and ``more`` by name, in the place of its ``**given``.
-
-    To each name in ``asked`` belongs what differs from the option's metadata, such as its help.
-    """
+    """Let a command take some `Options`, with changes of their metadata, and ``more`` for its ``**given``."""
     kinds, own = get_type_hints(Options), get_type_hints(command, include_extras=True)
     parameters = [
         p.replace(annotation=own[name], kind=inspect.Parameter.KEYWORD_ONLY)

@@ -148,7 +148,8 @@ def evaluate(
     from r2l.training.predict import predict as ask
 
     options = _options(data, given)
-    check_free(output, force)
+    if output:
+        check_free(output, force)
     asked, frames, indices = _open(model, options, trusted)
     how = {"batch_size": options.batch_size, "accelerator": options.accelerator, "progress": True}
     table = ask(asked, {options.dataset: frames.subset(indices)}, **how)

@@ -132,9 +132,12 @@ def sweep(
     try:
         # Takes seconds: not for those who only ask for help.
         from r2l.sweep import open_engine, read_sweep
-        from r2l.sweep.report import plan as costs
-        from r2l.sweep.report import read_outcomes
 
+        engine = open_engine(
+            workers=workers, threads=threads, scheduler=scheduler, cluster=cluster, wait=wait, deaths=deaths
+        )
+        if not plan:
+            engine.prepare()  # while the files are read, for which torch is imported
         given = _parameters(parameter or [])
         sweeps, folder = [read_sweep(path, given) for path in files], local_path(folder)
         if len({one.name for one in sweeps}) < len(sweeps):
@@ -142,12 +145,12 @@ def sweep(
                 f"{', '.join(map(str, files))}: files of one name would share a folder in {folder}; rename "
                 "one, or give each a command and --folder of its own"
             )
-        engine = open_engine(
-            workers=workers, threads=threads, scheduler=scheduler, cluster=cluster, wait=wait, deaths=deaths
-        )
         for one in sweeps:
             place = folder / one.name
             if plan:
+                from r2l.sweep.report import plan as costs
+                from r2l.sweep.report import read_outcomes
+
                 print(f"{one.name}: {one.about}" if one.about else one.name, f"on {engine.about}", sep="\n")
                 outcomes = read_outcomes(one, place, any_code=any_code)
                 print(costs(outcomes, engine.workers, place))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -83,16 +86,13 @@ class Engine:
 
     def prepare(self) -> None:
         """Begin to import what local workers need, which takes seconds, and return meanwhile."""
-        import dask
-        import torch
-        from distributed.utils import get_mp_context
-
-        # They are forked from one process, which may not be where one has looked for GPUs.
-        if self.kind == "local" and sys.platform == "linux" and not torch.cuda.device_count():
-            dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-            get_mp_context().set_forkserver_preload(_IMPORTED)
+        server = forkserver._forkserver
+        if self.kind == "local" and _can_fork() and server._forkserver_pid is None:
+            server.set_forkserver_preload(_IMPORTED)
             with variables({**_environment(0, 0, self.threads), "R2L_FORKED": "yes"}):
-                forkserver.ensure_running()
+                server.ensure_running()
+            # Where nothing is left to be done it still imports when all else ends.
+            atexit.register(os.kill, server._forkserver_pid, signal.SIGTERM)
 
     @contextmanager
     def connect(self) -> Iterator[Client]:
@@ -105,6 +105,8 @@ class Engine:
         from distributed import Client
 
         config = {**_DASK, "distributed.scheduler.allowed-failures": self.deaths - 1}
+        if _can_fork():
+            config["distributed.worker.multiprocessing-method"] = "forkserver"
         with ExitStack() as stack:
             stack.enter_context(dask.config.set(config))
             try:
@@ -164,15 +166,28 @@ def open_engine(
         workers, about, kind = workers or 1, f"the workers of {address}", "address"
         start = partial(str, address)
     else:
-        import torch
-
-        gpus, cores = torch.cuda.device_count(), usable_cores()
+        gpus, cores = _count_gpus(), usable_cores()
         workers = workers or gpus or min(cores, _MOST)
         threads = threads or max(cores // workers, 1)
         each = f", one GPU each of {gpus}" if gpus else ""
         about = f"{workers} worker(s) on this machine{each}, {threads} thread(s) each"
         start = partial(_local_cluster, workers, gpus, threads)
     return Engine(about, workers, threads, start, kind, wait, deaths)
+
+
+def _count_gpus() -> int:
+    """Return how many GPUs torch has; where there is no device of any kind, without importing it."""
+    kinds = "nvidia*", "nvhost*", "kfd", "dxg"
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(kind)) for kind in kinds):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _can_fork() -> bool:
+    """Whether workers may be forked from one process: not where one has looked for GPUs."""
+    return sys.platform == "linux" and not _count_gpus()
 
 
 def _read_cluster(path: Path) -> dict[str, Any]:

@@ -20,8 +20,6 @@ from typing import Any
 import yaml
 
 from r2l.files import R2LError, choose, content_hash, identity, local_path, need_extra
-from r2l.isp.grammar import check_pipeline
-from r2l.isp.static import parse_code
 from r2l.options import FIELDS, Options
 from r2l.training.run_folder import WHERE, own_module, what_counts
 
@@ -311,8 +309,8 @@ def _with_pipeline(path: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         return parameters
     try:
         if "," not in text or set(text) & set("+@:/"):
-            return {**parameters, "pipeline": check_pipeline(text)}
-        parts = parse_code(text)
+            return {**parameters, "pipeline": resolve_name("r2l.isp.grammar:check_pipeline")(text)}
+        parts = resolve_name("r2l.isp.static:parse_code")(text)  # torch comes with it, in seconds
     except ValueError as error:
         remedy = f"Give such a pipeline, or one of {', '.join(modes)}"
         raise ParameterError(path, f"pipeline: {error}", remedy) from error
