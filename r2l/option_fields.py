@@ -23,10 +23,9 @@ def _option(group: str, default: Any, help: str, **more: Any) -> Any:
         group: heading of the help that it stands under.
         default: its value where none is given.
         help: what it does; {} stands for the choices.
-        **more: ``metavar`` (its value in the help), ``choices`` (names, or where they are to be imported
-            from), ``check`` (where the function that refuses a name is to be imported from), ``least`` (the
-            smallest number), ``most``, ``above`` (what a number has to be larger than) or ``only`` (data sets
-            that it is for).
+        **more: ``metavar`` (its value in the help), ``choices`` (names, or where they are imported from),
+            ``check`` (where what refuses a name is imported from), ``least``, ``most`` and ``above`` (bounds
+            of a number) or ``only`` (data sets that it is for).
     """
     if "only" in more:
         help = f"{more['only']}: {help}"
@@ -34,12 +33,10 @@ def _option(group: str, default: Any, help: str, **more: Any) -> Any:
     return field(default=default, metadata={"group": group, "help": help, **more})
 
 
+_GROUPS = ("The run", "Data", "Splits", "Training", "Processor", "Task model")
+_GROUPS += ("Adversarial processing", "Tests", "What is kept")
 _run, _data, _splits, _training, _processor, _model, _adversarial, _tests, _kept = (
-    partial(_option, group)
-    for group in (
-        *("The run", "Data", "Splits", "Training", "Processor", "Task model"),
-        *("Adversarial processing", "Tests", "What is kept"),
-    )
+    partial(_option, group) for group in _GROUPS
 )
 _own, _twin = (partial(_data, only=only) for only in ("RawFolder", "Twins"))
 

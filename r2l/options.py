@@ -6,10 +6,9 @@ until options are made, so that the command's help needs none of the libraries.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, replace
 from functools import cache
-from itertools import chain
 from pkgutil import resolve_name
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -48,7 +47,7 @@ class Options(Declared):
                 raise ValueError(f"--{name} is empty: give a value, or leave it out")
             # A default is right: what would tell takes seconds to import.
             if value not in (default, None, ""):
-                _check_value(name, value, **option.metadata)
+                _check_value(name, value, option.metadata)
         _check_data(self)
         _check_models(self)
 
@@ -60,14 +59,12 @@ class Options(Declared):
     @property
     def tested_codes(self) -> tuple[str, ...]:
         """The pipelines in ``test_pipelines``, by spaces; "all" is all twelve, "all@paper" as published."""
-        published = resolve_name("r2l.isp:PIPELINES")
-
-        def meant(word: str) -> Iterable[str]:
+        codes: list[str] = []
+        for word in (self.test_pipelines or "").split():
             name, at, variant = word.partition("@")
-            return (f"{code}{at}{variant}" for code in published) if name == "all" else (word,)
-
-        words = (self.test_pipelines or "").split()
-        return tuple(dict.fromkeys(chain.from_iterable(map(meant, words))))
+            every = resolve_name("r2l.isp:PIPELINES") if name == "all" else ()
+            codes += [f"{code}{at}{variant}" for code in every] or [word]
+        return tuple(dict.fromkeys(codes))
 
     @property
     def known_task(self) -> str:
@@ -94,17 +91,9 @@ def _check_type(name: str, value: object, kinds: tuple[type, ...]) -> None:
         raise ValueError(f"--{name} is {value!r}, expected {words}")
 
 
-def _check_value(
-    name: str,
-    value: Any,
-    choices: Any = None,
-    check: str = "",
-    least: Any = None,
-    most: Any = None,
-    above: Any = None,
-    **_: str,
-) -> None:
+def _check_value(name: str, value: Any, about: Mapping[str, Any]) -> None:
     """Raise a ValueError unless a value is what the metadata of its option say it may be."""
+    choices, check, least, most, above = map(about.get, ("choices", "check", "least", "most", "above"))
     if choices:
         choose(name, value, tuple(resolve_name(choices) if isinstance(choices, str) else choices))
     if least is not None and not least <= value < math.inf:
@@ -176,7 +165,7 @@ def _check_models(options: Options) -> None:
         for name in options.adversarial_parameters:
             choose("adv_parameters", name, ("all", *resolve_name("r2l.training.adversarial:PARAMETERS")))
     for code in options.tested_codes:
-        _check_value("test_pipelines", code, check="r2l.isp.grammar:check_pipeline")
+        _check_value("test_pipelines", code, FIELDS["pipeline"].metadata)
     if options.state_dict_uri and (options.processor_uri or options.classifier_uri):
         raise ValueError(
             "--state_dict_uri holds processor and classifier: leave out --processor_uri and "
@@ -298,10 +287,9 @@ def _without_effect(options: Options) -> list[str]:
             f"with --n_splits {n}: each fold trains on {n - 1} / {n}",
         ),
     }
-    changed = [name for name, field in FIELDS.items() if getattr(options, name) != field.default]
     return [
         f"--{name} has no effect {reason}"
-        for name in changed
+        for name, field in FIELDS.items()
         for start, (is_idle, reason) in idle.items()
-        if is_idle and name.startswith(start)
+        if is_idle and name.startswith(start) and getattr(options, name) != field.default
     ]

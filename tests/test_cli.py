@@ -217,8 +217,7 @@ def test_a_photo_that_fails_does_not_stop_the_others(tmp_path, threads):
     [
         (["a.dng", "-p", "bi,s,xx"], "ga"),
         (["a.dng", "-p", "bi,s"], "bi,s"),
-        (["a.dng", "--variant", "better"], "corrected"),
-        (["a.dng", "--variant", "Camra"], "(did you mean camera?)"),
+        (["a.dng", "--variant", "Corected"], "(did you mean corrected?)"),
         (["a.dng", "--variant", "camera", "-p", "lines+ma,s,ga@paper"], "--variant camera contradicts"),
         (["a.dng", "--highlights", "recover"], "choose from clip, keep"),
         (["a.dng", "--camera", "phone"], "microscope, drone"),

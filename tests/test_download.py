@@ -423,7 +423,6 @@ def test_the_users_files_stay(server, tmp_path):
     assert mine.read_text() == "my notes"
     archive = tmp_path / "downloads" / ARCHIVE
     archive.write_bytes(b"of my own")
-    changed.unlink()
     with pytest.raises(DownloadError, match="Nothing was replaced: move it away"):
         fetch("microscopy", tmp_path, progress=False)
     assert archive.read_bytes() == b"of my own"

@@ -24,9 +24,7 @@ class Given(RawDataset):
         return {"raw": self.frames[index], "label": index}
 
 
-@pytest.mark.parametrize(
-    "truth", [-1, 0.5, float("nan"), *np.float32([[[-1]], [[0.5]], [[300]], [[np.nan]]])]
-)
+@pytest.mark.parametrize("truth", [-1, 0.5, np.nan, *np.float32([[[-1]], [[0.5]], [[300]], [[np.nan]]])])
 def test_a_truth_that_is_no_class_is_refused(monkeypatch, truth):
     key, value = "mask" if np.ndim(truth) else "label", np.max(truth)
     monkeypatch.setattr(Given, "read", lambda self, index: {"raw": self.frames[index], key: truth})

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numba.core import caching
 
 import r2l.files
 from r2l.camera import CFA, DRONE, MICROSCOPE
-from r2l.isp import ParametrizedISP, StaticISP, develop_all, filters
+from r2l.isp import ParametrizedISP, StaticISP, develop_all, filters, kernels
 from r2l.isp.adjustable import AdjustableISP
 from r2l.isp.learned import LearnedISP
 
@@ -110,9 +111,5 @@ def test_without_numba_the_error_tells_what_to_install(monkeypatch):
 
 
 def test_where_no_folder_can_be_written_they_are_compiled_anew(monkeypatch):
-    from numba.core import caching
-
-    from r2l.isp import kernels
-
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
     assert kernels._compiled(lambda x: x + 1)(1) == 2

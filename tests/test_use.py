@@ -216,11 +216,10 @@ def test_a_broken_file_is_told_and_skipped_and_nothing_is_replaced_unasked(train
     ask("--force")
     assert not list(answers.parent.glob(".*")), "no halves are left"
     write_dng(photos / "z.dng", np.full((32, 32), 0.4, np.float32), DRONE)
-    nothing = r2l_command("predict", run / "fold_0", photos / "z.dng", "-o", tmp_path / "none.csv", code=2)
-    assert "0 of 1 files answered: nothing is written" in nothing
-    assert not (tmp_path / "none.csv").exists()
-    no_folder = r2l_command("predict", run / "fold_0", photos, "-o", photos / "z.dng" / "a.csv", code=2)
-    assert "nothing can be written into" in no_folder
+    one = partial(r2l_command, "predict", run / "fold_0", photos / "z.dng", code=2)
+    assert "0 of 1 files answered: nothing is written" in one("-o", photos / "a.csv")
+    assert "nothing can be written into" in one("-o", photos / "z.dng" / "a.csv")
+    assert not (photos / "a.csv").exists()
     assert "z.dng: a frame of the camera 'Hasselblad" in ask("-f", code=2)
     ask("-f", "--any_camera")
     assert len(pd.read_csv(answers)) == 4

@@ -44,14 +44,9 @@ def root(
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
-app.command()(develop)
-app.command()(check)
-app.command()(learn_pipeline)
-app.command(cls=TrainCommand)(train)
-app.command()(predict)
-app.command(cls=GroupedCommand)(evaluate)
-app.command(cls=GroupedCommand)(tolerances)
-app.command()(sweep)
+_kinds = {train: TrainCommand, evaluate: GroupedCommand, tolerances: GroupedCommand}
+for _command in (develop, check, learn_pipeline, train, predict, evaluate, tolerances, sweep):
+    app.command(cls=_kinds.get(_command))(_command)
 camera = typer.Typer(no_args_is_help=True, help="Say what is known of a camera.")
 camera.command()(show)
 app.add_typer(camera, name="camera")

@@ -48,11 +48,7 @@ class Commands(TyperGroup):
 
 @contextmanager
 def told(about: object = "") -> Iterator[None]:
-    """Turn what can be the user's or the disk's fault into a message and an exit; let bugs through.
-
-    Args:
-        about: the file that it is about, for messages that don't name it.
-    """
+    """Turn what can be the user's or the disk's fault, ``about`` a file, into a message and an exit."""
     try:
         yield
     except Exception as error:
@@ -110,12 +106,11 @@ def check_targets(photos: Iterable[Path], targets: Iterable[Path], what: str) ->
 
 
 def check_free(path: Path, force: bool, folder: bool = False) -> None:
-    """Raise a ValueError where something is that is not to be replaced, or where nothing can be written."""
+    """Raise a ValueError, before the work, where something is not to be replaced or can't be written."""
     if path.is_dir() and not folder:
         raise ValueError(f"{path} is a folder")
     if path.exists() and not force:
         raise ValueError(f"{path} exists: --force replaces it, -o names another place")
-    # Now, not when the work is done.
     there = next(above for above in path.parents if above.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"{path}: nothing can be written into {there}; -o names another place")

@@ -123,9 +123,8 @@ def predict(
             rows.append({"file": str(path), **_cells(answer)})
     if rows:
         _write_table(rows, output)
-    answered = len(files) - len(failed)
-    where = output if answered else "nothing is written"
-    print(f"{answered} of {len(files)} files answered: {where}")
+    where = output if len(failed) < len(files) else "nothing is written"
+    print(f"{len(files) - len(failed)} of {len(files)} files answered: {where}")
     if failed:
         raise typer.Exit(EXIT_ERROR)
 

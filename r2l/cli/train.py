@@ -148,12 +148,11 @@ def sweep(
         for one in sweeps:
             place = folder / one.name
             if plan:
-                from r2l.sweep.report import plan as costs
-                from r2l.sweep.report import read_outcomes
+                from r2l.sweep import report
 
                 print(f"{one.name}: {one.about}" if one.about else one.name, f"on {engine.about}", sep="\n")
-                outcomes = read_outcomes(one, place, any_code=any_code)
-                print(costs(outcomes, engine.workers, place))
+                outcomes = report.read_outcomes(one, place, any_code=any_code)
+                print(report.plan(outcomes, engine.workers, place))
             else:
                 failed += _carry_out(one, place, engine, any_code, store=store, limit=limit)
     except KeyboardInterrupt:

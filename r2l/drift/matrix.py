@@ -90,8 +90,7 @@ def summarise(
 ) -> MatrixSummary:
     """Average the results of `predict_matrix` by cell and say how sure each number is.
 
-    >>> codes = ["bi,s,ga", "ma,s,ga"]
-    >>> rows = [(a, b, 0, i, i, a == b) for a in codes for b in codes for i in range(4)]
+    >>> rows = [(a, b, 0, i, i, a == b) for a in "xy" for b in "xy" for i in range(4)]
     >>> table = pd.DataFrame(rows, columns=["train", "test", "seed", "image", "group", "correct"])
     >>> summarise(table).cells["score"].tolist()
     [1.0, 0.0, 0.0, 1.0]

@@ -83,11 +83,12 @@ class Engine:
     kind: str  # of cluster: "local", "address", "slurm" or "kubernetes"
     wait: float  # seconds, for a scheduler and a first worker
     deaths: int  # of workers at one run, after which the run is given up
+    forks: bool = False  # whether workers are forked from one process: not where one has looked for GPUs
 
     def prepare(self) -> None:
         """Begin to import what local workers need, which takes seconds, and return meanwhile."""
         server = forkserver._forkserver
-        if self.kind == "local" and _can_fork() and server._forkserver_pid is None:
+        if self.forks and server._forkserver_pid is None:
             server.set_forkserver_preload(_IMPORTED)
             with variables({**_environment(0, 0, self.threads), "R2L_FORKED": "yes"}):
                 server.ensure_running()
@@ -105,7 +106,7 @@ class Engine:
         from distributed import Client
 
         config = {**_DASK, "distributed.scheduler.allowed-failures": self.deaths - 1}
-        if _can_fork():
+        if self.forks:
             config["distributed.worker.multiprocessing-method"] = "forkserver"
         with ExitStack() as stack:
             stack.enter_context(dask.config.set(config))
@@ -172,7 +173,8 @@ def open_engine(
         each = f", one GPU each of {gpus}" if gpus else ""
         about = f"{workers} worker(s) on this machine{each}, {threads} thread(s) each"
         start = partial(_local_cluster, workers, gpus, threads)
-    return Engine(about, workers, threads, start, kind, wait, deaths)
+    forks = sys.platform == "linux" and kind == "local" and not _count_gpus()
+    return Engine(about, workers, threads, start, kind, wait, deaths, forks)
 
 
 def _count_gpus() -> int:
@@ -183,11 +185,6 @@ def _count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _can_fork() -> bool:
-    """Whether workers may be forked from one process: not where one has looked for GPUs."""
-    return sys.platform == "linux" and not _count_gpus()
 
 
 def _read_cluster(path: Path) -> dict[str, Any]:
