@@ -560,12 +560,12 @@ def test_errors_of_the_command_are_one_line(tmp_path, monkeypatch):
 
 
 def test_gpus_are_given_out_one_each_and_cores_shared_out(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr("r2l.sweep.engine._count_gpus", lambda: 3)
     assert open_engine().workers == 3
     assert "one GPU each of 3" in open_engine().about
     seen = [_environment(i, gpus=3, threads=2)["CUDA_VISIBLE_DEVICES"] for i in range(4)]
     assert seen == ["0", "1", "2", "0"]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("r2l.sweep.engine._count_gpus", lambda: 0)
     monkeypatch.setattr("r2l.sweep.engine.usable_cores", lambda: 20)
     engine = open_engine()
     assert (engine.workers, engine.threads) == (8, 2)
