@@ -18,7 +18,6 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
-import torch
 import yaml
 from dask.utils import parse_timedelta
 from distributed import LocalCluster, get_worker

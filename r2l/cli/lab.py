@@ -18,10 +18,7 @@ lab = typer.Typer(
     invoke_without_command=True, help="Look at the runs; without a command, as a page in the browser."
 )
 
-_STORE = (
-    "A SQLite file, its folder, or a server's address.  [default: the variable MLFLOW_TRACKING_URI, else "
-    "mlflow.db in the working folder]"
-)
+_STORE = "A SQLite file, its folder, or a server.  [default: MLFLOW_TRACKING_URI, else mlflow.db here]"
 
 
 def _given(context: typer.Context, store: str | None) -> str | None:

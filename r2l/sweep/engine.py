@@ -106,8 +106,7 @@ class Engine:
         from distributed import Client
 
         config = {**_DASK, "distributed.scheduler.allowed-failures": self.deaths - 1}
-        if self.forks:
-            config["distributed.worker.multiprocessing-method"] = "forkserver"
+        config |= {"distributed.worker.multiprocessing-method": "forkserver"} if self.forks else {}
         with ExitStack() as stack:
             stack.enter_context(dask.config.set(config))
             try:
