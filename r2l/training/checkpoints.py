@@ -116,8 +116,9 @@ class Keeper(Checkpoint):
 
     def last(self) -> tuple[Path, dict[str, Any]] | None:
         """Return as `_read_last`; a ValueError names the settings in which that run and this one differ."""
-        found = _read_last(self.folder)
-        kept = self.settings if found is None else found[1]["settings"]
+        if (found := _read_last(self.folder)) is None:
+            return None
+        kept = found[1]["settings"]
         pairs = {name: (kept.get(name), self.settings.get(name)) for name in {**kept, **self.settings}}
         differing = [f"{name} was {was!r}, is {now!r}" for name, (was, now) in pairs.items() if was != now]
         if differing:
