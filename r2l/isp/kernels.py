@@ -91,7 +91,7 @@ def _apply_affine(mosaic, weight, bias, out):
     """Write planes (C, 2 h, 2 w); ``weight`` is (C, 2, 2, k, k), of the positions of a tile."""
     size, width = weight.shape[-1], mosaic.shape[1] // 2
     halves = np.empty((size, 2, width), np.float32)  # the rows that a tile looks at, by parity of the column
-    total = np.empty((2, out.shape[2] // 2), np.float32)
+    rows, total = halves.reshape(-1), np.empty((2, out.shape[2] // 2), np.float32)
     column = np.arange(size)
     places = 2 * width * column.reshape(-1, 1) + width * (column & 1) + (column >> 1)
     taps = [_taps(kernel, places) for kernel in weight.reshape(-1, size, size)]
@@ -103,9 +103,9 @@ def _apply_affine(mosaic, weight, bias, out):
         for c in range(out.shape[0]):
             for y in range(2):
                 for x in range(2):
-                    total[x] = bias[c, y, x]
-                    factors, places = taps[4 * c + 2 * y + x]
-                    _add_taps(total[x], factors, halves.reshape(-1), places)
+                    values, (factors, places) = total[x], taps[4 * c + 2 * y + x]
+                    values[:] = bias[c, y, x]
+                    _add_taps(values, factors, rows, places)
                 row, even, odd = out[c, i + y], total[0], total[1]
                 for j in range(even.size):
                     row[2 * j], row[2 * j + 1] = even[j], odd[j]
