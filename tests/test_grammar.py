@@ -495,8 +495,8 @@ def test_each_part_is_taken_at_each_place(here, name):
     text = json.dumps({"train": {"dataset": "SyntheticMicroscopy"}, "grid": {"pipeline": [name]}})
     Path("sweep.yaml").write_text(text)
     (job,) = read_sweep(Path("sweep.yaml")).jobs
-    assert job.options.pipeline in (name, None)
-    assert resolve_options(job.options)[0].processing_mode == "static"
+    assert job.options().pipeline in (name, None)
+    assert resolve_options(job.options())[0].processing_mode == "static"
 
     frames = two_frames()
     assert develop_views(frames, [name], progress=False).images[name].shape[:2] == (2, 3)

@@ -372,7 +372,7 @@ def test_a_sweeps_runs_are_known_by_labels_pixels_and_camera(photos, sweep):
     write_dng(photos / "a/a0.dng", np.full((32, 32), 0.4), DRONE)
     seen.add(tuple(hashes()))
     assert len(seen) == 5
-    assert read_sweep(sweep).jobs[0].options.lr == 1e-3
+    assert read_sweep(sweep).jobs[0].options().lr == 1e-3
 
 
 def test_a_sweep_does_not_write_over_another_files_report(photos, sweep):

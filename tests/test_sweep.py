@@ -77,13 +77,13 @@ def test_a_grid_is_every_combination_in_order(tiny, tmp_path):
         "pipeline=me_u_me_fold=0",
         "pipeline=me_u_me_fold=1",
     ]
-    options = tiny.jobs[2].options
+    options = tiny.jobs[2].options()
     assert (options.processing_mode, options.sp_debayer) == ("static", "menon2007")
     assert (options.sp_sharpening, options.sp_denoising) == ("unsharp_masking", "median_denoising")
-    assert replace(tiny.jobs[0].options, test_pipelines="all").tested_codes == PIPELINES
+    assert tiny.jobs[0].options(test_pipelines="all").tested_codes == PIPELINES
     # A processing mode is a pipeline too.
     changed = read_sweep(written(tmp_path, TINY.replace('"me,u,me"]', "parametrized]")))
-    modes = [job.options.processing_mode for job in changed.jobs]
+    modes = [job.options().processing_mode for job in changed.jobs]
     assert modes == ["static", "static", "parametrized", "parametrized"]
 
 
@@ -93,7 +93,7 @@ def test_several_grids_and_values_from_outside(tmp_path):
     assert len(read_sweep(path).jobs) == 5
     (only, *_) = jobs = read_sweep(path, {"epochs": 9, "fold": 1}).jobs
     assert len(jobs) == 4, "an axis that is given has one value"
-    assert (only.options.epochs, only.options.fold) == (9, 1)
+    assert (only.options().epochs, only.options().fold) == (9, 1)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ class Job:
         """Hash of all that the outcome depends on except this package's code."""
         if self.notebook is not None:
             return identity("notebook", _code_of(self.notebook), self.parameters, self.files)
-        return identity("train", what_counts(self.options), self.files)
+        return identity("train", what_counts(self._options), self.files)
 
     def folder(self, runs: Path, code: str, any_code: bool = False) -> Path:
         """Return where in ``runs`` it lies: by its name, its hash, and the version of the code.
@@ -175,10 +175,13 @@ class Job:
         parts = (f"{axis}={text}" for axis, text in texts.items())
         return re.sub(r"[^\w.=+-]+", "_", " ".join(parts))[:100]
 
+    def options(self, **given: Any) -> Options:
+        """Return the options of a training; raises what they raise."""
+        return replace(self._options, **given) if given else self._options
+
     @cached_property
-    def options(self) -> Options:
-        """The options of a training; raises what they raise."""
-        return Options(**self.parameters)
+    def _options(self) -> Options:
+        return Options(**self.parameters)  # checked once, which takes a thousandth of a second
 
     def check(self) -> None:
         """Raise a ParameterError for an unknown name, or a value that is not possible."""
@@ -188,7 +191,7 @@ class Job:
         try:
             for name in self.parameters:
                 choose("option of a sweep", name, sorted(set(FIELDS) - set(WHERE)))
-            _ = self.options
+            _ = self._options
         except (ValueError, TypeError) as error:
             remedy = "See what each takes: `r2l train --help`"
             raise ParameterError(f"run {self.name}", str(error), remedy) from error
@@ -251,7 +254,7 @@ def _files_of(job: Job, hashes: dict[tuple, str]) -> str:
         modules = (own_module(part) for text in texts for part in text.split("+"))
         paths = [path for path in (*map(local_path, texts), *modules) if path.is_file()]
         return identity(*map(content_hash, paths)) if paths else ""
-    options = job.options
+    options = job.options()
     if options.dataset.startswith("Synthetic"):
         return ""  # as `data_identity` says too, once it is imported, which a plan need not wait for
     data = tuple(getattr(options, n) for n, f in FIELDS.items() if f.metadata["group"] == "Data")

@@ -145,7 +145,7 @@ def _axes(run: Outcome, without: tuple[str, ...] = ()) -> dict[str, str]:
 
 def _pipeline_of(run: Outcome) -> str:
     """Return a training's pipeline, the code of its static one, or its processing mode."""
-    options, _ = resolve_options(run.job.options)
+    options, _ = resolve_options(run.job.options())
     if options.pipeline:
         return options.pipeline
     if options.processing_mode != "static":
@@ -159,7 +159,7 @@ def _trained(outcomes: list[Outcome]) -> dict[str, str]:
     for run in outcomes:
         if run.job.notebook is not None:
             continue
-        given = run.job.options
+        given = run.job.options()
         options, _ = resolve_options(given)
         masks = options.known_task == "segmentation"
         segmenter = f"{options.smp_network}/{options.smp_encoder}"
@@ -183,7 +183,7 @@ def _matrices(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
 
     groups: dict[str, list[Outcome]] = {}
     for run in outcomes:
-        if run.job.notebook is None and run.job.options.tested_codes:
+        if run.job.notebook is None and run.job.options().tested_codes:
             axes = _axes(run, without=("pipeline", *_REPEATS))
             name = ", ".join(f"{axis} {value}" for axis, value in axes.items())
             groups.setdefault(name, []).append(run)

@@ -274,8 +274,9 @@ def _working_in(setting: Setting) -> Iterator[None]:
 def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, float]]:
     from r2l.training.experiment import experiment
 
-    where = {"run_name": job.name, "tracking_uri": setting.store, "folder": str(folder)}
-    options = replace(job.options, experiment_name=setting.sweep, **where)
+    options = job.options(
+        experiment_name=setting.sweep, run_name=job.name, tracking_uri=setting.store, folder=str(folder)
+    )
     with (folder / LOG).open("a", encoding="utf-8") as log:
         say = partial(print, file=log, flush=True)
         outcome = experiment(options, say=say, progress=False)
