@@ -117,8 +117,8 @@ def fit(
             after seeding, so that the initial weights follow from ``seed``.
         data: anything with a length and items ``dict(raw=(1, H, W) or image=(3, H, W))`` with ``label=int``,
             ``target=float`` or (n,), or ``mask=(H, W)`` of 0 and 1, as the task is; ``meta`` as in `predict`.
-        processor, task, loss, output_norm, adversary, lr, processor_lr, weight_decay, freeze_processor,
-            freeze_model: see `RawToLogits`. A `ParametrizedISP` is calibrated.
+        processor, task, loss, output_norm, adversary: see `RawToLogits`. A `ParametrizedISP` is calibrated.
+        lr, processor_lr, weight_decay, freeze_processor, freeze_model: see `RawToLogits`.
         validation: as ``data``; its loss and measure enter the history.
         batch_size: images a step (on each device).
         seed: of initial weights, order of the images, augmentation and dropout, 0 or more.
