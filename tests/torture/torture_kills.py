@@ -414,7 +414,7 @@ class Watch:
         missing = sorted(set(self.whole.files) - set(self.work.files(self.folder)))
         tally.lost += missing
         if not missing and self.work.outcome(self.folder) != self.whole.outcome:
-            tally.corrupted.append("another outcome than undisturbed")
+            tally.corrupted.append(f"{self.work.outcome(self.folder)}\nand undisturbed\n{self.whole.outcome}")
         tally.left += self.work.left_behind(self.folder, self.whole)
 
 
