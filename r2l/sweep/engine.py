@@ -156,7 +156,7 @@ def open_engine(
     values = _read_cluster(Path(cluster)) if cluster else {}
     workers, threads = workers or values.get("workers"), threads or values.get("threads")
     wait, address = values.get("wait", wait), scheduler or values.get("address")
-    kind = values.get("cluster", "local")
+    kind, forks = values.get("cluster", "local"), False
     if kind != "local":
         if workers is None:
             raise ParameterError(cluster, "how many workers?", "Give 'workers: 8', or --workers 8")
@@ -167,12 +167,12 @@ def open_engine(
         start = partial(str, address)
     else:
         gpus, cores = _count_gpus(), usable_cores()
+        forks = sys.platform == "linux" and not gpus
         workers = workers or gpus or min(cores, _MOST)
         threads = threads or max(cores // workers, 1)
         each = f", one GPU each of {gpus}" if gpus else ""
         about = f"{workers} worker(s) on this machine{each}, {threads} thread(s) each"
         start = partial(_local_cluster, workers, gpus, threads)
-    forks = sys.platform == "linux" and kind == "local" and not _count_gpus()
     return Engine(about, workers, threads, start, kind, wait, deaths, forks)
 
 
