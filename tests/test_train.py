@@ -23,6 +23,7 @@ from r2l.isp import ParametrizedISP, StaticISP, load_isp, save_isp
 from r2l.options import FIELDS, TASK_OF, Options, resolve_options
 from r2l.rawfile import write_dng
 from r2l.training import fit, make_classifier
+from r2l.training.checkpoints import Keeper
 from r2l.training.components import _FEW, make_folds, open_components, open_data
 from r2l.training.experiment import _FoldTrainer, experiment
 from r2l.training.metrics import summarise_folds
@@ -215,8 +216,7 @@ def test_iso_is_the_intensity(real):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("folder")
-    rng = np.random.default_rng(0)
-    rows = []
+    rng, rows = np.random.default_rng(0), []
     for i in range(12):
         mosaic = 0.1 + 0.05 * i + 0.02 * rng.random((24, 24))
         write_dng(root / f"{i:02d}.dng", mosaic, DRONE)
@@ -274,10 +274,8 @@ def test_each_image_is_answered_once_by_a_fold_that_was_not_trained_on_it(static
     outcome, lines, _ = static_run
     table = outcome.predictions
     assert sorted(table["image"]) == list(range(18))
-    groups = table.groupby("group")["fold"].nunique()
-    assert (groups == 1).all()
-    twin = SyntheticMicroscopy(18, size=32)
-    assert (twin.labels[table["image"]] == table["label"]).all()
+    assert (table.groupby("group")["fold"].nunique() == 1).all()
+    assert (SyntheticMicroscopy(18, size=32).labels[table["image"]] == table["label"]).all()
     right = table["correct"].groupby(table["fold"]).mean()
     np.testing.assert_allclose(outcome.scores["accuracy"], right)
     said = summarise_folds(outcome.scores).set_index("score").loc["accuracy"]
@@ -304,8 +302,7 @@ def test_the_record_holds_folds_curves_splits_stages_and_models(static_run):
         assert pictures | {f"tensors/{epoch}.npz", f"predictions/{epoch}.csv"} <= files
     assert {"split.json", "predictions.csv", "model/model.json", "processor/isp.json"} <= files
     split = json.loads(records.local(folds["fold 1"], "split.json").read_text())
-    table = outcome.predictions.query("fold == 1")
-    assert sorted(table["image"]) == sorted(split["val"])
+    assert sorted(outcome.predictions.query("fold == 1")["image"]) == sorted(split["val"])
 
 
 def test_static_images_are_developed_once_for_all_folds_and_epochs(small, monkeypatch):
@@ -404,8 +401,7 @@ def test_a_state_dict_of_both(small, static_run, tmp_path):
 
 
 def test_a_batch_normalisation_comes_back_with_the_models(small, static_run, tmp_path):
-    outcome, _, _ = static_run
-    folder = shutil.copytree(outcome.folder / "fold_1", tmp_path / "saved")
+    folder = shutil.copytree(static_run[0].folder / "fold_1", tmp_path / "saved")
     given, data = small(state_dict_uri=str(folder), output_norm="batch"), open_data(small())
     (folder / "norm.safetensors").write_bytes(b"0")
     with pytest.raises(ValueError, match="no weights of a batch normalisation"):
@@ -427,8 +423,7 @@ def test_a_batch_normalisation_comes_back_with_the_models(small, static_run, tmp
     save_file(whole.state_dict(), tmp_path / "whole.safetensors")
     file = small(state_dict_uri=str(tmp_path / "whole.safetensors"), output_norm="batch")
     for options in (given, replace(file, processing_mode="static")):
-        found = open_components(options, data, print).norm
-        assert torch.equal(found.running_mean, norm.running_mean)
+        assert torch.equal(open_components(options, data, print).norm.running_mean, norm.running_mean)
 
 
 def test_training_goes_on_with_the_batch_normalisation_it_is_given():
@@ -533,8 +528,7 @@ def resumed(small, monkeypatch):
 
 
 def test_ctrl_c_marks_the_run_and_keeps_the_checkpoint(small, resumed):
-    interrupting = signalling(signal.SIGINT, 4)
-    outcome, _ = resumed(RawToLogits, "training_step", interrupting, run_name="interrupted")
+    outcome, _ = resumed(RawToLogits, "training_step", signalling(signal.SIGINT, 4), run_name="interrupted")
     same_results(outcome, quietly(small(run_name="undisturbed", save_locally=True))[0])
 
 
@@ -572,21 +566,29 @@ def test_a_run_folder_that_was_removed_or_copied_stops_no_later_run(small):
     with contextlib.suppress(InterruptedError), run_folder(small(), "d") as fourth:
         raise InterruptedError
     assert finished() == fourth.path, "the newest is gone on with"
+    fifth = Path(f"{second}".removesuffix("2") + "5")
+    fifth.mkdir()
+    (fifth / ".run.json.0123abcd.part").touch()
+    assert list(finished().iterdir()) == [fifth / "run.json"], "a process was killed before it wrote more"
 
 
-@pytest.mark.parametrize("lacking", ["camera.json", "split.json"])
+@pytest.mark.parametrize("lacking", ["camera.json", "split.json", "stages/gamma/epoch_000.png"])
 def test_what_a_record_lacks_when_the_process_ends_is_added(resumed, lacking):
-    write = Run.values
+    # Pictures are made of the last epoch; the process ends as soon as its checkpoint is whole.
+    kind, method = (Keeper, "on_train_epoch_end") if "/" in lacking else (Run, "values")
+    write = getattr(kind, method)
 
-    def interrupting(self, values, name):
-        if name == lacking:
+    def interrupting(*arguments):
+        if arguments[-1] != lacking:
+            write(*arguments)
+        if kind is Keeper or arguments[-1] == lacking:
             raise KeyboardInterrupt
-        write(self, values, name)
 
-    outcome, records = resumed(Run, "values", interrupting, run_name=f"before its {lacking}", epochs=1)
-    assert "camera.json" in records.files(outcome.run_id)
-    for fold in records.children(outcome.run_id).values():
-        assert "split.json" in records.files(fold)
+    how = {"run_name": f"before its {lacking}", "epochs": 1, "track_processing": True}
+    outcome, records = resumed(kind, method, interrupting, **how)
+    ended, undisturbed = map(records.files, records.children(outcome.run_id).values())
+    assert ended == undisturbed
+    assert {lacking, "camera.json", "split.json"} <= {*ended, *records.files(outcome.run_id)}
 
 
 def test_what_a_killed_process_had_still_to_remove_goes(small):

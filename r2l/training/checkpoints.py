@@ -164,10 +164,7 @@ def _read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Warns when it falls back to the one before; a ValueError where there are some, but none can be read.
     """
     reasons = []
-    for name in (LAST, PREVIOUS):
-        path = folder / name
-        if not path.exists():
-            continue
+    for path in filter(Path.exists, (folder / LAST, folder / PREVIOUS)):
         try:
             with ZipFile(path) as archive:  # torch.load itself does not look at the checksums
                 if damaged := archive.testzip():

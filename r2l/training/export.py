@@ -67,8 +67,7 @@ class BestEpoch(Callback):
         loss = epoch_numbers(trainer).get("val_loss", float("inf"))
         if loss < self.loss:
             self.epoch, self.loss = trainer.current_epoch, loss
-            state = pl_module.state_dict()
-            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+            self.weights = {n: v.detach().cpu().clone() for n, v in pl_module.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint is to hold."""
@@ -126,13 +125,15 @@ class StageTracker(Callback):
         self.batch = default_collate([{k: v for k, v in i.items() if k != "meta"} for i in items])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write this epoch, if every epoch is asked for."""
-        if self.every_epoch and trainer.is_global_zero:
+        """Write this epoch, if it is the last or every one is asked for."""
+        # Before the epoch's checkpoint: killed after the last one, a run has nothing more to train.
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs
+        if (self.every_epoch or is_last) and trainer.is_global_zero:
             self.write(pl_module, trainer.current_epoch)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the last epoch, whichever it became."""
-        if not self.every_epoch and trainer.is_global_zero:
+        """Write the last epoch where another callback or a limit ended the training before its time."""
+        if not self.every_epoch and trainer.current_epoch != trainer.max_epochs and trainer.is_global_zero:
             self.write(pl_module, max(trainer.current_epoch - 1, 0))
 
     def write(self, module: RawToLogits, epoch: int) -> None:

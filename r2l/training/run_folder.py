@@ -127,7 +127,7 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
         opened = _unfinished(runs) if options.resume else None
         if opened is None:
             path = parent / f"{name}-{1 + max(runs, default=0)}"
-            path.mkdir()
+            path.mkdir(exist_ok=True)
             opened = RunFolder(path, {}, resumed=False)
             opened.keep(key=key, options=counting, data=data, code=code, finished=False)
         opened.tidy()
@@ -138,7 +138,9 @@ def run_folder(options: Options, data: str) -> Iterator[RunFolder]:
 def _numbered(parent: Path, name: str) -> dict[int, Path]:
     """Return the runs of this name by number; what else begins so, such as a copy of one, is none."""
     ends = {path.name.removeprefix(f"{name}-"): path for path in parent.glob(f"{name}-*")}
-    return {int(end): path for end, path in ends.items() if re.fullmatch("[0-9]+", end)}
+    # Nor is one that was killed before it wrote its note: nothing that can be seen lies in it.
+    none = {end for end, path in ends.items() if path.is_dir() and not any(path.glob("[!.]*"))}
+    return {int(end): ends[end] for end in ends.keys() - none if re.fullmatch("[0-9]+", end)}
 
 
 def _unfinished(runs: dict[int, Path]) -> RunFolder | None:
