@@ -195,5 +195,4 @@ def record(
     electrons = _add_shot_noise(mosaic(scene, camera.cfa) * intensity * full_well, rng)
     read = rng.standard_normal(tuple(electrons.shape), dtype=np.float32)
     electrons = electrons + noise.read_noise * torch.from_numpy(read).to(electrons)
-    raw = apply_levels(electrons / full_well, camera)
-    return quantise(raw.clamp(0, camera.white_level), noise.bits)
+    return quantise(apply_levels(electrons / full_well, camera).clamp(0, camera.white_level), noise.bits)

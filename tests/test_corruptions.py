@@ -24,8 +24,7 @@ from tests.reference import noise_variance
 @pytest.fixture(scope="module")
 def images():
     """Smooth colours with a grey, a black and a white corner: (6, 3, 48, 48)."""
-    rng = np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.random((6, 3, 6, 6), dtype=np.float32))
+    coarse = torch.from_numpy(np.random.default_rng(0).random((6, 3, 6, 6), dtype=np.float32))
     fine = torch.nn.functional.interpolate(coarse, (48, 48), mode="bilinear")
     fine[:, :, :6, :6], fine[:, :, -6:, -6:], fine[:, :, :6, -6:] = 0.5, 0.0, 1.0
     return fine
@@ -98,8 +97,7 @@ def test_zoom_keeps_the_centre_and_elastic_keeps_what_is_flat(images):
     assert corrupt(cross, "zoom_blur", 5)[0, 0].argmax() == 24 * 49 + 24
     ramp = torch.linspace(0, 1, 65).expand(1, 3, 65, 65)
     got = corrupt(ramp, "zoom_blur", 5)[0, 0, 32]
-    zooms = np.linspace(1, 1.25, 26)
-    want = 0.5 + (ramp[0, 0, 0].numpy() - 0.5) * (1 + (1 / zooms).sum()) / 27
+    want = 0.5 + (ramp[0, 0, 0].numpy() - 0.5) * (1 + (1 / np.linspace(1, 1.25, 26)).sum()) / 27
     np.testing.assert_allclose(got, want, atol=1e-5)
     flat = torch.full((2, 3, 40, 40), 0.3)
     torch.testing.assert_close(corrupt(flat, "elastic_transform", 1), flat)
@@ -194,8 +192,7 @@ def light_of(raw, camera=DRONE):
 
 
 def recorded(level, camera=DRONE, noise=DRONE_NOISE):
-    scene = torch.full((8, 3, 64, 64), level)
-    return record(scene, camera, noise, rng=np.random.default_rng(3))
+    return record(torch.full((8, 3, 64, 64), level), camera, noise, rng=np.random.default_rng(3))
 
 
 @pytest.mark.parametrize(("severity", "share"), [(2, 0.5), (4, 0.1)])
@@ -210,8 +207,7 @@ def test_less_exposure_has_the_mean_and_noise_of_a_real_one(severity, share):
 
 
 def test_noise_bits_and_levels_do_what_their_name_says():
-    noisy = light_of(drift_sensor(flat(0.4), DRONE, "noise", 4))
-    assert noisy.std().item() == pytest.approx(0.02, rel=0.05)
+    assert light_of(drift_sensor(flat(0.4), DRONE, "noise", 4)).std().item() == pytest.approx(0.02, rel=0.05)
     ramp = apply_levels(torch.linspace(0, 1, 4096).reshape(1, 1, 64, 64), DRONE)
     assert len(drift_sensor(ramp, DRONE, "bit_depth", 5).unique()) <= 16
     black = light_of(drift_sensor(flat(0.4), DRONE, "black_level", 5))
@@ -237,6 +233,7 @@ def test_sensor_chance_belongs_to_the_frame_and_frames_stay(kind):
         alone = drift_sensor(raw[[2]], DRONE, kind, 4, seed=2, ids=[2])
     assert torch.equal(alone, together[[2]])
     assert 0 <= together.min() <= together.max() <= DRONE.white_level
+    assert drift_sensor(raw[:0], DRONE, kind).shape == (0, *raw.shape[1:])
 
 
 def test_mistakes_in_sensor_drift_are_named():
@@ -254,8 +251,7 @@ def test_a_function_of_ones_own_is_a_corruption(tmp_path, monkeypatch):
     together = corrupt(images, rain, 3, seed=4)
     moved = [distances(corrupt(images, rain, s, seed=4), images, "l2").mean() for s in (1, 3, 5)]
     assert moved == sorted(moved)
-    half = corrupt(images, rain, 3, amount=0.5, seed=4)
-    torch.testing.assert_close(half, (images + together) / 2)
+    torch.testing.assert_close(corrupt(images, rain, 3, amount=0.5, seed=4), (images + together) / 2)
     assert _match_amount(images, rain, 0.5 * float(distances(together, images, "l2").mean()), "l2")[1]
     grey = lambda image: image.mean(1, keepdim=True).expand_as(image)  # noqa: E731
     assert torch.equal(corrupt(images, grey)[0, 0], corrupt(images, grey)[0, 2])

@@ -23,7 +23,7 @@ from r2l.drift.forensics import tolerance_report
 from r2l.files import R2LError
 from r2l.isp import PIPELINES, ParametrizedISP, StaticISP, develop_all, open_pipeline, static
 from r2l.isp import functional as stage
-from r2l.isp.added_stages import Displayed, display_stage
+from r2l.isp.added_stages import Displayed, display_stage, measure_defects
 from r2l.isp.adjustable import AdjustableISP
 from r2l.isp.demosaic import bilinear
 from r2l.isp.grammar import RandomPipeline, check_pipeline, linear_stages, open_pipelines
@@ -92,8 +92,7 @@ def test_every_well_formed_name_is_taken_apart_and_means_its_parts(base, variant
         assert isp.engine == base
     else:
         assert isp.variant == (variant[1:] or "corrected")
-        alone = StaticISP.from_code(base, DRONE, isp.variant)
-        assert repr(isp) == repr(alone)
+        assert repr(isp) == repr(StaticISP.from_code(base, DRONE, isp.variant))
 
 
 @settings(deadline=None, max_examples=200)
@@ -169,6 +168,9 @@ def test_own_code_is_found_beside_one(tmp_path, monkeypatch):
     views = develop_all(raw, DRONE, ["own_looks:look+quantise:1", "own_looks:Whole", "ma,s,ga"])
     assert set(views["own_looks:look+quantise:1"].unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(views["own_looks:Whole"], views["ma,s,ga"])
+    mine = StaticISP.from_code("ma,s,ga", DRONE)
+    mine.base = torch.nn.Identity()  # a name of its own
+    assert torch.equal(develop_all(raw, DRONE, {"mine": mine})["mine"], views["ma,s,ga"])
     assert sys.path == path
     for wrong in ("own_looks:nothing", "nowhere:look", "own_looks:number"):
         refused(r"mine\.py|can be called", open_pipeline, wrong, DRONE, error=R2LError)
@@ -220,8 +222,7 @@ def test_an_engine_is_what_its_program_makes_of_the_same_steps():
     theirs = stage.apply_colour_matrix(theirs.permute(2, 0, 1)[None], camera.colour_matrix)
     ours = open_pipeline("opencv:ea", camera)(raw)
     inside = np.s_[..., 4:-4, 4:-4]
-    shown = stage.gamma_correct(theirs).float()
-    torch.testing.assert_close(ours[inside], shown[inside], rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours[inside], stage.gamma_correct(theirs).float()[inside], rtol=0, atol=1e-4)
 
 
 def test_libraws_methods_differ_where_there_is_detail_and_a_batch_is_its_frames():
@@ -313,6 +314,13 @@ def test_display_stages_are_what_they_are_called(tmp_path):
 
 
 # --- all together ---
+def test_no_frames_are_no_pictures():
+    raw, names = torch.empty(0, 1, 16, 18), ["defects+lines+shading+bi,s,ga+vignette+jpeg", *ENGINE_NAMES]
+    for name, view in develop_all(raw, DRONE, names).items():
+        assert view.shape == open_pipeline(name, DRONE)(raw).shape == (0, 3, 16, 18)
+    refused("0 frames of 16x18 pixels are too few", measure_defects, raw, DRONE)
+
+
 def test_no_base_develops_twice(monkeypatch):
     raw, calls = smooth_mosaic(DRONE), []
     original = static._demosaic_by
@@ -325,8 +333,7 @@ def test_no_base_develops_twice(monkeypatch):
     for name, view in views.items():
         assert torch.equal(view, open_pipeline(name, DRONE)(raw))
     calls.clear()
-    data = SyntheticMicroscopy(3, size=32)
-    frames = develop_views(data, names, batch_size=3, progress=False)
+    frames = develop_views(SyntheticMicroscopy(3, size=32), names, batch_size=3, progress=False)
     assert calls == [("libraw", "ahd")]
     assert frames.images["libraw:ahd+jpeg:75+resize:0.5"].shape == (3, 3, 16, 16)
     # Masks meet images of their size.
@@ -420,8 +427,7 @@ def test_the_matrix_and_what_follows_takes_them(here):
     drifted = sensor_table(models, views, ["exposure"], [1], pipelines=names, distance="l2", progress=False)
     assert set(drifted["train"]) == set(list(names)[:2])
     detector = ShiftDetector.fit(views.images["saved"][:20], groups=1)
-    told = detector.test(views.images["own_look:look"][20:], groups=1)
-    assert told.p_value < 0.05
+    assert detector.test(views.images["own_look:look"][20:], groups=1).p_value < 0.05
 
 
 def test_a_domain_is_developed_by_them():
@@ -445,8 +451,7 @@ def test_training_draws_from_them():
     assert set(first) == set(range(4)), "each image has a pipeline of its own"
     assert first != second, "each time another"
     refused("no pipelines", RandomPipeline, DRONE, [])
-    uneven = RandomPipeline(DRONE, ["bi,s,ga", "bi,s,ga+resize:0.5"])
-    refused("several sizes make no batch", uneven, raw)
+    refused("several sizes make no batch", RandomPipeline(DRONE, ["bi,s,ga", "bi,s,ga+resize:0.5"]), raw)
 
 
 def test_the_command_line_takes_them(here):

@@ -243,8 +243,7 @@ def test_develop_all_takes_pipelines_of_any_kind_by_name(tmp_path):
     views = develop_all(raw, DRONE, isps)
     assert list(views) == list(isps)
     for name, view in views.items():
-        alone = open_pipeline(isps[name], DRONE)(raw)
-        torch.testing.assert_close(view, alone, rtol=0, atol=2e-5)
+        torch.testing.assert_close(view, open_pipeline(isps[name], DRONE)(raw), rtol=0, atol=2e-5)
     assert list(develop_all(raw, DRONE, ["bi,s,ga", tmp_path])) == ["bi,s,ga", str(tmp_path)]
     refused("ParametrizedISP has no name", develop_all, raw, DRONE, [isps["learned"]])
 

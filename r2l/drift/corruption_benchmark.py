@@ -83,8 +83,7 @@ def _match_amount(
 
     def excess(log_amount: float) -> float:
         amount = float(np.exp(log_amount))
-        changed = corrupt(images, kind, amount=amount, **how)
-        tried[amount] = float(distances(changed, images, distance).mean())
+        tried[amount] = float(distances(corrupt(images, kind, amount=amount, **how), images, distance).mean())
         if distance == "psnr":
             return target - tried[amount]
         return float(np.log(max(tried[amount], 1e-30) / target))

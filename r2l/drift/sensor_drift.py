@@ -128,6 +128,8 @@ def drift_sensor(
     noise = noise or _NOISE_MODELS.get(camera.name)
     if noise is None:
         raise ValueError(f"the noise of {camera.name!r} is not known; pass noise=NoiseModel(...)")
+    if len(raw) == 0:
+        return raw.clone()
     number = SENSOR_DRIFTS.index(kind)
     rngs = generators(seed, number, len(raw), ids)
     drifted = _Sensor(camera, noise, rngs, np.random.default_rng((seed, number)))

@@ -70,12 +70,13 @@ def correct_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> Tens
     if not threshold >= 0 or min(height, width) < 4:
         what = f"threshold {threshold} for {height}x{width} pixels"
         raise ValueError(f"{what}: expected 0 or more, for 4x4 or more")
+    if not len(raw):
+        return raw
     step = threshold * camera.span
     planes = F.pixel_unshuffle(raw, 2)
     height, width = planes.shape[-2:]
     padded = F.pad(planes, (1, 1, 1, 1), mode="reflect")
-    shifts = [shift for shift in np.ndindex(3, 3) if shift != (1, 1)]
-    around = [padded[..., y : y + height, x : x + width] for y, x in shifts]
+    around = [padded[..., y : y + height, x : x + width] for y, x in np.ndindex(3, 3) if (y, x) != (1, 1)]
     high, low = reduce(torch.maximum, around), reduce(torch.minimum, around)
     bad = (planes > high + step) | (planes < low - step)
     fixed = planes.clone()
@@ -115,10 +116,11 @@ def correct_lines(raw: Tensor, lines: int = 15) -> Tensor:
         most = (min(height, width) - 2) | 1
         told = f"lines is {lines}, for {height}x{width} pixels"
         raise ValueError(f"{told}: expected an odd number up to {most}")
+    if not len(raw):
+        return raw
     planes = F.pixel_unshuffle(raw, 2)
     for across in (-1, -2):
-        steps = planes.diff(dim=-3 - across).median(dim=across).values
-        level = F.pad(steps.cumsum(-1), (1, 0))
+        level = F.pad(planes.diff(dim=-3 - across).median(dim=across).values.cumsum(-1), (1, 0))
         around = F.pad(level, (lines // 2,) * 2, mode="reflect")
         planes = planes - (level - F.avg_pool1d(around, lines, 1)).unsqueeze(across)
     return F.pixel_shuffle(planes, 2)
@@ -138,8 +140,9 @@ def measure_defects(raw: Tensor, camera: Camera, threshold: float = 0.1) -> dict
         of offsets to rows and to columns, in shares of the range from black to white. What pixel noise
         adds is taken off; regular texture, such as of a fence, counts as noise.
     """
-    if min(raw.shape[-2:]) < 6:
-        raise ValueError(f"{raw.shape[-2]}x{raw.shape[-1]} pixels are too few, expected 6x6 or more")
+    if not len(raw) or min(raw.shape[-2:]) < 6:
+        told = f"{len(raw)} frames of {raw.shape[-2]}x{raw.shape[-1]} pixels"
+        raise ValueError(f"{told} are too few, expected one or more of 6x6 or more")
     fixed = correct_defects(raw, camera, threshold)
     planes = F.pixel_unshuffle(fixed, 2).double() / camera.span
     return {

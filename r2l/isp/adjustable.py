@@ -102,8 +102,7 @@ def camera_settings(camera: Camera, reference: Camera) -> dict[str, float]:
     reference's colour matrix its own has (least squares); the others are its own numbers. Black levels are
     in units of the reference's range, with the containers scaled to one white level.
     """
-    scale = reference.white_level / camera.white_level / reference.span
-    black = scale * np.array(camera.black_level)
+    black = reference.white_level / camera.white_level / reference.span * np.array(camera.black_level)
     factor, red, blue, matrix = _colour_response(camera)
     base, _, _, base_matrix = _colour_response(reference)
     chroma, base_chroma = (m - _luma_rows(m) for m in (matrix, base_matrix))

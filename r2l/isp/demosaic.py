@@ -72,8 +72,7 @@ def _malvar_choice(cfa: CFA, colour: int, position: int) -> int:
     if colour == GREEN:
         return 1
     if own == GREEN:
-        beside = cfa.value[position ^ 1]
-        return 2 if beside == colour else 3
+        return 2 if cfa.value[position ^ 1] == colour else 3
     return 4
 
 
@@ -269,8 +268,7 @@ def _mix(sample: Tensor, differences: dict[int, tuple[_Row, float]], weights: Te
     total = weights.sum(1)[:, None] * sample.view(-1)
     for colour, ((values, start), scale) in differences.items():
         values, start = values[max(-start, 0) :], max(start, 0)
-        place = total[:, start : start + len(values)]
-        place.addcmul_(values, weights[:, colour, None], value=scale)
+        total[:, start : start + len(values)].addcmul_(values, weights[:, colour, None], value=scale)
     return total.view(len(total), *sample.shape).transpose(0, 1)
 
 

@@ -82,8 +82,7 @@ def _unpack_pairs(planes: Tensor) -> Tensor:
     """The inverse of `_pack_pairs`."""
     b, c, h, w = planes.shape
     pairs = _flat(planes.permute(0, 2, 3, 1)).view(torch.float64).view(b, h, w, c // 4, 2)
-    image = _flat(pairs.permute(0, 3, 1, 4, 2)).view(torch.float32)
-    return image.reshape(b, c // 4, 2 * h, 2 * w)
+    return _flat(pairs.permute(0, 3, 1, 4, 2)).view(torch.float32).reshape(b, c // 4, 2 * h, 2 * w)
 
 
 class _UnpackPairs(torch.autograd.Function):
@@ -169,8 +168,7 @@ def correlate(
         x = pad(x, (height // 2,) * 2, (width // 2,) * 2, border)
     h, w = x.shape[-2] - height + 1, x.shape[-1] - width + 1
     if isinstance(kernel, Tensor):
-        planes = x.flatten(0, -3)[:, None]
-        return F.conv2d(planes, kernel.to(x)[None, None]).reshape(*x.shape[:-2], h, w)
+        return F.conv2d(x.flatten(0, -3)[:, None], kernel.to(x)[None, None]).reshape(*x.shape[:-2], h, w)
     if quick := kernels(x):
         return quick.correlate(x, kernel)
     taps = [(i, j, k) for i, row in enumerate(kernel) for j, k in enumerate(row) if k]

@@ -55,13 +55,9 @@ def check_mosaic(raw: Tensor) -> None:
 
 def check_image(image: Tensor) -> None:
     """Raise `ValueError` unless ``image`` is floating point and ``(B, 3, H, W)``."""
-    if (
-        not isinstance(image, Tensor)
-        or not image.is_floating_point()
-        or image.ndim != 4
-        or image.shape[1] != 3
-    ):
-        given = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+    tensor = isinstance(image, Tensor)
+    if not (tensor and image.is_floating_point() and image.ndim == 4 and image.shape[1] == 3):
+        given = f"{image.dtype} {tuple(image.shape)}" if tensor else type(image).__name__
         raise ValueError(f"image is {given}, expected a float tensor (B, 3, H, W)")
 
 
@@ -72,8 +68,7 @@ def on_device(values: float | Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """
     if isinstance(values, Tensor) or torch.compiler.is_compiling() or like.device.type == "cpu":
         return torch.as_tensor(values, dtype=like.dtype, device=like.device)
-    plain = values if isinstance(values, (int, float)) else tuple(values)
-    return _brought(plain, like.dtype, like.device)
+    return _brought(values if isinstance(values, (int, float)) else tuple(values), like.dtype, like.device)
 
 
 @lru_cache(maxsize=256)
@@ -84,8 +79,7 @@ def _brought(values: float | tuple[float, ...], dtype: torch.dtype, device: torc
 
 def per_site(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """Spread four values, one a position of the 2x2 tile, over a mosaic: (1, 1, H, W) as ``like``."""
-    tile = on_device(values, like).reshape(1, 1, 2, 2)
-    return tile.repeat(1, 1, like.shape[-2] // 2, like.shape[-1] // 2)
+    return on_device(values, like).reshape(1, 1, 2, 2).repeat(1, 1, like.shape[-2] // 2, like.shape[-1] // 2)
 
 
 def subtract_black_level(

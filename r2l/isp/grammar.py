@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from r2l.camera import Camera
 from r2l.files import choose, load_named
 from r2l.isp import functional as stage
-from r2l.isp.pipeline import Pipeline, Stage, develop_together, run
+from r2l.isp.pipeline import Pipeline, Stage, develop_together, is_full, run
 from r2l.isp.saving import DESCRIPTION, load_isp
 from r2l.isp.static import ENGINES, MOSAIC, PIPELINES, EngineISP, StaticISP, Variant, parse_code
 
@@ -266,8 +266,10 @@ def develop_all(
     """
     stage.check_mosaic(raw)
     isps = open_pipelines(pipelines, camera, variant)
+    # In less than full precision each that has stages around it computes by itself, in full.
+    whole = is_full(raw)
     parts = {
-        name: (tuple(getattr(isp, "before", ())), getattr(isp, "base", isp), getattr(isp, "after", ()))
+        name: (tuple(isp.before), isp.base, isp.after) if whole and hasattr(isp, "before") else ((), isp, ())
         for name, isp in isps.items()
     }
     views: dict[tuple[tuple[Stage, ...], nn.Module], Tensor] = {}

@@ -156,8 +156,14 @@ def _measured(steps: tuple[Stage, ...]) -> tuple[Tensor, Tensor]:
 @torch.inference_mode(False)
 def _mixed(steps: tuple[Stage, ...]) -> list[list[float]]:
     """Return the matrix to `apart` that affine stages of colours are."""
-    basis = torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1)
-    return apart(run(steps, basis)).reshape(3, 3).T.tolist()
+    return apart(run(steps, torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1))).reshape(3, 3).T.tolist()
+
+
+def is_full(raw: Tensor) -> bool:
+    """Tell whether a frame is computed with in float32 or better: neither half nor under autocast."""
+    # Nor is there autocast on "meta", which computes shapes alone.
+    meta = raw.device.type == "meta"
+    return raw.dtype not in stage.HALF and (meta or not torch.is_autocast_enabled(raw.device.type))
 
 
 def in_full_precision(develop: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -168,8 +174,7 @@ def in_full_precision(develop: Callable[..., _Result]) -> Callable[..., _Result]
         stage.check_mosaic(raw)
         if raw.dtype in stage.HALF:
             return tree_map(lambda image: image.to(raw.dtype), developed(what, raw.float()))
-        # Nor is there autocast on "meta", which computes shapes alone.
-        if raw.device.type == "meta" or not torch.is_autocast_enabled(raw.device.type):
+        if is_full(raw):
             return develop(what, raw)
         with torch.autocast(raw.device.type, enabled=False):
             return develop(what, raw)

@@ -238,6 +238,8 @@ def _demosaic_by(mosaic: Tensor, engine: str, method: str, camera: Camera) -> Te
             f"{engine}:{method} passes no gradients, so it can't be attacked or trained through: take one of "
             "r2l's own, such as 'ma,s,ga@camera', or learn_pipeline's copy of it; or torch.no_grad()"
         )
+    if not len(mosaic):
+        return mosaic.expand(-1, 3, -1, -1)
     frame = (_libraw if engine == "libraw" else _opencv)(method, camera)
     # OpenCV's VNG takes bytes only.
     steps = 255 if (engine, method) == ("opencv", "vng") else 65535

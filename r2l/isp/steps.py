@@ -141,8 +141,7 @@ class Steps(nn.ParameterDict):
         if "black_level" in tops:
             above_black.copy_(tops["black_level"] - self._parted(start)["black_level"])
         # A level of nearly zero needs room below it too, but no more: it would be light that is not there.
-        to_zero = self._parted(room[0])["black_level"]
-        below_black.copy_(torch.maximum(to_zero, 0.1 * above_black))
+        below_black.copy_(torch.maximum(self._parted(room[0])["black_level"], 0.1 * above_black))
         self.below.copy_(below)
         self.above.copy_(above)
 
