@@ -23,6 +23,7 @@ from urllib.request import url2pathname
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 T = TypeVar("T")
 
@@ -107,6 +108,24 @@ def choose(what: str, name: str, options: Mapping[str, Any] | Iterable[str]) -> 
         near = [f" (did you mean {spelt[key]}?)" for key in get_close_matches(str(name).lower(), spelt, 1)]
         raise ValueError(f"unknown {what} {name!r}{''.join(near)}; choose from {', '.join(options)}")
     return options[name] if isinstance(options, Mapping) else name
+
+
+def check_groups(groups: ArrayLike) -> np.ndarray:
+    """Return which images hang together, a group each, (N,); a ValueError where one has none (None, NaN).
+
+    >>> check_groups(["a", "a", "b"]).tolist()
+    ['a', 'a', 'b']
+    """
+    import numpy as np
+    import pandas as pd
+
+    missing = np.flatnonzero(pd.isna(list(groups) if isinstance(groups, tuple) else groups))
+    if len(missing):
+        told = (
+            f"groups: {len(missing)} of {np.size(groups)} images have none (the first is image {missing[0]})"
+        )
+        raise ValueError(f"{told}, and would count as one group: name theirs, or leave them out")
+    return np.asarray(groups)
 
 
 def load_named(text: str, what: str) -> Any:

@@ -89,6 +89,9 @@ def test_noises_have_the_moments_of_their_definition(kind, variance):
     change = corrupt(grey, kind, 3) - grey
     assert change.square().mean().item() == pytest.approx(variance, rel=0.06)
     assert abs(change.mean().item()) < 0.005
+    assert corrupt(grey, "impulse_noise", amount=99).mean() == pytest.approx(0.5, abs=0.02), (
+        "one half is white"
+    )
 
 
 def test_zoom_keeps_the_centre_and_elastic_keeps_what_is_flat(images):

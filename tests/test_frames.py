@@ -1,5 +1,7 @@
 """The labelled set in memory: read once, developed once, a data set."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,8 +44,7 @@ def test_developed_images_are_the_isp_s_own_in_memory_and_in_a_file(tmp_path):
     assert not list(tmp_path.iterdir()), "the file has no name to be left behind"
     view, filed = held.view("mine"), filed.view("mine")
     for i in range(7):
-        want = isp(data[i]["raw"][None])[0]
-        torch.testing.assert_close(view[i]["image"], want)
+        torch.testing.assert_close(view[i]["image"], isp(data[i]["raw"][None])[0])
         assert torch.equal(view[i]["image"], filed[i]["image"])
         assert torch.equal(held[i]["raw"], data[i]["raw"])
         assert view[i]["label"] == data[i]["label"]
@@ -97,21 +98,21 @@ def test_frames_of_several_sizes_and_none_at_all_are_errors():
     frames = Frames.of(Given(torch.zeros(1, 8, 8)), progress=False)
     with pytest.raises(ValueError, match="2 frames, but truth of 1"):
         frames.seen_as(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="1 of 1 images have none"):
+        replace(frames, groups=np.array([np.nan]))
     views = develop_views(frames, ["bi,s,ga", "bi,s,me"], progress=False)
     with pytest.raises(ValueError, match="hold developed images only"):
         develop_views(views.view("bi,s,ga"), progress=False)
 
 
 def test_labels_and_names_follow_where_they_are_not_given():
-    values = torch.tensor([3.0, 1.0, 2.0])
-    frames = Frames(torch.zeros(3, 1, 4, 4), values, np.arange(3), MICROSCOPE)
+    frames = Frames(torch.zeros(3, 1, 4, 4), torch.tensor([3.0, 1.0, 2.0]), np.arange(3), MICROSCOPE)
     assert frames.task == "regression"
     assert frames.labels.tolist() == [2, 0, 1]
     assert frames.names.tolist() == ["0", "1", "2"]
     masks = Frames.of(SyntheticDrone(4, size=16), progress=False)
     assert masks.task == "segmentation"
-    again = Frames(masks.raw, masks.truth, masks.groups, DRONE)
-    assert (again.labels == masks.labels).all()
+    assert (Frames(masks.raw, masks.truth, masks.groups, DRONE).labels == masks.labels).all()
     assert masks.take([2, 0]).names.tolist() == ["2", "0"]
 
 

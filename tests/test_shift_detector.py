@@ -63,8 +63,7 @@ def test_energy_distance_is_that_of_scipy_in_one_dimension():
     scale = np.concatenate([one, two]).std()
     # scipy's is the root of half of it, and compares each image with itself too.
     itself = [pdist(part[:, None] / scale).mean() / len(part) for part in (one, two)]
-    want = stats.energy_distance(one / scale, two / scale) ** 2 - sum(itself)
-    assert distance == pytest.approx(want)
+    assert distance == pytest.approx(stats.energy_distance(one / scale, two / scale) ** 2 - sum(itself))
     scaled = energy_test(7 + 90 * one[:, None], 7 + 90 * two[:, None], np.arange(40), np.arange(30), draws=19)
     assert scaled[0] == pytest.approx(distance), "numbers are standardised"
 
@@ -188,6 +187,8 @@ def test_matrix_tells_what_is_noticed_before_the_score_falls(views, summary):
 def test_mistakes_are_named(views, summary):
     images = views.images[CODES[0]]
     refused("groups", ShiftDetector.fit, images, groups=np.zeros(len(images)))
+    refused("images have none", ShiftDetector.fit, images, groups=[0, 1, *[np.nan] * (len(images) - 2)])
+    refused(r"5 x 5 .* got \(\d+, 3, 4, 8\): enlarge", ShiftDetector.fit, images[..., :4, :8], groups=1)
     refused("N, 3, H, W", ShiftDetector.fit, images[:, :1], groups=1)
     refused("finite", ShiftDetector.fit, images * np.nan, groups=1)
     refused("more groups", ShiftDetector.fit(images[:4], groups=1).test, images[:1], 1)

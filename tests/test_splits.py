@@ -59,11 +59,15 @@ def test_without_groups_every_image_is_its_own_and_rare_classes_are_no_reason_to
         ([0, 1, 2], 2, "one label"),
         ([0, 1, 2, 3], 1, "n_splits"),
         ([5, 5, 5, 5], 2, "1 group nothing can be held out: use more images"),
+        ([0, np.nan, 1, np.nan], 2, r"2 of 4 images have none \(the first is image 1\)"),
+        (["a", "b", "b", None], 2, r"1 of 4 images have none \(the first is image 3\)"),
     ],
 )
 def test_impossible_splits_say_why(groups, n_splits, message):
     with pytest.raises(ValueError, match=message):
         group_folds([0, 1, 0, 1], groups, n_splits)
+    with pytest.raises(ValueError, match=r"labels such as 0.5 are numbers.*give classes"):
+        group_folds([1.0, 1.0, 0.5, 0.5], n_splits=2)
 
 
 @settings(max_examples=25, deadline=None)

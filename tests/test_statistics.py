@@ -52,8 +52,7 @@ def test_interval_matches_scipy_on_ungrouped_values():
 
 def test_null_matrix_is_flagged_in_five_per_cent_after_holm():
     # 400 matrices of 12 cells, all differences accidental, hits as in a real matrix (-1, 0, 1).
-    rng = np.random.default_rng(6)
-    hits = rng.random((2, len(GROUPS), 400 * 12)) < 0.8
+    hits = np.random.default_rng(6).random((2, len(GROUPS), 400 * 12)) < 0.8
     p = crossed_means(hits[0].astype(int) - hits[1], GROUPS).p.reshape(400, 12)
     flagged = np.mean([holm(row).min() <= 0.05 for row in p])
     assert 0.005 <= flagged <= 0.05 + 2.9 * np.sqrt(0.05 * 0.95 / 400)
@@ -185,8 +184,7 @@ def test_variance_is_that_of_a_regression_on_a_constant_with_cr2():
     freedom = effective_groups(groups) - 1
     assert ours.p[0] >= 2 * stats.t.sf(t, freedom) - 1e-9
     half = (ours.high - ours.low)[0] / 2
-    freedoms = np.linspace(1, freedom, 400)
-    possible = stats.t.ppf(0.975, freedoms) * np.sqrt(variance)
+    possible = stats.t.ppf(0.975, np.linspace(1, freedom, 400)) * np.sqrt(variance)
     assert possible.min() - 1e-6 <= half <= possible.max() + 1e-6
     assert few_groups_text(30) == ""
     assert "from 20 on" in few_groups_text(8)
@@ -201,4 +199,6 @@ def test_holm_on_a_worked_example():
 def test_bad_input_is_named():
     refused("groups", crossed_means, np.zeros((4, 1)), [0, 1])
     refused("2 groups", crossed_means, np.zeros((4, 1)), [0] * 4)
+    refused("1 of 4 images have none", crossed_means, np.zeros((4, 1)), [0, 1, np.nan, 1])
+    refused("2 of 3 images have none", effective_groups, ["a", None, np.nan])
     refused("finite", crossed_means, [[np.nan]], [0])

@@ -213,8 +213,7 @@ def _options(data: str | None, given: dict[str, Any]) -> Options:
     if layout := _layout(given):
         given["layout"] = layout.to_json()
     if data is not None:
-        is_name = data in TASK_OF
-        given |= {"dataset": data} if is_name else {"dataset": "RawFolder", "root": data}
+        given |= {"dataset": data} if data in TASK_OF else {"dataset": "RawFolder", "root": data}
     return Options(**given)
 
 

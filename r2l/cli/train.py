@@ -151,8 +151,7 @@ def sweep(
                 from r2l.sweep import report
 
                 print(f"{one.name}: {one.about}" if one.about else one.name, f"on {engine.about}", sep="\n")
-                outcomes = report.read_outcomes(one, place, any_code=any_code)
-                print(report.plan(outcomes, engine.workers, place))
+                print(report.plan(report.read_outcomes(one, place, any_code=any_code), engine.workers, place))
             else:
                 failed += _carry_out(one, place, engine, any_code, store=store, limit=limit)
     except KeyboardInterrupt:

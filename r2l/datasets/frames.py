@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Subset
 
 from r2l.camera import Camera
 from r2l.datasets.splits import RawDataset
-from r2l.files import R2LError
+from r2l.files import R2LError, check_groups
 from r2l.isp import PIPELINES, develop_all, name_pipelines
 from r2l.isp.grammar import Pipelines, open_pipelines
 from r2l.progress import progress_bar
@@ -76,6 +76,7 @@ class Frames(Dataset):
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_groups(self.groups)
         for values in (*self.images.values(), *([] if self.raw is None else [self.raw])):
             if len(values) != len(self):
                 raise ValueError(f"{len(values)} frames, but truth of {len(self)}")

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
 from r2l.camera import Camera
-from r2l.files import choose, need_extra
+from r2l.files import check_groups, choose, need_extra
 
 Item = dict[str, Any]
 Transform = Callable[[Item], Item]
@@ -92,10 +92,11 @@ def group_folds(
         seed: equal seeds give equal folds; no global generator is touched.
 
     Raises:
-        ValueError: lengths differ, fewer than two folds, or more folds than groups.
+        ValueError: lengths differ, an image without a group, fewer than two folds, or more folds than
+            groups; numbers that repeat in the place of classes.
     """
     labels = np.asarray(labels)
-    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    groups = np.arange(len(labels)) if groups is None else check_groups(groups)
     if labels.ndim != 1 or labels.shape != groups.shape:
         raise ValueError(f"one label and one group an image: got {labels.shape}, {groups.shape}")
     n_groups = len(np.unique(groups))
@@ -104,6 +105,9 @@ def group_folds(
         raise ValueError(f"n_splits is {n_splits}; with {n_groups} group{'s' * (n_groups > 1)} {choice}")
     if np.unique(labels, return_counts=True)[1].max() < n_splits:
         labels = np.zeros_like(labels)  # no class can be in every fold, so shares mean nothing
+    elif labels.dtype.kind == "f" and len(numbers := labels[labels % 1 != 0]):
+        told = f"labels such as {numbers[0]:g} are numbers, no classes to keep the shares of"
+        raise ValueError(f"{told}; give classes, such as the thirds of r2l.datasets.frames.tertiles(labels)")
     need_extra("train", "sklearn")
     from sklearn.model_selection import StratifiedGroupKFold  # takes seconds: only to split
 

@@ -75,9 +75,8 @@ def _shot_noise(images: Tensor, rngs: Generators, photons: float) -> Tensor:
 def _impulse_noise(images: Tensor, rngs: Generators, share: float) -> Tensor:
     """Turn a share of the values black or white, pixel by pixel and channel by channel."""
     drawn = np.stack([rng.random(images.shape[1:], dtype=np.float32) for rng in rngs])
-    luck = torch.from_numpy(drawn).to(images)
-    peppered = torch.where(luck < share / 2, 0.0, images)
-    return torch.where(luck > 1 - share / 2, 1.0, peppered)
+    luck, half = torch.from_numpy(drawn).to(images), min(share, 1) / 2  # there are no more than all
+    return torch.where(luck > 1 - half, 1.0, torch.where(luck < half, 0.0, images))
 
 
 def _gaussian_blur(images: Tensor, rngs: Generators, sigma: float) -> Tensor:

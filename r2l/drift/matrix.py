@@ -171,8 +171,7 @@ def _drops(
     parts = {"drop": off} | ({"drop without worst column": spared} if spared.any() else {})
 
     def totals(scores: np.ndarray) -> np.ndarray:
-        own = scores[..., ~off].mean(axis=-1)
-        return np.stack([own, *mean_drops(scores, parts.values())], axis=-1)
+        return np.stack([scores[..., ~off].mean(axis=-1), *mean_drops(scores, parts.values())], axis=-1)
 
     table = pd.DataFrame(sampled.interval(totals)._asdict(), ["diagonal", *parts]).drop(columns="p")
     own = sampled.shares(lambda scores: scores[..., ~off].mean(axis=-1, keepdims=True))
@@ -192,8 +191,7 @@ def drop_table(
         others: what `corruption_table` or `sensor_table` returned, or several of them together.
         value, level: see `r2l.drift.summarise`.
     """
-    keys = ["test", "scale", "kind", "severity"]
-    rows = others.groupby(keys, sort=False)["distance"].mean().reset_index()
+    rows = others.groupby(["test", "scale", "kind", "severity"], sort=False)["distance"].mean().reset_index()
     parts = [others[others["test"] == test] for test in rows["test"]]
     estimate, low, high = (part[1:] for part in mean_drops(results, others, parts, value, level)[0][:3])
     return rows.drop(columns="test").assign(drop=estimate, low=low, high=high)

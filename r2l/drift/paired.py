@@ -80,8 +80,7 @@ def paired_scores(results: pd.DataFrame, by: str | Sequence[str], value: str | N
     if value is None:
         raise ValueError(f"no score among the columns {list(results.columns)}; name one by value=")
     by = [by] if isinstance(by, str) else list(by)
-    ratio = value == "iou" and "intersection_0" not in results
-    parts = ["intersection", "union"] if ratio else [value]
+    parts = ["intersection", "union"] if value == "iou" and "intersection_0" not in results else [value]
     if missing := sorted({*parts, *by, "image", "group"} - set(results.columns)):
         raise ValueError(f"the answers have no column {', '.join(missing)}")
     results = results.astype(dict.fromkeys(parts, float))
@@ -164,8 +163,7 @@ def score_table(
     """
     score = crossed_ratios(scores, np.ones_like(scores, dtype=float), groups, level).shares()
     table = pd.DataFrame({"score": score.estimate, "low": score.low, "high": score.high})
-    columns = [name, f"{name}_low", f"{name}_high", "p"]
-    table[columns] = np.stack(crossed_means(moved, groups, level), axis=1)
+    table[[name, f"{name}_low", f"{name}_high", "p"]] = np.stack(crossed_means(moved, groups, level), axis=1)
     return table
 
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from r2l.datasets.frames import Frames
 from r2l.drift.matrix import MatrixSummary
 from r2l.drift.statistics import holm
-from r2l.files import R2LError, choose
+from r2l.files import R2LError, check_groups, choose
 from r2l.progress import progress_bar
 from r2l.training.predict import Trained, on_device
 
@@ -41,10 +41,12 @@ def image_features(images: Tensor, model: nn.Module | None = None) -> pd.DataFra
     One row an image, columns named. Without a model from images (N, 3, H, W), display domain, to logits the
     pictures are described: of each channel mean, standard deviation, share of black and of white, contrast
     between neighbours (logarithm of the mean absolute Laplacian) and between every other pixel, and how
-    channels go together (correlations). Another shape, or what is not finite, is a ValueError.
+    channels go together (correlations). Other shapes, pictures below 5 x 5, what is not finite: a ValueError.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or not images.isfinite().all():
-        raise ValueError(f"expected images (N, 3, H, W) of finite numbers, got {tuple(images.shape)}")
+    fits = images.ndim == 4 and images.shape[1] == 3 and (model is not None or min(images.shape[2:]) >= 5)
+    if not fits or not images.isfinite().all():
+        expected = "expected images (N, 3, H, W) of finite numbers, of 5 x 5 pixels or more without a model"
+        raise ValueError(f"{expected}, got {tuple(images.shape)}: enlarge small ones, or pass a model")
     with torch.no_grad(), on_device(model or nn.Identity()) as device:
         batches = images.split(_BATCH)
         parts = [_picture(b) if model is None else _answers(model(b.to(device))) for b in batches]
@@ -90,12 +92,11 @@ def _least_p(n_reference: int, n_stream: int, draws: int) -> float:
 
 def _thinned(*sides: np.ndarray, seed: int) -> list[np.ndarray]:
     """Return which images stay if no group may have more than is usual (the median) on the smaller side."""
-    kept, rng = [], np.random.default_rng((seed, 1))
+    kept, rng, sides = [], np.random.default_rng((seed, 1)), [*map(check_groups, sides)]
     cap = min(int(np.median(np.unique(side, return_counts=True)[1])) for side in sides)
     for side in sides:
         order = rng.permutation(len(side))
-        rank = pd.Series(side[order]).groupby(side[order]).cumcount().to_numpy()
-        kept.append(np.sort(order[rank < cap]))
+        kept.append(np.sort(order[pd.Series(side[order]).groupby(side[order]).cumcount().to_numpy() < cap]))
     return kept
 
 
@@ -247,9 +248,8 @@ def _checked(groups: np.ndarray | int | None, n_images: int, least: int = 2) -> 
         why += "takes them for independent raises false alarms"
         remedy = "Pass groups=, one name an image; or a number, so many neighbours being one group"
         raise R2LError("groups", why, f"{remedy} (1: independent images)")
-    if isinstance(groups, int) and groups > 0:
-        groups = np.arange(n_images) // groups
-    groups = np.asarray(groups)
+    neighbours = isinstance(groups, int) and groups > 0
+    groups = check_groups(np.arange(n_images) // groups if neighbours else groups)
     if (told := len(np.unique(groups))) < least or groups.shape != (n_images,):
         expected = f"expected a group for each of {n_images} images and {least} groups or more"
         raise ValueError(f"{expected}, got {groups.shape} in {told} groups")

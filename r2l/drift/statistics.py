@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from r2l.files import check_groups
+
 _ENOUGH_GROUPS = 20  # effective ones, from which on intervals cover about what they say (docs/statistics.md)
 # Correlation of a group's images that the degrees of freedom are counted for; on it hangs what unequal sizes
 # cost. Rather more than usual: the intervals of rare errors in few groups come out too narrow with less.
@@ -50,7 +52,7 @@ def effective_groups(groups: ArrayLike) -> float:
     >>> effective_groups(["a", "b", "c"] * 2), round(effective_groups(["a"] * 8 + ["b", "c"]), 2)
     (3.0, 2.15)
     """
-    _, sizes = np.unique(np.asarray(groups), return_counts=True)
+    _, sizes = np.unique(check_groups(groups), return_counts=True)
     return 1 + _freedom(sizes) if len(sizes) > 1 else 1.0
 
 
@@ -202,7 +204,7 @@ class Jackknife:
 
 def _group_totals(values: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Add up the rows of values (..., N, K) within each group: (..., G, K), and numbers (G,), sorted."""
-    values, groups = np.asarray(values, dtype=float), np.asarray(groups)
+    values, groups = np.asarray(values, dtype=float), check_groups(groups)
     if values.ndim < 2 or 0 in values.shape[:-1] or groups.shape != values.shape[-2:-1]:
         raise ValueError(f"expected values (N, K) and groups (N,), got {values.shape}, {groups.shape}")
     if not np.isfinite(values).all():
@@ -250,8 +252,7 @@ def crossed_ratios(
     without = _ratio(tops - above, bottoms - below, estimate)
     seeds = np.where(np.isfinite(seeds), seeds, estimate)
     hits = bool((parts[1] == 1).all() and np.isin(parts[0], (-1, 0, 1)).all())
-    sizes = (below / bottoms).mean(axis=1) * counts.sum()
-    return Jackknife(estimate, without, seeds, sizes, hits, level)
+    return Jackknife(estimate, without, seeds, (below / bottoms).mean(axis=1) * counts.sum(), hits, level)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, instead: ArrayLike = np.nan) -> np.ndarray:

@@ -221,8 +221,7 @@ def _sampled(data: Dataset) -> str:
     # Transforms of items may draw: what is trained must not depend on whether this was called.
     with seeded(0):
         for index in sorted({0, len(data) // 2, len(data) - 1} & set(range(len(data)))):
-            item = data[index]
-            parts |= {f"{index} {k}": torch.as_tensor(v) for k, v in item.items() if k != "meta"}
+            parts |= {f"{index} {k}": torch.as_tensor(v) for k, v in data[index].items() if k != "meta"}
     return f"{len(data)} items, {_digest(parts)}"
 
 

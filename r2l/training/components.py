@@ -56,8 +56,7 @@ def open_data(options: Options, progress: bool = True) -> Frames:
     if task != "regression":
         return frames
     values = np.array([float(name) for name in data.classes])[frames.labels]
-    truth = torch.tensor(values, dtype=EXACT)
-    return replace(frames, truth=truth, labels=tertiles(values), classes=())
+    return replace(frames, truth=torch.tensor(values, dtype=EXACT), labels=tertiles(values), classes=())
 
 
 def make_folds(data: Frames, options: Options) -> list[Fold]:
@@ -176,8 +175,7 @@ def _load_components(options: Options, data: Frames, fetch: Callable[[str], Path
     processor = load_isp(fetch(processor_uri)) if processor_uri else None
     components = Components(processor or _build_processor(options, data, fetch))
     if processor and components.mode != options.processing_mode:
-        kind = type(processor).__name__
-        say(f"{processor_uri} holds a {kind}: --processing_mode {components.mode}")
+        say(f"{processor_uri} holds a {type(processor).__name__}: --processing_mode {components.mode}")
     if not classifier_uri:
         return components
     folder = fetch(classifier_uri)

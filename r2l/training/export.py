@@ -288,8 +288,7 @@ def pictures(records: Records, run_id: str) -> dict[str, dict[int, str]]:
 def _folds(records: Records, run: str) -> dict[str, str]:
     """The runs below one by name; itself if there are none."""
     run_id = records.find(run)
-    name = records.call("get_run", run_id).info.run_name
-    return records.children(run_id) or {name: run_id}
+    return records.children(run_id) or {records.call("get_run", run_id).info.run_name: run_id}
 
 
 def _one_scale(pictures: Sequence[Image.Image]) -> list[Image.Image]:

@@ -210,8 +210,7 @@ class RawToLogits(L.LightningModule):
         """Return what is kept of each image: the answers of the task and the loss, (B,) each."""
         targets = self.task.targets(batch)
         outputs = self._answer(self(frames_of(batch)), targets)
-        loss = per_image(self.loss, outputs, targets)
-        return self.task.answers(outputs, targets) | {"loss": loss}
+        return self.task.answers(outputs, targets) | {"loss": per_image(self.loss, outputs, targets)}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Bring what an adversary searches back into its bounds after each step."""

@@ -166,8 +166,7 @@ def predict_columns(
         return frames.batch(slice(int(rows[0]), int(rows[-1]) + 1) if together else torch.from_numpy(rows))
 
     steps = (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
-    answers = _answers(module, map(batch, steps), bar)[1]
-    return {"image": indices, "group": frames.groups[indices], **answers}
+    return {"image": indices, "group": frames.groups[indices], **_answers(module, map(batch, steps), bar)[1]}
 
 
 @torch.inference_mode()

@@ -51,8 +51,7 @@ class About:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON types, for a description; `of` is the way back."""
-        camera = None if self.camera is None else self.camera.to_dict()
-        return {**vars(self), "camera": camera}
+        return {**vars(self), "camera": None if self.camera is None else self.camera.to_dict()}
 
     @classmethod
     def of(cls, description: Mapping[str, Any]) -> About:

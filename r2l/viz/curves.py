@@ -267,7 +267,6 @@ def plot_learned(learned: Learned) -> Figure:
     colours = [f"{colour:.1f}" for colour in table["ciede2000"]]
     scores.bar_label(bars, colours, padding=3, fontsize=LETTERS)
     scores.margins(x=0.1)
-    title = "on blocks not fitted; beside the bars CIEDE2000"
-    scores.set_title(title, loc="left", fontsize=10, color=INK)
+    scores.set_title("on blocks not fitted; beside the bars CIEDE2000", loc="left", fontsize=10, color=INK)
     scores.set_xlabel("PSNR in dB")
     return figure

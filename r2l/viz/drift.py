@@ -216,8 +216,7 @@ def plot_effects(table: pd.DataFrame) -> Figure:
         for number, (_, row) in enumerate(part.iterrows()):
             colour = CYCLE[terms.index(row["term"]) % len(CYCLE)]
             _draw_interval(ax, number, row, row["estimate"], colour, 4.5)
-        names = part["level"] + "   (" + part["term"] + ")"
-        ax.set_yticks(range(len(part)), names)
+        ax.set_yticks(range(len(part)), part["level"] + "   (" + part["term"] + ")")
         ax.set_ylim(len(part) - 0.4, -0.6)
         upright_grid(ax)
         ax.axvline(0, color=SOFT, linewidth=0.8)

@@ -106,8 +106,7 @@ def plot_stages(stages: Mapping[str, Tensor], *, columns: int = 5) -> Figure:
     if not stages:
         raise ValueError("no stages to draw")
     pictures = {name: first_image(stage) for name, stage in stages.items()}
-    tiles = {f"{name}\n{i.min():.2f} to {i.max():.2f}": i for name, i in pictures.items()}
-    return _gallery(tiles, columns)
+    return _gallery({f"{name}\n{i.min():.2f} to {i.max():.2f}": i for name, i in pictures.items()}, columns)
 
 
 def _gallery(tiles: Mapping[str, np.ndarray], columns: int) -> Figure:
@@ -161,8 +160,7 @@ def plot_flips(views: Frames, results: pd.DataFrame, train: str, test: str) -> F
         return figure
     figure, axes = galleries(2, most, size)
     for row, code, column in zip(axes, (train, test), ("before", "after"), strict=True):
-        words = answers_in_words(views, lost, column)
-        for ax, image, text in zip(row, lost["image"], words, strict=False):
+        for ax, image, text in zip(row, lost["image"], answers_in_words(views, lost, column), strict=False):
             draw_image(ax, first_image(views.images[code][image]), text)
     best, worse = ("right", "lost") if views.task == "classification" else ("better", "worse")
     title = f"{best} under {train} (above), {worse} under {test} (below)"
@@ -265,8 +263,7 @@ def plot_attack(
         end = _draw_gradients(column[3:], [stages[name].gradient for stages in pairs], 99.5)
         column[0].set_title(name.replace("_", " "), fontsize=LETTERS, color=INK)
         column[3].set_title(f"± {end:.2g}", fontsize=LETTERS, color=SOFT)
-    rows = ("before", "after", f"{gain:g} x difference", "gradient before", "gradient after")
-    _name_rows(axes, rows)
+    _name_rows(axes, ("before", "after", f"{gain:g} x difference", "gradient before", "gradient after"))
     return figure
 
 

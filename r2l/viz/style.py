@@ -84,8 +84,7 @@ def heading(ax: Axes, text: str, size: float = LETTERS) -> None:
 
 def note(figure: Figure, text: str) -> None:
     """Write below a figure how it is to be read, in lines as wide as it is."""
-    lines = textwrap.fill(text, int(12 * figure.get_figwidth()))
-    figure.supxlabel(lines, fontsize=LETTERS, color=SOFT)
+    figure.supxlabel(textwrap.fill(text, int(12 * figure.get_figwidth())), fontsize=LETTERS, color=SOFT)
 
 
 def to_png(figure: Figure, **options: Any) -> bytes:

@@ -170,8 +170,7 @@ def camera_explorer(
     @lru_cache(maxsize=2)  # by either camera's numbers, until the frame changes
     def whole(frame: RawFrame, camera: Camera) -> RawFrame:
         # Cut before sites are averaged: a mean of saturated and other ones lies below the cut.
-        cut = clip_highlights(frame.tensor(), camera)[0, 0].numpy()
-        return replace(frame, mosaic=cut).binned(_PICTURE)
+        return replace(frame, mosaic=clip_highlights(frame.tensor(), camera)[0, 0].numpy()).binned(_PICTURE)
 
     @one_thread()
     @torch.no_grad()
@@ -346,5 +345,4 @@ def raw_explorer(frames: Mapping[str, RawFrame]) -> widgets.Widget:
     live = Live(draw, note)
     live.watch(name, view, side, row, column, stretch)
     left = widgets.VBox([name, view, side, row, column, stretch, chart, small])
-    above = beside(left, widgets.VBox([picture, note]))
-    return explorer("raw", above, _upload_to(frames, name, live))
+    return explorer("raw", beside(left, widgets.VBox([picture, note])), _upload_to(frames, name, live))

@@ -114,8 +114,7 @@ def processing_explorer(
         try:
             isp = _turned(named.get(code.value, code.value), camera, **values)
             turned = next((m for m in isp.modules() if isinstance(m, AdjustableISP)), None)
-            cut = clip_highlights(tile, turned.camera if turned else camera)
-            stages = isp.stages(cut) | {"raw": tile}
+            stages = isp.stages(clip_highlights(tile, turned.camera if turned else camera)) | {"raw": tile}
         except ValueError as error:
             note.value = html.escape(str(error))
             return

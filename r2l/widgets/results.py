@@ -96,8 +96,7 @@ def matrix_explorer(views: Frames, answers: pd.DataFrame) -> widgets.Widget:
             cell.layout.border = f"3px solid {CYCLE[4] if names == shown[0] else 'transparent'}"
         falls = most_changed(answers, train, test, len(views))["fall"]
         lost = int((falls > 0).sum())
-        masks = views.task == "segmentation"
-        what = "images with a lower IoU" if masks else "answers lost"
+        what = "images with a lower IoU" if views.task == "segmentation" else "answers lost"
         which = "all of them" if lost else "the first images"
         which = f"the first {_MOST} of them" if lost > _MOST else which
         note.value = (
@@ -125,8 +124,7 @@ def _grid(
 
     def name(text: str) -> widgets.HTML:
         style = "font-size: 12px; text-align: center; overflow-wrap: anywhere"
-        words = f'<div style="{style}">{html.escape(text)}</div>'
-        return widgets.HTML(words, layout={"margin": "0"})
+        return widgets.HTML(f'<div style="{style}">{html.escape(text)}</div>', layout={"margin": "0"})
 
     reach, cells = difference_reach(differences), {}
     children = [name("trained \\ tested"), *map(name, scores)]

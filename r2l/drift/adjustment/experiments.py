@@ -202,8 +202,7 @@ def compare_processing(
             answers.append(told.assign(**cell))
             bar.update()
     initial = {name: copy.deepcopy(domain.processor) for name, domain in domains.items()}
-    tables = (pd.concat(parts, ignore_index=True) for parts in (curves, answers))
-    return Learning(*tables, initial, states)
+    return Learning(*(pd.concat(parts, ignore_index=True) for parts in (curves, answers)), initial, states)
 
 
 def compare_adaptations(

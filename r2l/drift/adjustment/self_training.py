@@ -212,8 +212,7 @@ def cotta(module: RawToLogits, batches: _Batches, lr: float, *, source: object, 
     def after() -> None:
         for weight, old, mean in zip(weights, kept, slow, strict=True):
             mean.lerp_(weight, 1 - memory)
-            restored = torch.rand(weight.shape).to(weight.device) < _RESTORED
-            weight.copy_(torch.where(restored, old, weight))
+            weight.copy_(torch.where(torch.rand(weight.shape).to(weight.device) < _RESTORED, old, weight))
 
     with learning_only(module, weights):
         record = descend(weights, batches, loss_of, lr, after=after, **options)

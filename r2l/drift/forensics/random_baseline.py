@@ -128,8 +128,7 @@ def _compare_scores(
     ahead = scores.interval(lambda s: s[..., 3:] - s[..., 2:3], luck if freedom else None)
     difference, low, high, p = (float(part[0]) for part in ahead)
     p = p if freedom else np.nan
-    worth = effective_groups(groups)
-    return Comparison(table, difference, low, high, p, (attacks, randoms), worth, level)
+    return Comparison(table, difference, low, high, p, (attacks, randoms), effective_groups(groups), level)
 
 
 def attack_parameters(

@@ -292,8 +292,7 @@ def tolerance_report(
     shown = pd.DataFrame([measure_defects(frames.raw[i][None], frames.camera) for i in some])
     named = name or type(model).__name__, prober.base.camera, prober.base.name
     score, counts = float(prober.scores().mean()), (len(frames), round(effective_groups(frames.groups)))
-    defects = shown.max().to_dict()
-    return ToleranceReport(*named, metric, drop, level, score, *counts, table, scans, defects)
+    return ToleranceReport(*named, metric, drop, level, score, *counts, table, scans, shown.max().to_dict())
 
 
 def verify_tolerances(

@@ -162,8 +162,7 @@ def query(sql: str, store: str | Path | None = None) -> pd.DataFrame:
     if path is None:
         raise ValueError(f"{address} is no SQLite file, so that SQL can't be asked of it")
     stores.check_sqlite(path)
-    read_only = f"{path.resolve().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(read_only, uri=True, timeout=20)) as connection:
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)) as connection:
         try:
             cursor = connection.execute(sql)
             rows = cursor.fetchall()
@@ -252,8 +251,7 @@ def _existing(records: Records, run_id: str, path: str) -> Path | None:
         raise ValueError(f"no run {run_id} in {records.address}")
     if (local := records.local(run_id, path)) and local.exists():
         return local
-    parent = path.rpartition("/")[0]
-    entries = [e.path for e in records.call("list_artifacts", run_id, parent or None)]
+    entries = [e.path for e in records.call("list_artifacts", run_id, path.rpartition("/")[0] or None)]
     if local is None and (path in entries or not path):
         return None
     entries = entries or [e.path for e in records.call("list_artifacts", run_id)]
