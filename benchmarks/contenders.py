@@ -65,11 +65,12 @@ def compiled(isp: nn.Module) -> nn.Module:
 
 
 class _WithKernels(nn.Module):
-    """An ISP, or what else takes raw frames, with R2L_KERNELS=1."""
+    """An ISP, or what else takes raw frames, with R2L_KERNELS=1, on a device."""
 
-    def __init__(self, isp: Callable[[Tensor], Any]) -> None:
-        if find_spec("numba") is None:
-            raise SkippedError("numba is not installed")
+    def __init__(self, device: str, isp: Callable[[Tensor], Any]) -> None:
+        compiler = "numba" if device == "cpu" else "triton"
+        if find_spec(compiler) is None:
+            raise SkippedError(f"{compiler} is not installed")
         super().__init__()
         self.isp = isp
 
@@ -125,8 +126,9 @@ def _r2l(work: Workload, compile_too: bool) -> list[Contender]:
         return gradient_call(isp, work.raw, work.gradient)
 
     ways = [("r2l", lambda isp: isp)]
-    if work.device == "cpu" and not work.lengthy:
-        ways.append(("r2l kernels", _WithKernels))
+    kernels = partial(_WithKernels, work.device)
+    if work.device != "cpu" or not work.lengthy:
+        ways.append(("r2l kernels", kernels))
     if compile_too:
         ways.append(("r2l compiled", compiled))
     for way, wrap in ways:
@@ -140,15 +142,15 @@ def _r2l(work: Workload, compile_too: bool) -> list[Contender]:
             peers = {"x published": f"published parametrized, {mode}"}
             lines.append((f"{way} parametrized, {mode}", partial(setup, wrap), peers))
     if work.device != "cpu":
-        for name, setup, peers in lines[: len(CODES) + 2]:  # the eager ones
+        for name, setup, peers in [line for line in lines if not line[0].startswith("r2l compiled")]:
             name = name.replace("r2l", "r2l CUDA graph", 1)
             lines.append((name, partial(_graphed, setup), peers))
     if not work.lengthy:
         peers = {"x recipe": "recipe, twelve views", f"x {DEAREST}": f"r2l {DEAREST}"}
         lines.append(("r2l develop_all, twelve views", partial(_develop_all_call, work), peers))
-        kernels = {"x recipe": "recipe, twelve views", f"x {DEAREST}": f"r2l kernels {DEAREST}"}
-        call = partial(_develop_all_call, work, _WithKernels)
-        lines.append(("r2l kernels develop_all, twelve views", call, kernels))
+        call = partial(_develop_all_call, work, kernels)
+        peers = {"x recipe": "recipe, twelve views", f"x {DEAREST}": f"r2l kernels {DEAREST}"}
+        lines.append(("r2l kernels develop_all, twelve views", call, peers))
     return [
         work.contender(
             name,

@@ -184,6 +184,8 @@ def test_the_rows_of_a_gpu_run_without_one(monkeypatch):
     for way in ("r2l", "r2l compiled", "r2l CUDA graph"):
         for what in (*CODES, "parametrized, forward", "parametrized, forward + backward"):
             assert (found["contender"] == f"{way} {what}").sum() == 1
+    for way in ("r2l kernels", "r2l CUDA graph kernels"):
+        assert all((found["contender"] == f"{way} {code}").sum() == 1 for code in CODES)
     assert found["contender"].str.startswith("kornia").any()
     assert found["x float32"].notna().sum() == 4
     assert found["share of copy"].notna().sum() >= 24

@@ -1,15 +1,24 @@
-"""The compiled kernels do what the plain functions do, and only where they are asked for."""
+"""The compiled kernels do what the plain functions do, and only where they are asked for.
 
+Those of a GPU run on one where there is one, and elsewhere in Triton's interpreter; that they compile for two
+generations, and fit their registers, is asked of the compiler.
+"""
+
+import copy
+import subprocess
+import sys
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 from numba.core import caching
+from torch._subclasses import FakeTensorMode
 
 import r2l.files
 from r2l.camera import CFA, DRONE, MICROSCOPE
-from r2l.isp import ParametrizedISP, StaticISP, develop_all, filters, kernels
+from r2l.isp import ParametrizedISP, StaticISP, demosaic, develop_all, filters, kernels, pipeline
 from r2l.isp.adjustable import AdjustableISP
 from r2l.isp.learned import LearnedISP
 
@@ -113,3 +122,157 @@ def test_without_numba_the_error_tells_what_to_install(monkeypatch):
 def test_where_no_folder_can_be_written_they_are_compiled_anew(monkeypatch):
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
     assert kernels._compiled(lambda x: x + 1)(1) == 2
+
+
+GPU = "cuda" if torch.cuda.is_available() else "cpu"
+KERNELS_OF_GPUS = [f"r2l.isp.{name}" for name in ("gpu_kernels", "gpu_menon", "gpu")]
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Return what a function gives on a GPU, or on what stands for it, without the kernels and with them."""
+    pytest.importorskip("triton")
+    if GPU == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        for name in KERNELS_OF_GPUS:
+            monkeypatch.setitem(sys.modules, name, None)
+            del sys.modules[name]
+    *_, gpu = (import_module(name) for name in KERNELS_OF_GPUS)
+
+    def called(function, rows=16, columns=32):
+        monkeypatch.setitem(sys.modules[KERNELS_OF_GPUS[0]]._LAUNCH, "ROWS", rows)
+        monkeypatch.setitem(sys.modules[KERNELS_OF_GPUS[0]]._LAUNCH, "COLUMNS", columns)
+        results = []
+        for module in (None, gpu):
+            for user in (pipeline, demosaic):
+                monkeypatch.setattr(user, "gpu_kernels", lambda x, module=module: module)
+            with torch.no_grad():
+                results.append(function())
+        return results
+
+    return called
+
+
+def test_the_twelve_are_the_same_on_a_gpu(on_gpu):
+    raw, camera = mosaic(1, 1, 12, 30).to(GPU), replace(DRONE, cfa=CFA.GRBG)
+    plain, quick = on_gpu(lambda: develop_all(raw, camera))
+    for code, image in plain.items():
+        assert_same(image, quick[code], ties=0 if GPU == "cpu" or code[:2] != "me" else 1e-3)
+
+
+@pytest.mark.parametrize("cfa", CFA, ids=lambda cfa: cfa.name)
+def test_menon_is_the_same_on_a_gpu_in_blocks_that_do_not_fit(on_gpu, cfa):
+    matrix, raw = ((1.0, 0.2, -0.1), (0.0, 0.5, 0.5)), mosaic(2, 1, 26, 34).to(GPU)
+    plain, quick = on_gpu(lambda: demosaic.menon_inside(raw, cfa, matrix=matrix), 16, 8)
+    assert plain.shape == (2, 2, 10, 18)
+    assert_same(plain, quick, ties=0 if GPU == "cpu" else 1e-2)
+
+
+@pytest.mark.parametrize(
+    "isp",
+    [
+        StaticISP.from_code("bi,s,me", replace(DRONE, cfa=CFA.GBRG), "camera"),
+        StaticISP.from_code("me,s,fft", DRONE),
+        AdjustableISP("bi,s,me", DRONE, sharpening=2.0, blur=0.5, gamma=1.8),
+        AdjustableISP("bi,u,ga", DRONE, sharpening_radius=2.5),
+        LearnedISP(DRONE, "menon2007"),
+    ],
+    ids=lambda isp: f"{type(isp).__name__} {isp.extra_repr()}",
+)
+def test_other_pipelines_are_the_same_on_a_gpu(on_gpu, isp):
+    raw, isp = mosaic(2, 1, 10, 18).to(GPU), copy.deepcopy(isp).to(GPU)
+    assert_same(*on_gpu(lambda: isp(raw), 8, 16), ties=0 if GPU == "cpu" else 0.01)
+
+
+def test_black_stays_black_and_white_white_on_a_gpu(on_gpu):
+    light = torch.linspace(-0.1, 1.1, 3001, device=GPU).expand(1, 1, 3, -1).contiguous()
+    kernels = sys.modules[KERNELS_OF_GPUS[0]]
+    _, image = on_gpu(lambda: kernels.median(light, torch.zeros(1, 2, 1, 2999, device=GPU), 2.2), 1, 4096)
+    wanted = light[0, 0, :1, 1:-1].double().clamp(0, 1) ** (1 / 2.2)
+    assert (image[0] - wanted).abs().max() < 0.25 / 65535
+    assert (image[..., light[0, 0, 0, 1:-1] <= 0] == 0).all()
+    assert (image[..., light[0, 0, 0, 1:-1] >= 1] == 1).all()
+
+
+@pytest.mark.skipif(GPU == "cpu", reason="for machines with a GPU")
+def test_a_cuda_graph_holds_them(monkeypatch):
+    monkeypatch.setattr(filters, "USE_KERNELS", True)
+    raw, isp = mosaic(2, 1, 62, 40).to(GPU), StaticISP.from_code("me,u,me", DRONE).to(GPU)
+    with torch.no_grad():
+        wanted = isp(raw)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            image = isp(raw)
+    graph.replay()
+    assert torch.equal(image, wanted)
+
+
+def test_on_a_gpu_too_gradients_and_doubles_go_the_plain_way(monkeypatch):
+    pytest.importorskip("triton")
+    with FakeTensorMode():
+        raw = torch.empty(1, 1, 8, 8, device="cuda")
+        assert filters.gpu_kernels(raw) is None
+        monkeypatch.setattr(filters, "USE_KERNELS", True)
+        assert filters.gpu_kernels(raw) is import_module("r2l.isp.gpu")
+        others = raw.double(), raw.half(), raw.cpu(), raw.clone().requires_grad_()
+        assert not any(map(filters.gpu_kernels, others))
+
+
+def test_without_triton_a_gpu_goes_the_plain_way(monkeypatch):
+    monkeypatch.setattr(filters, "USE_KERNELS", True)
+    monkeypatch.setattr(filters, "find_spec", lambda name: None)
+    filters._loaded_for_gpus.cache_clear()
+    with FakeTensorMode():
+        assert filters.gpu_kernels(torch.empty(1, 1, 8, 8, device="cuda")) is None
+    filters._loaded_for_gpus.cache_clear()
+
+
+class _Noted:
+    """Stands for a kernel of Triton and notes what it would be launched with."""
+
+    def __init__(self, kernel, calls):
+        self.kernel, self.calls = kernel, calls
+
+    def __getitem__(self, grid):
+        return lambda *values, **options: self.calls.append((self.kernel, values, options))
+
+
+def compiled_for(capability, kernel, values, options):
+    """Return a kernel as compiled for values of such types, and what cuobjdump says that it uses."""
+    from triton import compile, compiler, knobs
+    from triton.backends.compiler import GPUTarget
+
+    kinds = {torch.int64: "*i64", torch.float32: "*fp32", torch.int8: "*i8", int: "i32", float: "fp32"}
+    named = dict(zip(kernel.arg_names, values, strict=False))
+    named |= {name: value for name, value in options.items() if name.isupper()}
+    fixed = {name: value for name, value in named.items() if name.isupper() or value is None}
+    types = {name: kinds.get(getattr(value, "dtype", type(value))) for name, value in named.items()}
+    source = compiler.ASTSource(kernel, types | dict.fromkeys(fixed, "constexpr"), fixed)
+    options = {name: value for name, value in options.items() if name.islower()}
+    made = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return made, knobs.nvidia.cuobjdump.path
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_they_compile_for_gpus_and_keep_all_in_registers(monkeypatch, tmp_path, capability):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    *modules, gpu = (import_module(name) for name in KERNELS_OF_GPUS)
+    calls = []
+    for module in modules:
+        for name, kernel in vars(module).copy().items():
+            if name in ("_affine", "_median", "_menon_directions", "_menon_colours"):
+                monkeypatch.setattr(module, name, _Noted(kernel, calls))
+    monkeypatch.setattr(pipeline, "gpu_kernels", lambda raw: gpu)
+    monkeypatch.setattr(demosaic, "gpu_kernels", lambda raw: gpu)
+    with torch.no_grad():
+        for code in ("ma,u,ga", "me,u,me"):
+            StaticISP.from_code(code, DRONE)(mosaic(1, 1, 8, 8))
+    assert len(calls) == 6
+    for number, call in enumerate(calls):
+        made, cuobjdump = compiled_for(capability, *call)
+        cubin = tmp_path / f"{number}.cubin"
+        cubin.write_bytes(made.asm["cubin"])
+        used = subprocess.run([cuobjdump, "-res-usage", cubin], capture_output=True, text=True, check=True)
+        assert " STACK:0 " in used.stdout
+        assert " LOCAL:0 " in used.stdout

@@ -20,7 +20,7 @@ from r2l.isp.filters import Border, blur, correlate, crop, gaussian_kernel
 from r2l.isp.grammar import PipelineLike, open_pipeline
 from r2l.isp.learned import LearnedISP
 from r2l.isp.parametrized import ParametrizedISP
-from r2l.isp.pipeline import Affine, Luma, Pipeline, Pointwise, Stage
+from r2l.isp.pipeline import Affine, LinearLuma, Luma, Pipeline, Pointwise, Stage
 from r2l.isp.static import StaticISP, colour_stages, demosaicing, levels
 
 _LEVEL_LABELS = {
@@ -185,10 +185,10 @@ def _base_of_numbers(isp: ParametrizedISP | LearnedISP) -> _Base:
     calibration = {n: numbers[n] for n in ("black_level", "white_balance", "colour_matrix")}
     camera = replace(isp.camera, **calibration)
     sharp, blurring = (tuple(map(tuple, numbers[name])) for name in ("sharpening_kernel", "blur_kernel"))
-    sharpening = Luma("sharpening", correlate, sharp, reach=len(sharp) // 2)
+    sharpening = LinearLuma("sharpening", correlate, sharp, reach=len(sharp) // 2)
     if isinstance(isp, ParametrizedISP):
         demosaic = demosaicing("bilinear", camera.cfa)
-        denoising = Luma("denoising", correlate, blurring, reach=2)
+        denoising = LinearLuma("denoising", correlate, blurring, reach=2)
         return _Base("parametrized", camera, demosaic, sharpening, (denoising,), gamma=numbers["gamma"])
     own = copy.deepcopy(isp).requires_grad_(False)
     demosaic, _, denoising = _filters(own)
@@ -267,16 +267,16 @@ class AdjustableISP(Pipeline):
         base, strength = self.base.sharpening, self.values["sharpening"]
         if "sharpening_radius" in self.values:
             sigma = self.values["sharpening_radius"]
-            return Luma("sharpening", stage.unsharp, sigma, strength, reach=_reach(sigma))
+            return LinearLuma("sharpening", stage.unsharp, sigma, strength, reach=_reach(sigma))
         if strength == 1:
             return base
-        return Luma("sharpening", _strengthened, base, strength, reach=base.reach)
+        return LinearLuma("sharpening", _strengthened, base, strength, reach=base.reach)
 
     def _denoising(self) -> list[Stage]:
         steps, sigma = list(self.base.denoising), self.values["blur"]
         if sigma:
-            steps.append(Luma("denoising", blur, sigma, reach=_reach(sigma)))
-        return steps or [Luma("denoising", _unchanged)]
+            steps.append(LinearLuma("denoising", blur, sigma, reach=_reach(sigma)))
+        return steps or [LinearLuma("denoising", _unchanged)]
 
 
 def settings_of(pipeline: PipelineLike, camera: Camera | None = None) -> dict[str, Setting]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r2l.camera import BLUE, CFA, GREEN, RED
-from r2l.isp.filters import Border, correlate, crop, kernels, pack_planes, pad, unpack_planes
+from r2l.isp.filters import Border, correlate, crop, gpu_kernels, kernels, pack_planes, pad, unpack_planes
 from r2l.isp.functional import check_mosaic, on_device, per_site
 
 #: Bilinear interpolation: the mean of the nearest samples of a colour (Losson et al. 2010).
@@ -288,7 +288,7 @@ def menon_inside(
     """
     # How many rows and columns to put before the mosaic so that it begins with an RGGB tile.
     dy, dx = CFA.RGGB.shift_to(cfa)
-    if (quick := kernels(raw)) and not silent:
+    if (quick := kernels(raw) or gpu_kernels(raw)) and not silent:
         return quick.menon_inside(raw, (dy, dx), matrix)
     rows, columns = (MENON_RADIUS + dy,) * 2, (MENON_RADIUS + dx,) * 2
     mosaic = pad(raw, (dy, dy), (dx, dx), "mirror")

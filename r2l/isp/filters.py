@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
 
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from r2l.files import need_extra
 
-#: Whether `r2l.isp.kernels` are asked for, by the variable R2L_KERNELS: compiled by numba at their first use.
+#: Whether kernels are asked for, by the variable R2L_KERNELS: compiled at their first use, by numba on a CPU
+#: (`r2l.isp.kernels`), by Triton on a GPU (`r2l.isp.gpu`).
 USE_KERNELS = os.environ.get("R2L_KERNELS", "0") not in ("", "0")
 
 
@@ -45,6 +47,24 @@ def kernels(x: Tensor) -> ModuleType | None:
     """Return `r2l.isp.kernels` if it is asked for and can do it: float32 on a CPU, without gradients."""
     asked = USE_KERNELS and x.dtype == torch.float32 and x.device.type == "cpu"
     return _loaded() if asked and not is_recorded(x) else None
+
+
+@cache
+def _loaded_for_gpus() -> ModuleType | None:
+    # It comes with torch, on Linux; only from 3.3 on, torch 2.7, do its kernels know tuples.
+    if find_spec("triton") is None:
+        return None
+    version = import_module("triton").__version__
+    return import_module("r2l.isp.gpu") if tuple(map(int, version.split(".")[:2])) >= (3, 3) else None
+
+
+def gpu_kernels(x: Tensor) -> ModuleType | None:
+    """Return `r2l.isp.gpu` if it is asked for and can do it: float32 on a GPU, without gradients.
+
+    Where there is no Triton, or an old one, the plain functions serve.
+    """
+    asked = USE_KERNELS and x.dtype == torch.float32 and x.device.type == "cuda"
+    return _loaded_for_gpus() if asked and not is_recorded(x) else None
 
 
 def _flat(x: Tensor) -> Tensor:

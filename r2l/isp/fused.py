@@ -41,6 +41,11 @@ _Result = TypeVar("_Result")
 _Tile = tuple[slice, slice, slice]
 
 
+def whole_tiles(reach: int) -> int:
+    """Round a reach in pixels up to whole tiles: what a convolution over packed planes takes off."""
+    return (reach + 1) // 2 * 2
+
+
 def measure_affine(stages: Callable[[Tensor], Tensor], radius: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weights and the bias of the convolution that equals affine ``stages``.
 

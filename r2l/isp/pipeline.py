@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from r2l.isp import functional as stage
-from r2l.isp.filters import Border, crop, is_recorded, kernels
-from r2l.isp.fused import apart, apply_affine, develop_in_tiles, measure_affine, together
+from r2l.isp.filters import Border, crop, gpu_kernels, is_recorded, kernels
+from r2l.isp.fused import apart, apply_affine, develop_in_tiles, measure_affine, together, whole_tiles
 
 _Result = TypeVar("_Result")
 
@@ -88,16 +88,15 @@ class Luma(Stage):
         return self.function(y, *self.values, border=border, **self.options)
 
 
+class LinearLuma(Luma):
+    """A filter of luma that is linear and the same at each pixel, up to its border."""
+
+
 class Pointwise(Stage):
     """A stage after all filters that looks at one value at a time."""
 
 
-def _whole_tiles(reach: int) -> int:
-    """Round a reach in pixels up to whole tiles: what a convolution over packed planes takes off."""
-    return (reach + 1) // 2 * 2
-
-
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """A list of stages by what the quick way does with them."""
 
     before: tuple[Affine, ...]
@@ -107,7 +106,7 @@ class _Plan(NamedTuple):
     last: tuple[Pointwise, ...]
 
     @classmethod
-    def of(cls, steps: Sequence[Stage]) -> _Plan | None:
+    def of(cls, steps: Sequence[Stage]) -> Plan | None:
         """Sort a list; None where it has no quick way."""
         rest = list(steps)
 
@@ -130,7 +129,7 @@ class _Plan(NamedTuple):
     @property
     def front_margin(self) -> int:
         """How many pixels that takes off each side."""
-        return _whole_tiles(sum(step.reach for step in self.before + self.directional))
+        return whole_tiles(sum(step.reach for step in self.before + self.directional))
 
     @property
     def margin(self) -> int:
@@ -153,8 +152,9 @@ def _measured(steps: tuple[Stage, ...]) -> tuple[Tensor, Tensor]:
     return measure_affine(lambda raw: apart(run(steps, raw)), sum(s.reach for s in steps), like)
 
 
+@lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _mixed(steps: tuple[Stage, ...]) -> list[list[float]]:
+def mixed(steps: tuple[Stage, ...]) -> list[list[float]]:
     """Return the matrix to `apart` that affine stages of colours are."""
     return apart(run(steps, torch.eye(3, dtype=torch.float64).reshape(3, 3, 1, 1))).reshape(3, 3).T.tolist()
 
@@ -189,7 +189,7 @@ class Pipeline(nn.Module):
     leave them. A mosaic of half precision is answered in its own dtype.
     """
 
-    _plan: _Plan | None = None
+    _plan: Plan | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Pipeline:
         def keep(number: Tensor) -> Tensor:
@@ -227,9 +227,9 @@ class Pipeline(nn.Module):
 
     def _fuse(self) -> None:
         """Prepare the quick way, if the list has one; for a pipeline whose numbers stay as they are."""
-        plan = self._plan = _Plan.of(self.listed())
+        plan = self._plan = Plan.of(self.listed())
         if plan is not None and plan.directional:
-            self._matrix = _mixed(plan.after)
+            self._matrix = mixed(plan.after)
         elif plan is not None:
             weight, bias = _measured(plan.before)
             self.register_buffer("_weight", weight, persistent=False)
@@ -244,7 +244,7 @@ class Pipeline(nn.Module):
         return demosaic.inside(mosaic, *demosaic.values, matrix=self._matrix)
 
 
-def _numbered(plans: Sequence[_Plan]) -> list[list[int]]:
+def _numbered(plans: Sequence[Plan]) -> list[list[int]]:
     """Number what plans begin with: the front, the front and one filter of luma ...; alike, the same."""
     numbers: dict[tuple[Any, ...], int] = {}
     return [
@@ -253,7 +253,7 @@ def _numbered(plans: Sequence[_Plan]) -> list[list[int]]:
     ]
 
 
-def _finish(y: Tensor, chroma: Tensor, steps: Sequence[Stage], place: Tensor | None) -> Tensor:
+def finish(y: Tensor, chroma: Tensor, steps: Sequence[Stage], place: Tensor | None) -> Tensor:
     """Bring luma and chroma together and apply the last stages, into ``place`` if there is one."""
     quick = kernels(y) if place is not None else None
     if quick and [step.function for step in steps] == [stage.clip, stage.gamma_correct]:
@@ -280,8 +280,10 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
         (B, 3, H, W) in display domain, one each.
     """
     plans = [pipeline._plan for pipeline in pipelines]
+    if quick := gpu_kernels(raw):
+        return quick.develop_together(plans, raw)
     numbers = _numbered(plans)
-    margin = _whole_tiles(max((plan.margin for plan in plans), default=0))
+    margin = whole_tiles(max((plan.margin for plan in plans), default=0))
 
     # Those that share more, next to each other: what nobody needs any more makes room in the caches.
     order = sorted(range(len(plans)), key=numbers.__getitem__)
@@ -300,7 +302,7 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
                     done[number] = step.filter(y, None)
                 y = done[number]
             y, chroma = crop(y, margin - plan.margin), crop(chroma, margin - plan.front_margin)
-            pictures[i] = _finish(y, chroma, plan.last, places[i])
+            pictures[i] = finish(y, chroma, plan.last, places[i])
         return pictures
 
     return develop_in_tiles(raw, margin, len(plans), develop)

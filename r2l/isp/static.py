@@ -18,7 +18,7 @@ from r2l.files import R2LError, choose
 from r2l.isp import functional as stage
 from r2l.isp.demosaic import DEMOSAIC, MENON_RADIUS, menon_inside
 from r2l.isp.filters import Border, blur, crop, is_recorded, median3x3, pad
-from r2l.isp.pipeline import Affine, Directional, Luma, Pipeline, Pointwise, Stage
+from r2l.isp.pipeline import Affine, Directional, LinearLuma, Luma, Pipeline, Pointwise, Stage
 from r2l.isp.saving import saved_with
 
 Variant = Literal["corrected", "paper", "camera"]
@@ -28,11 +28,11 @@ _Choices = dict[str, dict[str, Stage]]
 
 _SHARPENING: _Choices = {
     "sharpening_filter": {
-        "corrected": Luma("sharpening", stage.sharpen, reach=1),
+        "corrected": LinearLuma("sharpening", stage.sharpen, reach=1),
         "paper": Stage("sharpening", stage.sharpening_filter, border="zero"),
     },
     "unsharp_masking": {
-        "corrected": Luma("sharpening", stage.unsharp, 1.0, reach=4),
+        "corrected": LinearLuma("sharpening", stage.unsharp, 1.0, reach=4),
         "paper": Stage("sharpening", stage.unsharp_masking, border="half", vertical_only=True),
     },
 }
@@ -42,7 +42,7 @@ _DENOISING: _Choices = {
         "paper": Stage("denoising", stage.median_denoising, border="half"),
     },
     "gaussian_denoising": {
-        "corrected": Luma("denoising", blur, 0.5, reach=2),
+        "corrected": LinearLuma("denoising", blur, 0.5, reach=2),
         "paper": Stage("denoising", stage.gaussian_denoising, border="half"),
     },
     # Sees all of a row; not among the twelve.
