@@ -76,29 +76,25 @@ def test_the_penalty_has_the_right_sign_and_does_not_depend_on_size():
     adversary = Adversary(2.0, "ssim")
     same, other = (image_distance(one, image, adversary.distance) for one in (image, noisy))
     torch.testing.assert_close(same, torch.zeros(2), atol=1e-5, rtol=0)
-    expected = 1 - ssim(noisy, image, data_range=1.0, size_average=False)
-    torch.testing.assert_close(other, expected)
+    torch.testing.assert_close(other, 1 - ssim(noisy, image, data_range=1.0, size_average=False))
     assert (other > 0.1).all()
     large = image_distance(noisy.repeat(1, 1, 2, 2), image.repeat(1, 1, 2, 2), Adversary(1.0).distance)
     torch.testing.assert_close(large, (noisy - image).square().mean((1, 2, 3)))
     logits, labels = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
-    objective = adversary.objective("classification", logits, labels, torch.tensor(0.25))
-    assert objective == 0.5
+    assert adversary.objective("classification", logits, labels, torch.tensor(0.25)) == 0.5
 
 
 def test_aims_have_known_values_and_a_bound():
     adversary = Adversary(0.0, confidence=2.0)
     logits = torch.tensor([[3.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 100.0, 0.0]])
-    aims = adversary.aims("classification", logits, torch.zeros(3, dtype=torch.long))
-    assert aims.tolist() == [2, -1, -2]
+    assert adversary.aims("classification", logits, torch.zeros(3, dtype=torch.long)).tolist() == [2, -1, -2]
     pixels = torch.tensor([[1.0, -1.0], [-50.0, 4.0]])[None, None]
     masks = torch.tensor([[1.0, 0.0], [1.0, 0.0]])[None, None]
     assert adversary.aims("segmentation", pixels, masks).tolist() == [(1 + 1 - 2 - 2) / 4]
     several = logits[:2].T[None, :, :, None]  # two pixels of three classes
     labels = torch.tensor([0.0, 1.0])[None, None, :, None]
     assert adversary.aims("segmentation", several, labels).tolist() == [(2 + 1) / 2]
-    numbers = torch.tensor([[1.0], [9.0]])
-    assert adversary.aims("regression", numbers, torch.zeros(2, 1)).tolist() == [-1, -2]
+    assert adversary.aims("regression", torch.tensor([[1.0], [9.0]]), torch.zeros(2, 1)).tolist() == [-1, -2]
 
 
 @pytest.mark.parametrize(
@@ -140,8 +136,7 @@ def test_history_tells_task_loss_distance_and_objective(trained, data):
     found = search(trained, data, Adversary(3.0), validation=data, epochs=1, lr=1e-9)
     row = found.history.iloc[0]
     assert row["val_distance"] == pytest.approx(0, abs=1e-9)
-    table = predict(trained, {"a": data})
-    assert row["val_loss"] == pytest.approx(table["loss"].mean(), rel=1e-3, abs=1e-4)
+    assert row["val_loss"] == pytest.approx(predict(trained, {"a": data})["loss"].mean(), rel=1e-3, abs=1e-4)
     assert row["val_objective"] > 0, "a margin: the model is right"
 
 

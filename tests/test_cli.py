@@ -135,8 +135,7 @@ def test_the_picture_is_that_of_the_isp(tmp_path, code, option, value):
 def test_without_output_the_name_tells_photo_and_pipeline(tmp_path):
     (tmp_path / "in").mkdir()
     photo = write_photo(tmp_path / "in" / "my photo.v2.dng")
-    result = develop(photo)
-    assert result.output == "my photo.v2_bi-s-ga.png\n"
+    assert develop(photo).output == "my photo.v2_bi-s-ga.png\n"
     np.testing.assert_array_equal(pixels("my photo.v2_bi-s-ga.png"), expected_picture(photo, "bi,s,ga"))
 
 
@@ -178,8 +177,7 @@ def test_stages_are_written_in_order_and_can_be_seen(tmp_path):
     assert result.output.splitlines() == ["photo.png", *(f"photo.stages/{name}" for name in names)]
     shown = [pixels(tmp_path / "photo.stages" / name) for name in names]
     # The mosaic is grey, and shown with the display's gamma; the last is not brightened again.
-    expected = np.round(255 * raw[0, 0].numpy() ** (1 / 2.2))
-    np.testing.assert_allclose(shown[0], expected, atol=1)
+    np.testing.assert_allclose(shown[0], np.round(255 * raw[0, 0].numpy() ** (1 / 2.2)), atol=1)
     np.testing.assert_array_equal(shown[-1], pixels("photo.png"))
     assert all(picture.shape[:2] == SIZE for picture in shown)
 

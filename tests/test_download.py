@@ -117,8 +117,7 @@ def test_broken_off_goes_on_where_it_was_or_starts_over(server, tmp_path, publis
     server.breaks, server.ranges = [1 << 17, 3], ranges
     fetch("microscopy", tmp_path, progress=False)
     if ranges:
-        asked = server.requests_of(ARCHIVE)
-        assert asked == [None, *(f"bytes={(1 << 17) * n}-" for n in (1, 2, 3))]
+        assert server.requests_of(ARCHIVE) == [None, *(f"bytes={(1 << 17) * n}-" for n in (1, 2, 3))]
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
     assert (tmp_path / "downloads" / ARCHIVE).read_bytes() == published[ARCHIVE]
 
@@ -258,8 +257,7 @@ def test_what_a_killed_process_left_of_its_record_goes(server, tmp_path):
     (tmp_path / f".{MANIFEST}.0123abcd.part").write_text("{")
     (tmp_path / ".mine.part").write_text("my notes")
     fetch("drone", tmp_path, progress=False)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {MANIFEST, ".mine.part", "downloads", "drone"}
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, ".mine.part", "downloads", "drone"}
 
 
 def test_two_processes_at_once(server, tmp_path):
@@ -280,8 +278,7 @@ def test_subset_by_ranges(server, tmp_path, published):
     assert not (tmp_path / "downloads" / ARCHIVE).exists()
     # The same cells at another exposure; then more of them; then all.
     fetch("microscopy", tmp_path, tiles=5, intensity=0.25, progress=False)
-    dim = RawMicroscopy(tmp_path, "all", intensity=0.25)
-    assert dim.names.tolist() == dataset.names.tolist()
+    assert RawMicroscopy(tmp_path, "all", intensity=0.25).names.tolist() == dataset.names.tolist()
     fetch("microscopy", tmp_path, tiles=8, progress=False)
     assert len(RawMicroscopy(tmp_path, "all")) == 8
     fetch("microscopy", tmp_path, progress=False)
@@ -404,8 +401,7 @@ def test_where_single_images_can_not_be_had_all_come(server, tmp_path, published
         server.ranges = False
     else:
         server.files[ARCHIVE] = make_zip([("all/base.zip", published[ARCHIVE])])
-    notes = fetch("microscopy", tmp_path, tiles=2, progress=False)
-    assert "whole archives" in notes[0].lower()
+    assert "whole archives" in fetch("microscopy", tmp_path, tiles=2, progress=False)[0].lower()
     assert len(RawMicroscopy(tmp_path, "all")) == KEPT
 
 
@@ -494,8 +490,7 @@ def test_full_disk_of_the_cache(small_disk, tmp_path, monkeypatch):
     dataset = RawMicroscopy(tmp_path / "data", "all")
     with pytest.warns(UserWarning, match="kept in memory.*No space left"):
         item = dataset[0]
-    steps = (item["raw"][0].numpy() * 65535).round()
-    assert steps.tolist() == contents[dataset.names[0]][1].tolist()
+    assert (item["raw"][0].numpy() * 65535).round().tolist() == contents[dataset.names[0]][1].tolist()
     assert {p.name for p in small_disk.iterdir() if p.suffix != ".lock"} == {"mine.txt"}
 
 

@@ -152,11 +152,18 @@ def test_between_two_illuminants_the_matrix_follows_the_white(tmp_path, xy):
     np.testing.assert_allclose(camera.colour_matrix, colour_matrix(between), atol=2e-4)
 
 
-def test_calibration_and_analog_balance_stand_before_the_matrix(tmp_path):
+@pytest.mark.parametrize(
+    ("signed", "belongs"),
+    [({}, 1), ({50931: "a", 50932: b"a\0"}, 1), ({50931: "a"}, 0), ({50931: "a", 50932: b"ab"}, 0)],
+)
+def test_analog_balance_and_calibration_of_the_profile_stand_before_the_matrix(tmp_path, signed, belongs):
+    # Source of the rule: DNG specification, CameraCalibrationSignature; absent, it is empty.
     calibration = np.array([[1.1, 0.05, 0], [0, 0.95, 0], [0.02, 0, 1.2]])
     tags = [(50723, "2i", 9, rationals(calibration), True), (50727, "2I", 3, rationals((1.5, 1, 2)), True)]
+    kinds = {50931: ("s", 0), 50932: ("B", 2)}
+    tags += [(code, *kinds[code], text, True) for code, text in signed.items()]
     camera = read_raw(write(tmp_path / "a.dng", tags=tags)).camera
-    want = colour_matrix(np.diag((1.5, 1, 2)) @ calibration @ CM)
+    want = colour_matrix(np.diag((1.5, 1, 2)) @ (calibration if belongs else np.eye(3)) @ CM)
     np.testing.assert_allclose(camera.colour_matrix, want, atol=1e-5)
 
 
@@ -177,8 +184,7 @@ def test_of_several_exposures_one_is_named(tmp_path):
     with pytest.raises(RawFileError, match=r"2 exposures of 64 x 48 pixels\.\nSay which: frame=0 to 1"):
         read_raw(path)
     assert_light(path, frame=0)
-    other = read_raw(path, frame=1)
-    np.testing.assert_array_equal(np.round(other.mosaic * FULL), steps() // 2)
+    np.testing.assert_array_equal(np.round(read_raw(path, frame=1).mosaic * FULL), steps() // 2)
     with pytest.raises(RawFileError, match="no frame 2: there are 2"):
         read_raw(path, frame=2)
 
@@ -391,8 +397,7 @@ def test_each_packing_is_unpacked(tmp_path, packing):
     np.testing.assert_array_equal(np.round(frame.mosaic * full), stored)
     # With a head, and rows with a gap.
     gap = bytes(7)
-    rows = [pack(row[None], packing) + gap for row in values]
-    path.write_bytes(bytes(100) + b"".join(rows))
+    path.write_bytes(bytes(100) + b"".join([pack(row[None], packing) + gap for row in values]))
     spaced = RawLayout(64, 600, bits, packing, offset=100, stride=layout.row_bytes + 7)
     np.testing.assert_array_equal(read_raw(path, SENSOR, spaced).mosaic, frame.mosaic)
 

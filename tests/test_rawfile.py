@@ -68,8 +68,7 @@ def cfa_tags(pattern, side):
 @pytest.mark.parametrize("cfa", CFA)
 def test_libraw_reads_what_write_dng_wrote(tmp_path, cfa):
     camera, mosaic = replace(SENSOR, cfa=cfa), random_mosaic()
-    path = write_dng(tmp_path / "a.dng", mosaic, camera)
-    with rawpy.imread(str(path)) as raw:
+    with rawpy.imread(str(write_dng(tmp_path / "a.dng", mosaic, camera))) as raw:
         np.testing.assert_array_equal(raw.raw_image_visible, to_16_bit(mosaic))
         indices = raw.raw_colors_visible[:2, :2].ravel()
         assert "".join("RGBG"[i] for i in indices) == cfa.name
@@ -244,8 +243,7 @@ def test_a_turned_photo_keeps_its_colours_and_black_levels(tmp_path, orientation
     edit_tag(path, ORIENTATION, orientation)
     frame = read_raw(path)
     upright = TURNS[orientation](scene)
-    expected = sampled(upright, frame.camera.cfa)
-    np.testing.assert_array_equal(to_16_bit(frame.mosaic), to_16_bit(expected))
+    np.testing.assert_array_equal(to_16_bit(frame.mosaic), to_16_bit(sampled(upright, frame.camera.cfa)))
     black = TURNS[orientation](tiles(camera.black_level, scene.shape))
     np.testing.assert_array_equal(tiles(frame.camera.black_level, upright.shape), black)
 
@@ -253,8 +251,7 @@ def test_a_turned_photo_keeps_its_colours_and_black_levels(tmp_path, orientation
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_that_of_development_by_libraw(tmp_path, orientation):
     down, right = np.mgrid[0:1:48j, 0:1:64j]
-    mosaic = (0.1 + 0.2 * down**2 + 0.1 * right).astype(np.float32)
-    path = write_dng(tmp_path / "a.dng", mosaic, SENSOR)
+    path = write_dng(tmp_path / "a.dng", (0.1 + 0.2 * down**2 + 0.1 * right).astype(np.float32), SENSOR)
     edit_tag(path, ORIENTATION, orientation)
     ours = read_raw(path).mosaic
     with rawpy.imread(str(path)) as raw:
@@ -580,8 +577,7 @@ def test_a_sensors_counts_become_light_whatever_its_bits(tmp_path, scale):
     counts = {name: COUNTS[name] for name in ("white_balance", "colour_matrix")}
     white = 2**scale - 1
     camera = Camera.from_counts("x", CFA.RGGB, white // 16, bits=scale, **counts)
-    kind = np.uint8 if scale == 8 else np.uint16
-    pixels = np.full((4, 4), white // 16, kind)
+    pixels = np.full((4, 4), white // 16, np.uint8 if scale == 8 else np.uint16)
     pixels[:2] = white
     np.save(tmp_path / "frame.npy", pixels)
     linear = StaticISP(camera).stages(read_raw(tmp_path / "frame.npy", camera).tensor())

@@ -86,8 +86,7 @@ def for_each(action: Callable[..., None], *items: Sequence[Any], at_once: int = 
     try:
         # In this thread, where one is enough, and a bar only for those who wait for several.
         successes = (threads.map if min(at_once, count) > 1 else map)(succeeds, *items)
-        hidden = None if count > 1 else True
-        fine = all([*progress_bar(iterable=successes, total=count, disable=hidden)])
+        fine = all([*progress_bar(iterable=successes, total=count, disable=None if count > 1 else True)])
     finally:
         threads.shutdown(cancel_futures=True)
     if not fine:

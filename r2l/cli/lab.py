@@ -102,8 +102,7 @@ def compare(
     print(f"{paired.metric} of {len(both)} images in {len(np.unique(paired.groups))} groups")
     for name, score, low, high in zip((first, second), *scores.shares()[:3], strict=True):
         print(f"{name}: {interval_text(score, low, high, '.3f')}")
-    told = scores.interval(lambda s: s[..., :1] - s[..., 1:])
-    difference, low, high, p = (float(part[0]) for part in told)
+    difference, low, high, p = (float(part[0]) for part in scores.interval(lambda s: s[..., :1] - s[..., 1:]))
     print(f"difference: {interval_text(difference, low, high)}, p = {p:.3g}")
     if few := few_groups_text(scores.effective_groups):
         print(few)
@@ -114,8 +113,7 @@ def _answers(run: str, store: str | None) -> pd.DataFrame:
     from r2l.files import read_csv
     from r2l.training.tracking import Records, resolve
 
-    run_id = Records(store).find(run)
-    table = read_csv(resolve(f"runs:/{run_id}/predictions.csv", store))
+    table = read_csv(resolve(f"runs:/{Records(store).find(run)}/predictions.csv", store))
     if "processing" in table:
         table = table[table["processing"] == "adversarial"]
     if "target" in table:

@@ -63,8 +63,7 @@ def object_of(values: np.ndarray, path: Path | None = None) -> np.ndarray:
     """
     if values.ndim == 3:
         # Opacity says nothing: a mask saved as RGBA is opaque all over.
-        colours = values[..., : values.shape[2] - (values.shape[2] in (2, 4))]
-        values = colours.max(axis=2)
+        values = values[..., : values.shape[2] - (values.shape[2] in (2, 4))].max(axis=2)
     if path is not None and len(several := np.unique(values)) > 2 and several[-1] < _CLASS_NUMBERS:
         reason = f"the values {', '.join(map(str, several))} look like classes, and here is one object"
         remedy = "Name the classes, from 0 on: --classes background,road,car (classes=[...])"

@@ -104,8 +104,7 @@ class PublishedDataset(RawDataset):
         """Return the files of the raw frames, or of the view asked for, which is below ``views``."""
         folder = raw
         if self.view is not None:
-            code = self.view.replace(" ", "")
-            folder = layout.view_folders(*views).get(code, views[0] / self.view)
+            folder = layout.view_folders(*views).get(self.view.replace(" ", ""), views[0] / self.view)
         files = layout.images_in(folder)
         if not files:
             raise self._not_found(folder)

@@ -117,8 +117,7 @@ class RawPicture:
         values = self._values(50714, 0)
         if min(rows, columns) < 1 or len(values) != rows * columns:
             raise self.unusable(f"{len(values)} black levels for a tile of {rows} x {columns}")
-        repeats = (2 // math.gcd(2, rows), 2 // math.gcd(2, columns))
-        tile = np.tile(values.reshape(rows, columns), repeats)
+        tile = np.tile(values.reshape(rows, columns), (2 // math.gcd(2, rows), 2 // math.gcd(2, columns)))
         base = tile[:2, :2].copy()
         if (tile != np.tile(base, (tile.shape[0] // 2, tile.shape[1] // 2))).any():
             raise self.unusable(

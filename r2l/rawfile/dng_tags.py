@@ -69,11 +69,13 @@ def _camera_from_xyz(tags: Mapping[int, Any]) -> _CameraFromXYZ | None:
     """Return the matrix as a function of the white: that of one illuminant, or between those of two."""
     balance = _array(tags, 50727, (3,))
     analog = np.eye(3) if balance is None else np.diag(balance)
+    # The calibration of this very camera belongs to a profile of equal signature alone, none being one too.
+    signatures = {_signature(tags.get(code, "")) for code in (50931, 50932)}
     calibrated = []
     for number in (0, 1):
         matrix, calibration = (_array(tags, code + number, (3, 3)) for code in (50721, 50723))
         if matrix is not None:
-            own = np.eye(3) if calibration is None else calibration
+            own = np.eye(3) if calibration is None or len(signatures) > 1 else calibration
             calibrated.append((_KELVIN.get(tags.get(50778 + number)), analog @ own @ matrix))
     if not calibrated:
         return None
@@ -87,6 +89,12 @@ def _camera_from_xyz(tags: Mapping[int, Any]) -> _CameraFromXYZ | None:
         return share * a + (1 - share) * b
 
     return between
+
+
+def _signature(value: Any) -> bytes:
+    """Return a text of a DNG, of letters or bytes, without the zeros at its end."""
+    text = value.encode() if isinstance(value, str) else value
+    return text.rstrip(b"\0") if isinstance(text, bytes) else repr(text).encode()
 
 
 def _kelvin(white: tuple[float, float]) -> float:

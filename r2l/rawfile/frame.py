@@ -79,8 +79,7 @@ class RawFrame:
         small = np.empty((2 * rows, 2 * columns), np.float32)
         for y, x in np.ndindex(2, 2):
             plane = self.mosaic[y::2, x::2][y * (n // 2) :, x * (n // 2) :]
-            blocks = plane[: rows * n, : columns * n].reshape(rows, n, columns, n)
-            small[y::2, x::2] = blocks.mean((1, 3))
+            small[y::2, x::2] = plane[: rows * n, : columns * n].reshape(rows, n, columns, n).mean((1, 3))
         return replace(self, mosaic=small)
 
 

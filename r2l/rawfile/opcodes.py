@@ -221,8 +221,7 @@ def _fill(plane: np.ndarray, bad: np.ndarray) -> None:
     good = np.pad(~bad, 1)
     near = [(rows + y, columns + x) for y, x in np.ndindex(3, 3)]
     count = sum(good[at].astype(int) for at in near)
-    total = sum(np.where(good[at], padded[at], 0) for at in near)
-    mean = total / np.maximum(count, 1)
+    mean = sum(np.where(good[at], padded[at], 0) for at in near) / np.maximum(count, 1)
     if not count.all():
         from scipy import ndimage  # slow to import, and hardly ever needed
 

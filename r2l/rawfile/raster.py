@@ -154,8 +154,7 @@ def _mono12packed(groups: np.ndarray) -> list[np.ndarray]:
 
 
 def _words(kind: str) -> _Packing:
-    size = np.dtype(kind).itemsize
-    return _Packing(1, size, None, lambda g: [np.ascontiguousarray(g).view(kind)[:, 0]])
+    return _Packing(1, np.dtype(kind).itemsize, None, lambda g: [np.ascontiguousarray(g).view(kind)[:, 0]])
 
 
 #: By name; "left" has the bits of a pixel at the upper end of its two bytes.

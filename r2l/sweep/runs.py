@@ -278,8 +278,7 @@ def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, flo
         experiment_name=setting.sweep, run_name=job.name, tracking_uri=setting.store, folder=str(folder)
     )
     with (folder / LOG).open("a", encoding="utf-8") as log:
-        say = partial(print, file=log, flush=True)
-        outcome = experiment(options, say=say, progress=False)
+        outcome = experiment(options, say=partial(print, file=log, flush=True), progress=False)
     tables = {PREDICTIONS: outcome.predictions, TESTED: outcome.tested, SCORES: outcome.scores}
     for name, table in tables.items():
         if table is not None:
@@ -291,8 +290,7 @@ def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, flo
 def _notebook(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, float]]:
     from r2l.training.tracking import track
 
-    tags = {"r2l.folder": str(folder)}
-    with track(setting.sweep, job.name, job.parameters, tags, setting.store) as record:
+    with track(setting.sweep, job.name, job.parameters, {"r2l.folder": str(folder)}, setting.store) as record:
         try:
             _run_notebook(job.notebook, job.parameters, folder)
         finally:

@@ -264,8 +264,7 @@ def plot_learned(learned: Learned) -> Figure:
     table = learned.scores.sort_values("psnr")
     own = [CYCLE[1] if name == "learned" else CYCLE[0] for name in table.index]
     bars = scores.barh(list(table.index), table["psnr"], color=own)
-    colours = [f"{colour:.1f}" for colour in table["ciede2000"]]
-    scores.bar_label(bars, colours, padding=3, fontsize=LETTERS)
+    scores.bar_label(bars, [f"{colour:.1f}" for colour in table["ciede2000"]], padding=3, fontsize=LETTERS)
     scores.margins(x=0.1)
     scores.set_title("on blocks not fitted; beside the bars CIEDE2000", loc="left", fontsize=10, color=INK)
     scores.set_xlabel("PSNR in dB")

@@ -248,8 +248,7 @@ def _overview(frame: RawFrame, levels: tuple[float, float]) -> np.ndarray:
     green = split_planes(frame.binned(2 * _OVERVIEW).mosaic, frame.camera.cfa)["green 1"]
     step = -(-max(green.shape) // _OVERVIEW)
     low, high = levels
-    pixels = to_uint8((green[::step, ::step] - low) / (high - low))
-    return np.repeat(pixels[..., None], 3, axis=2)
+    return np.repeat(to_uint8((green[::step, ::step] - low) / (high - low))[..., None], 3, axis=2)
 
 
 def _mark(small: np.ndarray, look: _Look, shape: tuple[int, int]) -> np.ndarray:
@@ -327,8 +326,7 @@ def raw_explorer(frames: Mapping[str, RawFrame]) -> widgets.Widget:
     def draw() -> None:
         frame = frames[name.value]
         used, overview = whole(frame)
-        levels = used if stretch.value else (0.0, 1.0)
-        look = _Look(row.value, column.value, side.value, view.value, levels)
+        look = _Look(row.value, column.value, side.value, view.value, used if stretch.value else (0.0, 1.0))
         alt = f"{name.value}: {look.side} sites from row {look.row}, column {look.column}"
         pixels = to_uint8(_paint(frame, look))
         picture.value = picture_html(pixels, f"{alt}; {look.view}", whole_factor(pixels, _PART))

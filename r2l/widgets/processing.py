@@ -166,8 +166,7 @@ def _strip(stages: Mapping[str, Tensor], side: int, brighten: bool = True) -> np
         # Whole tiles of the mosaic are cut off, so that all stages show the same sites.
         top, left = ((n - side) // 4 * 2 for n in image.shape[-2:])
         middle = image[..., top : top + side, left : left + side]
-        gap = np.full((side, _GAP, 3), 255, np.uint8)
-        tiles += [_as_seen(middle, brighten and name in linear), gap]
+        tiles += [_as_seen(middle, brighten and name in linear), np.full((side, _GAP, 3), 255, np.uint8)]
     return np.concatenate(tiles[:-1], axis=1)
 
 

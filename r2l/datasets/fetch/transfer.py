@@ -339,7 +339,6 @@ def sync_b2(kind: str, root: Path, bucket: Bucket, progress: bool = True) -> lis
         for version, path in missing:
             with translated(version.file_name, why, kept, B2Error), whole_file(path) as unfinished:
                 # Without seeking b2sdk uses one stream; with more it hangs for good on a full disk.
-                file = bucket.download_file_by_id(version.id_)
-                file.save_to(unfinished, "wb", allow_seeking=False)
+                bucket.download_file_by_id(version.id_).save_to(unfinished, "wb", allow_seeking=False)
             bar.update(version.size)
     return [root / below for below in _B2_FOLDERS[kind].values()]

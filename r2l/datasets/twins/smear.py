@@ -173,8 +173,7 @@ class _Slide:
         radii = rng.normal(*kind.lobe) / np.sqrt(count) * np.exp(rng.normal(0, 0.1, count))
         signs = np.where(rng.random(count) < kind.winding, 1, rng.choice([-1, 1], count))
         heading = rng.uniform(0, 2 * np.pi) + np.cumsum(signs * rng.normal(*kind.bend, count))
-        steps = kind.spacing * radii[:, None] * np.stack([np.sin(heading), np.cos(heading)], 1)
-        points = np.cumsum(steps, 0)
+        points = np.cumsum(kind.spacing * radii[:, None] * np.stack([np.sin(heading), np.cos(heading)], 1), 0)
         points -= points.mean(0) + rng.normal(0, 0.1 * room, 2)
         shrink = min(1, room / (np.hypot(*points.T) + radii).max())
         points, radii = points * shrink, radii * shrink
@@ -206,8 +205,7 @@ class _Slide:
         self.paint(where, cytoplasm, _BLUE, blue * kind.blue * tone[1])
         self.paint(where, chromatin, _NUCLEAR, purple * kind.density * tone[2])
         if kind.orange:
-            around = inside * (1 - 0.8 * nuclear)
-            self.paint(where, self.granules(around, kind.orange), _ORANGE, 0.8 * pink)
+            self.paint(where, self.granules(inside * (1 - 0.8 * nuclear), kind.orange), _ORANGE, 0.8 * pink)
         if kind.dark:  # a basophil's granules hide its nucleus
             self.paint(where, self.granules(inside, kind.dark), _NUCLEAR, 0.8 * purple)
 
