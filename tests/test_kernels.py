@@ -8,6 +8,7 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -182,6 +183,14 @@ def test_menon_is_the_same_on_a_gpu_in_blocks_that_do_not_fit(on_gpu, cfa):
 def test_other_pipelines_are_the_same_on_a_gpu(on_gpu, isp):
     raw, isp = mosaic(2, 1, 10, 18).to(GPU), copy.deepcopy(isp).to(GPU)
     assert_same(*on_gpu(lambda: isp(raw), 8, 16), ties=0 if GPU == "cpu" else 0.01)
+
+
+def test_another_directional_stage_goes_its_own_way_on_a_gpu(on_gpu):
+    raw, isp = mosaic(1, 1, 8, 10).to(GPU), StaticISP.from_code("me,s,ga", DRONE).to(GPU)
+    inside = partial(demosaic.menon_inside, silent=True)
+    own = pipeline.Directional("demosaic", demosaic.menon2007, DRONE.cfa, inside=inside, reach=8)
+    isp._plan = isp._plan._replace(directional=(own,))
+    assert_same(*on_gpu(lambda: isp(raw)), ties=0 if GPU == "cpu" else 0.01)
 
 
 def test_black_stays_black_and_white_white_on_a_gpu(on_gpu):

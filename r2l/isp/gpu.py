@@ -3,9 +3,9 @@
 There a pipeline takes as long as what it reads and writes; what it computes counts little. So filters of luma
 that are linear join what is affine before them, and are measured with it: all of "bi,s,ga" is one affine map
 and a curve, one pass that reads the mosaic and writes the picture. A median is another pass, and Menon's
-demosaicing is two. Pipelines developed together share only those two: anything else is computed again in the
-time that it would take to read it. Each pass takes whole tiles off a frame's sides, as `r2l.isp.gpu_kernels`
-need it.
+demosaicing is three. Pipelines developed together share only those three: anything else is computed again in
+the time that it would take to read it. Each pass takes whole tiles off a frame's sides, as
+`r2l.isp.gpu_kernels` need it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from r2l.camera import CFA
+from r2l.isp import demosaic
 from r2l.isp import functional as stage
 from r2l.isp.filters import crop, median3x3, pad
 from r2l.isp.fused import apart, measure_affine, whole_tiles
 from r2l.isp.gpu_kernels import Weights, affine, median
-from r2l.isp.gpu_menon import menon_inside
+from r2l.isp.gpu_menon import menon, menon_inside
 from r2l.isp.pipeline import LinearLuma, Luma, Plan, Stage, finish, mixed, run
 
 __all__ = ["develop_together", "menon_inside"]
@@ -73,12 +75,15 @@ def _measured(work: _Pass, device: torch.device) -> Weights:
     return Weights.of(weight, bias, work.reach - _Pass(work.steps, ()).reach, device)
 
 
-def _front(plan: Plan, mosaic: Tensor) -> Tensor:
-    """Return luma and chroma by a directional demosaicing."""
-    if plan.before:
-        mosaic = affine(mosaic, _measured(_Pass(plan.before, ()), mosaic.device))
-    (demosaic,) = plan.directional
-    return demosaic.inside(mosaic, *demosaic.values, matrix=mixed(plan.after))
+def _front(plan: Plan, raw: Tensor, margin: int) -> Tensor:
+    """Return luma and chroma by a directional demosaicing of a frame and its mirror image around it."""
+    (demosaicing,) = plan.directional
+    levels = _measured(_Pass(plan.before, ()), raw.device)
+    if demosaicing.inside is demosaic.menon_inside:
+        (cfa,) = demosaicing.values
+        return menon(raw, CFA.RGGB.shift_to(cfa), mixed(plan.after), margin, levels)
+    mosaic = affine(pad(raw, (margin, margin), (margin, margin), "mirror"), levels)
+    return demosaicing.inside(mosaic, *demosaicing.values, matrix=mixed(plan.after))
 
 
 def _curve(last: Sequence[Stage]) -> float | None:
@@ -88,7 +93,7 @@ def _curve(last: Sequence[Stage]) -> float | None:
     return values[0] if known else None
 
 
-def _developed(plan: Plan, source: Tensor, chroma: Tensor | None) -> Tensor:
+def _developed(plan: Plan, source: Tensor, chroma: Tensor | None = None) -> Tensor:
     """Return the picture of a mosaic, or of luma and chroma."""
     passes = _passes(plan)
     for work in passes:
@@ -112,15 +117,13 @@ def develop_together(plans: Sequence[Plan], raw: Tensor) -> list[Tensor]:
     starts = [whole_tiles(sum(step.reach for step in plan.directional)) for plan in plans]
     margins = [n + sum(work.reach for work in _passes(p)) for n, p in zip(starts, plans, strict=True)]
     margin = max(margins, default=0)
-    whole = pad(raw, (margin, margin), (margin, margin), "mirror")
-    fronts: dict[tuple[Stage, ...], Tensor] = {}
+    known: dict[tuple[Stage, ...], Tensor] = {}
     pictures = []
     for plan, own in zip(plans, margins, strict=True):
-        source, chroma = crop(whole, margin - own), None
-        if plan.directional:
-            front = plan.before + plan.directional + plan.after
-            if front not in fronts:
-                fronts[front] = _front(plan, whole)
-            source, chroma = crop(fronts[front], margin - own).split((1, 2), 1)
-        pictures.append(_developed(plan, source, chroma))
+        front = plan.before + plan.directional + plan.after if plan.directional else ()
+        if front not in known:
+            around = (margin, margin)
+            known[front] = _front(plan, raw, margin) if front else pad(raw, around, around, "mirror")
+        source, *chroma = crop(known[front], margin - own).split((1, 2) if front else 1, 1)
+        pictures.append(_developed(plan, source, *chroma))
     return pictures
