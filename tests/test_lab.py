@@ -278,9 +278,17 @@ def test_the_command_line_lists_asks_and_draws(store, tracked, tmp_path):
     asked = lab("sql", "select name from runs where name like 'fold%'", "--csv", "--store", store)
     assert asked.output.split() == ["name", "fold", "0", "fold", "1"]
     out = ("-o", tmp_path / "d.gif", "--curves", tmp_path / "c.png")
-    drawn = lab("export", "tracked", "--gif", "demosaic", *out, "--store", store)
+    command = ("export", "tracked", "--gif", "demosaic", *out, "--store", store)
+    drawn = lab(*command)
     assert drawn.exit_code == 0, drawn.output
     assert {p.name for p in tmp_path.iterdir()} == {"d_fold_0.gif", "d_fold_1.gif", "c.png"}
+    (tmp_path / "d_fold_1.gif").write_bytes(b"mine")
+    assert "c.png exists: --force replaces it, --curves names another" in lab(*command).stderr
+    (tmp_path / "c.png").unlink()
+    (tmp_path / "d_fold_0.gif").unlink()
+    assert "d_fold_1.gif exists: --force replaces it, -o names another place" in lab(*command).stderr
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"mine"], "nothing is drawn"
+    assert lab(*command, "--force").exit_code == 0
     with Image.open(tmp_path / "c.png") as picture:
         picture.verify()
 

@@ -410,7 +410,7 @@ COLOURED, STACK = holding(np.dstack([EIGHT, EIGHT, 255 - EIGHT])), holding(rando
 CUT_PLAIN, OBJECTS = cut(holding(SIXTEEN), 40), holding(np.array([{"a": 1}], dtype=object))
 BAD = {
     "missing.dng": (lambda path: None, "No such file", READABLE),
-    "folder.dng": (Path.mkdir, "directory", READABLE),
+    "folder.dng": (Path.mkdir, "directory", "the raw files in it, such as "),
     "empty.dng": (Path.touch, "empty", CUT),
     "empty.png": (Path.touch, "empty", CUT),
     "text.dng": (make_text, "headerless", "layout=RawLayout"),

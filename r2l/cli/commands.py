@@ -104,15 +104,15 @@ def check_targets(photos: Iterable[Path], targets: Iterable[Path], what: str) ->
         taken[path] = photo
 
 
-def check_free(path: Path, force: bool, folder: bool = False) -> None:
+def check_free(path: Path, force: bool, folder: bool = False, by: str = "-o") -> None:
     """Raise a ValueError, before the work, where something is not to be replaced or can't be written."""
     if path.is_dir() and not folder:
         raise ValueError(f"{path} is a folder")
     if path.exists() and not force:
-        raise ValueError(f"{path} exists: --force replaces it, -o names another place")
+        raise ValueError(f"{path} exists: --force replaces it, {by} names another place")
     there = next(above for above in path.parents if above.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"{path}: nothing can be written into {there}; -o names another place")
+        raise ValueError(f"{path}: nothing can be written into {there}; {by} names another place")
 
 
 class GroupedCommand(TyperCommand):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r2l.cli.commands import argument, option
+from r2l.cli.commands import argument, check_free, option, replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,8 +68,7 @@ def _listed(table: pd.DataFrame) -> pd.DataFrame:
     scores = table[list(final)]
     means = scores.groupby(table["parent"].where(table["parent"] != "")).mean()
     # A run above its folds has no scores of its own, but those of the last one.
-    of_folds = means.reindex(table["run_id"]).set_axis(table.index)
-    scores = of_folds.combine_first(scores).rename(columns=final)
+    scores = means.reindex(table["run_id"]).set_axis(table.index).combine_first(scores).rename(columns=final)
     scores = scores.drop(columns="images", errors="ignore").dropna(axis=1, how="all")
     shown = ["run_id", "experiment", "name", "status", "start", "dataset"]
     return table[shown].fillna("").join(scores.round(4).astype(object).where(scores.notna(), ""))
@@ -150,6 +149,7 @@ def export(
         Path | None, option("Draw training against validation (PNG, PDF, SVG).", metavar="FILE")
     ] = None,
     metric: Annotated[str, typer.Option(help=_DRAWN)] = "loss",
+    force: Annotated[bool, replacing("figures that exist")] = False,
     store: _Store = None,
 ) -> None:
     """Draw figures from a run; from each fold, where it has folds."""
@@ -160,8 +160,11 @@ def export(
     from r2l.training.export import curves as read_curves
     from r2l.viz import plot_curves
 
+    if curves:
+        check_free(curves, force, by="--curves")
     if gif:
-        print(*animate(run, gif, out or f"{gif}.gif", gradient=gradient, store=store), sep="\n")
+        how = {"gradient": gradient, "store": store, "check": lambda path: check_free(path, force)}
+        print(*animate(run, gif, out or f"{gif}.gif", **how), sep="\n")
     if curves:
         figure = plot_curves(read_curves(run, store), metric)
         with atomic_path(curves) as partial:

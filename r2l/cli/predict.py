@@ -105,8 +105,7 @@ def predict(
             with told(path):
                 # Among frames without a header there may be others.
                 described = layout if path.suffix.lower() in UNDESCRIBED else None
-                lens = asked.about.lens_corrections
-                frame = read_raw(path, known, described, lens_corrections=lens)
+                frame = read_raw(path, known, described, lens_corrections=asked.about.lens_corrections)
                 return asked.line_up(frame, crop=crop, any_camera=any_camera)
         except typer.Exit:
             failed.append(path)

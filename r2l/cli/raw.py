@@ -188,13 +188,11 @@ def check(
     outside = []
 
     def check_one(name: str) -> None:
-        is_photo = Path(name).suffix.lower() not in ("", ".json")
-        frame = read_raw(name) if is_photo else None
+        frame = read_raw(name) if Path(name).suffix.lower() not in ("", ".json") else None
         defects = measure_defects(frame.tensor(), frame.camera) if frame else {}
         checked = report.check(frame.camera if frame else load_camera(name), defects)
         outside.extend(checked.index[checked["verdict"] == "outside"])
-        text = as_text(checked).rename_axis(None).to_string()
-        print(f"\n{name}: {report.verdict(checked)}\n{text}")
+        print(f"\n{name}: {report.verdict(checked)}\n{as_text(checked).rename_axis(None).to_string()}")
         if frame:
             told = ", ".join(f"{what} {share:.3%}" for what, share in defects.items())
             print(f"measured in this photo: {told} of the range")
@@ -279,8 +277,7 @@ def fetch(
     """Download a data set. Run again, it goes on where it was; nothing is replaced or deleted."""
     from r2l.datasets.fetch.download import fetch as fetch_data
 
-    notes = fetch_data(name, root, source=source, tiles=tiles, intensity=intensity)
-    print(*notes, sep="\n")
+    print(*fetch_data(name, root, source=source, tiles=tiles, intensity=intensity), sep="\n")
 
 
 @data.command()

@@ -75,8 +75,7 @@ def verify_folder(
     table, wrong, rest = labelled_files(root, labels, masks)
     wrong = [_line(error) for error in wrong + rest]
     sizes, cameras, values = Counter(), Counter(), Counter()
-    pairs = tqdm([*zip(table["path"], table["mask"], strict=True)], "verify", disable=not progress)
-    for path, mask in pairs:
+    for path, mask in tqdm([*zip(table["path"], table["mask"], strict=True)], "verify", disable=not progress):
         try:
             frame = read_raw(path, camera, frames if path.suffix.lower() in HEADERLESS else None)
             drawn = None if mask is None else read_mask_values(mask, "Draw it again")

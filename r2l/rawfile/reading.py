@@ -152,7 +152,9 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
-        raise RawFileError(path, error.strerror, "Give the path of a readable raw file") from error
+        within = f"Give the raw files in it, such as {path / '*.dng'}"
+        remedy = within if path.is_dir() else "Give the path of a readable raw file"
+        raise RawFileError(path, error.strerror, remedy) from error
     if not head:
         raise RawFileError(path, "the file is empty", FETCH_AGAIN)
     return head

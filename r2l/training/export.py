@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -225,7 +225,13 @@ def curves(run: str, store: str | Path | None = None) -> dict[str, pd.DataFrame]
 
 
 def animate(
-    run: str, stage: str, out: str | Path, *, gradient: bool = False, store: str | Path | None = None
+    run: str,
+    stage: str,
+    out: str | Path,
+    *,
+    gradient: bool = False,
+    store: str | Path | None = None,
+    check: Callable[[Path], object] = bool,
 ) -> list[Path]:
     """Write a stage over the epochs as a GIF, one file a fold; return the files that were written.
 
@@ -237,6 +243,7 @@ def animate(
         out: the GIF; with several folds, each one's name is put before the suffix.
         gradient: the loss's gradient with respect to the stage instead of its image.
         store: see `r2l.training.tracking.store_address`.
+        check: is called with each file before the first is drawn, and may raise where one is to stay.
 
     Raises:
         ValueError: no such run or stage; lists the stages that were tracked.
@@ -253,10 +260,11 @@ def animate(
         kind = "gradients" if gradient else "stages"
         none = f"none; train with --track_processing{'_gradients' * gradient}"
         raise missing(f"run {run!r} has no {kind} {stage!r}", alike, none)
-    written = []
-    for name, paths in shown.items():
-        plain = re.sub(r"[^\w.,=-]+", "_", name).strip("_")
-        written.append(out if len(shown) == 1 else out.with_stem(f"{out.stem}_{plain}"))
+    plain = {name: re.sub(r"[^\w.,=-]+", "_", name).strip("_") for name in shown}
+    written = [out.with_stem(f"{out.stem}_{plain[name]}") if len(shown) > 1 else out for name in shown]
+    for target in written:
+        check(target)
+    for target, (name, paths) in zip(written, shown.items(), strict=True):
         with tempfile.TemporaryDirectory(prefix="r2l-") as folder:
             files = {
                 f"{what}, epoch {epoch}": records.local(folds[name], path)
@@ -267,7 +275,7 @@ def animate(
             frames = [_captioned(p, caption) for caption, p in zip(files, scaled, strict=True)]
         first, *rest = frames if frames[0].mode == "L" else _one_palette(frames)
         how = {"duration": _EPOCH_MS, "loop": 0, "optimize": False}
-        with atomic_path(written[-1]) as partial:
+        with atomic_path(target) as partial:
             first.save(partial, format="GIF", save_all=True, append_images=rest, **how)
     return written
 
