@@ -254,7 +254,7 @@ class _OneOfThem:
 
 @pytest.mark.parametrize(("capability", "height"), [(80, 46), (90, 2)])
 def test_they_compile_for_gpus_and_keep_all_in_registers(monkeypatch, tmp_path, capability, height):
-    triton = pytest.importorskip("triton")
+    triton = pytest.importorskip("triton", minversion="3.9")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(triton.runtime.driver, "_active", _OneOfThem(capability))
     made = []

@@ -47,50 +47,44 @@ def _menon_sites(
 
 
 @triton.jit
-def _sample(site, green, o, row, line: tl.constexpr, step: tl.constexpr, DOWN: tl.constexpr):
+def _sample(planes, o, row, line: tl.constexpr, step: tl.constexpr, DOWN: tl.constexpr):
     """Load what is ``step`` samples along and ``line`` lines across from sites: along a row, or down.
 
-    ``site`` and ``green`` point to their pairs in either plane, and ``o`` tells which are the right ones.
+    ``planes`` points to their pairs, in that of sites and that of greens; ``o`` tells which are right ones.
     """
     down: tl.constexpr = step if DOWN else line
     right: tl.constexpr = line if DOWN else step
-    odd: tl.constexpr = right & 1
-    # A division without rest: of a negative number Triton's compiler rounds to 0, its interpreter down.
-    place = (green if (down + right) & 1 else site) + down * row + (right - odd) // 2
-    if odd:
+    place = planes[(down + right) % 2] + down * row + right // 2
+    if right % 2:
         place += o
     return tl.load(place)
 
 
 @triton.jit
-def _difference(site, green, o, row, line: tl.constexpr, step: tl.constexpr, DOWN: tl.constexpr):
+def _difference(planes, o, row, line: tl.constexpr, step: tl.constexpr, DOWN: tl.constexpr):
     """Return red or blue less green, four times, as interpolated along a line, at a place of `_sample`."""
-    before, after = step - 1, step + 1
-    beside = _sample(site, green, o, row, line, before, DOWN) + _sample(
-        site, green, o, row, line, after, DOWN
-    )
-    before, after = step - 2, step + 2
-    own = _sample(site, green, o, row, line, before, DOWN) + _sample(site, green, o, row, line, after, DOWN)
-    return own + 2 * (_sample(site, green, o, row, line, step, DOWN) - beside)
+    # No names for the steps: what has one is no constant any more, and if negative is divided otherwise.
+    beside = _sample(planes, o, row, line, step - 1, DOWN) + _sample(planes, o, row, line, step + 1, DOWN)
+    next_own = _sample(planes, o, row, line, step - 2, DOWN) + _sample(planes, o, row, line, step + 2, DOWN)
+    return next_own + 2 * (_sample(planes, o, row, line, step, DOWN) - beside)
 
 
 @triton.jit
-def _gradient(site, green, o, row, line: tl.constexpr, step: tl.constexpr, DOWN: tl.constexpr):
+def _gradient(planes, o, row, line: tl.constexpr, step: tl.constexpr, DOWN: tl.constexpr):
     """Return how much the difference changes to the next one along a line."""
-    here = _difference(site, green, o, row, line, step, DOWN)
-    return tl.abs(here - _difference(site, green, o, row, line, step + 2, DOWN))
+    here = _difference(planes, o, row, line, step, DOWN)
+    return tl.abs(here - _difference(planes, o, row, line, step + 2, DOWN))
 
 
 @triton.jit
-def _activity(site, green, o, row, DOWN: tl.constexpr):
+def _activity(planes, o, row, DOWN: tl.constexpr):
     """Return the difference of sites along a line, and the sum of the differences' gradients around them."""
-    total = _gradient(site, green, o, row, 0, -2, DOWN) + _gradient(site, green, o, row, 0, 0, DOWN)
-    total *= 3
+    total = 3 * (_gradient(planes, o, row, 0, -2, DOWN) + _gradient(planes, o, row, 0, 0, DOWN))
     for side in tl.static_range(-1, 2, 2):
-        total += _gradient(site, green, o, row, 2 * side, -2, DOWN)
-        total += _gradient(site, green, o, row, 2 * side, 0, DOWN)
-        total += _gradient(site, green, o, row, side, -1, DOWN)
-    return _difference(site, green, o, row, 0, 0, DOWN), total
+        total += _gradient(planes, o, row, 2 * side, -2, DOWN)
+        total += _gradient(planes, o, row, 2 * side, 0, DOWN)
+        total += _gradient(planes, o, row, side, -1, DOWN)
+    return _difference(planes, o, row, 0, 0, DOWN), total
 
 
 @triton.jit
@@ -105,8 +99,9 @@ def _menon_directions(
     half = width + 4
     place = (frame * (height + 8) + row + 4) * half + column + 2
     o = (row + phase) & 1
-    across, in_row = _activity(sites + place, greens + place, o, half, DOWN=False)
-    down, in_column = _activity(sites + place, greens + place, o, half, DOWN=True)
+    planes = sites + place, greens + place
+    across, in_row = _activity(planes, o, half, DOWN=False)
+    down, in_column = _activity(planes, o, half, DOWN=True)
     chosen = in_column >= in_row
     tl.store(difference + place, tl.where(chosen, across, down))
     tl.store(horizontal + place, chosen.to(tl.int8))
