@@ -42,8 +42,7 @@ def report():
 
 @pytest.fixture
 def frames():
-    rng = np.random.default_rng(0)
-    mosaic = (0.1 + 0.5 * rng.random((64, 48))).astype(np.float32)
+    mosaic = (0.1 + 0.5 * np.random.default_rng(0).random((64, 48))).astype(np.float32)
     turned = replace(DRONE, name="<turned>", cfa=CFA.GBRG)
     return {"own": RawFrame(mosaic, turned), "other": RawFrame(mosaic, MICROSCOPE)}
 
@@ -65,8 +64,7 @@ def test_numbers_go_with_their_colours(cfa):
 
 def test_the_verdict_says_where(report):
     assert report.verdict(report.check(DRONE)).startswith("inside, in all 3 settings")
-    dark = replace(DRONE, black_level=(0.3,) * 4)
-    verdict, table = own._verdict_html(report, dark)
+    verdict, table = own._verdict_html(report, replace(DRONE, black_level=(0.3,) * 4))
     assert verdict == "<b>outside in 1 of 4 settings: black level</b>"
     assert table.count("<tr>") == 1 + len(report.table)
     # Of the range: .3 of 1 - .0625.
@@ -195,8 +193,7 @@ def test_what_runs_have_tracked(store):
         epochs = 3 if "second" in name else 2
         assert set(run.pictures) == {"demosaic", "gradient at demosaic"}
         assert all(list(pictures) == list(range(epochs)) for pictures in run.pictures.values())
-    picture = lab.picture_of(found["first, fold 1"], "demosaic", 1, store)
-    assert np.all(np.asarray(picture) == 110)
+    assert np.all(np.asarray(lab.picture_of(found["first, fold 1"], "demosaic", 1, store)) == 110)
     refused("demosaic", lab.picture_of, found["first, fold 1"], "gamma", 1, store)
 
 

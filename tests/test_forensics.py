@@ -235,8 +235,7 @@ def test_cma_finds_the_known_worst_corner():
     attack = static_attack(Bright(0.2), frames, settings=["exposure", "blue_gain", "gamma"], evaluations=150)
     assert attack.point == pytest.approx([-1, -1, -1], abs=0.05)
     assert attack.evaluations <= 150
-    one = static_attack(Bright(0.2), frames, settings="exposure", evaluations=8)
-    assert one.point.tolist() == [-1]
+    assert static_attack(Bright(0.2), frames, settings="exposure", evaluations=8).point.tolist() == [-1]
 
 
 def test_the_published_search_pays_for_distance():

@@ -45,8 +45,7 @@ def test_bilinear_equals_kornia_inside():
     # kornia names the tile by its second row and column.
     for cfa, peer in ((CFA.RGGB, kornia.color.CFA.BG), (CFA.BGGR, kornia.color.CFA.RG)):
         want = kornia.color.raw_to_rgb(raw, peer)
-        got = demosaic.bilinear(raw, cfa)
-        torch.testing.assert_close(got[..., 2:-2, 2:-2], want[..., 2:-2, 2:-2])
+        torch.testing.assert_close(demosaic.bilinear(raw, cfa)[..., 2:-2, 2:-2], want[..., 2:-2, 2:-2])
 
 
 @METHODS
@@ -124,8 +123,7 @@ def test_luma_filters_equal_scipy(name, border, mode):
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_luma_filters_gradcheck(name):
-    image = noise(1, 3, 5, 6).requires_grad_()
-    assert torch.autograd.gradcheck(FILTERS[name][1], (image,), eps=1e-7)
+    assert torch.autograd.gradcheck(FILTERS[name][1], (noise(1, 3, 5, 6).requires_grad_(),), eps=1e-7)
 
 
 def test_correlate_with_a_tensor_equals_correlate_with_numbers():

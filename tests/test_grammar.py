@@ -293,8 +293,7 @@ def test_display_stages_are_what_they_are_called(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "it.jpg", quality=60)
     read = torch.from_numpy(np.array(Image.open(tmp_path / "it.jpg"))).permute(2, 0, 1) / 255
     torch.testing.assert_close(display_stage("jpeg:60")(image)[0], read)
-    flat = torch.full((1, 3, 9, 9), 0.5)
-    shaded = display_stage("vignette:0.4")(flat)[0, 0]
+    shaded = display_stage("vignette:0.4")(torch.full((1, 3, 9, 9), 0.5))[0, 0]
     light = (shaded / 0.5) ** 2.2
     assert light[4, 4] == pytest.approx(1)
     assert light[0, 0] == pytest.approx(0.6, abs=1e-5)
@@ -370,8 +369,7 @@ def test_no_pipeline_of_a_matrix_develops_an_image_twice():
         patch.setattr(static, "_demosaic_by", engine)
         views = develop_views(data, names, batch_size=5, progress=False)
         models = train_models(views, ["ma,s,ga", "own"], n_splits=2, epochs=1, progress=False)
-        answers = predict_matrix(models, views, names, progress=False)
-        summarise(answers).matrix()
+        summarise(predict_matrix(models, views, names, progress=False)).matrix()
     assert len(names) == 10
     assert seen == {"own": 12, "other": 12, "third": 12}
     assert images == {"libraw": 2 * 12, "opencv": 12}
@@ -509,8 +507,7 @@ def test_each_part_is_taken_at_each_place(here, name):
     isp, raw = open_pipeline(name, MICROSCOPE), frames.raw[:1]
     torch.testing.assert_close(list(isp.stages(raw).values())[-1], isp(raw), rtol=0, atol=1e-4)
 
-    frame = RawFrame(frames.raw[0, 0].numpy(), MICROSCOPE)
-    box = camera_explorer({"frame": frame}, any_report())
+    box = camera_explorer({"frame": RawFrame(frames.raw[0, 0].numpy(), MICROSCOPE)}, any_report())
     menu = controls(box)["pipeline"]
     menu.value = name
     ((alt, picture),) = pictures(box)

@@ -99,8 +99,7 @@ def test_artefacts_have_their_published_names(store, tracked):
     files = set(Records(store).files(tracked[0]))
     epochs = [f"epoch_{epoch:03d}" for epoch in range(EPOCHS)]
     pictures = {f"{k}/{s}/{e}.png" for k in ("stages", "gradients") for s in STAGES for e in epochs}
-    others = {f"tensors/{e}.npz" for e in epochs} | {f"predictions/{e}.csv" for e in epochs}
-    assert files == pictures | others
+    assert files == pictures | {f"tensors/{e}.npz" for e in epochs} | {f"predictions/{e}.csv" for e in epochs}
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,7 @@ def scene(seed, height=480, width=640):
 
 
 def recorded(light, camera, seed):
-    mosaic = record(light, camera, DRONE_NOISE, rng=np.random.default_rng(seed))
-    return RawFrame(mosaic[0].numpy(), camera)
+    return RawFrame(record(light, camera, DRONE_NOISE, rng=np.random.default_rng(seed))[0].numpy(), camera)
 
 
 def expose(seed):
@@ -155,8 +154,7 @@ def test_another_photo_of_a_place_that_repeats_is_refused():
 def test_crop_turn_and_size_are_found(pair):
     frame, picture = pair
     assert align(frame, picture).shift == (0, 0)
-    cropped = align(frame, picture[11:-20, 6:-30])
-    assert cropped.shift == (11, 6)
+    assert align(frame, picture[11:-20, 6:-30]).shift == (11, 6)
     turned = align(frame, np.rot90(picture, 3))
     assert (turned.turned, turned.shift) == (1, (0, 0))
     small = np.asarray(Image.fromarray(picture).resize((320, 240), Image.Resampling.LANCZOS))
@@ -179,8 +177,7 @@ def test_a_lens_correction_is_seen_and_measured(pair, strength):
     aligned = align(frame, moved)
     assert aligned.lens == pytest.approx(pixels, rel=0.2)
     assert aligned.left_out > align(frame, picture).left_out
-    radius = np.linalg.norm(aligned.corners + 32 - centre.ravel(), axis=1)
-    assert radius.max() < 0.95 * np.linalg.norm(centre)
+    assert np.linalg.norm(aligned.corners + 32 - centre.ravel(), axis=1).max() < 0.95 * np.linalg.norm(centre)
 
 
 def test_what_moved_is_left_out(pair):
@@ -239,8 +236,7 @@ def test_gradients_are_right(method):
 
 
 def test_a_curve_rises_whatever_its_parameters(learned):
-    curve = torch.randn(3, 34, generator=torch.Generator().manual_seed(0))
-    rising = control_points(curve)
+    rising = control_points(torch.randn(3, 34, generator=torch.Generator().manual_seed(0)))
     assert (rising.diff(dim=-1) >= 0).all()
     torch.testing.assert_close(control_points(to_steps(rising)), rising, rtol=0, atol=1e-3)
     grey = torch.linspace(0, 1, 1000).expand(1, 3, 1, -1)
@@ -248,8 +244,7 @@ def test_a_curve_rises_whatever_its_parameters(learned):
 
 
 def test_differences_of_colour_are_those_of_scikit_image():
-    rng = np.random.default_rng(0)
-    first, second = rng.random((2, 4000, 3))
+    first, second = np.random.default_rng(0).random((2, 4000, 3))
     second[:1000] = first[:1000] + 0.02 * (second[:1000] - 0.5)
     first[-2:], second[-2:] = [[0, 0, 0], [0.5, 0.5, 0.5]], [[1, 1, 1], [0.5, 0.5, 0.5]]
     first, second = first.clip(0, 1), second.clip(0, 1)

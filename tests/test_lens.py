@@ -134,8 +134,7 @@ def test_bad_pixels_become_the_mean_of_their_colour(tmp_path):
     np.testing.assert_array_equal(got[~bad], values[~bad])
     for y, x in ((0, 0), (20, 30), (12, 12)):
         near = (slice(max(y - 2, 0), y + 3, 2), slice(max(x - 2, 0), x + 3, 2))
-        mean = values[near][~bad[near]].mean()
-        assert frame.mosaic[y, x] * FULL == pytest.approx(mean, abs=0.01)
+        assert frame.mosaic[y, x] * FULL == pytest.approx(values[near][~bad[near]].mean(), abs=0.01)
     # In the middle of a rectangle nothing good is near: still a value of its colour.
     site = values[1::2, 1::2][~bad[1::2, 1::2]]
     assert site.min() <= got[47, 63] <= site.max()
@@ -247,8 +246,7 @@ def test_a_folder_applies_them_and_other_files_say_that_they_have_none(tmp_path)
         raw = read_raw(path, lens_corrections=asked).mosaic
         np.testing.assert_array_equal(data[0]["raw"][0], raw)
         assert (asked is True) == (raw.mean() > 1.1 * plain.mosaic.mean())
-    options = Options(dataset="RawFolder", root=str(photos), lens_corrections=True)
-    trained = open_data(options)[0]["raw"][0]
+    trained = open_data(Options(dataset="RawFolder", root=str(photos), lens_corrections=True))[0]["raw"][0]
     np.testing.assert_array_equal(trained, read_raw(path, lens_corrections=True).mosaic)
     refused("lens_corrections", Options, dataset="SyntheticDrone", lens_corrections=True)
     np.save(tmp_path / "a.npy", plain.mosaic)

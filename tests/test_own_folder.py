@@ -62,8 +62,7 @@ def names(photos):
 
 def table(photos, label, head="file,label", group=None, separator=",", encoding="utf-8"):
     rows = [[n, str(label(i, n)), *([group(i)] if group else [])] for i, n in enumerate(names(photos))]
-    text = "\n".join([head, *(separator.join(row) for row in rows)])
-    Path("labels.csv").write_bytes(text.encode(encoding))
+    Path("labels.csv").write_bytes("\n".join([head, *(separator.join(row) for row in rows)]).encode(encoding))
     return "labels.csv"
 
 
@@ -108,8 +107,7 @@ def test_tables_as_spreadsheets_write_them(photos, head, separator, encoding):
 
 
 def test_trailing_separators_are_no_columns_and_more_cells_are_refused(photos):
-    labels = table(photos, lambda i, n: f"{n[0]},")
-    assert RawFolder(photos, labels).classes == ("a", "b")
+    assert RawFolder(photos, table(photos, lambda i, n: f"{n[0]},")).classes == ("a", "b")
     with pytest.raises(DatasetError, match="line 2 has 3 cells, and there are 2 columns"):
         RawFolder(photos, table(photos, lambda i, n: f"{n[0]},x"))
 
@@ -122,8 +120,7 @@ def test_columns_and_classes_named_twice_are_refused(photos):
 
 
 def test_a_file_named_twice_is_refused_and_a_copy_is_in_its_groups(photos):
-    text = Path(table(photos, lambda i, n: n[0])).read_text()
-    Path("labels.csv").write_text(f"{text}\n./b/../a/a0.dng,b")
+    Path("labels.csv").write_text(f"{Path(table(photos, lambda i, n: n[0])).read_text()}\n./b/../a/a0.dng,b")
     with pytest.raises(DatasetError, match=r"two labels for .*, in lines 2 and 10"):
         RawFolder(photos, "labels.csv")
 
@@ -184,8 +181,7 @@ def test_masks_of_several_classes_are_refused_unless_the_object_is_said(photos):
     with pytest.raises(DatasetError, match="the values 0, 1, 2, 3 look like classes"):
         RawFolder(photos / "a", masks="masks")[0]
     options = Options(**SMALL, root="photos/a", masks="masks", foreground="1, 3")
-    truth = open_data(options, progress=False).truth[0, 0]
-    np.testing.assert_array_equal(truth, np.isin(values, (1, 3)))
+    np.testing.assert_array_equal(open_data(options, progress=False).truth[0, 0], np.isin(values, (1, 3)))
     with pytest.raises(ValueError, match="leave out --classes"):
         replace(options, classes="a,b,c,d")
     named = open_data(replace(options, foreground=None, classes="sky, road,car,tree"), False)
@@ -233,8 +229,7 @@ def test_the_fingerprint_is_of_numbers_masks_pixels_and_camera():
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", [lambda i: 1.7e9 + i / 4, lambda i: (i + 0.5) * 1e-30])
 def test_measurements_keep_their_digits(photos, unit):
-    labels = table(photos, lambda i, n: repr(unit(i)))
-    options = Options(**SMALL, root="photos", labels=labels)
+    options = Options(**SMALL, root="photos", labels=table(photos, lambda i, n: repr(unit(i))))
     outcome = experiment(options, say=lambda line: None, progress=False)
     true = {name: unit(i) for i, name in enumerate(names(photos))}
     answers = outcome.predictions
@@ -320,8 +315,7 @@ def test_verify_tells_all_that_is_wrong_in_one_go(photos):
     shutil.copy(photos / "a/a1.dng", photos / "b/copy.dng")
     shutil.copy(photos / "a/a1.dng", photos / "outside.dng")
     result = CliRunner().invoke(app, ["data", "verify", "--root", "photos"])
-    lines = result.stdout.splitlines()
-    wrong = [line for line in lines if line.startswith("wrong")]
+    wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
     assert result.exit_code == 2
     assert len(wrong) == 5
     assert "wrong  8 of 10 images can be read" in wrong

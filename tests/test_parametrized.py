@@ -347,8 +347,7 @@ def test_stage_gradients_are_those_of_finite_differences():
 @pytest.mark.parametrize("size", [(32, 48), (38, 50), (8, 6)])
 def test_neural_answers_at_full_size(encoder, size):
     isp = NeuralISP(DRONE, encoder).eval()
-    raw = torch.rand(2, 1, *size)
-    image = isp(raw)
+    image = isp(torch.rand(2, 1, *size))
     assert image.shape == (2, 3, *size)
     assert image.min() >= 0
     assert image.max() <= 1
@@ -368,8 +367,7 @@ def test_half_size_is_the_mean_of_a_tile(cfa):
     image = HalfSizeRGB(camera)(raw)
     tile = raw[0, 0, 2:4, 4:6].flatten()
     for colour in range(3):
-        want = tile[list(cfa.positions(colour))].mean()
-        torch.testing.assert_close(image[0, colour, 1, 2], want)
+        torch.testing.assert_close(image[0, colour, 1, 2], tile[list(cfa.positions(colour))].mean())
 
 
 ISPS = (

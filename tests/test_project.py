@@ -128,8 +128,7 @@ def test_the_locked_versions_are_within_the_bounds_and_complete():
     """``make`` installs what constraints.txt says; a line is a name, a version and for whom."""
     from packaging.requirements import Requirement
 
-    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    locked = [Requirement(line) for line in lines]
+    locked = [Requirement(line) for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()]
     assert not [r for r in locked if r.url or [s.operator for s in r.specifier] != ["=="]]
     versions: dict[str, list[str]] = {}
     for requirement in locked:

@@ -36,8 +36,7 @@ def test_slides_need_nothing_from_elsewhere_and_show_every_section(tmp_path):
         assert len(shown) == len(sections - {"What you need", "Parameters", "Try it"})
         assert soup.select(".slides img[alt]")
         assert "google.colab" not in soup.select_one(".slides").get_text()
-    theme = (tmp_path / "reveal.js/dist/theme/white.css").read_text("utf-8")
-    assert "@import url(http" not in theme
+    assert "@import url(http" not in (tmp_path / "reveal.js/dist/theme/white.css").read_text("utf-8")
     if web.CHROMIUM is not None:
         assert not (cut := cut_slides(tmp_path)), cut
 

@@ -49,8 +49,7 @@ def picture():
 
 @pytest.mark.parametrize("cfa", CFA)
 def test_mosaic_keeps_one_colour_a_site(cfa):
-    image = torch.tensor([10.0, 20.0, 30.0]).reshape(3, 1, 1).expand(2, 3, 6, 8)
-    sites = mosaic(image, cfa)
+    sites = mosaic(torch.tensor([10.0, 20.0, 30.0]).reshape(3, 1, 1).expand(2, 3, 6, 8), cfa)
     assert sites.shape == (2, 1, 6, 8)
     tile = 10.0 * (torch.tensor(cfa.value) + 1).reshape(2, 2)
     torch.testing.assert_close(sites, tile.repeat(3, 4).expand(2, 1, 6, 8))

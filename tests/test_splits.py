@@ -83,8 +83,7 @@ def test_the_test_part_shares_no_group_with_the_folds(seed):
         assert len(test) / len(labels) == pytest.approx(0.2, abs=0.05)
         sides = [set(groups[part]) for part in (train, val, test)]
         assert len(set().union(*sides)) == sum(map(len, sides))
-        everything = np.sort(np.concatenate([train, val, test]))
-        np.testing.assert_array_equal(everything, np.arange(len(labels)))
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, val, test])), np.arange(len(labels)))
         validated += val.tolist()
     assert len(set(validated)) == len(validated) == len(labels) - len(test)
 

@@ -14,8 +14,7 @@ UNEQUAL = np.repeat(np.arange(10), [2, 3, 4, 5, 6, 6, 7, 8, 9, 10])
 
 def clustered(rng, columns, groups=GROUPS):
     """Normal values with a common shift in each group; (N, columns)."""
-    shift = rng.normal(0, 0.5, (groups.max() + 1, columns))
-    return shift[groups] + rng.normal(0, 1, (len(groups), columns))
+    return rng.normal(0, 0.5, (groups.max() + 1, columns))[groups] + rng.normal(0, 1, (len(groups), columns))
 
 
 def covers(interval, truth):
@@ -137,8 +136,7 @@ def test_scores_stay_between_nought_and_one_and_others_are_left_alone():
     np.testing.assert_allclose(bounds.high[0], 1)
     assert ((bounds.low > 0.65) & (bounds.low < bounds.estimate) & (bounds.high <= 1)).all()
     # Independent images: scipy's interval by Wilson, with Student's quantile a little wider.
-    hits = np.arange(300)[:, None] % 10 > 0
-    alone = crossed_ratios(hits, np.ones((300, 1)), np.arange(300)).shares()
+    alone = crossed_ratios(np.arange(300)[:, None] % 10 > 0, np.ones((300, 1)), np.arange(300)).shares()
     theirs = stats.binomtest(270, 300).proportion_ci(method="wilson")
     assert alone.low[0] == pytest.approx(theirs.low, abs=0.003)
     assert alone.high[0] == pytest.approx(theirs.high, abs=0.003)
@@ -147,8 +145,7 @@ def test_scores_stay_between_nought_and_one_and_others_are_left_alone():
 
 
 def test_ratios_of_what_may_be_none_are_undefined():
-    rng = np.random.default_rng(15)
-    values = rng.normal([0.0, 1.0], 0.5, (200, 2))
+    values = np.random.default_rng(15).normal([0.0, 1.0], 0.5, (200, 2))
     sampled = crossed_ratios(values, np.ones((200, 1)), np.arange(200))
     assert np.isnan(sampled.ratios_to_first(lambda s: s)).all()
     ratios = sampled.ratios_to_first(lambda s: s + np.array([0.5, 0.0]))

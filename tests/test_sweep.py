@@ -145,8 +145,7 @@ def test_the_cluster_files_of_the_project_are_read(path, monkeypatch):
     monkeypatch.setattr("r2l.sweep.engine._cluster_class", lambda kind: None)
     engine = open_engine(cluster=path)
     assert (engine.workers, engine.threads) == (8, 4)
-    options = yaml.safe_load(path.read_text("utf-8"))["options"]
-    words = options.get("worker_extra_args", [])
+    words = yaml.safe_load(path.read_text("utf-8"))["options"].get("worker_extra_args", [])
     for name, value in zip(words[::2], words[1::2], strict=True):
         assert name.startswith("--lifetime")
         assert parse_timedelta(value) > 0, "as Dask's worker reads it"
@@ -179,8 +178,7 @@ def test_the_hash_is_of_what_the_outcome_depends_on(tiny):
     job = tiny.jobs[0]
     same = Job({**job.parameters, "weight_decay": 1e-4}, {"other": "axis"})
     assert same.hash == job.hash, "a default that is written out is no other value"
-    other = Job({**job.parameters, "weight_decay": 2e-4}, job.axes)
-    assert other.hash != job.hash
+    assert Job({**job.parameters, "weight_decay": 2e-4}, job.axes).hash != job.hash
     assert len({j.hash for j in tiny.jobs}) == 4
 
 
@@ -405,8 +403,7 @@ def test_the_plan_is_reckoned_from_what_is_finished(tiny, tmp_path):
     assert "kiB more; " in lines[2]
     assert "150.00 s with 2 worker(s)" in plan(runs, 2, tmp_path)
     assert "150.00 s with 3 worker(s)" in plan(runs, 3, tmp_path), "runs are whole"
-    done = [replace(run, state="finished") for run in runs]
-    assert "time    none" in plan(done, 1, tmp_path)
+    assert "time    none" in plan([replace(run, state="finished") for run in runs], 1, tmp_path)
 
 
 def test_the_page_says_what_was_trained(tmp_path):
@@ -441,8 +438,7 @@ def test_a_worker_that_is_killed_and_a_run_that_fails(tmp_path, swept):
     assert killed
     assert count(runs) == {"finished": 4, "failed": 4}
     assert all("n_splits is 99" in run.error for run in runs if run.state == "failed")
-    page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert page.count("n_splits is 99") >= 4
+    assert (tmp_path / "out" / "report.html").read_text("utf-8").count("n_splits is 99") >= 4
     before = {(run.job.axes["pipeline"], run.job.axes["fold"]): run.folder for run in swept[1]}
     for run in runs:
         if run.is_finished:
@@ -516,10 +512,8 @@ def test_the_command_plans_runs_and_goes_on(tmp_path, monkeypatch):
         assert done.exit_code == 0, done.output
         return done
 
-    first = run("--limit", "1")
-    assert "[1/1] finished" in first.stdout
-    plan = run("--plan")
-    assert "2, of which 1 are finished and 1 are left" in plan.stdout
+    assert "[1/1] finished" in run("--limit", "1").stdout
+    assert "2, of which 1 are finished and 1 are left" in run("--plan").stdout
     (tmp_path / "runs" / "sweeps" / "tiny" / "report.html").unlink()
     second = run("-p", "fold=0")
     assert "1 finished before" in second.stdout, second.stdout

@@ -40,8 +40,7 @@ def views():
 
 def train_and_test(views, codes, **settings):
     """Fill a matrix in one go."""
-    models = drift.train_models(views, codes, **settings)
-    return drift.predict_matrix(models, views, codes, progress=False)
+    return drift.predict_matrix(drift.train_models(views, codes, **settings), views, codes, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +97,7 @@ def test_the_bar_of_answers_counts_images(views, monkeypatch):
 
     monkeypatch.setattr(sys.modules["r2l.training.predict"], "progress_bar", kept)
     model = make_classifier("SmallResNet", 9)
-    domains = {code: views.view(code) for code in CODES}
-    predict(model, domains, batch_size=10, progress=True)
+    predict(model, {code: views.view(code) for code in CODES}, batch_size=10, progress=True)
     predict(model, views.view(CODES[0]).subset([1, 5, 7]), progress=True)
     trained = drift.Trained(RawToLogits(model), CODES[0], np.arange(5))
     drift.predict_matrix([trained, trained], views, CODES)
@@ -131,8 +129,7 @@ def test_models_see_their_fold_alone_and_share_their_start(views, monkeypatch):
     assert not torch.equal(starts[0], starts[2]), "two folds"
     folds = group_folds(views.labels, views.groups, 2, 0)
     assert seen == [(code, fold.train.tolist()) for fold in folds for code in CODES]
-    expected = views.images[CODES[1]][folds[0].train].mean((0, 2, 3))
-    torch.testing.assert_close(torch.tensor(means[1]), expected)
+    torch.testing.assert_close(torch.tensor(means[1]), views.images[CODES[1]][folds[0].train].mean((0, 2, 3)))
 
 
 @pytest.fixture
@@ -329,8 +326,7 @@ def test_too_few_groups_are_told():
 
 
 def test_the_luck_of_training_is_in_the_intervals_of_several_seeds():
-    rates = {(a, b): 0.8 for a in "ab" for b in "ab"}
-    table = simulated(rates, seeds=(0, 1, 2))
+    table = simulated({(a, b): 0.8 for a in "ab" for b in "ab"}, seeds=(0, 1, 2))
     summary = drift.summarise(table)
     assert summary.n_seeds == 3
     assert "its luck" not in str(summary)
@@ -339,8 +335,7 @@ def test_the_luck_of_training_is_in_the_intervals_of_several_seeds():
     assert off["difference"] < -0.2
     assert not off["significant"], "two of three runs lose nothing"
     # Seeds that some cell lacks are no sample of seeds.
-    part = table[(table["seed"] < 2) | (table["test"] == "a")]
-    assert drift.summarise(part).n_seeds == 1
+    assert drift.summarise(table[(table["seed"] < 2) | (table["test"] == "a")]).n_seeds == 1
 
 
 def test_asking_from_memory_is_evaluating(views, models):
@@ -480,8 +475,7 @@ def test_benchmark_corruptions_tells_three_sizes(views, models, results):
     assert list(fair.table.index) == ["pipelines", "published", "image", "matched"]
     row = fair.table.loc["pipelines"]
     assert row["ratio"] == 1 or np.isnan(row["ratio"])
-    drop = drift.summarise(results).totals.loc["drop", "estimate"]
-    assert row["drop"] == pytest.approx(drop)
+    assert row["drop"] == pytest.approx(drift.summarise(results).totals.loc["drop", "estimate"])
     matched = fair.table.loc["matched", "distance"]
     assert matched == pytest.approx(row["distance"], abs=0.3)
     assert ("no ratio" if np.isnan(row["ratio"]) else "times that of") in str(fair)

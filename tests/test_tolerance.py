@@ -66,8 +66,7 @@ def test_a_known_gain_and_level_of_one_colour():
     assert gain <= found.loc["red_gain", "low"] <= gain + steps("red_gain", PLAIN)
     raw, limit = 0.1 + 0.9 * LEVEL / 2, 0.97 * LEVEL / 2
     level = (raw - limit) / (1 - limit) / PLAIN.span
-    edge = found.loc["black_level_red", "high"]
-    assert level - steps("black_level_red", PLAIN) <= edge <= level
+    assert level - steps("black_level_red", PLAIN) <= found.loc["black_level_red", "high"] <= level
     others = found.loc[["blue_gain", "black_level_blue"]]
     assert others[["low_open", "high_open", "safe_low_open", "safe_high_open"]].all(axis=None)
 
@@ -120,8 +119,7 @@ def test_edges_hold_on_fresh_images_of_the_same_kind_and_not_on_others():
     same = verify_tolerances(report, Bright(THRESHOLD), draw(400, 1.1 * LIMIT))
     assert same[same["edge"].str.startswith("safe")]["holds"].all()
     assert not same["refuted"].any()
-    darker = verify_tolerances(report, Bright(THRESHOLD), draw(400, 0.5 * LIMIT))
-    assert darker["refuted"].any()
+    assert verify_tolerances(report, Bright(THRESHOLD), draw(400, 0.5 * LIMIT))["refuted"].any()
     other = flat_frames([0.3] * 4, UNIT_GAINS)
     refused("the report is about plain", verify_tolerances, report, Bright(THRESHOLD), other)
 
@@ -155,8 +153,7 @@ def test_a_landscape_agrees_with_scans_and_with_arithmetic():
             shown = [min(level * 2**exposure, 1) ** (1 / gamma) for level in (LEVEL, 0.3)]
             expected = np.mean([value > THRESHOLD for value in shown])
             assert found.scores.loc[exposure, gamma] == expected
-    along = scan(prober, "exposure", 5).table
-    assert along["score"].to_list() == found.scores[2.2].to_list()
+    assert scan(prober, "exposure", 5).table["score"].to_list() == found.scores[2.2].to_list()
     refused("twice", landscape, prober, "gamma", "gamma")
     refused("choose from exposure", scan, prober, "tint")
     refused("no scan", scan, prober, "gamma", 2)
@@ -185,8 +182,7 @@ def test_a_sensors_defects_have_tolerances_and_a_measured_one_is_judged_by_them(
         checked = found.check(UNIT_GAINS, {"defective pixels": share, "row noise": 0.0})
         assert checked["verdict"].to_list() == [verdict, "inside"]
     assert found.check(UNIT_GAINS)["verdict"].to_list() == ["unknown", "unknown"]
-    verified = verify_tolerances(found, Bright(limit), frames, isp)
-    assert verified["holds"].all()
+    assert verify_tolerances(found, Bright(limit), frames, isp)["holds"].all()
 
 
 def test_what_the_reports_own_frames_show_of_defects_is_no_fault_of_a_camera(tmp_path):
@@ -202,8 +198,7 @@ def test_what_the_reports_own_frames_show_of_defects_is_no_fault_of_a_camera(tmp
     assert 0.02 < own < 0.06, "the most of forty small frames"
     verdicts = [found.check(UNIT_GAINS, {"row noise": noise})["verdict"].item() for noise in (0.5 * own, own)]
     assert verdicts == ["inside"] * 2
-    beyond = np.hypot(own, 1.5 * edge + 0.01)
-    checked = found.check(UNIT_GAINS, {"row noise": beyond})
+    checked = found.check(UNIT_GAINS, {"row noise": np.hypot(own, 1.5 * edge + 0.01)})
     assert checked["value"].item() == pytest.approx(1.5 * edge + 0.01)
     assert checked["verdict"].item() == "outside"
 
@@ -263,12 +258,9 @@ def test_cameras_are_placed(report):
 def test_figures_are_drawn(report, tmp_path):
     prober = Prober(Bright(THRESHOLD), flat_frames([LEVEL] * 4))
     assert len(drawn(plot_scans(report)).axes) == 8
-    rows = plot_tolerances(report, {"drone": DRONE, "own": PLAIN})
-    assert len(drawn(rows).axes) == len(report.table)
-    spot = plot_landscape(landscape(prober, "exposure", "gamma", points=3), (0.0, 2.2))
-    assert len(drawn(spot).axes) == 2
-    kept = ToleranceReport.load(report.save(tmp_path / "r.json"))
-    refused("no scans", plot_scans, kept)
+    assert len(drawn(plot_tolerances(report, {"drone": DRONE, "own": PLAIN})).axes) == len(report.table)
+    assert len(drawn(plot_landscape(landscape(prober, "exposure", "gamma", points=3), (0.0, 2.2))).axes) == 2
+    refused("no scans", plot_scans, ToleranceReport.load(report.save(tmp_path / "r.json")))
 
 
 def test_an_attack_is_drawn():

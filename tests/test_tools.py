@@ -49,8 +49,7 @@ def written(folder, text, name="paper_one.yaml"):
 
 
 def test_a_parameter_file_names_its_notebook_and_says_what_it_is(notebooks):
-    path = written(notebooks, "# Parameters for 01_one.ipynb\n# Large,\n# twice.\nSIZE: 9\n")
-    sweep = read_sweep(path)
+    sweep = read_sweep(written(notebooks, "# Parameters for 01_one.ipynb\n# Large,\n# twice.\nSIZE: 9\n"))
     (job,) = sweep.jobs
     assert (job.notebook, sweep.about) == (notebooks / "01_one.ipynb", "Large, twice.")
     assert job.parameters == {"SIZE": 9}

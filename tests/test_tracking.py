@@ -58,8 +58,7 @@ def test_parent_and_nested_runs_keep_what_is_written(store, client, tmp_path):
     assert nested.data.tags["mlflow.parentRunId"] == run.run_id
     assert nested.data.metrics == {"accuracy on ma_s_me": 0.75}
     assert len(client.get_metric_history(child.run_id, "accuracy on ma_s_me")) == 2
-    files = {f.path for f in client.list_artifacts(run.run_id)}
-    assert files == {"cells.csv", "summary.json"}
+    assert {f.path for f in client.list_artifacts(run.run_id)} == {"cells.csv", "summary.json"}
     kept = pd.read_csv(client.download_artifacts(run.run_id, "cells.csv", str(tmp_path)))
     assert kept.to_dict("list") == {"train": ["ma,s,me"], "accuracy": [0.5]}
 
@@ -394,8 +393,7 @@ def test_nothing_is_lost_when_the_server_dies(tmp_path, monkeypatch):
 
     with serve(database, port=port) as (server, _):
         lines = []
-        sent = upload("runs_kept", server, progress=lines.append)
-        assert len(sent) == len(lines) == 3
+        assert len(upload("runs_kept", server, progress=lines.append)) == len(lines) == 3
         assert upload("runs_kept", server) == {}, "sent already"
         records = Records(server)
         folds = records.children(run.run_id)

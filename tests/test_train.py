@@ -190,8 +190,7 @@ def real(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [n for n in TASK_OF if n != "RawFolder"])
 def test_each_data_set_by_its_name(name, real):
-    twin = name.startswith("Synthetic")
-    own = {"n_images": 8, "image_size": 16} if twin else {"root": str(real)}
+    own = {"n_images": 8, "image_size": 16} if name.startswith("Synthetic") else {"root": str(real)}
     data = open_data(Options(dataset=name, **own))
     item = data[0]
     assert data.task == TASK_OF[name]
@@ -218,8 +217,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("folder")
     rng, rows = np.random.default_rng(0), []
     for i in range(12):
-        mosaic = 0.1 + 0.05 * i + 0.02 * rng.random((24, 24))
-        write_dng(root / f"{i:02d}.dng", mosaic, DRONE)
+        write_dng(root / f"{i:02d}.dng", 0.1 + 0.05 * i + 0.02 * rng.random((24, 24)), DRONE)
         rows.append({"file": f"{i:02d}.dng", "label": 1.5 * i, "group": i // 2})
     pd.DataFrame(rows).to_csv(root / "numbers.csv", index=False)
     pd.DataFrame(rows).assign(label=["low"] * 6 + ["high"] * 6).to_csv(root / "classes.csv", index=False)
@@ -294,8 +292,7 @@ def test_the_record_holds_folds_curves_splits_stages_and_models(static_run):
     assert run.data.params["sp_debayer"] == "malvar2004"
     kept = {"predictions.csv", "scores.csv", "summary.csv", "camera.json"}
     assert kept <= set(records.files(outcome.run_id))
-    history = records.history(folds["fold 1"])
-    assert history["train_loss"].notna().sum() == SMALL["epochs"]
+    assert records.history(folds["fold 1"])["train_loss"].notna().sum() == SMALL["epochs"]
     files = set(records.files(folds["fold 1"]))
     for epoch in ("epoch_000", "epoch_001"):
         pictures = {f"stages/demosaic/{epoch}.png", f"gradients/demosaic/{epoch}.png"}

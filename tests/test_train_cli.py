@@ -205,8 +205,7 @@ def test_a_test_run_is_short_and_ctrl_c_ends_in_one_line(tmp_path, monkeypatch):
     assert "test run, few images: --epochs 1" in result.stdout
     assert "accuracy" in result.stdout
     assert records.call("get_run", records.find("R")).info.status == "FINISHED"
-    again = train(*words)
-    assert "going on" not in again.stdout, "a finished run is repeated"
+    assert "going on" not in train(*words).stdout, "a finished run is repeated"
 
 
 def test_a_variant_is_that_of_fixed_processing_or_told_by_its_suffix():

@@ -1,6 +1,6 @@
 """Kills at random moments while data are fetched, unpacked and tiled, and while models train.
 
-`make torture` runs it; it needs about six minutes on two cores. A piece of work is a program of its own,
+`make torture` runs it; it needs about eight minutes on two cores. A piece of work is a program of its own,
 which is killed (SIGKILL, with its children) at a moment drawn from its work, not from the seconds of its
 imports; and again, in the same folder, until it comes to its end; and anew in the next folder, until
 enough kills have landed. After each of them, what was finished must still be there, untouched, and what
@@ -10,6 +10,7 @@ has its final name must be whole; and at the end all must be as an undisturbed r
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -18,6 +19,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +28,15 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 import pytest
+import sqlalchemy
+from typer.testing import CliRunner
 
+from r2l.cli import app
 from r2l.datasets.layout import MANIFEST
 from r2l.training.checkpoints import LAST, _read_last
 from r2l.training.run_folder import _NOTE
-from r2l.training.tracking import Records
+from r2l.training.tracking import Records, open_client
+from tests.conftest import run_apart
 from tests.fixtures_data import LABELS, write_drone_photos, write_microscopy, zip_folders
 from tests.local_zenodo import local_zenodo
 
@@ -526,6 +532,60 @@ def test_tiling_that_is_killed(tmp_path):
 
 def test_training_that_is_killed(tmp_path):
     survive([Training(tmp_path / str(n)) for n in range(LANES)])
+
+
+# What changes a disk, as audits tell of it, and which argument is the path.
+_WRITES = {"open": 0, "os.mkdir": 0, "os.remove": 0, "os.rename": 1, "shutil.rmtree": 0}
+
+
+def train_until(folder, last, written):
+    """In a process of its own: train there, one fold, and be killed before its write of that number."""
+    os.chdir(folder)
+    tempfile.tempdir = str(folder / "tmp")
+    places = tuple(str(folder / name) for name in ("runs", "mlruns"))
+
+    def write(*_):
+        written.value += 1
+        if written.value == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def heard(event, arguments):
+        if event not in _WRITES or (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            return
+        path = arguments[_WRITES[event]]
+        if not isinstance(path, int) and os.path.abspath(path).startswith(places):
+            write()
+
+    sys.addaudithook(heard)
+    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "commit", write)
+    words = f"{Training.options} --epochs 2 --fold 0 --no_log_model".split()
+    sys.exit(CliRunner().invoke(app, ["train", *words]).exit_code)
+
+
+def test_training_that_is_killed_before_one_of_its_writes(tmp_path):
+    """The random moments above seldom meet what lies between two writes: here each third of them, in turn."""
+    work, tally = Training(tmp_path / "0"), Tally("writes")
+
+    def train(name, last=0):
+        folder, written = work.place / name, multiprocessing.Value("i")
+        if not folder.exists():
+            folder.mkdir()
+            work.prepare(folder)
+            open_client(folder)
+        return folder, run_apart(train_until, folder, last, written), written.value
+
+    folder, code, writes = train("undisturbed")
+    assert code == 0
+    whole = Whole(0, work.files(folder), names_in(folder), work.outcome(folder))
+    for last in range(1 + SEED % 3, writes + 1, 3):
+        folder, code, _ = train(str(last), last)
+        assert code == -signal.SIGKILL
+        assert work.done(folder, whole) or train(str(last))[1] == 0
+        tally.kills += 1
+        Watch(work, folder, whole).conclude(tally)
+        assert (tally.lost, tally.corrupted, tally.left) == ([], [], []), f"write {last} of {writes}"
+        shutil.rmtree(folder)
+    assert tally.kills > 20
 
 
 def test_table(capsys):
