@@ -81,7 +81,7 @@ def test_every_import_is_a_dependency():
     packages = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python-headless"}
     packages |= {"skimage": "scikit-image", "yaml": "pyyaml"}
     # These come with others.
-    packages |= {"IPython": "jupyterlab", "urllib3": "requests", "sqlalchemy": "mlflow"}
+    packages |= {"IPython": "jupyterlab", "urllib3": "requests", "sqlalchemy": "mlflow", "triton": "torch"}
     packages |= dict.fromkeys(("timm", "huggingface_hub"), "segmentation-models-pytorch")
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text("utf-8"))
