@@ -277,8 +277,7 @@ def test_given_model_is_left_alone_and_same_seed_gives_the_same(method, trained,
     assert not any(m.training for m in one.modules())
     assert one.adaptation["method"] == method
     assert one.adaptation["seconds"] > 0
-    still = {"none", "bn_statistics", "all_pipelines"}
-    assert one.adaptation["steps"] == (0 if method in still else 2)
+    assert one.adaptation["steps"] == (0 if method in {"none", "bn_statistics", "all_pipelines"} else 2)
 
 
 def test_statistics_of_batch_normalisation_become_those_of_the_target(trained, frames):
@@ -357,8 +356,7 @@ def test_fisher_information_is_that_of_single_images_and_holds_the_parameters(
 
 
 def test_sar_steps_from_where_it_was_and_is_tent_without_filter_and_radius(trained, frames, start, no_filter):
-    still = adapt("sar", trained, frames, steps=3, lr=1e-30)
-    assert not changed(weights(start), weights(still))
+    assert not changed(weights(start), weights(adapt("sar", trained, frames, steps=3, lr=1e-30)))
     options = {"steps": 3, "lr": 1e-2, "reset_below": 0.0}
     plain = adapt("tent", trained, frames, **options)
     assert changed(weights(plain), weights(adapt("sar", trained, frames, **options)))
@@ -423,8 +421,7 @@ def test_cotta_teaches_all_weights_and_restores_them(trained, frames, start, mon
     assert not any(name.startswith("processor") for name in moved)
 
     def apart(module):
-        last = start.model.network[-1].weight
-        return (module.model.network[-1].weight - last).norm()
+        return (module.model.network[-1].weight - start.model.network[-1].weight).norm()
 
     monkeypatch.setattr(adjustment.self_training, "_RESTORED", 1.1)
     assert apart(adapt("cotta", trained, frames, **options)) < apart(adapted)
@@ -466,8 +463,7 @@ def test_isp_adjustment_recovers_a_known_change(trained, frames, statistics, nam
     with torch.no_grad():
         right, apart, close = (module.processor(frames.raw) for module in (trained, off, adapted))
     assert (close - right).square().mean() < 0.1 * (apart - right).square().mean()
-    moved = changed(weights(off), adapted.state_dict())
-    assert all(name.startswith("processor.steps.") for name in moved)
+    assert all(name.startswith("processor.steps.") for name in changed(weights(off), adapted.state_dict()))
     numbers = (module.processor.numbers() for module in (off, adapted))
     assert changed(*numbers) <= {"white_balance", "gamma", "black_level"}
 

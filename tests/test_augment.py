@@ -87,8 +87,7 @@ def test_strong_moves_as_little_as_it_says():
     """A disc in the middle of a plain image stays in the middle, and no black comes in at the border."""
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     disc = ((rows - 31.5) ** 2 + (columns - 31.5) ** 2 < 10**2).float()
-    images = (0.5 + 0.3 * disc).expand(40, 3, 64, 64)
-    seen, masks = augmented("strong", images, disc.expand(40, 1, 64, 64))
+    seen, masks = augmented("strong", (0.5 + 0.3 * disc).expand(40, 3, 64, 64), disc.expand(40, 1, 64, 64))
     assert seen[..., 0, 0].min() > 0.3
     area = masks.sum((1, 2, 3)) / disc.sum()
     assert 0.78 < area.min() < area.max() < 1.25  # scales of 0.9 to 1.1

@@ -48,8 +48,7 @@ def test_binder_asks_for_the_versions_of_the_project_and_for_torch_without_cuda(
     assert asked == bounds(requirements("all", "explorer"))
 
     lowest = PROJECT["requires-python"].removeprefix(">=")
-    version = python.removeprefix("python=")
-    assert [*map(int, version.split("."))] >= [*map(int, lowest.split("."))]
+    assert [*map(int, python.removeprefix("python=").split("."))] >= [*map(int, lowest.split("."))]
     assert environment["channels"] == ["conda-forge"]
     assert any(d.startswith("pytorch-cpu") for d in conda)
     assert any(d.startswith("torchvision") for d in conda), "pip's would bring pip's torch"

@@ -31,8 +31,7 @@ def test_card_is_valid_and_says_what_the_table_says(name):
 
 def records(root, name, record_set):
     """Read records as any Croissant reader would, with the card beside the data."""
-    card = shutil.copy(CARDS / f"raw_{name}.json", root)
-    return list(mlcroissant.Dataset(jsonld=card).records(record_set))
+    return list(mlcroissant.Dataset(jsonld=shutil.copy(CARDS / f"raw_{name}.json", root)).records(record_set))
 
 
 def test_microscopy_card_reads_the_files(tmp_path):
@@ -46,8 +45,7 @@ def test_microscopy_card_reads_the_files(tmp_path):
     }
     for row in records(tmp_path, "microscopy", "frames"):
         steps = contents[row["frames/stem"].decode()][1]
-        file = tmp_path / row["frames/file"].decode()
-        np.testing.assert_array_equal(tifffile.imread(file), steps)
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / row["frames/file"].decode()), steps)
 
 
 def test_drone_card_reads_the_files(tmp_path):

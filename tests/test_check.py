@@ -49,8 +49,7 @@ def test_a_dng_of_the_camera_is_inside(report, tmp_path, cfa):
     camera = replace(DRONE, cfa=cfa, black_level=levels)
     mosaic = np.full((32, 32), 0.3, dtype=np.float32)
     mosaic[9, 12] = 1.0
-    path = write_dng(tmp_path / "photo.dng", mosaic, camera)
-    result = check("--tolerances", report, "--camera", path)
+    result = check("--tolerances", report, "--camera", write_dng(tmp_path / "photo.dng", mosaic, camera))
     assert result.exit_code == 0, result.output
     # One of 1,024 sites is hot.
     assert "measured in this photo: defective pixels 0.098%, row noise 0.000%" in result.output
@@ -88,8 +87,7 @@ def test_errors_are_one_line_and_status_2(report, tmp_path):
         assert message in result.output
         assert "Traceback" not in result.output
     # An error and a camera outside: the error counts.
-    dark = camera_file(tmp_path, DARK, "dark")
-    both = check("--tolerances", report, "--camera", dark, "--camera", "phone")
+    both = check("--tolerances", report, "--camera", camera_file(tmp_path, DARK, "dark"), "--camera", "phone")
     assert both.exit_code == 2
     assert "outside" in both.output
     assert check("--tolerances", report).exit_code == 2

@@ -172,8 +172,7 @@ def test_drone_tiles_from_files(copies):
         np.testing.assert_array_equal(item["raw"][0], exact(steps))
         assert item["mask"].dtype == torch.int64
         np.testing.assert_array_equal(item["mask"], mask)
-    val = RawDrone(root, "val")
-    assert not set(val.groups.tolist()) & set(RawDrone(root, "train").groups.tolist())
+    assert not set(RawDrone(root, "val").groups.tolist()) & set(RawDrone(root, "train").groups.tolist())
 
 
 @pytest.fixture
@@ -203,8 +202,7 @@ def test_drone_classification_is_balanced_in_each_photo(copies):
     dataset = RawDrone(root, "all", task="classification")
     assert dataset.classes == ("no car", "car")
     for photo in range(5):
-        here = dataset.groups == photo
-        assert sorted(dataset.labels[here].tolist()) == [0, 0, 1, 1]
+        assert sorted(dataset.labels[dataset.groups == photo].tolist()) == [0, 0, 1, 1]
         # The speck of a car in the second tile is neither.
         assert f"{photo:02d}_r00_c01" not in dataset.names
     item = dataset[0]
@@ -309,8 +307,7 @@ def test_two_processes_at_once_make_one_cache(tmp_path):
     assert [end_apart(reader) for reader in readers] == [0] * 3
     sums = [float((tmp_path / f"{n}.txt").read_text()) for n in range(3)]
     kept = RawMicroscopy(tmp_path, "all").names
-    expected = sum(contents[name][1].sum() / 65535 for name in kept)
-    assert sums == pytest.approx([expected] * 3, rel=1e-5)
+    assert sums == pytest.approx([sum(contents[name][1].sum() / 65535 for name in kept)] * 3, rel=1e-5)
     left = [path.name for path in (tmp_path / ".r2l_cache").iterdir()]
     assert len([name for name in left if name.endswith(".npy")]) == 1
     assert not [name for name in left if name.endswith(".part")]

@@ -81,8 +81,7 @@ def test_frames_are_developed_once_and_not_per_cell(monkeypatch):
 def test_every_image_is_answered_once_in_every_cell_in_the_fold_that_holds_it_out(views, results):
     assert len(results) == 24 * 4
     assert not results.duplicated(["image", "train", "test", "seed"]).any()
-    folds = group_folds(views.labels, views.groups, 2, 0)
-    for number, fold in enumerate(folds):
+    for number, fold in enumerate(group_folds(views.labels, views.groups, 2, 0)):
         assert set(results.loc[results["fold"] == number, "image"]) == set(fold.test)
     np.testing.assert_array_equal(results["label"], views.labels[results["image"]])
     np.testing.assert_array_equal(results["group"], views.groups[results["image"]])
@@ -345,8 +344,7 @@ def test_asking_from_memory_is_evaluating(views, models):
     held_out = {code: views.view(code).subset(shuffled.test) for code in CODES}
     want = predict(trained.module, held_out, by="test")
     assert set(want.columns) <= set(got.columns)
-    exact = ["image", "group", "label", "prediction", "correct", "test"]
-    for name in exact:
+    for name in ["image", "group", "label", "prediction", "correct", "test"]:
         assert list(got[name]) == list(want[name]), name
     np.testing.assert_allclose(got[["p_true", "loss"]], want[["p_true", "loss"]], rtol=1e-4)
 
@@ -457,8 +455,7 @@ def corrupted(rates, n=200):
 
 
 def test_drops_are_measured_from_each_models_diagonal():
-    pipelines = {("a", "a"): 0.9, ("a", "b"): 0.8, ("b", "a"): 0.7, ("b", "b"): 0.8}
-    results = simulated(pipelines)
+    results = simulated({("a", "a"): 0.9, ("a", "b"): 0.8, ("b", "a"): 0.7, ("b", "b"): 0.8})
     others = corrupted({("a", "dust"): 0.5, ("b", "dust"): 0.6, ("a", "fog"): 0.9, ("b", "fog"): 0.8})
     drops = drift.drop_table(results, others).set_index("kind")
     hits = {k: v["correct"].mean() for k, v in others.groupby(["train", "kind"])}
@@ -476,8 +473,7 @@ def test_benchmark_corruptions_tells_three_sizes(views, models, results):
     row = fair.table.loc["pipelines"]
     assert row["ratio"] == 1 or np.isnan(row["ratio"])
     assert row["drop"] == pytest.approx(drift.summarise(results).totals.loc["drop", "estimate"])
-    matched = fair.table.loc["matched", "distance"]
-    assert matched == pytest.approx(row["distance"], abs=0.3)
+    assert fair.table.loc["matched", "distance"] == pytest.approx(row["distance"], abs=0.3)
     assert ("no ratio" if np.isnan(row["ratio"]) else "times that of") in str(fair)
     figure = drawn(plot_corruptions(drift.drop_table(results, fair.answers), drift.summarise(results), views))
     assert len(figure.axes[0].get_legend().get_texts()) == 4

@@ -9,11 +9,13 @@ from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import get_args
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 from r2l.camera import DRONE, MICROSCOPE
@@ -25,12 +27,12 @@ from r2l.rawfile import write_dng
 from r2l.training import fit, make_classifier
 from r2l.training.checkpoints import Keeper
 from r2l.training.components import _FEW, make_folds, open_components, open_data
-from r2l.training.experiment import _FoldTrainer, experiment
+from r2l.training.experiment import _FoldTrainer, _record, experiment
 from r2l.training.metrics import summarise_folds
 from r2l.training.module import RawToLogits
 from r2l.training.run_folder import run_folder
 from r2l.training.saving import load_model
-from r2l.training.tracking import Records, Run
+from r2l.training.tracking import Records, Run, TrackingError
 from tests.conftest import run_apart
 from tests.fixtures_data import KEPT, write_drone_photos, write_microscopy
 
@@ -586,6 +588,23 @@ def test_what_a_record_lacks_when_the_process_ends_is_added(resumed, lacking):
     ended, undisturbed = map(records.files, records.children(outcome.run_id).values())
     assert ended == undisturbed
     assert {lacking, "camera.json", "split.json"} <= {*ended, *records.files(outcome.run_id)}
+
+
+def test_a_store_that_fails_for_a_moment_has_lost_no_record(small, monkeypatch):
+    options, data = small(), open_data(small())
+
+    def recorded():
+        with run_folder(options, "d") as folder, contextlib.ExitStack() as stack:
+            raise InterruptedError(_record(options, data, folder, print, stack).run_id)
+
+    with pytest.raises(InterruptedError) as first:
+        recorded()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_run", Mock(side_effect=OSError("disk I/O error")))
+        with pytest.raises(TrackingError, match="disk I/O error"):
+            recorded()
+    with pytest.raises(InterruptedError, match=str(first.value)):
+        recorded()
 
 
 def test_what_a_killed_process_had_still_to_remove_goes(small):

@@ -42,7 +42,7 @@ from r2l.training.module import RawToLogits
 from r2l.training.predict import Trained, device_of, predict, predict_matrix
 from r2l.training.run_folder import TESTED, RunFolder, run_folder
 from r2l.training.saving import About, save_model, save_norm
-from r2l.training.tracking import Run, TrackingError, open_client, resolve, store_address, track
+from r2l.training.tracking import Run, find_run, open_client, resolve, store_address, track
 
 # Options that `fit` takes under the same names.
 _OF_FIT = ("epochs", "batch_size", "lr", "processor_lr", "weight_decay", "num_workers", "augmentation")
@@ -120,11 +120,11 @@ def _record(options: Options, data: Frames, folder: RunFolder, say: Say, stack: 
             f"going on with the run in {folder.path}, {done} of {options.n_splits} folds finished "
             "(--no_resume begins a new one)"
         )
-        try:
+        # A store that fails now still has the record, and those of the finished folds.
+        if find_run(open_client(options.tracking_uri), known):
             again = track(options.experiment_name, store=options.tracking_uri, run_id=known)
             return stack.enter_context(again)
-        except TrackingError:
-            say(f"its record {known} is not in the store any more: a new one")
+        say(f"its record {known} is not in the store any more: a new one")
     settings = asdict(options) | {"images": len(data), "resolved_task": data.task}
     settings["skipped"], tags = len(data.skipped), {"r2l.folder": str(folder.path.resolve())}
     new = track(options.experiment_name, options.run_name, settings, tags, options.tracking_uri)

@@ -13,7 +13,7 @@ offer_late(
         "r2l.training.tracking.records": ["Records", "query", "resolve", "upload"],
         "r2l.training.tracking.run": ["Run", "track"],
         "r2l.training.tracking.store": [
-            *("TrackingError", "open_client", "serve", "sqlite_path", "store_address")
+            *("TrackingError", "find_run", "open_client", "serve", "sqlite_path", "store_address")
         ],
     },
 )
