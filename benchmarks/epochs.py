@@ -182,7 +182,7 @@ def epoch_contenders(work: EpochWorkload) -> list[Contender]:
 def epoch_workloads(quick: bool) -> list[EpochWorkload]:
     """Return the epochs that `make bench` measures; ``quick`` makes them small."""
     if quick:
-        return [EpochWorkload(4, 64, 2, rounds=1)]
+        return [EpochWorkload(4, 32, 2, rounds=1, network="SmallResNet")]
     works = [EpochWorkload(32, 256, 8, rounds=3), EpochWorkload(640, 64, 32, rounds=7, network="SmallResNet")]
     if torch.cuda.is_available():
         works.append(EpochWorkload(512, 256, 64, rounds=5, device="cuda"))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from r2l.camera import DRONE, MICROSCOPE
-from r2l.datasets import SyntheticMicroscopy
+from r2l.datasets import Frames, SyntheticMicroscopy
 from r2l.isp import HalfSizeRGB, NeuralISP, ParametrizedISP, StaticISP, fused, load_isp, save_isp
 from r2l.isp.filters import gaussian_kernel
 from r2l.isp.parametrized import _develop
@@ -473,9 +473,8 @@ def test_no_black_level_above_the_signal_is_learned_at_low_light():
     """At a hundredth of the light; levels as parts of the mean signal above black."""
     parts, options = [], {"processor_lr": 10.0, "output_norm": "batch", "lr": 0.02, "batch_size": 8}
     for seed in range(10):
-        data = SyntheticMicroscopy(48, seed=seed, size=32, intensity=0.01)
-        raw = torch.stack([data[i]["raw"] for i in range(len(data))])
-        mean = torch.nn.functional.pixel_unshuffle(raw, 2).mean((0, 2, 3))
+        data = Frames.of(SyntheticMicroscopy(48, seed=seed, size=32, intensity=0.01), progress=False)
+        mean = torch.nn.functional.pixel_unshuffle(data.raw, 2).mean((0, 2, 3))
         black = torch.tensor(data.camera.black_level)
         options |= {"processor": ParametrizedISP(data.camera), "seed": seed, "epochs": 3, "progress": False}
         trained = fit(make_classifier("SmallResNet", len(data.classes)), data, **options)

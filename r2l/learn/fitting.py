@@ -183,13 +183,15 @@ def _refine(
     """Fit curves and filters in turn, each to what the other leaves."""
     values = _demosaiced(blocks, camera, fit.gains, method)
     left, where = blocks.target, blocks.seen
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         colours, wanted = _sample(crop(values, KERNEL // 2), left, where, rng)
         linear = colours @ fit.matrix.T + fit.offset
         points = [fit_curve(linear[:, c], wanted[:, c]).cumsum() for c in range(3)]
         fit = fit._replace(points=np.stack(points))
         image = _apply(fit, values)
         kernels, y, inner = _fit_filters(image, blocks), stage.luma(image), crop(image, KERNEL // 2)
+        if number == rounds:
+            break  # nothing follows that would ask what is left
         parts = zip((y, image - y), kernels, strict=True)
         filtered = sum(correlate(part, kernel, border=None) for part, kernel in parts)
         left = (blocks.target - (filtered - inner)).clamp(0, 1)
