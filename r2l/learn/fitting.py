@@ -192,11 +192,9 @@ def _refine(
         kernels, y, inner = _fit_filters(image, blocks), stage.luma(image), crop(image, KERNEL // 2)
         if number == rounds:
             break  # nothing follows that would ask what is left
-        parts = zip((y, image - y), kernels, strict=True)
-        filtered = sum(correlate(part, kernel, border=None) for part, kernel in parts)
+        filtered = sum(correlate(x, k, border=None) for x, k in zip((y, image - y), kernels, strict=True))
         left = (blocks.target - (filtered - inner)).clamp(0, 1)
-        error = inner - left
-        where = blocks.seen & (error.abs().amax(1, keepdim=True) < _MOVED)
+        where = blocks.seen & ((inner - left).abs().amax(1, keepdim=True) < _MOVED)
     return _as_isp(fit, kernels, camera, method)
 
 
