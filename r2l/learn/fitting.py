@@ -173,8 +173,7 @@ def _start(blocks: Blocks, camera: Camera, rng: np.random.Generator) -> _Colours
     means = crop(smooth, KERNEL // 2), F.avg_pool2d(blocks.target, KERNEL, stride=1)
     colours, wanted = _sample(*means, crop(quiet, KERNEL // 2), rng)
     rows = [fit_channel(colours, wanted[:, c], matrix[c]) for c in range(3)]
-    fit = _Colours(gains, *(np.stack(part) for part in zip(*rows, strict=True)))
-    return _balanced(fit, wanted)
+    return _balanced(_Colours(gains, *map(np.stack, zip(*rows, strict=True))), wanted)
 
 
 def _refine(

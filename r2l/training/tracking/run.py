@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from r2l.files import csv_text
 from r2l.isp.saving import save_isp
-from r2l.training.saving import save_model
 from r2l.training.tracking import store as stores
 from r2l.training.tracking.store import Tag, TrackingError, call
 
@@ -189,6 +188,8 @@ class Run:
             if description is None:
                 save_isp(model, path)
             else:
+                from r2l.training.saving import save_model  # with Lightning, which takes seconds
+
                 save_model(description, model, path)
         if register:
             self._sender.register(self.run_id, name, register, alias)
