@@ -74,7 +74,7 @@ def test_impossible_splits_say_why(groups, n_splits, message):
 @given(seed=st.integers(0, 2**31 - 1))
 def test_the_test_part_shares_no_group_with_the_folds(seed):
     rng = np.random.default_rng(seed)
-    groups = rng.permutation(np.arange(240) // 4)
+    groups = rng.permutation(np.arange(120) // 4)
     labels = rng.integers(0, 3, len(groups))
     validated = []
     for fold in range(5):
