@@ -37,6 +37,10 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def _asked_for(x: Tensor, device: str) -> bool:
+    return USE_KERNELS and x.dtype == torch.float32 and x.device.type == device and not is_recorded(x)
+
+
 @cache
 def _loaded() -> ModuleType:
     need_extra("kernels", "numba")
@@ -45,8 +49,7 @@ def _loaded() -> ModuleType:
 
 def kernels(x: Tensor) -> ModuleType | None:
     """Return `r2l.isp.kernels` if it is asked for and can do it: float32 on a CPU, without gradients."""
-    asked = USE_KERNELS and x.dtype == torch.float32 and x.device.type == "cpu"
-    return _loaded() if asked and not is_recorded(x) else None
+    return _loaded() if _asked_for(x, "cpu") else None
 
 
 @cache
@@ -63,8 +66,7 @@ def gpu_kernels(x: Tensor) -> ModuleType | None:
 
     Where there is no Triton, or an old one, the plain functions serve.
     """
-    asked = USE_KERNELS and x.dtype == torch.float32 and x.device.type == "cuda"
-    return _loaded_for_gpus() if asked and not is_recorded(x) else None
+    return _loaded_for_gpus() if _asked_for(x, "cuda") else None
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -187,11 +187,6 @@ def launch(
         kernel[(like.shape[0] * blocks,)](*values, height, width, **sides, **_LAUNCH)
 
 
-def _steps(x: Tensor | None) -> tuple[int, ...]:
-    """Return the steps from one frame, plane and row to the next."""
-    return (0, 0, 0) if x is None else x.stride()[:3]
-
-
 def as_pairs(x: Tensor) -> Tensor:
     """Return (B, C, H, W) as pairs (B, C, H, W/2); copied where a row begins in the middle of one."""
     whole = x.stride(-1) == 1 and x.data_ptr() % 8 == 0 and not any(step % 2 for step in x.stride()[:-1])
@@ -243,7 +238,8 @@ def affine(
     chroma = as_pairs(chroma) if chroma is not None and gamma is not None else None
     out = source.new_empty(batch, 1 if chroma is None and not weights.near else 3, height, width)
     pairs, exponent = as_pairs(source), gamma and 1 / gamma
-    values = *_steps(chroma), weights.weight, weights.bias, exponent, as_pairs(out)
+    steps = (0, 0, 0) if chroma is None else chroma.stride()[:3]  # from a frame, plane and row to the next
+    values = *steps, weights.weight, weights.bias, exponent, as_pairs(out)
     looked = {"SIDE": weights.side, "NEAR": weights.near}
     launch(_affine, out, (height // 2, width // 2), pairs, *pairs.stride()[:3:2], chroma, *values, **looked)
     return out
