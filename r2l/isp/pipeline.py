@@ -287,6 +287,11 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
 
     # Those that share more, next to each other: what nobody needs any more makes room in the caches.
     order = sorted(range(len(plans)), key=numbers.__getitem__)
+    # How many pixels around a tile what follows a number looks at: no filter is given more.
+    around: dict[int, int] = {}
+    for plan, numbered in zip(plans, numbers, strict=True):
+        for n, number in enumerate(numbered):
+            around[number] = max(around.get(number, 0), sum(step.reach for step in plan.luma[n:]))
 
     def develop(tile: Tensor, *places: Tensor | None) -> list[Tensor]:
         done: dict[int, Tensor] = {}
@@ -295,14 +300,16 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
             plan, (number, *further) = plans[i], numbers[i]
             done = {known: done[known] for known in numbers[i] if known in done}
             if number not in done:
-                done[number] = pipelines[i]._front(tile)
-            chroma, y = done[number][:, 1:], done[number][:, :1]
-            for step, number in zip(plan.luma, further, strict=True):
-                if number not in done:
-                    done[number] = step.filter(y, None)
-                y = done[number]
-            y, chroma = crop(y, margin - plan.margin), crop(chroma, margin - plan.front_margin)
-            pictures[i] = finish(y, chroma, plan.last, places[i])
+                wide = plan.front_margin + around[number]
+                front = pipelines[i]._front(crop(tile, margin - whole_tiles(wide)))
+                done[number] = crop(front, whole_tiles(wide) - wide)
+            chroma, y = crop(done[number][:, 1:], around[number]), done[number][:, :1]
+            for step, following in zip(plan.luma, further, strict=True):
+                if following not in done:
+                    spare = around[number] - around[following] - step.reach
+                    done[following] = step.filter(crop(y, spare), None)
+                number, y = following, done[following]
+            pictures[i] = finish(crop(y, around[number]), chroma, plan.last, places[i])
         return pictures
 
     return develop_in_tiles(raw, margin, len(plans), develop)
