@@ -215,16 +215,6 @@ def blur(x: Tensor, sigma: float, border: Border | None = "mirror", vertical_onl
     return x if vertical_only else correlate(x, [kernel], border)
 
 
-def _sort3(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    low, high = torch.minimum(a, b), torch.maximum(a, b)
-    mid = torch.minimum(high, c)
-    return torch.minimum(low, mid), torch.maximum(low, mid), torch.maximum(high, c)
-
-
-def _median3(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
-
-
 def median3x3(x: Tensor, border: Border | None = "mirror") -> Tensor:
     """Median of each 3x3 neighbourhood (B, C, H, W); ``border`` as in `correlate`.
 
@@ -236,13 +226,31 @@ def median3x3(x: Tensor, border: Border | None = "mirror") -> Tensor:
         x = pad(x, (1, 1), (1, 1), border)
     if quick := kernels(x):
         return quick.median3x3(x)
-    low, mid, high = _sort3(x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :])
+    recorded = is_recorded(x)
+
+    # Into memory of what is not needed any more, which is in the caches: half of the time.
+    def least(a: Tensor, b: Tensor, into: Tensor | None = None) -> Tensor:
+        return torch.minimum(a, b, out=None if recorded else into)
+
+    def most(a: Tensor, b: Tensor, into: Tensor | None = None) -> Tensor:
+        return torch.maximum(a, b, out=None if recorded else into)
+
+    top, middle, bottom = x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :]
+    low, high = least(top, middle), most(top, middle)
+    free = least(high, bottom)
+    high = most(high, bottom, high)
+    mid = most(low, free)
+    low = least(low, free, low)
     left, centre, right = slice(None, -2), slice(1, -1), slice(2, None)
-    return _median3(
-        torch.maximum(torch.maximum(low[..., left], low[..., centre]), low[..., right]),
-        _median3(mid[..., left], mid[..., centre], mid[..., right]),
-        torch.minimum(torch.minimum(high[..., left], high[..., centre]), high[..., right]),
-    )
+    lows = most(low[..., left], low[..., centre], free[..., left])
+    lows = most(lows, low[..., right], lows)
+    highs = least(high[..., left], high[..., centre])
+    highs = least(highs, high[..., right], highs)
+    more = most(mid[..., left], mid[..., centre], high[..., left])
+    less = least(mid[..., left], mid[..., centre], low[..., left])
+    mids = most(less, least(more, mid[..., right], more), less)
+    more, less = most(lows, highs, more), least(lows, highs, highs)
+    return most(less, least(more, mids, more))
 
 
 def split_margin(image: Tensor, margin: int) -> tuple[Tensor, Tensor]:
