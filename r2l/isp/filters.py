@@ -170,6 +170,8 @@ def pad(x: Tensor, rows: tuple[int, int], columns: tuple[int, int], border: Bord
 def crop(x: Tensor, rows: int, columns: int | None = None) -> Tensor:
     """Take ``rows`` off the top and the bottom and ``columns`` (default: as many) off the sides; a view."""
     columns = rows if columns is None else columns
+    if not rows and not columns:
+        return x
     return x[..., rows : x.shape[-2] - rows, columns : x.shape[-1] - columns]
 
 
@@ -241,14 +243,14 @@ def median3x3(x: Tensor, border: Border | None = "mirror") -> Tensor:
     high = most(high, bottom, high)
     mid = most(low, free)
     low = least(low, free, low)
-    left, centre, right = slice(None, -2), slice(1, -1), slice(2, None)
-    lows = most(low[..., left], low[..., centre], free[..., left])
-    lows = most(lows, low[..., right], lows)
-    highs = least(high[..., left], high[..., centre])
-    highs = least(highs, high[..., right], highs)
-    more = most(mid[..., left], mid[..., centre], high[..., left])
-    less = least(mid[..., left], mid[..., centre], low[..., left])
-    mids = most(less, least(more, mid[..., right], more), less)
+    sides = slice(None, -2), slice(1, -1), slice(2, None)
+    low, mid, high = ([row[..., side] for side in sides] for row in (low, mid, high))
+    lows = most(low[0], low[1], free[..., :-2])
+    lows = most(lows, low[2], lows)
+    highs = least(high[0], high[1])
+    highs = least(highs, high[2], highs)
+    more, less = most(mid[0], mid[1], high[0]), least(mid[0], mid[1], low[0])
+    mids = most(less, least(more, mid[2], more), less)
     more, less = most(lows, highs, more), least(lows, highs, highs)
     return most(less, least(more, mids, more))
 

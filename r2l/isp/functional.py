@@ -280,16 +280,26 @@ def _raise_(y: Tensor, exponent: Tensor) -> Tensor:
     return y
 
 
-def _power(x: Tensor, exponent: Tensor, own: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """Return clip(x, 0, 1) ** exponent.
+def _power(x: Tensor, exponent: Tensor, own: Tensor | None = None, black: Tensor | None = None) -> Tensor:
+    """Return clip(x, 0, 1) ** exponent, in memory that is its own if there is some.
 
     The logarithm of 0 leaves the quick path of vector units; hence the smallest normal number instead,
     whose own result is taken off again: 0 stays 0, to the bit.
     """
-    tiny = torch.finfo(x.dtype).tiny
-    y = _raise_(torch.clamp(x, tiny, 1.0, out=own), exponent.detach())
-    black = _raise_(torch.full_like(exponent, tiny), exponent.detach())
-    return y.sub_(black) if out is None else torch.sub(y, black, out=out)
+    y = _raise_(torch.clamp(x, torch.finfo(x.dtype).tiny, 1.0, out=own), exponent.detach())
+    return y.sub_(_black(exponent, x.dtype) if black is None else black)
+
+
+def _black(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    return _raise_(torch.full_like(exponent, torch.finfo(dtype).tiny), exponent.detach())
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _exponent(gamma: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return, on the CPU, the exponent of a curve and what `_power` takes off."""
+    exponent = 1.0 / torch.tensor(gamma, dtype=dtype)
+    return exponent, _black(exponent, dtype)
 
 
 class _Gamma(torch.autograd.Function):
@@ -322,10 +332,13 @@ def gamma_correct(image: Tensor, gamma: float | Tensor = 2.2, out: Tensor | None
 
     The value has no floor: 0 stays 0. The gradient has: below 2**-16 the slope is that at 2**-16, since
     the true one grows to infinity. Outside [0, 1] it is 0, as that of `clip`. ``gamma`` may be a scalar
-    tensor to be learned. With ``out``, which may be the image, the result is written there, has no gradient,
-    and the image is used up. Half precision is rounded after the curve, not on the way.
+    tensor to be learned. With ``out``, which may be the image, the result is written there and has no
+    gradient. Half precision is rounded after the curve, not on the way.
     """
     if out is None and image.dtype in HALF:
         return gamma_correct(image.float(), gamma).to(image.dtype)
+    if out is not None and isinstance(gamma, float) and image.device.type == "cpu":
+        exponent, black = _exponent(gamma, image.dtype)
+        return _power(image, exponent, out, black)
     gamma = on_device(gamma, image).reshape(())
-    return _Gamma.apply(image, gamma) if out is None else _power(image, 1.0 / gamma, image, out)
+    return _Gamma.apply(image, gamma) if out is None else _power(image, 1.0 / gamma, out)

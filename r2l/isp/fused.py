@@ -98,10 +98,10 @@ def apart(rgb: Tensor) -> Tensor:
     return torch.cat([y, rgb[:, ::2] - y], 1)
 
 
-def together(y: Tensor, chroma: Tensor) -> Tensor:
-    """Return R, G and B, of which `apart` made luma and chroma."""
+def together(y: Tensor, chroma: Tensor, place: Tensor | None = None) -> Tensor:
+    """Return R, G and B, of which `apart` made luma and chroma; in ``place`` if there is one."""
     recorded = is_recorded(y)
-    image = None if recorded else y.new_empty(y.shape[0], 3, *y.shape[2:])
+    image = y.new_empty(y.shape[0], 3, *y.shape[2:]) if place is None and not recorded else place
     red_blue = torch.add(y, chroma, out=None if recorded else image[:, ::2])
     green = torch.add(y, chroma[:, :1], alpha=IN_GREEN[0], out=None if recorded else image[:, 1:2])
     green.add_(chroma[:, 1:], alpha=IN_GREEN[1])

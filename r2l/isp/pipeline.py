@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from itertools import takewhile, zip_longest
+from itertools import chain, takewhile
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -130,11 +130,6 @@ class Plan(NamedTuple):
     def front_margin(self) -> int:
         """How many pixels that takes off each side."""
         return whole_tiles(sum(step.reach for step in self.before + self.directional))
-
-    @property
-    def margin(self) -> int:
-        """How many pixels all stages together take off each side."""
-        return self.front_margin + sum(step.reach for step in self.luma)
 
 
 def run(steps: Sequence[Stage], image: Tensor) -> Tensor:
@@ -255,17 +250,16 @@ def _numbered(plans: Sequence[Plan]) -> list[list[int]]:
 
 def finish(y: Tensor, chroma: Tensor, steps: Sequence[Stage], place: Tensor | None) -> Tensor:
     """Bring luma and chroma together and apply the last stages, into ``place`` if there is one."""
-    quick = kernels(y) if place is not None else None
-    if quick and [step.function for step in steps] == [stage.clip, stage.gamma_correct]:
+    functions = [step.function for step in steps]
+    clipped = functions[:2] == [stage.clip, stage.gamma_correct]
+    if clipped and len(steps) == 2 and place is not None and (quick := kernels(y)):
         return quick.finish(y, chroma, *steps[1].values, place)
-    image = together(y, chroma)
+    image = together(y, chroma, place)
     out = None if is_recorded(image) else image
-    for step, following in zip_longest(steps, steps[1:]):
-        # Gamma correction clips by itself.
-        if step.function is stage.clip and following and following.function is stage.gamma_correct:
-            continue
-        image = step.function(image, *step.values, out=out if place is None or following else place)
-    return image if steps or place is None else place.copy_(image)
+    # Gamma correction clips by itself.
+    for step in steps[clipped:]:
+        image = step.function(image, *step.values, out=out)
+    return image
 
 
 @in_full_precision
@@ -283,15 +277,13 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
     if quick := gpu_kernels(raw):
         return quick.develop_together(plans, raw)
     numbers = _numbered(plans)
-    margin = whole_tiles(max((plan.margin for plan in plans), default=0))
-
     # Those that share more, next to each other: what nobody needs any more makes room in the caches.
     order = sorted(range(len(plans)), key=numbers.__getitem__)
-    # How many pixels around a tile what follows a number looks at: no filter is given more.
-    around: dict[int, int] = {}
-    for plan, numbered in zip(plans, numbers, strict=True):
-        for n, number in enumerate(numbered):
-            around[number] = max(around.get(number, 0), sum(step.reach for step in plan.luma[n:]))
+    # How many pixels around a tile what follows a number looks at, at most: nothing is given more.
+    reaches = (sum(s.reach for s in plan.luma[n:]) for plan in plans for n in range(len(plan.luma) + 1))
+    around = dict(sorted(zip(chain.from_iterable(numbers), reaches, strict=True)))
+    starts = zip(plans, numbers, strict=True)
+    margin = max((plan.front_margin + whole_tiles(around[own[0]]) for plan, own in starts), default=0)
 
     def develop(tile: Tensor, *places: Tensor | None) -> list[Tensor]:
         done: dict[int, Tensor] = {}
@@ -300,9 +292,8 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
             plan, (number, *further) = plans[i], numbers[i]
             done = {known: done[known] for known in numbers[i] if known in done}
             if number not in done:
-                wide = plan.front_margin + around[number]
-                front = pipelines[i]._front(crop(tile, margin - whole_tiles(wide)))
-                done[number] = crop(front, whole_tiles(wide) - wide)
+                spare = margin - plan.front_margin - whole_tiles(around[number])
+                done[number] = crop(pipelines[i]._front(crop(tile, spare)), around[number] % 2)
             chroma, y = crop(done[number][:, 1:], around[number]), done[number][:, :1]
             for step, following in zip(plan.luma, further, strict=True):
                 if following not in done:
