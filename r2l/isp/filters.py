@@ -224,35 +224,36 @@ def median3x3(x: Tensor, border: Border | None = "mirror") -> Tensor:
     largest low, the median middle and the smallest high (Smith, "Implementing median filters in XC4000E
     FPGAs", 1996). 18 comparisons a pixel; the gradient goes to the sample chosen.
     """
+    # On the quick way into memory of what is not needed any more, which is in the caches: a third less time.
+    plain = border is not None or is_recorded(x)
     if border is not None:
         x = pad(x, (1, 1), (1, 1), border)
     if quick := kernels(x):
         return quick.median3x3(x)
-    recorded = is_recorded(x)
 
-    # Into memory of what is not needed any more, which is in the caches: half of the time.
     def least(a: Tensor, b: Tensor, into: Tensor | None = None) -> Tensor:
-        return torch.minimum(a, b, out=None if recorded else into)
+        return torch.minimum(a, b, out=None if plain else into)
 
     def most(a: Tensor, b: Tensor, into: Tensor | None = None) -> Tensor:
-        return torch.maximum(a, b, out=None if recorded else into)
+        return torch.maximum(a, b, out=None if plain else into)
+
+    def median(a: Tensor, b: Tensor, c: Tensor, *free: Tensor) -> Tensor:
+        more, less = most(a, b, free[0]), least(a, b, free[1])  # which may be b's own memory
+        return most(less, least(more, c, more), less)
 
     top, middle, bottom = x[..., :-2, :], x[..., 1:-1, :], x[..., 2:, :]
     low, high = least(top, middle), most(top, middle)
     free = least(high, bottom)
     high = most(high, bottom, high)
-    mid = most(low, free)
-    low = least(low, free, low)
+    rows = least(low, free), most(low, free), high
     sides = slice(None, -2), slice(1, -1), slice(2, None)
-    low, mid, high = ([row[..., side] for side in sides] for row in (low, mid, high))
-    lows = most(low[0], low[1], free[..., :-2])
+    low, mid, high, free = ([row[..., side] for side in sides] for row in (*rows, free))
+    lows = most(low[0], low[1], free[0])
     lows = most(lows, low[2], lows)
     highs = least(high[0], high[1])
     highs = least(highs, high[2], highs)
-    more, less = most(mid[0], mid[1], high[0]), least(mid[0], mid[1], low[0])
-    mids = most(less, least(more, mid[2], more), less)
-    more, less = most(lows, highs, more), least(lows, highs, highs)
-    return most(less, least(more, mids, more))
+    mids = median(*mid, high[0], low[0])
+    return median(lows, highs, mids, high[0], highs)
 
 
 def split_margin(image: Tensor, margin: int) -> tuple[Tensor, Tensor]:

@@ -280,26 +280,25 @@ def _raise_(y: Tensor, exponent: Tensor) -> Tensor:
     return y
 
 
-def _power(x: Tensor, exponent: Tensor, own: Tensor | None = None, black: Tensor | None = None) -> Tensor:
+def _power(x: Tensor, exponent: Tensor, black: Tensor, own: Tensor | None = None) -> Tensor:
     """Return clip(x, 0, 1) ** exponent, in memory that is its own if there is some.
 
     The logarithm of 0 leaves the quick path of vector units; hence the smallest normal number instead,
-    whose own result is taken off again: 0 stays 0, to the bit.
+    whose own result, ``black``, is taken off again: 0 stays 0, to the bit.
     """
-    y = _raise_(torch.clamp(x, torch.finfo(x.dtype).tiny, 1.0, out=own), exponent.detach())
-    return y.sub_(_black(exponent, x.dtype) if black is None else black)
+    tiny = torch.finfo(x.dtype).tiny
+    return _raise_(torch.clamp(x, tiny, 1.0, out=own), exponent).sub_(black)
 
 
-def _black(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    return _raise_(torch.full_like(exponent, torch.finfo(dtype).tiny), exponent.detach())
+def _exponent(gamma: Tensor) -> tuple[Tensor, Tensor]:
+    exponent = 1.0 / gamma.detach()
+    return exponent, _raise_(torch.full_like(exponent, torch.finfo(gamma.dtype).tiny), exponent)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _exponent(gamma: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return, on the CPU, the exponent of a curve and what `_power` takes off."""
-    exponent = 1.0 / torch.tensor(gamma, dtype=dtype)
-    return exponent, _black(exponent, dtype)
+def _known_exponent(gamma: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return _exponent(torch.tensor(gamma, dtype=dtype))
 
 
 class _Gamma(torch.autograd.Function):
@@ -307,7 +306,7 @@ class _Gamma(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, gamma: Tensor) -> Tensor:
-        y = _power(x, 1.0 / gamma)
+        y = _power(x, *_exponent(gamma))
         ctx.save_for_backward(x, gamma, y)
         return y
 
@@ -338,7 +337,6 @@ def gamma_correct(image: Tensor, gamma: float | Tensor = 2.2, out: Tensor | None
     if out is None and image.dtype in HALF:
         return gamma_correct(image.float(), gamma).to(image.dtype)
     if out is not None and isinstance(gamma, float) and image.device.type == "cpu":
-        exponent, black = _exponent(gamma, image.dtype)
-        return _power(image, exponent, out, black)
+        return _power(image, *_known_exponent(gamma, image.dtype), out)
     gamma = on_device(gamma, image).reshape(())
-    return _Gamma.apply(image, gamma) if out is None else _power(image, 1.0 / gamma, out)
+    return _Gamma.apply(image, gamma) if out is None else _power(image, *_exponent(gamma), out)

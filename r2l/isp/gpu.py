@@ -19,12 +19,11 @@ from torch import Tensor
 
 from r2l.camera import CFA
 from r2l.isp import demosaic
-from r2l.isp import functional as stage
 from r2l.isp.filters import crop, median3x3, pad
 from r2l.isp.fused import apart, measure_affine, whole_tiles
 from r2l.isp.gpu_kernels import Weights, affine, median
 from r2l.isp.gpu_menon import menon, menon_inside
-from r2l.isp.pipeline import LinearLuma, Luma, Plan, Stage, finish, mixed, run
+from r2l.isp.pipeline import LinearLuma, Luma, Plan, Stage, curve, finish, mixed, run
 
 __all__ = ["develop_together", "menon_inside"]
 
@@ -86,18 +85,11 @@ def _front(plan: Plan, raw: Tensor, margin: int) -> Tensor:
     return demosaicing.inside(mosaic, *demosaicing.values, matrix=mixed(plan.after))
 
 
-def _curve(last: Sequence[Stage]) -> float | None:
-    """Return gamma where a kernel can do the last stages: clip, and a gamma that is a number."""
-    functions, values = [step.function for step in last], [value for step in last for value in step.values]
-    known = functions == [stage.clip, stage.gamma_correct] and [type(value) for value in values] == [float]
-    return values[0] if known else None
-
-
 def _developed(plan: Plan, source: Tensor, chroma: Tensor | None = None) -> Tensor:
     """Return the picture of a mosaic, or of luma and chroma."""
     passes = _passes(plan)
     for work in passes:
-        gamma = _curve(plan.last) if work is passes[-1] else None
+        gamma = curve(plan.last) if work is passes[-1] else None
         chroma = None if chroma is None else crop(chroma, work.reach)
         if work.linear or work.steps:
             image = affine(source, _measured(work, source.device), chroma, gamma)

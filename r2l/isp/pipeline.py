@@ -248,16 +248,21 @@ def _numbered(plans: Sequence[Plan]) -> list[list[int]]:
     ]
 
 
-def finish(y: Tensor, chroma: Tensor, steps: Sequence[Stage], place: Tensor | None) -> Tensor:
+def curve(last: Sequence[Stage]) -> float | None:
+    """Return gamma where the last stages are clip, and a gamma that is a number."""
+    known = [step.function for step in last] == [stage.clip, stage.gamma_correct]
+    return last[1].values[0] if known and [*map(type, last[1].values)] == [float] else None
+
+
+def finish(y: Tensor, chroma: Tensor, last: Sequence[Stage], place: Tensor | None) -> Tensor:
     """Bring luma and chroma together and apply the last stages, into ``place`` if there is one."""
-    functions = [step.function for step in steps]
-    clipped = functions[:2] == [stage.clip, stage.gamma_correct]
-    if clipped and len(steps) == 2 and place is not None and (quick := kernels(y)):
-        return quick.finish(y, chroma, *steps[1].values, place)
+    gamma = curve(last)
+    if gamma is not None and place is not None and (quick := kernels(y)):
+        return quick.finish(y, chroma, gamma, place)
     image = together(y, chroma, place)
     out = None if is_recorded(image) else image
     # Gamma correction clips by itself.
-    for step in steps[clipped:]:
+    for step in last if gamma is None else last[1:]:
         image = step.function(image, *step.values, out=out)
     return image
 
@@ -286,8 +291,7 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
     margin = max((plan.front_margin + whole_tiles(around[own[0]]) for plan, own in starts), default=0)
 
     def develop(tile: Tensor, *places: Tensor | None) -> list[Tensor]:
-        done: dict[int, Tensor] = {}
-        pictures = list(places)
+        pictures, done = list(places), dict[int, Tensor]()
         for i in order:
             plan, (number, *further) = plans[i], numbers[i]
             done = {known: done[known] for known in numbers[i] if known in done}
@@ -295,11 +299,10 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
                 spare = margin - plan.front_margin - whole_tiles(around[number])
                 done[number] = crop(pipelines[i]._front(crop(tile, spare)), around[number] % 2)
             chroma, y = crop(done[number][:, 1:], around[number]), done[number][:, :1]
-            for step, following in zip(plan.luma, further, strict=True):
-                if following not in done:
-                    spare = around[number] - around[following] - step.reach
-                    done[following] = step.filter(crop(y, spare), None)
-                number, y = following, done[following]
+            for step, after in zip(plan.luma, further, strict=True):
+                if after not in done:
+                    done[after] = step.filter(crop(y, around[number] - around[after] - step.reach), None)
+                number, y = after, done[after]
             pictures[i] = finish(crop(y, around[number]), chroma, plan.last, places[i])
         return pictures
 
