@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def bench(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small frames, few rounds: only to see that it runs.")
+        bool, typer.Option("--quick", help="Small frames, one round: only to see that it runs.")
     ] = False,
     only: Annotated[
         str,

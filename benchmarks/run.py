@@ -27,9 +27,9 @@ def run(
     """Measure.
 
     Args:
-        quick: small frames, few rounds, nothing compiled: to see that everything runs.
+        quick: small frames, one round, nothing compiled: to see that everything runs.
         only: a regular expression; contenders whose "group / name" doesn't match are left out.
-        rounds: how often each has its turn; default 7, or 3 for large frames; 2 if ``quick``.
+        rounds: how often each has its turn; default 7, or 3 for large frames; 1 if ``quick``.
         workloads: what to work on; default `standard_workloads` and those of epochs, matrix and scan.
 
     Raises:
@@ -63,7 +63,7 @@ def run(
     seconds: dict[tuple[str, str], list[float]] = {}
     machine = environment()
     for work, group in groups:
-        turns = rounds or work.rounds or (2 if quick else 7)
+        turns = rounds or work.rounds or (1 if quick else 7)
         for name, times in _measure(work, group, turns, quick, notes).items():
             seconds[work.name, name] = times
     everyone = [c for _, group in groups for c in group]

@@ -63,7 +63,7 @@ def start(trained, frames):
 def learning(frames, domain):
     dim = Frames.of(SyntheticMicroscopy(45, 0, size=32, intensity=0.05), progress=False)
     domains = {"base": domain, "dim": Domain(dim, domain.processor)}
-    return adjustment.compare_processing(domains, n_splits=2, seeds=(0, 1, 2), **SETTINGS)
+    return adjustment.compare_processing(domains, n_splits=2, seeds=(0, 1), **SETTINGS)
 
 
 def weights(module):
@@ -96,10 +96,10 @@ def test_frozen_stays_frozen_to_the_bit_and_learned_moves_and_stays_a_camera(lea
 
 def test_arms_share_folds_and_answers_are_complete(learning):
     answers = learning.answers
-    assert len(answers) == 45 * 2 * 2 * 3
+    assert len(answers) == 45 * 2 * 2 * 2
     assert not answers.duplicated(["domain", "arm", "seed", "image"]).any()
     folds = answers.pivot(index=["domain", "image"], columns=["seed", "arm"], values="fold")
-    for seed in (0, 1, 2):
+    for seed in (0, 1):
         np.testing.assert_array_equal(folds[seed, "frozen"], folds[seed, "learned"])
     assert set(learning.curves["epoch"]) == {1, 2}
     fold = "domain == 'dim' and arm == 'learned' and seed == 1 and fold == 0"
@@ -141,7 +141,7 @@ def test_parameters_and_bands_are_means_over_seeds(learning):
     part = learning.curves.query("domain == 'dim' and arm == 'learned' and epoch == 2")
     means = part.groupby("seed")["val_loss"].mean()
     assert row["mean"] == pytest.approx(means.mean())
-    half = 4.302653 * means.std() / np.sqrt(3)  # Student's t, 2 degrees of freedom
+    half = 12.706205 * means.std() / np.sqrt(2)  # Student's t, 1 degree of freedom
     assert row["high"] - row["mean"] == pytest.approx(half, rel=1e-5)
 
 

@@ -15,7 +15,7 @@ from r2l.training.metrics import image_distance
 
 pytestmark = pytest.mark.slow  # it trains
 
-SEARCH = {"epochs": 6, "batch_size": 12, "lr": 0.05, "progress": False}
+SEARCH = {"epochs": 4, "batch_size": 12, "lr": 0.05, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def trained(data):
         images = isp(torch.stack([data[i]["raw"] for i in range(len(data))]))
     network = make_classifier("SmallResNet", len(data.classes), *channel_statistics(images))
     settings = {"processor": isp, "freeze_processor": True, "progress": False}
-    return fit(network, data, epochs=20, batch_size=12, lr=5e-3, **settings)
+    return fit(network, data, epochs=12, batch_size=12, lr=5e-3, **settings)
 
 
 def search(trained, data, adversary, **settings):

@@ -72,7 +72,7 @@ def test_forward_equals_the_stages_for_any_parameters(cfa):
 
 @CAMERAS
 def test_gradients_of_every_parameter_and_of_the_raw_data(camera):
-    raw = natural(camera, 10, 12).requires_grad_()
+    raw = natural(camera, 8, 10).requires_grad_()
     assert gradcheck_parameters(shaken(camera), raw, eps=1e-7, atol=1e-4, rtol=1e-3)
 
 
@@ -472,7 +472,7 @@ def test_a_black_level_that_ran_away_says_what_to_do(level):
 def test_no_black_level_above_the_signal_is_learned_at_low_light():
     """At a hundredth of the light; levels as parts of the mean signal above black."""
     parts, options = [], {"processor_lr": 10.0, "output_norm": "batch", "lr": 0.02, "batch_size": 8}
-    for seed in range(10):
+    for seed in range(3):  # without what holds them, the levels of each of ten passed it
         data = Frames.of(SyntheticMicroscopy(48, seed=seed, size=32, intensity=0.01), progress=False)
         mean = torch.nn.functional.pixel_unshuffle(data.raw, 2).mean((0, 2, 3))
         black = torch.tensor(data.camera.black_level)

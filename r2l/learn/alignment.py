@@ -199,7 +199,8 @@ def _enlarged(picture: np.ndarray, scale: float) -> np.ndarray:
 
 def _details(luma: Tensor) -> Tensor:
     """Take off what changes slowly."""
-    return luma - F.avg_pool2d(luma, 9, stride=1, padding=4, count_include_pad=False)
+    rows = F.avg_pool2d(luma, (9, 1), 1, (4, 0), count_include_pad=False)  # and then columns: half the time
+    return luma - F.avg_pool2d(rows, (1, 9), 1, (0, 4), count_include_pad=False)
 
 
 def _coarse(raw: Tensor, picture: Tensor) -> tuple[float, tuple[int, int]]:

@@ -63,8 +63,7 @@ def fit_channel(
 
     def residual(numbers: np.ndarray) -> np.ndarray:
         weights, _ = _curve_weights(values @ numbers[:3] + numbers[3])
-        error = (weights @ numbers[4:]).clip(0, 1) - target
-        pulled, _ = _pull_in(error)
+        pulled, _ = _pull_in((weights @ numbers[4:]).clip(0, 1) - target)
         return np.concatenate([pulled, _ANCHOR * (numbers[:4] - known), _STRAIGHT @ numbers[4:]])
 
     def jacobian(numbers: np.ndarray) -> np.ndarray:

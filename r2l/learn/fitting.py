@@ -51,8 +51,7 @@ class Learned:
     @property
     def gain(self) -> float:
         """Decibels more than the best of the twelve."""
-        others = self.scores["psnr"].drop("learned")
-        return float(self.scores.at["learned", "psnr"] - others.max())
+        return float(self.scores.at["learned", "psnr"] - self.scores["psnr"].drop("learned").max())
 
     def report(self) -> str:
         """Return in words what was learned and how good it is."""
@@ -191,7 +190,7 @@ def _refine(
         kernels, y, inner = _fit_filters(image, blocks), stage.luma(image), crop(image, KERNEL // 2)
         if number == rounds:
             break  # nothing follows that would ask what is left
-        filtered = sum(correlate(x, k, border=None) for x, k in zip((y, image - y), kernels, strict=True))
+        filtered = sum(correlate(x, k.tolist(), None) for x, k in zip((y, image - y), kernels, strict=True))
         left = (blocks.target - (filtered - inner)).clamp(0, 1)
         where = blocks.seen & ((inner - left).abs().amax(1, keepdim=True) < _MOVED)
     return _as_isp(fit, kernels, camera, method)
@@ -244,15 +243,15 @@ def _fit_filters(image: Tensor, blocks: Blocks) -> list[Tensor]:
     for planes, aims in ((y, wanted), (image - y, blocks.target - wanted)):
         normal, moment = torch.zeros(size, size).double(), torch.zeros(size).double()
         for part, aim, where in list(zip(planes, aims, plain, strict=True))[:_FILTERED]:
-            patches = F.unfold(part[:, None], KERNEL)
+            near = part.unfold(1, KERNEL, 1).unfold(2, KERNEL, 1).permute(0, 3, 4, 1, 2)
+            patches = near.reshape(len(part), size, -1)
             centre = patches[:, middle : middle + 1]
             rest = aim.flatten(1)[:, None] - centre
             weight = where.flatten()[None, None] * (rest.abs() < _MOVED)
             steps = (patches - centre) * weight
-            normal += torch.einsum("cip,cjp->ij", steps, steps).double()
-            moment += torch.einsum("cip,cop->i", steps, rest * weight).double()
-        ridge = normal.diagonal().mean() * 1e-4
-        kernel = torch.linalg.solve(normal + ridge * torch.eye(size), moment)
+            normal += (steps @ steps.mT).sum(0).double()
+            moment += (steps @ (rest * weight).mT).sum((0, 2)).double()
+        kernel = torch.linalg.solve(normal + 1e-4 * normal.diagonal().mean() * torch.eye(size), moment)
         kernel[middle] = 1 - kernel.sum() + kernel[middle]
         kernels.append(kernel.reshape(KERNEL, KERNEL).float())
     return kernels
@@ -262,9 +261,8 @@ def _as_isp(fit: _Colours, kernels: list[Tensor], camera: Camera, method: str) -
     """Return a pipeline of these numbers; what the curves' inputs are offset by becomes a black level."""
     isp, black = LearnedISP(camera, method), np.array(camera.black_level)
     dark = -np.linalg.solve(fit.matrix, fit.offset) / fit.gains
-    shift = dark[list(camera.cfa.value)]
     numbers = {
-        "black_level": black + shift * (camera.white_level - black),
+        "black_level": black + dark[list(camera.cfa.value)] * (camera.white_level - black),
         "white_balance": fit.gains,
         "colour_matrix": fit.matrix * (1 - dark),
         "tone_curve": to_steps(torch.from_numpy(fit.points)),
