@@ -241,21 +241,21 @@ def compare_adaptations(
         raise ValueError("equal_time counts in TENT's time; add tent to the methods")
     adapt_on, test_on = np.asarray(adapt_on), np.asarray(test_on)
     _check_domains([*targets.values()])
-    for target in targets.values():
+    given, tables, took, placed = settings.pop("steps", 40), [], {}, {}
+    for name, target in targets.items():
         groups = target.frames.groups
         if shared := set(groups[adapt_on]) & set(groups[test_on]):
             told = f"groups {sorted(shared)[:5]} are adapted to and tested on"
             raise ValueError(f"{told}; take other groups to test")
-    given, tables, took = settings.pop("steps", 40), [], {}
+        placed[name] = copy.deepcopy(trained)
+        placed[name].processor = target.processor  # which `adapt` leaves as it was
     sizes, budgets = np.atleast_1d(batch_size).tolist(), ("steps", "time")[: 1 + equal_time]
     for size, equal, (name, target), method in product(sizes, budgets, targets.items(), methods):
-        moved = copy.deepcopy(trained)
-        moved.processor = copy.deepcopy(target.processor)
         steps = given[method] if isinstance(given, Mapping) else given
         if equal == "time":
             steps = max(1, round(took[size, name, "tent"] / took[size, name, method] * steps))
         options = settings | {"steps": steps, "batch_size": size}
-        adapted = adapt(method, moved, target.frames.subset(adapt_on), **options)
+        adapted = adapt(method, placed[name], target.frames.subset(adapt_on), **options)
         table = predict(adapted, {name: target.frames.subset(test_on)}, by="target")
         told = adapted.adaptation
         if equal == "steps":
