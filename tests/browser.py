@@ -17,16 +17,8 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 # Nothing but the page: no sandbox (which containers lack), no updates, no calls home.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
 LAB_SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     # All cells are in the page, not only those in sight.
@@ -81,6 +73,9 @@ FAULTS = """(explorer) => {
     }
     return faults;
 }"""
+# What turns while it waits is drawn sixty times a second.
+STILL = "document.adoptedStyleSheets = [new CSSStyleSheet()]; "
+STILL += "document.adoptedStyleSheets[0].insertRule('* {animation: none !important}')"
 # Notes when keys are pressed and when pictures in an element are drawn: what a person waits for.
 WATCH_PICTURES = """(element) => {
     window.r2lShown = [];
@@ -114,12 +109,8 @@ def environment(home: Path) -> dict[str, str]:
         file = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values), "utf-8")
-    return {
-        **os.environ,
-        **folders,
-        "JUPYTERLAB_SETTINGS_DIR": str(settings),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-    }
+    folders |= {f"JUPYTERLAB_{k}_DIR": str(home / k.lower()) for k in ("SETTINGS", "WORKSPACES")}
+    return os.environ | folders
 
 
 def wait_for(address: str, server: subprocess.Popen, log: Path, seconds: float = 60) -> None:
@@ -138,7 +129,9 @@ def server(module: str, arguments: list[str], home: Path, check: str) -> Iterato
     """Start `python -m module` on a free port, give its address, and end it and its kernels."""
     home.mkdir(parents=True, exist_ok=True)
     address, log = f"http://127.0.0.1:{(port := free_port())}", home / "server.log"
-    command = [sys.executable, "-m", module, f"--port={port}", *arguments]
+    # As in tools.early, for the same second.
+    run = "import runpy, sys; sys.modules['rfc3987_syntax'] = None; runpy.run_module('%s', None, '__main__')"
+    command = [sys.executable, "-c", run % module, f"--port={port}", *arguments]
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment(home), stdout=out, stderr=out)
         try:
@@ -155,14 +148,8 @@ def server(module: str, arguments: list[str], home: Path, check: str) -> Iterato
 
 def lab(folder: Path, home: Path) -> contextlib.AbstractContextManager[str]:
     """JupyterLab over a folder."""
-    options = [
-        "--no-browser",
-        f"--ServerApp.root_dir={folder}",
-        "--ServerApp.ip=127.0.0.1",
-        "--IdentityProvider.token=",
-        "--LabApp.expose_app_in_browser=True",
-        "--allow-root",
-    ]
+    options = [f"--ServerApp.root_dir={folder}", "--no-browser", "--ServerApp.ip=127.0.0.1", "--allow-root"]
+    options += ["--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True"]
     return server("jupyterlab", options, home, "/api")
 
 

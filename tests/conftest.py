@@ -1,14 +1,14 @@
 import multiprocessing
 import os
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.forked_kernels import forked_kernels
+from tests.forked_kernels import copied, forked_kernels
 
 
 def pytest_configure() -> None:
@@ -61,6 +61,18 @@ def run_apart(function: Callable[..., object], *arguments: object) -> int:
     return end_apart(start_apart(function, *arguments))
 
 
+def invoke(*arguments: object) -> Any:
+    """Run `r2l` in this process; a bug would come out as another exception than that which ends it."""
+    from typer.testing import CliRunner
+
+    from r2l.cli import app
+
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
 @pytest.fixture(scope="session")
 def sample_raws() -> Path:
     """A folder with real raw files, for the tests that want them: set R2L_SAMPLE_RAWS to it."""
@@ -72,7 +84,7 @@ def sample_raws() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def copied_stores(tmp_path_factory):
-    """Let mlflow's tables be made once, by one of xdist's processes, and copy the file to every new store.
+    """Let mlflow's tables be made once, by one of xdist's processes, or a forked kernel, and copy the file.
 
     Gives the function that makes them, for a test of the making.
 
@@ -81,17 +93,10 @@ def copied_stores(tmp_path_factory):
     """
     from r2l.training.tracking import store
 
-    own = tmp_path_factory.mktemp("store") / "mlflow.db"
-    shared = tmp_path_factory.getbasetemp().parent / "mlflow.db"
-    template = shared if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     make = store._make_tables
-
-    def copy(path: Path) -> None:
-        if not template.exists():
-            make(own)
-            own.replace(template)
-        shutil.copyfile(template, path)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_make_tables", copy)
+        patch.setenv("R2L_COPIED_STORE", str(folder / "mlflow.db"))
+        patch.setattr(store, "_make_tables", copied(make))
         yield make

@@ -6,14 +6,17 @@ name: only the process that Jupyter starts, and signals, or kills, hands all on 
 a lesson runs in a kernel made from the ground up, nbval shows.
 """
 
+import atexit
+import gc
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +51,19 @@ def forked_kernels(home: Path) -> Iterator[None]:
             process.wait()
 
 
+def copied(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Return a function that makes mlflow's tables by copying a file, which the first one to ask makes."""
+    template = Path(os.environ["R2L_COPIED_STORE"])
+
+    def copy(path: Path) -> None:
+        if not template.exists():
+            make(own := template.with_suffix(f".{os.getpid()}"))
+            own.replace(template)
+        shutil.copyfile(template, path)
+
+    return copy
+
+
 def serve(listener: socket.socket) -> None:
     """Fork a kernel for each that asks."""
     import ipywidgets  # noqa: F401
@@ -56,7 +72,10 @@ def serve(listener: socket.socket) -> None:
     from ipykernel.kernelapp import IPKernelApp
 
     import r2l.training.experiment  # noqa: F401
+    from r2l.training.tracking import store
 
+    store._make_tables = copied(store._make_tables)
+    gc.freeze()  # else looking for garbage would copy to each kernel what all have in common
     print("ready", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -80,6 +99,8 @@ def serve(listener: socket.socket) -> None:
     asking.sendall(str(os.getpid()).encode())
     threading.Thread(target=_end_with, args=(asking,), daemon=True).start()
     IPKernelApp.launch_instance(argv=arguments)
+    atexit._run_exitfuncs()
+    os._exit(0)  # to take apart what was imported would copy that too
 
 
 def _end_with(asking: socket.socket) -> None:

@@ -86,7 +86,9 @@ def voila(pages, tmp_path_factory):
 @pytest.fixture
 def page(chromium):
     """A page that fails the test if its own code raised."""
-    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    # One context for all pages: what they have in common is fetched and compiled once.
+    kept = chromium.contexts or [chromium.new_context(viewport={"width": 1280, "height": 1000})]
+    page = kept[0].new_page()
     page.set_default_timeout(240_000)
     raised = []
     page.on("pageerror", lambda error: raised.append(str(error)))
@@ -111,6 +113,7 @@ def open_in_lab(page, address: str, stem: str) -> None:
 
 
 def open_in_voila(page, address: str, stem: str) -> None:
+    page.add_init_script(web.STILL)
     page.goto(f"{address}/voila/render/{stem}.ipynb", wait_until="domcontentloaded")
     page.wait_for_selector(f"{EXPLORER} img", state="visible")
     assert page.locator(".jp-InputArea-editor:visible").count() == 0, "a page without code"

@@ -2,23 +2,20 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 from r2l.camera import CFA, DRONE
-from r2l.cli import app
 from r2l.drift.forensics import ToleranceReport, tolerance_report
 from r2l.rawfile import write_dng
+from tests.conftest import invoke
 from tests.test_forensics import Bright, flat_frames
 
 DARK = replace(DRONE, black_level=(0.3,) * 4)
-
-
-def check(*arguments):
-    return CliRunner().invoke(app, ["check", *map(str, arguments)])
+check = partial(invoke, "check")
 
 
 @pytest.fixture(scope="module")

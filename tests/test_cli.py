@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -12,17 +13,17 @@ import rawpy
 import tifffile
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from r2l.camera import CFA, DRONE, MICROSCOPE, Camera
-from r2l.cli import app
 from r2l.datasets import Frames
 from r2l.datasets.frames import develop_views
 from r2l.isp import StaticISP
 from r2l.isp.added_stages import clip_highlights
 from r2l.rawfile import RawFileWarning, load_camera, read_raw, write_dng
+from tests.conftest import invoke
 
 SIZE = (40, 56)
+develop = partial(invoke, "develop")
 
 
 def write_photo(path, camera=DRONE, seed=0):
@@ -41,15 +42,6 @@ def write_damaged_tiff(path):
     content = bytearray(path.read_bytes())
     content[count : count + 4] = b"\xff" * 4
     path.write_bytes(content)
-
-
-def develop(*arguments):
-    """Run `r2l develop` in this process."""
-    result = CliRunner().invoke(app, ["develop", *map(str, arguments)])
-    # A bug would come out as any other exception.
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
 
 
 def expected_picture(photo, code, camera=None, variant="corrected", highlights="clip"):
@@ -78,7 +70,7 @@ def run_program(*arguments, code=None):
 
 
 def test_it_tells_its_version():
-    assert CliRunner().invoke(app, ["--version"]).output == f"r2l {version('r2l')}\n"
+    assert invoke("--version").output == f"r2l {version('r2l')}\n"
 
 
 @pytest.mark.parametrize(
@@ -338,13 +330,13 @@ def test_a_set_that_is_developed_black_is_told_too():
 
 def test_a_camera_is_shown_and_written(tmp_path):
     photo = write_photo(tmp_path / "a.dng")
-    shown = CliRunner().invoke(app, ["camera", "show", str(photo)])
+    shown = invoke("camera", "show", photo)
     assert shown.exit_code == 0
     assert Camera.from_dict(json.loads(shown.output)) == DRONE
     own = tmp_path / "own.json"
     for _ in range(2):
-        written = CliRunner().invoke(app, ["camera", "show", str(photo), "-o", str(own)])
+        written = invoke("camera", "show", photo, "-o", own)
         assert load_camera(own) == DRONE
     assert written.exit_code == 2
     assert "--force" in written.output
-    assert CliRunner().invoke(app, ["camera", "show", "phone"]).exit_code == 2
+    assert invoke("camera", "show", "phone").exit_code == 2

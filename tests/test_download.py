@@ -15,15 +15,13 @@ from pathlib import Path
 
 import pytest
 from b2sdk.v3 import B2Api, B2HttpApiConfig, InMemoryAccountInfo, RawSimulator
-from typer.testing import CliRunner
 
-from r2l.cli import app
 from r2l.datasets import RawDrone, RawMicroscopy
 from r2l.datasets.fetch import transfer
 from r2l.datasets.fetch.download import ArchiveError, fetch
 from r2l.datasets.fetch.transfer import _B2_FOLDERS, DownloadError, RemoteFile, b2_bucket, files_of, sync_b2
 from r2l.datasets.layout import MANIFEST, Manifest, place_of
-from tests.conftest import end_apart, start_apart
+from tests.conftest import end_apart, invoke, start_apart
 from tests.fixtures_data import (
     KEPT,
     LABELS,
@@ -591,10 +589,7 @@ def test_b2_file_that_arrives_damaged(bucket, tmp_path):
     assert not list((tmp_path / "downloads/b2").rglob("*other*"))
 
 
-def data(*arguments):
-    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
+data = partial(invoke, "data")
 
 
 def test_command_fetch(server, tmp_path):

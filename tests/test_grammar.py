@@ -11,10 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner
 
 from r2l.camera import CFA, DRONE, MICROSCOPE
-from r2l.cli import app
 from r2l.datasets import Frames, SyntheticDrone, SyntheticMicroscopy, develop_views
 from r2l.datasets.splits import Fold
 from r2l.drift import ShiftDetector, sensor_table, summarise, train_models
@@ -41,6 +39,7 @@ from r2l.viz.pictures import plot_gradients, plot_samples, plot_stages
 from r2l.widgets.camera import camera_explorer
 from tests.common import CAMERAS, LAYOUTS, refused
 from tests.common import natural as natural_double
+from tests.conftest import invoke
 from tests.test_forensics import Blind, flat_frames
 from tests.test_widgets import controls, pages, pictures
 
@@ -456,19 +455,19 @@ def test_the_command_line_takes_them(here):
     write_dng("photo.dng", smooth_mosaic(MICROSCOPE)[0, 0].numpy(), MICROSCOPE)
     raw = read_raw("photo.dng").tensor()
     for name in here:
-        done = CliRunner().invoke(app, ["develop", "photo.dng", "-p", name, "-o", "out"])
+        done = invoke("develop", "photo.dng", "-p", name, "-o", "out")
         assert done.exit_code == 0, done.output
         (written,) = Path("out").iterdir()
         shown = np.asarray(Image.open(written)).astype(int)
         expected = open_pipeline(name, MICROSCOPE)(raw)[0].permute(1, 2, 0)
         assert np.abs(shown - (expected * 255).round().int().numpy()).max() <= 1
         written.unlink()
-    done = CliRunner().invoke(app, ["develop", "photo.dng", "-p", NAMES[3], "-o", "a.png", "--stages"])
+    done = invoke("develop", "photo.dng", "-p", NAMES[3], "-o", "a.png", "--stages")
     assert done.exit_code == 0
     stages = sorted(p.stem for p in Path("a.stages").iterdir())
     assert [name[3:] for name in stages[-3:]] == ["clip", "gamma", "tone"]
     for wrong in ("ma,s,ga+velvia", "libraw:x"):
-        done = CliRunner().invoke(app, ["develop", "photo.dng", "-p", wrong])
+        done = invoke("develop", "photo.dng", "-p", wrong)
         assert done.exit_code == 2
         assert "choose from" in done.output
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,8 @@ from PIL import Image, ImageSequence
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Subset
-from typer.testing import CliRunner
 
 from r2l.camera import MICROSCOPE
-from r2l.cli import app
 from r2l.datasets import SyntheticMicroscopy
 from r2l.isp import ParametrizedISP, StaticISP
 from r2l.training import fit, make_classifier
@@ -30,6 +29,7 @@ from r2l.training.tracking import Records, resolve, track
 from r2l.training.tracking.records import query
 from r2l.viz import plot_curves
 from tests.browser import free_port
+from tests.conftest import invoke
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -266,8 +266,7 @@ def test_sql_finds_what_was_written_and_changes_nothing(store, tracked):
     assert query("select count(*) as n from runs", store)["n"].item() > 0
 
 
-def lab(*arguments):
-    return CliRunner().invoke(app, ["lab", *map(str, arguments)])
+lab = partial(invoke, "lab")
 
 
 def test_the_command_line_lists_asks_and_draws(store, tracked, tmp_path):

@@ -11,10 +11,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 from scipy.interpolate import RegularGridInterpolator
-from typer.testing import CliRunner
 
 from r2l.camera import DRONE, MICROSCOPE
-from r2l.cli import app
 from r2l.datasets import RawFolder
 from r2l.drift.sensor_drift import drift_sensor
 from r2l.isp import correct_defects, correct_lines, correct_shading
@@ -25,6 +23,7 @@ from r2l.rawfile import RawFileError, RawFileWarning, RawLayout, read_raw
 from r2l.sensor import DRONE_NOISE, add_line_noise, apply_levels, falloff
 from r2l.training.components import open_data
 from tests.common import refused, unchanged
+from tests.conftest import invoke
 from tests.reference import noise_variance
 from tests.test_raw_kinds import BLACK, LIGHT, WHITE, linear, steps, write
 from tests.test_rawfile import FULL, tiles
@@ -263,7 +262,7 @@ def test_on_the_command_line(tmp_path):
     path = write(tmp_path / "a.dng", values, tags=[opcode_tag(3, opcode_list(gain_map([[2.0]], planes=3)))])
     means, spread, target = [], [], str(tmp_path / "a.png")
     for options in ([], ["--lens_corrections"], ["--defects", "0.1"]):
-        run = CliRunner().invoke(app, ["develop", str(path), "-o", target, "--force", *options])
+        run = invoke("develop", path, "-o", target, "--force", *options)
         assert run.exit_code == 0, run.output
         picture = np.asarray(Image.open(target)).astype(float)
         means.append(np.median(picture))

@@ -17,10 +17,8 @@ import torch
 import yaml
 from PIL import Image
 from sklearn.metrics import r2_score
-from typer.testing import CliRunner
 
 from r2l.camera import DRONE
-from r2l.cli import app
 from r2l.datasets import DatasetError, Frames, RawFolder, SyntheticMicroscopy
 from r2l.datasets.verify import verify_folder
 from r2l.files import R2LError, local_path, read_csv, write_csv
@@ -37,6 +35,7 @@ from r2l.training.components import make_folds, open_data
 from r2l.training.experiment import experiment
 from r2l.training.models import make_regressor, target_statistics
 from r2l.training.tracking import Records, store_address
+from tests.conftest import invoke
 from tests.fixtures_data import mosaic
 
 SMALL = {"dataset": "RawFolder", "classifier_network": "SmallResNet", "processing_mode": "static"}
@@ -314,7 +313,7 @@ def test_verify_tells_all_that_is_wrong_in_one_go(photos):
     write_dng(photos / "b/b8.dng", np.full((24, 32), 0.3), replace(DRONE, name="other"))
     shutil.copy(photos / "a/a1.dng", photos / "b/copy.dng")
     shutil.copy(photos / "a/a1.dng", photos / "outside.dng")
-    result = CliRunner().invoke(app, ["data", "verify", "--root", "photos"])
+    result = invoke("data", "verify", "--root", "photos")
     wrong = [line for line in result.stdout.splitlines() if line.startswith("wrong")]
     assert result.exit_code == 2
     assert len(wrong) == 5
@@ -323,7 +322,7 @@ def test_verify_tells_all_that_is_wrong_in_one_go(photos):
         assert any(name in line for line in wrong)
     for text in ("32 x 32 (7), 24 x 32 (1)", "b (6), a (4)", "other, RGGB"):
         assert text in result.stdout
-    assert CliRunner().invoke(app, ["data", "verify"]).exit_code == 2
+    assert invoke("data", "verify").exit_code == 2
 
 
 def test_verify_looks_at_masks(photos):
@@ -385,7 +384,7 @@ def test_a_sweep_does_not_write_over_another_files_report(photos, sweep):
     claim("other/s.yaml")
     Path("other/s.yaml").rename("s.yaml")
     Path("other/s.yaml").write_text(Path("s.yaml").read_text())
-    result = CliRunner().invoke(app, ["sweep", "s.yaml", "other/s.yaml", "--plan"])
+    result = invoke("sweep", "s.yaml", "other/s.yaml", "--plan")
     assert result.exit_code == 2
     assert "files of one name" in result.output
 

@@ -12,13 +12,12 @@ import pytest
 import tifffile
 from colour.temperature import xy_to_CCT
 from PIL import Image
-from typer.testing import CliRunner
 
 from r2l.camera import CFA
-from r2l.cli import app
 from r2l.datasets import RawFolder
 from r2l.rawfile import RawFileError, RawFileWarning, RawLayout, read_raw
 from r2l.rawfile.dng_tags import XYZ_FROM_SRGB, _kelvin
+from tests.conftest import invoke
 from tests.test_rawfile import FULL, SENSOR, cfa_tags, edit_tag, tiles
 
 WHITE, BLACK = 4000, (100, 110, 120, 130)
@@ -424,11 +423,11 @@ def test_frames_without_a_header_on_the_command_line_and_in_a_folder(tmp_path):
     write(photos / "a" / "2.dng")
     sizes = ["--width", "64", "--height", "48", "--bits", "12", "--packing", "mono12p"]
     command = ["develop", str(photos / "a" / "1.raw"), "--camera", str(camera), "-o", str(tmp_path)]
-    done = CliRunner().invoke(app, [*command, *sizes])
+    done = invoke(*command, *sizes)
     assert done.exit_code == 0, done.output
     with Image.open(tmp_path / "1_bi-s-ga.png") as picture:
         assert picture.size == (64, 48)
-    done = CliRunner().invoke(app, [*command, *sizes[:4]])
+    done = invoke(*command, *sizes[:4])
     assert (done.exit_code, done.output) == (2, "error: a frame without a header also needs --bits\n")
 
     data = RawFolder(photos, camera=SENSOR, layout=RawLayout(64, 48, 12, "mono12p"))

@@ -1,8 +1,10 @@
 """The site: built as `make site` does, then looked through page by page for what leads nowhere."""
 
+import contextlib
+import gc
 import re
-import subprocess
 import sys
+import warnings
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,19 +15,27 @@ from typer.main import get_command
 import r2l
 from r2l.cli import app
 from tests import browser as web
+from tests.conftest import run_apart
 from tools.places import NOTEBOOKS, ROOT
 
 LESSONS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 pytest.importorskip("myst_nb", reason="the extra docs")
 
 
+def build(out: Path) -> None:
+    from sphinx.cmd.build import build_main
+
+    warnings.simplefilter("ignore")  # not those of Sphinx, which counts its own
+    gc.disable()  # of trees that all stay, nothing can be collected
+    options = ["-n", "-W", "--keep-going", "-q", "-b", "html", "-c", "docs", "-d", f"{out}/trees"]
+    sys.exit(build_main([*options, ".", f"{out}/html"]))
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> dict[Path, BeautifulSoup]:
     out = tmp_path_factory.mktemp("site")
-    options = ["-n", "-W", "--keep-going", "-q", "-b", "html", "-c", "docs", "-d", f"{out}/trees"]
-    command = [sys.executable, "-m", "sphinx", *options, ".", f"{out}/html"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    with contextlib.chdir(ROOT):
+        assert run_apart(build, out) == 0, "what is wrong was written to stderr"
     pages = [p for p in (out / "html").rglob("*.html") if "_static" not in p.parts]
     texts = {p: re.sub(r"base64,[\w+/=]+", "base64,", p.read_text("utf-8")) for p in pages}
     return {p: BeautifulSoup(text, "html.parser") for p, text in texts.items()}

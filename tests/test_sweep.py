@@ -22,10 +22,8 @@ import yaml
 from dask.utils import parse_timedelta
 from distributed import LocalCluster, get_worker
 from rich.console import Console
-from typer.testing import CliRunner
 
 import r2l
-from r2l.cli import app
 from r2l.drift import summarise
 from r2l.isp import PIPELINES
 from r2l.sweep import ClusterError, Job, ParameterError, open_engine, read_sweep
@@ -35,6 +33,7 @@ from r2l.sweep.report import Outcome, _matrices, _scores_table, plan, read_outco
 from r2l.sweep.runs import _bar, _carry_out, _ended, _setting, _until_done, run_sweep
 from r2l.training.run_folder import code_version
 from r2l.training.tracking.records import query
+from tests.conftest import invoke
 from tools.places import ROOT
 
 TINY = """
@@ -508,7 +507,7 @@ def test_the_command_plans_runs_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(*more):
-        done = CliRunner().invoke(app, ["sweep", str(path), "--workers", "1", *more])
+        done = invoke("sweep", path, "--workers", "1", *more)
         assert done.exit_code == 0, done.output
         return done
 
@@ -545,7 +544,7 @@ def test_errors_of_the_command_are_one_line(tmp_path, monkeypatch):
         ([path, "--cluster", "none.yaml"], "none.yaml: No such file"),
         ([path, "--cluster", "none.yaml", "--scheduler", "tcp://127.0.0.1:1"], "two ways"),
     ]:
-        result = CliRunner().invoke(app, ["sweep", *map(str, arguments)])
+        result = invoke("sweep", *arguments)
         assert result.exit_code == 2, result.output
         assert message in result.stderr
         assert result.stderr.count("\n") <= 2

@@ -8,11 +8,10 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from typer.testing import CliRunner
 
-from r2l.cli import app
 from r2l.sweep import ParameterError, read_sweep
 from r2l.sweep.jobs import _check_parameters
+from tests.conftest import invoke
 from tools import index, memory
 from tools.memory import Watch
 from tools.places import NOTEBOOKS, ROOT
@@ -98,11 +97,11 @@ def test_the_command_goes_on_after_a_failure_and_ends_with_1(notebooks, tmp_path
     unknown = written(notebooks, "# Parameters for 01_one.ipynb\nSIEZ: 1\n", "unknown.yaml")
     grid = "notebook: 01_one.ipynb\nparameters: {SCALE: 9.0}\ngrid: {SIZE: [-1, 5]}"
     files = [str(written(notebooks, grid, "sizes.yaml")), "-p", "SCALE=3"]
-    wrong = CliRunner().invoke(app, ["sweep", str(unknown), *files])
+    wrong = invoke("sweep", unknown, *files)
     assert wrong.exit_code == 2
     assert "no parameter SIEZ" in wrong.stderr
     assert not Path("runs").exists(), "an unknown parameter is found before anything runs"
-    result = CliRunner().invoke(app, ["sweep", *files, "--workers", "1"])
+    result = invoke("sweep", *files, "--workers", "1")
     assert result.exit_code == 1
     assert "ArithmeticError: too small" in result.stderr
     (size,) = tmp_path.glob("runs/sweeps/sizes/runs/SIZE=5*/size.txt")

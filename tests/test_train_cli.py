@@ -7,17 +7,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torchvision
-from typer.testing import CliRunner
 
-from r2l.cli import app
 from r2l.options import FIELDS, Options, resolve_options
 from r2l.training import experiment as experiment_module
 from r2l.training.module import RawToLogits
 from r2l.training.tracking import Records
+from tests.conftest import invoke
 from tests.fixtures_data import KEPT, write_microscopy
 from tests.test_train import signalling
 
@@ -35,6 +35,7 @@ LINES = {
 SHORTER = " --n_splits 2 --epochs 1"
 TWIN = ["--dataset", "SyntheticMicroscopy", "--n_images", "12", "--image_size", "32"]
 TWIN += ["--classifier_network", "SmallResNet", "--accelerator", "cpu"]
+train = partial(invoke, "train")
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +53,6 @@ def published(tmp_path_factory):
 def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-def train(*arguments):
-    """Run `r2l train` in this process."""
-    result = CliRunner().invoke(app, ["train", *map(str, arguments)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
 
 
 @pytest.mark.slow

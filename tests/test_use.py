@@ -11,11 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import r2l
 from r2l.camera import CFA, DRONE, MICROSCOPE
-from r2l.cli import app
 from r2l.cli.lab import compare
 from r2l.datasets import RawFolder, SyntheticDrone, SyntheticMicroscopy
 from r2l.drift.forensics import ToleranceReport, bounded_attack, tolerance_report
@@ -31,6 +29,7 @@ from r2l.training.loading import FrameError, SavedModel
 from r2l.training.predict import Trained, predict, predict_matrix
 from r2l.training.saving import About, load_model, load_norm, save_model
 from r2l.training.tracking import Records, track
+from tests.conftest import invoke
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -40,8 +39,7 @@ TRAIN += ["--n_splits", "2", "--lr", "1e-3", "--output_norm", "batch", "--save_l
 
 
 def r2l_command(*arguments, code=0):
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    result = invoke(*arguments)
     assert result.exit_code == code, result.output
     return result.output
 
