@@ -122,8 +122,7 @@ class Evaluator:
 
     def _answers(self, develop: Develop) -> Iterator[tuple[Tensor, Tensor]]:
         for step in self.frames.steps():
-            image = develop(self.frames.raw[step]).contiguous(memory_format=torch.channels_last)
-            yield self.task(image), self.frames.targets(step)
+            yield self.task(develop(self.frames.raw[step])), self.frames.targets(step)
 
     def _each(self, develop: Develop, measure: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
         with torch.inference_mode():
