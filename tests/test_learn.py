@@ -37,8 +37,9 @@ def scene(seed, height=480, width=640):
         y, x, h, w = (int(rng.integers(n)) for n in (height, width, 90, 120))
         colour = rng.uniform(0.03, 0.95) * rng.uniform(0.55, 1, (3, 1, 1))
         plate = slice(y, y + h + 20), slice(x, x + w + 20)
-        wave = rng.uniform(0, 0.15) * np.sin(rng.uniform(0, 0.9) * down + rng.uniform(0, 0.9) * across)
-        image[:, *plate] = colour * (1 + wave[plate])
+        y, x = down[plate], across[plate]
+        wave = rng.uniform(0, 0.15) * np.sin(rng.uniform(0, 0.9) * y + rng.uniform(0, 0.9) * x)
+        image[:, *plate] = colour * (1 + wave)
     return torch.from_numpy(image.clip(0.01, 0.97)).float()
 
 
@@ -231,7 +232,7 @@ def test_gradients_are_right(method):
     with torch.no_grad():
         for value in isp.parameters():
             value += 0.01 * torch.rand(value.shape, generator=generator)
-    raw = (0.2 + 0.05 * torch.rand(1, 1, 8, 8, generator=generator)).double().requires_grad_()
+    raw = (0.2 + 0.05 * torch.rand(1, 1, 6, 6, generator=generator)).double().requires_grad_()
     assert gradcheck_parameters(isp, raw)
 
 
@@ -283,8 +284,8 @@ def run(*arguments):
 
 def test_the_command_writes_a_pipeline_and_says_how_good_it_is(pair, tmp_path):
     frame, picture = pair
-    raw = write_dng(tmp_path / "a.dng", frame.mosaic, frame.camera)
-    Image.fromarray(picture).save(tmp_path / "a.jpg", quality=98)
+    raw = write_dng(tmp_path / "a.dng", frame.mosaic[:320, :480], frame.camera)
+    Image.fromarray(picture[:320, :480]).save(tmp_path / "a.jpg", quality=98)
     folder = tmp_path / "camera"
     result = run(tmp_path / "a.jpg", raw, "-o", folder)
     assert result.exit_code == 0, result.output

@@ -1,6 +1,7 @@
 """Numbers too short to process a mosaic in, memory formats, tracers and compilers: each kind of ISP."""
 
 import copy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from r2l.training import fit, make_classifier
 from tests.test_parametrized import natural, shaken
 
 
+@cache  # made anew, it takes five times as long as a copy
 def neural():
     torch.manual_seed(0)
     return NeuralISP(DRONE, "resnet18").eval()
@@ -34,7 +36,7 @@ KINDS = {
     "adjusted": lambda: AdjustableISP("bi,u,me", DRONE, exposure=0.5, saturation=0.8),
     "parametrized": lambda: shaken(DRONE).float(),
     "additive": lambda: ParametrizedISP(DRONE, (1, 3, 32, 32)),
-    "neural": neural,
+    "neural": lambda: copy.deepcopy(neural()),
     "half size": lambda: HalfSizeRGB(DRONE),
     "between stages": lambda: open_pipeline("shading+ma,s,ga+tone:srgb+chroma_blur", DRONE),
 }

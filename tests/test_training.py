@@ -284,7 +284,7 @@ class Threshold(nn.Module):
 @pytest.mark.slow
 def test_a_segmenter_learns_masks():
     data = Squares()
-    settings = {"task": "segmentation", "validation": data, "epochs": 6, "batch_size": 6}
+    settings = {"task": "segmentation", "validation": data, "epochs": 5, "batch_size": 6}
     module = fit(lambda: make_segmenter("unet", "resnet18"), data, lr=3e-3, progress=False, **settings)
     assert {"train_loss", "train_iou", "val_loss", "val_iou"} <= set(module.history)
     assert module.history["val_iou"].iloc[-1] > 0.8 > module.history["train_iou"].iloc[0]
