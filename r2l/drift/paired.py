@@ -162,9 +162,9 @@ def score_table(
     ``_high``, and ``p``.
     """
     score = crossed_ratios(scores, np.ones_like(scores, dtype=float), groups, level).shares()
-    table = pd.DataFrame({"score": score.estimate, "low": score.low, "high": score.high})
-    table[[name, f"{name}_low", f"{name}_high", "p"]] = np.stack(crossed_means(moved, groups, level), axis=1)
-    return table
+    names = (name, f"{name}_low", f"{name}_high", "p")
+    change = dict(zip(names, crossed_means(moved, groups, level), strict=True))
+    return pd.DataFrame({"score": score.estimate, "low": score.low, "high": score.high} | change)
 
 
 def _compare_arms(answers: pd.DataFrame, arm: str, baseline: str, value: str, level: float) -> pd.DataFrame:
