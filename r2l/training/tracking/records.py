@@ -120,18 +120,19 @@ class Records:
 
     def files(self, run_id: str, under: str = "") -> list[str]:
         """Return the paths of all artefacts of a run below a folder, sorted."""
-        out = []
-        for entry in self.call("list_artifacts", run_id, under or None):
-            out += self.files(run_id, entry.path) if entry.is_dir else [entry.path]
-        return sorted(out)
+        # Here the database is asked once, not about each folder.
+        if not stores.is_remote(self.address) and (at := self.local(run_id, under)):
+            return sorted(Path(under, f.relative_to(at)).as_posix() for f in at.rglob("*") if f.is_file())
+        entries = self.call("list_artifacts", run_id, under or None)
+        parts = (self.files(run_id, e.path) if e.is_dir else [e.path] for e in entries)
+        return sorted(path for part in parts for path in part)
 
     def local(self, run_id: str, path: str) -> Path | None:
         """Return where an artefact lies on this machine's disk; None if it has to be fetched."""
         location = self.call("get_run", run_id).info.artifact_uri
         if urlparse(location).scheme not in ("", "file"):
             return None
-        root = local_path(location).resolve()
-        file = (root / path).resolve()
+        file = ((root := local_path(location).resolve()) / path).resolve()
         if not file.is_relative_to(root):
             raise ValueError(f"{path!r} is no artefact of run {run_id}: it leads out of its folder")
         return file
@@ -164,8 +165,7 @@ def query(sql: str, store: str | Path | None = None) -> pd.DataFrame:
     stores.check_sqlite(path)
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=20)) as connection:
         try:
-            cursor = connection.execute(sql)
-            rows = cursor.fetchall()
+            rows = (cursor := connection.execute(sql)).fetchall()
         except sqlite3.Error as error:
             tables = "the main tables are runs, experiments, params, metrics, latest_metrics, tags"
             raise ValueError(f"{error}; {tables}") from error
