@@ -257,7 +257,8 @@ def test_differences_of_colour_are_those_of_scikit_image():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bright", "balance"), [(True, "camera"), (False, "daylight")])
+@pytest.mark.parametrize("bright", [True, False], ids=["auto_bright", "plain"])
+@pytest.mark.parametrize("balance", ["camera", "daylight"])
 def test_a_raw_developer_is_learned(sample_raws, bright, balance):
     path = sample_raws / "colorchart.dng"
     with rawpy.imread(str(path)) as raw:

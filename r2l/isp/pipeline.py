@@ -291,7 +291,7 @@ def develop_together(pipelines: Sequence[Pipeline], raw: Tensor) -> list[Tensor]
     margin = max((plan.front_margin + whole_tiles(around[own[0]]) for plan, own in starts), default=0)
 
     def develop(tile: Tensor, *places: Tensor | None) -> list[Tensor]:
-        pictures, done = list(places), dict[int, Tensor]()
+        pictures, done = list(places), {}
         for i in order:
             plan, (number, *further) = plans[i], numbers[i]
             done = {known: done[known] for known in numbers[i] if known in done}
