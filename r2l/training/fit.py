@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from r2l.datasets.frames import Frames
 from r2l.progress import progress_bar, quiet_lightning
@@ -200,9 +200,11 @@ def fit(
 
 
 def _loader(kind: type[DataLoader], data: Dataset, **options: Any) -> DataLoader:
-    """Return a loader; of `Frames` it cuts batches out of memory, without the ``meta`` of single items."""
-    if isinstance(data, Frames):
-        return kind(range(len(data)), collate_fn=data.batch, **options)
+    """Return a loader; of `Frames`, or some of them, it cuts batches out of memory, without ``meta``."""
+    part = isinstance(data, Subset)
+    frames, rows = (data.dataset, [*map(int, data.indices)]) if part else (data, range(len(data)))
+    if isinstance(frames, Frames):
+        return kind(rows, collate_fn=frames.batch, **options)
     return kind(data, **options)
 
 

@@ -120,9 +120,6 @@ class Records:
 
     def files(self, run_id: str, under: str = "") -> list[str]:
         """Return the paths of all artefacts of a run below a folder, sorted."""
-        # Here the database is asked once, not about each folder.
-        if not stores.is_remote(self.address) and (at := self.local(run_id, under)):
-            return sorted(Path(under, f.relative_to(at)).as_posix() for f in at.rglob("*") if f.is_file())
         entries = self.call("list_artifacts", run_id, under or None)
         parts = (self.files(run_id, e.path) if e.is_dir else [e.path] for e in entries)
         return sorted(path for part in parts for path in part)
