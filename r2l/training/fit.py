@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from r2l.datasets.frames import Frames
 from r2l.progress import progress_bar, quiet_lightning
@@ -22,6 +22,7 @@ from r2l.training.adversarial import Adversary
 from r2l.training.checkpoints import Keeper, Shuffled, seeded, settings_of
 from r2l.training.metrics import Loss
 from r2l.training.module import RawToLogits, frames_of, make_augment
+from r2l.training.predict import underneath
 
 # A learned processor measures its units on at most so many.
 _CALIBRATION_FRAMES = 16
@@ -201,10 +202,9 @@ def fit(
 
 def _loader(kind: type[DataLoader], data: Dataset, **options: Any) -> DataLoader:
     """Return a loader; of `Frames`, or some of them, it cuts batches out of memory, without ``meta``."""
-    part = isinstance(data, Subset)
-    frames, rows = (data.dataset, [*map(int, data.indices)]) if part else (data, range(len(data)))
+    frames, rows = underneath(data)
     if isinstance(frames, Frames):
-        return kind(rows, collate_fn=frames.batch, **options)
+        return kind(rows.tolist(), collate_fn=frames.batch, **options)
     return kind(data, **options)
 
 

@@ -83,7 +83,7 @@ def predict(
         ValueError: no domains, no images, ``meta`` without ``by``, or items that don't fit the task.
     """
     domains = data if isinstance(data, Mapping) else {None: data}
-    held = [_underneath(domain) for domain in domains.values()]
+    held = [underneath(domain) for domain in domains.values()]
     if not held or not all(len(rows) for _, rows in held):
         raise ValueError("nothing to predict: no domains, or a domain without images")
     first = held[0][0]
@@ -109,13 +109,13 @@ def predict(
     return pd.concat(tables, ignore_index=True)
 
 
-def _underneath(data: Dataset | DataLoader) -> tuple[Dataset, np.ndarray]:
+def underneath(data: Dataset | DataLoader) -> tuple[Dataset, np.ndarray]:
     """Return the data set below subsets, and indices into it, so that subsets of one can be paired."""
     if isinstance(data, DataLoader):
-        return _underneath(data.dataset)
+        return underneath(data.dataset)
     if not isinstance(data, Subset):
         return data, np.arange(len(data))
-    below, indices = _underneath(data.dataset)
+    below, indices = underneath(data.dataset)
     return below, indices[list(data.indices)]
 
 
