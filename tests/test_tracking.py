@@ -25,7 +25,7 @@ from r2l.isp.saving import load_isp
 from r2l.rawfile import load_camera
 from r2l.training.models import make_classifier, make_segmenter
 from r2l.training.saving import load_model, save_model
-from r2l.training.tracking import Records, TrackingError, open_client, resolve, serve, track, upload
+from r2l.training.tracking import Records, Run, TrackingError, open_client, resolve, serve, track, upload
 from tests.browser import free_port
 from tests.conftest import end_apart, run_apart, start_apart
 
@@ -76,6 +76,29 @@ def test_a_run_that_ends_badly_is_marked_and_the_error_goes_on(store, client, er
     with pytest.raises(error), track("ends badly", store=store) as run, run.nested("child") as child:
         raise error
     assert {client.get_run(r.run_id).info.status for r in (run, child)} == {status}
+
+
+def track_and_be_killed(store, folder):
+    """In a process of its own: dies before all settings are written."""
+    Run.params = lambda self, values: os.kill(os.getpid(), signal.SIGKILL)
+    with track("killed", "run", {"a": 1}, store=store, folder=folder):
+        pass
+
+
+def test_the_run_of_a_folder_goes_on_after_a_kill(tmp_path):
+    store, folders = tmp_path / "mlflow.db", [tmp_path / name for name in "ab"]
+    client = open_client(store)
+    for folder in folders:
+        folder.mkdir()
+        assert run_apart(track_and_be_killed, store, folder) == -signal.SIGKILL
+    left = {r.info.run_id for r in Records(store).all()}
+    with track("killed", "run", {"a": 1}, store=store, folder=folders[0]) as run:
+        pass
+    goes_on, other = client.get_run(run.run_id), client.get_run(*left - {run.run_id})
+    assert (goes_on.info.status, goes_on.data.params) == ("FINISHED", {"a": "1"})
+    assert other.info.status == "RUNNING", "of another folder, where somebody may be at work"
+    with track("killed", "run", {"a": 2}, store=store, folder=folders[0]) as new:
+        assert new.run_id not in left, "what finished stays as it is"
 
 
 FRESH_PROCESS = """

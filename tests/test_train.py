@@ -30,7 +30,7 @@ from r2l.training.components import _FEW, make_folds, open_components, open_data
 from r2l.training.experiment import _FoldTrainer, _record, experiment
 from r2l.training.metrics import summarise_folds
 from r2l.training.module import RawToLogits
-from r2l.training.run_folder import run_folder
+from r2l.training.run_folder import RunFolder, run_folder
 from r2l.training.saving import load_model
 from r2l.training.tracking import Records, Run, TrackingError
 from tests.conftest import run_apart
@@ -502,6 +502,31 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_same_result(small, tmp_path, m
     assert list(records.history(folds["fold 1"]).index) == [0, 1, 2]
     whole, _ = quietly(small(save_locally=True, augmentation="weak", run_name="whole", epochs=3))
     same_results(resumed, whole)
+
+
+def run_until_the_second_note(options):
+    """In a process of its own: dies when it has made a record, and would write its id down."""
+    keep, notes = RunFolder.keep, count(1)
+
+    def keep_or_die(self, **changes):
+        if next(notes) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep(self, **changes)
+
+    RunFolder.keep = keep_or_die
+    experiment(options, progress=False)
+
+
+def test_a_record_that_was_made_but_not_noted_goes_on(small, tmp_path):
+    options = small(run_name="noted", tracking_uri=str(tmp_path / "own.db"))
+    for number in (1, 2):  # the run's record, that of its first fold
+        assert run_apart(run_until_the_second_note, options) == -signal.SIGKILL
+        records = list(Records(options.tracking_uri).all())
+        assert [r.info.status for r in records] == ["RUNNING"] * number
+    quietly(options)
+    records = sorted(Records(options.tracking_uri).all(), key=lambda r: r.info.run_name)
+    assert [r.info.run_name for r in records] == ["fold 0", "fold 1", "noted"]
+    assert {r.info.status for r in records} == {"FINISHED"}
 
 
 @pytest.fixture

@@ -99,7 +99,8 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
             if table is None:
                 # An interrupted one's record is opened again.
                 known = folder.note["folds"].get(str(number))
-                with run.nested(f"fold {number}", {"fold": number}, known) as record:
+                own = {"run_id": known, "folder": folder.fold(number)}
+                with run.nested(f"fold {number}", {"fold": number}, **own) as record:
                     folder.keep(folds={**folder.note["folds"], str(number): record.run_id})
                     record.values({"train": folds[number].train, "val": folds[number].test}, "split.json")
                     table = trainer.run(number, folds[number], record, folder.fold(number))
@@ -114,22 +115,21 @@ def experiment(options: Options, say: Say = print, progress: bool = True) -> Out
 
 def _record(options: Options, data: Frames, folder: RunFolder, say: Say, stack: ExitStack) -> Run:
     """Open the record of a run, an interrupted one's again if it is still there."""
-    if known := folder.resumed and folder.note.get("run_id"):
+    known, folds = folder.note.get("run_id"), folder.note.get("folds", {})
+    if folder.resumed:
         done = sum(folder.answers(n) is not None for n in range(options.n_splits))
         say(
             f"going on with the run in {folder.path}, {done} of {options.n_splits} folds finished "
             "(--no_resume begins a new one)"
         )
         # A store that fails now still has the record, and those of the finished folds.
-        if find_run(open_client(options.tracking_uri), known):
-            again = track(options.experiment_name, store=options.tracking_uri, run_id=known)
-            return stack.enter_context(again)
-        say(f"its record {known} is not in the store any more: a new one")
+        if known and not find_run(open_client(options.tracking_uri), known):
+            say(f"its record {known} is not in the store any more: a new one")
+            known, folds = None, {}
     settings = asdict(options) | {"images": len(data), "resolved_task": data.task}
-    settings["skipped"], tags = len(data.skipped), {"r2l.folder": str(folder.path.resolve())}
-    new = track(options.experiment_name, options.run_name, settings, tags, options.tracking_uri)
-    run = stack.enter_context(new)
-    folder.keep(run_id=run.run_id, folds={})
+    settings["skipped"], where = len(data.skipped), (options.tracking_uri, known, folder.path)
+    run = stack.enter_context(track(options.experiment_name, options.run_name, settings, {}, *where))
+    folder.keep(run_id=run.run_id, folds=folds)
     return run
 
 

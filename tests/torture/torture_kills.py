@@ -285,7 +285,8 @@ class Training(Work):
         known = _json(note)
         records = Records(folder)
         ids = {"run": known["run_id"], **known["folds"]}
-        return {"finished": known["finished"]} | {
+        every = sorted((r.info.run_name, r.info.status) for r in records.all())
+        return {"finished": known["finished"], "every record": every} | {
             name: {
                 "status": records.call("get_run", run_id).info.status,
                 "settings": records.call("get_run", run_id).data.params,

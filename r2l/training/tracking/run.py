@@ -21,19 +21,21 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from r2l.files import csv_text
+from r2l.files import atomic_path, csv_text
 from r2l.isp.saving import save_isp
 from r2l.training.tracking import store as stores
 from r2l.training.tracking.store import Tag, TrackingError, call
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as StoredRun
 
 T = TypeVar("T")
 
@@ -65,6 +67,15 @@ class _Sender:
         self._opened[run_id] = name, tags
         self._local |= {run_id: run_id} if self._kept else {}
         return run_id
+
+    def left_by(self, folder_id: str) -> StoredRun | None:
+        """Return the run of a folder that was killed: it counts as running, though the folder is ours now."""
+        with suppress(TrackingError):
+            if self._kept:  # whose runs have other ids than the caller knows
+                return None
+            running = call(self._client, "search_runs", [self._experiment_id], "status = 'RUNNING'")
+            return next((r for r in running if r.data.tags.get(Tag.FOLDER_ID) == folder_id), None)
+        return None
 
     def send(self, run_id: str, method: str, *arguments: Any, **options: Any) -> None:
         """Call a method of mlflow's client whose first argument is a run; errors as in `call`."""
@@ -203,10 +214,14 @@ class Run:
             self._send("log_artifacts", folder)
 
     def nested(
-        self, name: str, params: Mapping[str, Any] | None = None, run_id: str | None = None
+        self,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+        folder: Path | None = None,
     ) -> AbstractContextManager[Run]:
-        """Open a run below this one (a fold, a model); a new one, or ``run_id`` again, as in `track`."""
-        return _opened(self._sender, run_id, name, params, {Tag.PARENT: self.run_id})
+        """Open a run below this one (a fold, a model); a new one, or one again, as in `track`."""
+        return _opened(self._sender, run_id, name, params, {Tag.PARENT: self.run_id}, folder)
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
@@ -228,6 +243,7 @@ def track(
     tags: Mapping[str, str] | None = None,
     store: str | Path | None = None,
     run_id: str | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Run]:
     """Open a run for the length of a ``with`` block; an exception marks it as failed and goes on.
 
@@ -235,7 +251,8 @@ def track(
     fails on the way does not end the block: see `r2l.training.tracking.upload`.
 
     An experiment that does not exist is made, and mlflow thinks up a name for a run without one. Of a run
-    that exists, to go on with, the ``run_id`` is given; it has its name and tags. For settings see
+    that exists, to go on with, the ``run_id`` is given; it has its name and tags. Where a process had the
+    ``folder``, in which no other is at work, and was killed, its run goes on too. For settings see
     `Run.params`, for the store `store_address`.
 
     Raises:
@@ -249,7 +266,7 @@ def track(
         run, tags = stored.info.run_name, stored.data.tags
     else:
         tags = {**_provenance(), **(tags or {})}
-    with _opened(sender, run_id, run, params, tags) as opened:
+    with _opened(sender, run_id, run, params, tags, folder) as opened:
         yield opened
 
 
@@ -260,11 +277,16 @@ def _opened(
     name: str | None,
     params: Mapping[str, Any] | None,
     tags: Mapping[str, str],
+    folder: Path | None,
 ) -> Iterator[Run]:
-    run_id = sender.open_run(run_id, name, dict(tags))
+    params, own = params or {}, _signs(folder) if folder else {}
+    if own and not run_id and (left := sender.left_by(own[Tag.FOLDER_ID])):
+        run_id = left.info.run_id
+        params = {key: value for key, value in params.items() if key not in left.data.params}
+    run_id = sender.open_run(run_id, name, {**tags, **own})
     run, status = Run(sender, run_id), "FAILED"
     try:
-        run.params(params or {})
+        run.params(params)
         yield run
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -272,6 +294,15 @@ def _opened(
         raise
     finally:
         sender.send(run_id, "set_terminated", status)
+
+
+def _signs(folder: Path) -> dict[str, str]:
+    """The tags of a folder's run; its number is kept in it."""
+    note = folder / ".id"
+    if not note.exists():
+        with atomic_path(note) as partial:
+            partial.write_text(uuid4().hex, "utf-8")
+    return {Tag.FOLDER: str(folder.resolve()), Tag.FOLDER_ID: note.read_text("utf-8")}
 
 
 def _provenance() -> dict[str, str]:

@@ -49,6 +49,8 @@ class Tag(StrEnum):
     """Tags of runs that say how they hang together."""
 
     PARENT = "mlflow.parentRunId"
+    FOLDER = "r2l.folder"  # that is the run's alone
+    FOLDER_ID = "r2l.folder_id"  # that no other has, on this machine or another
     REMOTE_RUN = "r2l.remote_run"  # of a kept run: the one that it goes on with
     REMOTE_STORE = "r2l.remote_store"  # where that is
     REGISTER = "r2l.register"  # a model of a kept run that is to be registered there
