@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ from r2l.training.models import Rescale, in_plain_order
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
+
+if not torch.cuda.is_available():
+    # Lightning has torch look for NVIDIA's library on the disk at each step of an optimizer: up to 2 % of one.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 #: Of images (B, 3, H, W), display domain, [0, 1], and masks (B, 1, H, W) or None: new ones.
 _Augment = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]

@@ -258,7 +258,11 @@ def serve(
     Raises:
         TrackingError: no such store, a port in use, or a server that does not start.
     """
-    address = open_client(store, make=False).tracking_uri
+    address = store_address(store)
+    if path := sqlite_path(address):
+        check_sqlite(path)  # all that a client would tell sooner than the server
+    else:
+        open_client(address)
     if is_remote(address):
         yield address, None
         return
