@@ -224,7 +224,7 @@ class Training(Work):
 
     what = "training"
     foreign = Work.foreign | {"runs/r2l/R-notes.txt": b"mine too", "runs/r2l/.mine.part": b"and this"}
-    changing = rf"\.lock$|(^|/){_NOTE}$|^mlflow\.db|^mlruns|^tmp"
+    changing = rf"\.lock$|(^|/)\.id$|(^|/){_NOTE}$|^mlflow\.db|^mlruns|^tmp"
     absent = r"part$|/checkpoint/"
     options = (
         "--dataset SyntheticMicroscopy --n_images 20 --image_size 32 --run_name R --n_splits 2 "
