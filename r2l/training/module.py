@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 if not torch.cuda.is_available():
-    # Lightning has torch look for NVIDIA's library on the disk at each step of an optimizer: up to 2 % of one.
+    # Lightning has torch look for NVIDIA's library on the disk at each step of an optimizer: 1 to 2 % of it.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 #: Of images (B, 3, H, W), display domain, [0, 1], and masks (B, 1, H, W) or None: new ones.
