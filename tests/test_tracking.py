@@ -408,7 +408,7 @@ def test_nothing_is_lost_when_the_server_dies(tmp_path, monkeypatch):
                 write_fold(first, [2, 3], 0)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # told once
-            with run.nested("fold 1", {"fold": 1}) as second:
+            with run.nested("fold 1", {"fold": 1}, folder=tmp_path) as second:
                 write_fold(second, [0, 1], 1)
                 second.model(small_classifier(2), description=CLASSIFIER, register="net", alias="b")
             run.metrics({"mean": 0.5})

@@ -290,7 +290,7 @@ def _train(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, flo
 def _notebook(job: Job, folder: Path, setting: Setting) -> tuple[str, dict[str, float]]:
     from r2l.training.tracking import track
 
-    with track(setting.sweep, job.name, job.parameters, {}, setting.store, folder=folder) as record:
+    with track(setting.sweep, job.name, job.parameters, store=setting.store, folder=folder) as record:
         try:
             _run_notebook(job.notebook, job.parameters, folder)
         finally:

@@ -127,8 +127,9 @@ def _record(options: Options, data: Frames, folder: RunFolder, say: Say, stack: 
             say(f"its record {known} is not in the store any more: a new one")
             known, folds = None, {}
     settings = asdict(options) | {"images": len(data), "resolved_task": data.task}
-    settings["skipped"], where = len(data.skipped), (options.tracking_uri, known, folder.path)
-    run = stack.enter_context(track(options.experiment_name, options.run_name, settings, {}, *where))
+    settings["skipped"] = len(data.skipped)
+    where = {"store": options.tracking_uri, "run_id": known, "folder": folder.path}
+    run = stack.enter_context(track(options.experiment_name, options.run_name, settings, **where))
     folder.keep(run_id=run.run_id, folds=folds)
     return run
 

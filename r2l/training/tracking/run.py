@@ -70,12 +70,14 @@ class _Sender:
 
     def left_by(self, folder_id: str) -> StoredRun | None:
         """Return the run of a folder that was killed: it counts as running, though the folder is ours now."""
-        with suppress(TrackingError):
+
+        def left() -> StoredRun | None:
             if self._kept:  # whose runs have other ids than the caller knows
                 return None
             running = call(self._client, "search_runs", [self._experiment_id], "status = 'RUNNING'")
             return next((r for r in running if r.data.tags.get(Tag.FOLDER_ID) == folder_id), None)
-        return None
+
+        return self._sent_or_kept(left)
 
     def send(self, run_id: str, method: str, *arguments: Any, **options: Any) -> None:
         """Call a method of mlflow's client whose first argument is a run; errors as in `call`."""
