@@ -68,8 +68,10 @@ def test_the_base_imports_nothing_of_the_extras():
     code += "\nfrom r2l.datasets import splits; splits.split_indices('all', [0, 1], [0, 1])"
     code += "\n[getattr(r2l, n) for n, home in r2l._HOME_OF.items() if home.split('.')[1] not in "
     code += "('training', 'drift')]\nprint(*{m.split('.')[0] for m in sys.modules})"
+    code += "\nfrom r2l.widgets import processing_explorer, raw_explorer\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
+    loaded, looking = (set(line.split()) for line in done.stdout.splitlines())
+    assert not looking & {"lightning", "torchvision", "sklearn"}, "nor do explorers of raw data what trains"
     more = {"lightning", "mlflow", "sklearn", "torchvision", "torchmetrics", "segmentation_models_pytorch"}
     more |= {"matplotlib", "cma", "b2sdk", "dask", "distributed", "ipywidgets", "papermill", "yaml"}
     assert {"torch", "rawpy"} <= loaded

@@ -1,9 +1,17 @@
 """ipywidgets over functions that are tested without them."""
 
-from r2l.files import need_extra
+from r2l.files import need_extra, offer_late
 
 need_extra("notebooks", "ipywidgets")
 
-from r2l.widgets.camera import camera_explorer, raw_explorer
-from r2l.widgets.processing import processing_explorer
-from r2l.widgets.results import lab_explorer, landscape_explorer, learning_explorer, matrix_explorer
+# Those of results import all that trains, which takes seconds: not for who looks at raw data.
+offer_late(
+    __name__,
+    {
+        "r2l.widgets.camera": ["camera_explorer", "raw_explorer"],
+        "r2l.widgets.processing": ["processing_explorer"],
+        "r2l.widgets.results": [
+            *("lab_explorer", "landscape_explorer", "learning_explorer", "matrix_explorer")
+        ],
+    },
+)

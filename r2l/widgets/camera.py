@@ -1,5 +1,7 @@
 """Explorers of raw files, a reader's own too: their sites, and how they are developed and tolerated."""
 
+from __future__ import annotations
+
 import html
 import tempfile
 import warnings
@@ -7,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -15,8 +17,6 @@ import torch
 from torch import Tensor
 
 from r2l.camera import Camera
-from r2l.drift.forensics import ToleranceReport
-from r2l.drift.forensics.sensitivity import as_text
 from r2l.files import to_uint8
 from r2l.isp import PIPELINES, name_pipelines, open_pipeline
 from r2l.isp.added_stages import clip_highlights
@@ -26,6 +26,9 @@ from r2l.rawfile import CAMERAS, RawFileError, RawFrame, read_raw
 from r2l.sensor import CONTAINER_MAX
 from r2l.viz.pictures import PLANE_STYLES, colour_sites, split_planes
 from r2l.widgets.live import Live, beside, explorer, one_thread, picture_html, sized, whole_factor
+
+if TYPE_CHECKING:
+    from r2l.drift.forensics import ToleranceReport
 
 _OWN = "the file's own"
 _PICTURE = 420
@@ -130,6 +133,8 @@ def middle_tile(mosaic: np.ndarray, side: int) -> Tensor:
 
 def _verdict_html(report: ToleranceReport, camera: Camera) -> tuple[str, str]:
     """Return the verdict on a camera, and for each setting its value, the safe interval and the verdict."""
+    from r2l.drift.forensics.sensitivity import as_text  # imports all that trains; who has a report has that
+
     checked, right = report.check(camera), "padding: 0 10px 0 0"
     head = (f'<th scope="col" style="text-align: left; {right}">{name}</th>' for name in _COLUMNS)
     rows = ["".join(head)]
