@@ -10,6 +10,6 @@ offer_late(
     {
         "r2l.widgets.camera": ["camera_explorer", "raw_explorer"],
         "r2l.widgets.processing": ["processing_explorer"],
-        "r2l.widgets.results": "lab_explorer landscape_explorer learning_explorer matrix_explorer".split(),
+        "r2l.widgets.results": ["lab_explorer", "landscape_explorer", "learning_explorer", "matrix_explorer"],
     },
 )
