@@ -31,11 +31,10 @@ if TYPE_CHECKING:
     from r2l.drift.forensics import ToleranceReport
 
 _OWN = "the file's own"
-_PICTURE = 420
 _SITES, _GREY = "all sites, in their filter's colour", "all sites, grey"
 _VIEWS = (_SITES, _GREY, *PLANE_STYLES)
 _SIDES = (8, 16, 32, 64, 128, 256)
-_PART, _OVERVIEW, _CHART = 512, 200, 330
+_PART, _OVERVIEW, _CHART, _PICTURE = 512, 200, 330, 420
 _COLUMNS = "setting", "camera", "safe", "verdict"
 # Besides colour, since not everybody tells these apart; on white, in dark themes too.
 _MARKS = {"inside": ("✓", "#00654a"), "outside": ("✗", "#a33c00"), "unknown": ("?", "#595959")}
