@@ -523,7 +523,7 @@ def test_a_record_that_was_made_but_not_noted_goes_on(small, tmp_path):
         assert run_apart(run_until_the_second_note, options) == -signal.SIGKILL
         records = list(Records(options.tracking_uri).all())
         assert [r.info.status for r in records] == ["RUNNING"] * number
-    quietly(options)
+    quietly(replace(options, num_workers=1))
     records = sorted(Records(options.tracking_uri).all(), key=lambda r: r.info.run_name)
     assert [r.info.run_name for r in records] == ["fold 0", "fold 1", "noted"]
     assert {r.info.status for r in records} == {"FINISHED"}

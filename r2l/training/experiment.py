@@ -129,7 +129,9 @@ def _record(options: Options, data: Frames, folder: RunFolder, say: Say, stack: 
     settings = asdict(options) | {"images": len(data), "resolved_task": data.task}
     settings["skipped"] = len(data.skipped)
     where = {"store": options.tracking_uri, "run_id": known, "folder": folder.path}
-    run = stack.enter_context(track(options.experiment_name, options.run_name, settings, **where))
+    # A record's settings can't be changed, and the number of workers may be another now.
+    opened = track(options.experiment_name, options.run_name, None if known else settings, **where)
+    run = stack.enter_context(opened)
     folder.keep(run_id=run.run_id, folds=folds)
     return run
 
