@@ -317,7 +317,7 @@ def _await_answer(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) ->
             time.sleep(0.2)
     log.seek(0)
     last = (log.read().decode(errors="replace").strip() or "no reason given").splitlines()[-1]
-    raise TrackingError("mlflow's server", f"did not start: {last}", "Try it again")
+    raise TrackingError("mlflow's server", f"did not start: {last}", "See to that, or try it again")
 
 
 @contextmanager
