@@ -20,7 +20,7 @@ from tools.places import NOTEBOOKS, ROOT
 #: the package is on its way: a bound is what was measured last, lowered when it has become smaller, raised
 #: only with a capability that is worth its lines.
 BOUNDS = {
-    "lines of r2l": (25_804, 18_000),
+    "lines of r2l": (25_803, 18_000),
     "files of r2l": (117, 110),
     "lines of tests": (19_372, 14_000),
     "modules loaded by import r2l": (2, 2),

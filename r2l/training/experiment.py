@@ -126,12 +126,11 @@ def _record(options: Options, data: Frames, folder: RunFolder, say: Say, stack: 
         if known and not find_run(open_client(options.tracking_uri), known):
             say(f"its record {known} is not in the store any more: a new one")
             known, folds = None, {}
-    settings = asdict(options) | {"images": len(data), "resolved_task": data.task}
-    settings["skipped"] = len(data.skipped)
-    where = {"store": options.tracking_uri, "run_id": known, "folder": folder.path}
+    found = {"images": len(data), "skipped": len(data.skipped), "resolved_task": data.task}
     # A record's settings can't be changed, and the number of workers may be another now.
-    opened = track(options.experiment_name, options.run_name, None if known else settings, **where)
-    run = stack.enter_context(opened)
+    settings = None if known else asdict(options) | found
+    where = {"store": options.tracking_uri, "run_id": known, "folder": folder.path}
+    run = stack.enter_context(track(options.experiment_name, options.run_name, settings, **where))
     folder.keep(run_id=run.run_id, folds=folds)
     return run
 

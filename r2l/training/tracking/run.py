@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 # Mlflow allows letters, digits and "_-. /" in names of metrics; pipeline codes hold commas.
 _FORBIDDEN = re.compile(r"[^\w\-. /]")
-_KEPT = Path("runs_kept")
+_KEPT, _ID = Path("runs_kept"), ".id"
 _PACKAGES = ("r2l", "torch", "torchvision", "lightning", "numpy", "mlflow")
 
 
@@ -281,8 +281,9 @@ def _opened(
     tags: Mapping[str, str],
     folder: Path | None,
 ) -> Iterator[Run]:
-    params, own = params or {}, _signs(folder) if folder else {}
-    if own and not run_id and (left := sender.left_by(own[Tag.FOLDER_ID])):
+    params, taken_up = params or {}, folder is not None and (folder / _ID).exists()
+    own = _signs(folder) if folder else {}
+    if taken_up and not run_id and (left := sender.left_by(own[Tag.FOLDER_ID])):
         run_id = left.info.run_id
         params = {key: value for key, value in params.items() if key not in left.data.params}
     run_id = sender.open_run(run_id, name, {**tags, **own})
@@ -300,11 +301,10 @@ def _opened(
 
 def _signs(folder: Path) -> dict[str, str]:
     """The tags of a folder's run; its number is kept in it."""
-    note = folder / ".id"
-    if not note.exists():
-        with atomic_path(note) as partial:
+    if not (folder / _ID).exists():
+        with atomic_path(folder / _ID) as partial:
             partial.write_text(uuid4().hex, "utf-8")
-    return {Tag.FOLDER: str(folder.resolve()), Tag.FOLDER_ID: note.read_text("utf-8")}
+    return {Tag.FOLDER: str(folder.resolve()), Tag.FOLDER_ID: (folder / _ID).read_text("utf-8")}
 
 
 def _provenance() -> dict[str, str]:
